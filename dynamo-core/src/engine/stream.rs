@@ -1,0 +1,325 @@
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Poll, ready};
+
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use super::Context;
+use crate::error::{Error, Result};
+
+/// The stream that answers a request.
+///
+/// Ends in exactly one terminal event: complete (`None`), one error (`Some(Err)`, then `None`), or
+/// being dropped. It enforces the context itself: a kill or the deadline ends it even if the engine
+/// behind it hangs. When it ends, guards put inside are released; when it ends otherwise than
+/// complete, its context is killed so that work behind it stops.
+#[must_use = "dropping the stream cancels the request"]
+pub struct ResponseStream<T> {
+    live: Option<Live<T>>,
+    ctx: Context,
+}
+
+/// What is held until the terminal event; the order of fields is the order of release.
+struct Live<T> {
+    items: Pin<Box<dyn Stream<Item = Result<T>> + Send>>,
+    killed: Pin<Box<WaitForCancellationFutureOwned>>,
+    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+    guards: Vec<Box<dyn Send>>,
+}
+
+impl<T> ResponseStream<T> {
+    /// Wraps `items` so that they obey `ctx`.
+    ///
+    /// # Panics
+    /// If `ctx` has a deadline and the caller is outside a tokio runtime with time enabled.
+    pub fn new(ctx: &Context, items: impl Stream<Item = Result<T>> + Send + 'static) -> Self {
+        let live = Live {
+            items: Box::pin(items),
+            killed: Box::pin(ctx.kill_token().clone().cancelled_owned()),
+            deadline: ctx.deadline().map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
+            guards: Vec::new(),
+        };
+        Self { live: Some(live), ctx: ctx.clone() }
+    }
+
+    /// Creates a stream of items that are known already.
+    pub fn from_items<I>(ctx: &Context, items: I) -> Self
+    where
+        I: IntoIterator<Item = T, IntoIter: Send + 'static>,
+        T: 'static,
+    {
+        Self::new(ctx, futures::stream::iter(items.into_iter().map(Ok)))
+    }
+
+    /// Creates a stream fed through a sender, with room for `capacity` items.
+    ///
+    /// The sender may live on another task or thread; it waits while the stream is full.
+    ///
+    /// # Panics
+    /// If `capacity` is 0.
+    pub fn channel(ctx: &Context, capacity: usize) -> (ResponseSender<T>, Self)
+    where
+        T: Send + 'static,
+    {
+        let (events, mut receiver) = mpsc::channel(capacity);
+        let mut ended = false;
+        let items = futures::stream::poll_fn(move |cx| {
+            if ended {
+                return Poll::Ready(None);
+            }
+            let event = ready!(receiver.poll_recv(cx));
+            ended = !matches!(event, Some(Event::Item(_)));
+            Poll::Ready(match event {
+                Some(Event::Item(item)) => Some(Ok(item)),
+                Some(Event::Complete) => None,
+                Some(Event::Failed(error)) => Some(Err(error)),
+                // A producer that vanishes must not look like a complete answer.
+                None => Some(Err(Error::internal("engine dropped the stream before its end"))),
+            })
+        });
+        (ResponseSender { events, ctx: ctx.clone() }, Self::new(ctx, items))
+    }
+
+    /// Puts `guard` inside the stream: it is released when the stream ends or is dropped.
+    pub fn with_guard(mut self, guard: impl Send + 'static) -> Self {
+        if let Some(live) = &mut self.live {
+            live.guards.push(Box::new(guard));
+        }
+        self
+    }
+
+    /// Returns the context that the stream obeys.
+    pub fn context(&self) -> &Context {
+        &self.ctx
+    }
+
+    /// Receives the next item; `None` after the terminal event.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: no item is lost.
+    pub async fn next(&mut self) -> Option<Result<T>> {
+        futures::StreamExt::next(self).await
+    }
+
+    /// Receives all items up to the end, or the error that ended the stream.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: items received so far are dropped with the future.
+    pub async fn collect(mut self) -> Result<Vec<T>> {
+        let mut items = Vec::new();
+        while let Some(item) = self.next().await {
+            items.push(item?);
+        }
+        Ok(items)
+    }
+
+    fn end(&mut self, complete: bool) {
+        if self.live.take().is_some() && !complete {
+            self.ctx.kill();
+        }
+    }
+}
+
+impl<T> Stream for ResponseStream<T> {
+    type Item = Result<T>;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let Some(live) = &mut this.live else { return Poll::Ready(None) };
+        let overdue = live.deadline.as_mut().is_some_and(|at| at.as_mut().poll(cx).is_ready());
+        let terminal = if live.killed.as_mut().poll(cx).is_ready() {
+            Some(Err(this.ctx.cancelled_error()))
+        } else if overdue {
+            Some(Err(this.ctx.deadline_error()))
+        } else {
+            match ready!(live.items.as_mut().poll_next(cx)) {
+                Some(Ok(item)) => return Poll::Ready(Some(Ok(item))),
+                terminal => terminal,
+            }
+        };
+        this.end(terminal.is_none());
+        Poll::Ready(terminal)
+    }
+}
+
+impl<T> Drop for ResponseStream<T> {
+    fn drop(&mut self) {
+        self.end(false);
+    }
+}
+
+impl<T> fmt::Debug for ResponseStream<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseStream")
+            .field("ctx", &self.ctx)
+            .field("ended", &self.live.is_none())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The producing end of [`ResponseStream::channel`].
+///
+/// Dropping it without [`finish`](Self::finish) or [`fail`](Self::fail) ends the stream with an
+/// [`Internal`](ErrorKind::Internal) error: a producer that panics never looks complete.
+pub struct ResponseSender<T> {
+    events: mpsc::Sender<Event<T>>,
+    ctx: Context,
+}
+
+enum Event<T> {
+    Item(T),
+    Complete,
+    Failed(Error),
+}
+
+impl<T> ResponseSender<T> {
+    /// Sends one item, waiting while the stream is full.
+    ///
+    /// Fails with [`Cancelled`](crate::ErrorKind::Cancelled) once nobody listens.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the item was not sent.
+    pub async fn send(&self, item: T) -> Result<()> {
+        self.events.send(Event::Item(item)).await.map_err(|_| self.ctx.cancelled_error())
+    }
+
+    /// Sends one item from a thread that may block.
+    ///
+    /// Fails like [`send`](Self::send).
+    ///
+    /// # Panics
+    /// If called on an async worker thread.
+    pub fn send_blocking(&self, item: T) -> Result<()> {
+        self.events.blocking_send(Event::Item(item)).map_err(|_| self.ctx.cancelled_error())
+    }
+
+    /// Completes the stream.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the stream ends with an error instead.
+    pub async fn finish(self) {
+        // Nobody listens any more: there is no one left to tell.
+        let _ = self.events.send(Event::Complete).await;
+    }
+
+    /// Ends the stream with `error`.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the stream ends with an internal error instead.
+    pub async fn fail(self, error: Error) {
+        let _ = self.events.send(Event::Failed(error)).await;
+    }
+
+    /// Ends the stream from a thread that may block: complete on `Ok`, with the error on `Err`.
+    ///
+    /// # Panics
+    /// If called on an async worker thread.
+    pub fn settle_blocking(self, result: Result<()>) {
+        let event = result.map_or_else(Event::Failed, |()| Event::Complete);
+        let _ = self.events.blocking_send(event);
+    }
+
+    /// Tells whether the stream has ended or was dropped.
+    pub fn is_closed(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Returns the context of the stream.
+    pub fn context(&self) -> &Context {
+        &self.ctx
+    }
+}
+
+impl<T> fmt::Debug for ResponseSender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseSender").field("ctx", &self.ctx).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[tokio::test]
+    async fn a_stream_delivers_its_items_completes_once_and_leaves_the_context_alive() {
+        let ctx = Context::new();
+        let mut stream = ResponseStream::from_items(&ctx, [1, 2]);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 2);
+        assert!(stream.next().await.is_none());
+        assert!(stream.next().await.is_none());
+        drop(stream);
+        assert!(!ctx.is_killed());
+    }
+
+    #[tokio::test]
+    async fn nothing_follows_an_error_and_the_context_is_killed() {
+        let ctx = Context::new();
+        let items = futures::stream::iter([Ok(1), Err(Error::internal("boom")), Ok(2)]);
+        let mut stream = ResponseStream::new(&ctx, items);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Internal);
+        assert!(stream.next().await.is_none());
+        assert!(ctx.is_killed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hanging_engine_ends_at_the_deadline_or_the_kill() {
+        let ctx = Context::new().with_timeout(Duration::from_secs(1));
+        let mut stream = ResponseStream::<u8>::new(&ctx, futures::stream::pending());
+        let error = stream.next().await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+        assert!(ctx.is_killed() && stream.next().await.is_none());
+
+        let ctx = Context::new();
+        let mut stream = ResponseStream::<u8>::new(&ctx, futures::stream::pending());
+        ctx.kill();
+        assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+
+    #[tokio::test]
+    async fn guards_are_released_at_the_end_of_the_stream_or_with_it() {
+        let guard = Arc::new(());
+        let ctx = Context::new();
+        let mut stream = ResponseStream::from_items(&ctx, [1]).with_guard(Arc::clone(&guard));
+        assert!(stream.next().await.is_some());
+        assert_eq!(Arc::strong_count(&guard), 2);
+        assert!(stream.next().await.is_none());
+        assert_eq!(Arc::strong_count(&guard), 1);
+
+        let stream = ResponseStream::from_items(&ctx, [1]).with_guard(Arc::clone(&guard));
+        drop(stream);
+        assert_eq!(Arc::strong_count(&guard), 1);
+        assert!(ctx.is_killed());
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_vanishes_never_looks_complete() {
+        let (sender, mut stream) = ResponseStream::channel(&Context::new(), 1);
+        sender.send(1).await.unwrap();
+        drop(sender);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Internal);
+
+        let (sender, mut stream) = ResponseStream::<u8>::channel(&Context::new(), 1);
+        sender.finish().await;
+        assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_sender_learns_that_the_stream_was_dropped() {
+        let (sender, stream) = ResponseStream::channel(&Context::new(), 1);
+        drop(stream);
+        assert!(sender.is_closed() && sender.context().is_killed());
+        assert_eq!(sender.send(1).await.unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+}

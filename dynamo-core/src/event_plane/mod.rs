@@ -1,0 +1,69 @@
+//! One publisher, many listeners: lossy by contract, and honest about every loss.
+
+mod memory;
+mod publisher;
+mod subscriber;
+
+use std::fmt;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use memory::MemoryEventPlane;
+pub use publisher::Publisher;
+pub use subscriber::{Delivery, Subscriber};
+
+use crate::error::Result;
+use crate::name::Name;
+
+/// Carries events from publishers to whoever listens.
+///
+/// # Contract
+/// - `publish` never blocks. A listener that falls behind loses the oldest events.
+/// - A loss is a [`RawDelivery::Gap`] in the listener's stream, never silence.
+/// - Events of one publisher arrive in the order they were published.
+#[async_trait]
+pub trait EventPlane: Send + Sync + fmt::Debug + 'static {
+    /// Sends `payload` to everyone who listens to `topic` at this moment.
+    fn publish(&self, topic: &Topic, payload: Bytes) -> Result<()>;
+
+    /// Starts to listen to `topic`.
+    async fn subscribe(&self, topic: &Topic) -> Result<Box<dyn RawSubscriber>>;
+}
+
+/// The listening end of one topic, before decoding.
+#[async_trait]
+pub trait RawSubscriber: Send + fmt::Debug + 'static {
+    /// Receives what comes next; `None` once the plane is gone. Cancel safe.
+    async fn recv(&mut self) -> Option<RawDelivery>;
+}
+
+/// What a listener gets, before decoding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RawDelivery {
+    /// An event.
+    Event(Bytes),
+    /// This many events were lost here.
+    Gap {
+        /// The number of events lost.
+        missed: u64,
+    },
+}
+
+/// What events are about: `namespace/component/event`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Topic {
+    /// The namespace of the publishers.
+    pub namespace: Name,
+    /// The component of the publishers.
+    pub component: Name,
+    /// The kind of event.
+    pub event: Name,
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.namespace, self.component, self.event)
+    }
+}

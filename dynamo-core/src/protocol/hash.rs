@@ -1,0 +1,184 @@
+//! Hashes that say "these tokens, after this prefix, in this cache".
+//!
+//! Both hashes are XXH3-64 and are *hints for routing*: a collision costs latency. Whoever serves
+//! bytes compares an identity of its own that no one can forge (`dynamo-kv` uses BLAKE3).
+
+use std::fmt;
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+
+use super::token::{BlockSize, TokenId};
+
+/// What separates caches that must never share a block: tenant, model, adapter and extras.
+///
+/// The namespace is mixed into every hash and identity from the first block on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct CacheNamespace {
+    /// The tenant; empty means the shared cache.
+    pub tenant: String,
+    /// The model and its revision.
+    pub model: String,
+    /// The adapter (LoRA) in use; empty means none.
+    pub adapter: String,
+    /// A digest of whatever else the KV depends on (multimodal inputs); empty means nothing.
+    pub extra: Vec<u8>,
+}
+
+impl CacheNamespace {
+    /// Returns the shared namespace of `model`.
+    pub fn model(model: impl Into<String>) -> Self {
+        Self { model: model.into(), ..Self::default() }
+    }
+
+    /// Calls `write` with an encoding that differs whenever two namespaces differ.
+    ///
+    /// Each field is preceded by its length as a little-endian u64.
+    pub fn encode(&self, mut write: impl FnMut(&[u8])) {
+        let fields: [&[u8]; 4] =
+            [self.tenant.as_bytes(), self.model.as_bytes(), self.adapter.as_bytes(), &self.extra];
+        for field in fields {
+            write(&(field.len() as u64).to_le_bytes());
+            write(field);
+        }
+    }
+
+    fn seed(&self) -> u64 {
+        let mut hasher = Xxh3::new();
+        self.encode(|bytes| hasher.update(bytes));
+        hasher.digest()
+    }
+}
+
+/// The content of one block, whatever comes before it.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct LocalHash(pub u64);
+
+/// The content of one block together with its whole prefix and namespace.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct SequenceHash(pub u64);
+
+impl SequenceHash {
+    /// Returns the hash of a block whose parent is `parent` (`None` for the first block).
+    ///
+    /// The first block's hash is its local hash; block i is XXH3-64 of parent ‖ local, each as a
+    /// little-endian u64 (the recurrence of NVIDIA's `dynamo-tokens`).
+    pub fn chain(parent: Option<Self>, local: LocalHash) -> Self {
+        let Some(parent) = parent else { return Self(local.0) };
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&parent.0.to_le_bytes());
+        bytes[8..].copy_from_slice(&local.0.to_le_bytes());
+        Self(xxh3_64_with_seed(&bytes, 0))
+    }
+}
+
+impl fmt::Debug for LocalHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "L{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for SequenceHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "S{:016x}", self.0)
+    }
+}
+
+/// The block hashes of a prompt: computed once, at tokenisation, and carried with the request.
+///
+/// Only full blocks are hashed: a prompt of 40 tokens with blocks of 16 has two.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PromptBlocks {
+    block_size: BlockSize,
+    local: Vec<LocalHash>,
+    sequence: Vec<SequenceHash>,
+}
+
+impl PromptBlocks {
+    /// Hashes the full blocks of `tokens`.
+    pub fn new(namespace: &CacheNamespace, block_size: BlockSize, tokens: &[TokenId]) -> Self {
+        let blocks = tokens.len() / block_size.tokens();
+        let mut this = Self {
+            block_size,
+            local: Vec::with_capacity(blocks),
+            sequence: Vec::with_capacity(blocks),
+        };
+        let seed = namespace.seed();
+        let mut bytes = Vec::with_capacity(block_size.tokens() * size_of::<TokenId>());
+        for block in tokens.chunks_exact(block_size.tokens()) {
+            bytes.clear();
+            block.iter().for_each(|token| bytes.extend_from_slice(&token.to_le_bytes()));
+            let local = LocalHash(xxh3_64_with_seed(&bytes, seed));
+            let parent = this.sequence.last().copied();
+            this.local.push(local);
+            this.sequence.push(SequenceHash::chain(parent, local));
+        }
+        this
+    }
+
+    /// Returns how many tokens a block holds.
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
+    }
+
+    /// Returns the number of full blocks.
+    pub fn len(&self) -> usize {
+        self.local.len()
+    }
+
+    /// Tells whether the prompt is shorter than one block.
+    pub fn is_empty(&self) -> bool {
+        self.local.is_empty()
+    }
+
+    /// Returns the content hash of each full block.
+    pub fn local(&self) -> &[LocalHash] {
+        &self.local
+    }
+
+    /// Returns the content-and-prefix hash of each full block.
+    pub fn sequence(&self) -> &[SequenceHash] {
+        &self.sequence
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hash(namespace: &CacheNamespace, tokens: &[TokenId]) -> PromptBlocks {
+        PromptBlocks::new(namespace, BlockSize::new(4).unwrap(), tokens)
+    }
+
+    #[test]
+    fn namespaces_never_share_a_hash() {
+        let tokens = [1, 2, 3, 4];
+        let ab = CacheNamespace { tenant: "a".into(), model: "b".into(), ..Default::default() };
+        let joined = CacheNamespace { tenant: "ab".into(), ..Default::default() };
+        let adapter = CacheNamespace { adapter: "ab".into(), ..Default::default() };
+        let hashes: std::collections::HashSet<_> = [CacheNamespace::default(), ab, joined, adapter]
+            .iter()
+            .map(|namespace| hash(namespace, &tokens).sequence()[0])
+            .collect();
+        assert_eq!(hashes.len(), 4);
+    }
+
+    proptest! {
+        #[test]
+        fn prompts_share_exactly_the_hashes_of_their_common_full_blocks(
+            a in prop::collection::vec(0u32..3, 0..40), b in prop::collection::vec(0u32..3, 0..40),
+        ) {
+            let namespace = CacheNamespace::model("m");
+            let (ha, hb) = (hash(&namespace, &a), hash(&namespace, &b));
+            let common = a.iter().zip(&b).take_while(|(x, y)| x == y).count() / 4;
+            prop_assert_eq!(ha.len(), a.len() / 4);
+            let shared =
+                ha.sequence().iter().zip(hb.sequence()).take_while(|(x, y)| x == y).count();
+            prop_assert_eq!(shared, common);
+        }
+    }
+}

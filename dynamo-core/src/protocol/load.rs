@@ -1,0 +1,18 @@
+use super::worker::WorkerId;
+
+/// What a worker says about how busy it is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LoadReport {
+    /// Who reports.
+    pub worker: WorkerId,
+    /// Requests being computed.
+    pub requests_running: u32,
+    /// Requests accepted but not started.
+    pub requests_waiting: u32,
+    /// Prompt tokens still to be prefilled, over all running and waiting requests.
+    pub prefill_tokens: u64,
+    /// KV blocks held by running requests.
+    pub blocks_active: u64,
+    /// KV blocks in all.
+    pub blocks_total: u64,
+}

@@ -1,0 +1,22 @@
+//! The words the crates share: tokens, block hashes, KV events, load, hand-off and generation.
+//!
+//! Nothing here does IO. The router and the block manager never see each other; these types are
+//! all that passes between them.
+
+mod generate;
+mod handoff;
+mod hash;
+mod kv_event;
+mod load;
+mod token;
+mod worker;
+
+pub use generate::{
+    FinishReason, GenerateChunk, GenerateRequest, HandoffReport, Sampling, Stage, Usage,
+};
+pub use handoff::HandoffTicket;
+pub use hash::{CacheNamespace, LocalHash, PromptBlocks, SequenceHash};
+pub use kv_event::{KvEvent, KvEventData, StoredBlock, Tier};
+pub use load::LoadReport;
+pub use token::{BlockSize, TokenId};
+pub use worker::{InstanceId, WorkerId};

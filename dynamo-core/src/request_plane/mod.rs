@@ -1,0 +1,71 @@
+//! One request out, one stream back.
+
+mod ingress;
+mod memory;
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+pub use ingress::Ingress;
+pub use memory::MemoryRequestPlane;
+
+use crate::discovery::{Address, Instance};
+use crate::error::Result;
+use crate::name::EndpointPath;
+use crate::protocol::InstanceId;
+
+/// Carries requests to instances and their streams back.
+///
+/// # Contract
+/// - A request reaches at most one instance, at most once.
+/// - Every stream ends in exactly one terminal event; an instance that goes away ends its streams
+///   with an error, never with a short success.
+/// - An error before the engine started is [retryable](crate::Error::is_retryable).
+/// - Dropping the stream cancels the work behind it.
+#[async_trait]
+pub trait RequestPlane: Send + Sync + fmt::Debug + 'static {
+    /// Makes `ingress` reachable as instance `id` of `endpoint` until the binding is dropped.
+    async fn bind(
+        &self,
+        endpoint: &EndpointPath,
+        id: InstanceId,
+        ingress: Ingress,
+    ) -> Result<Binding>;
+
+    /// Returns the way to `instance`.
+    async fn dial(&self, instance: &Instance) -> Result<Ingress>;
+}
+
+/// Keeps an instance reachable; dropping it refuses further requests.
+#[must_use = "dropping the binding makes the instance unreachable"]
+pub struct Binding {
+    address: Address,
+    unbind: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+impl Binding {
+    /// Creates a guard for `address` that runs `unbind` once.
+    pub fn new(address: Address, unbind: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self { address, unbind: Some(Box::new(unbind)) }
+    }
+
+    /// Returns where the instance is reached.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        if let Some(unbind) = self.unbind.take() {
+            unbind();
+        }
+    }
+}
+
+impl fmt::Debug for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Binding").field("address", &self.address).finish_non_exhaustive()
+    }
+}

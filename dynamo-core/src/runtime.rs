@@ -1,0 +1,121 @@
+//! Discovery, planes and shutdown in one value; many may live in one process.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::component::Namespace;
+use crate::discovery::{Discovery, MemoryDiscovery};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event_plane::{EventPlane, MemoryEventPlane};
+use crate::name::Name;
+use crate::request_plane::{MemoryRequestPlane, RequestPlane};
+
+/// The ground a graph stands on; cheap to clone.
+///
+/// It owns every task that the crate spawns; [`shutdown`](Self::shutdown) ends and joins them,
+/// dropping the last clone ends them.
+#[derive(Clone)]
+pub struct Runtime(Arc<Inner>);
+
+struct Inner {
+    discovery: Arc<dyn Discovery>,
+    request_plane: Arc<dyn RequestPlane>,
+    event_plane: Arc<dyn EventPlane>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Runtime {
+    /// Creates a runtime that needs no server: everything in the memory of this process.
+    pub fn in_process() -> Self {
+        Self::new(
+            Arc::new(MemoryDiscovery::default()),
+            Arc::new(MemoryRequestPlane::default()),
+            Arc::new(MemoryEventPlane::default()),
+        )
+    }
+
+    /// Creates a runtime on the given directory and planes.
+    pub fn new(
+        discovery: Arc<dyn Discovery>,
+        request_plane: Arc<dyn RequestPlane>,
+        event_plane: Arc<dyn EventPlane>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            discovery,
+            request_plane,
+            event_plane,
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        }))
+    }
+
+    /// Returns the namespace `name`; [`InvalidArgument`](ErrorKind::InvalidArgument) if that is no
+    /// [`Name`].
+    pub fn namespace(&self, name: &str) -> Result<Namespace> {
+        Ok(Namespace::new(self.clone(), Name::new(name)?))
+    }
+
+    /// Returns the directory of instances.
+    pub fn discovery(&self) -> &Arc<dyn Discovery> {
+        &self.0.discovery
+    }
+
+    /// Returns the plane that carries requests.
+    pub fn request_plane(&self) -> &Arc<dyn RequestPlane> {
+        &self.0.request_plane
+    }
+
+    /// Returns the plane that carries events.
+    pub fn event_plane(&self) -> &Arc<dyn EventPlane> {
+        &self.0.event_plane
+    }
+
+    /// Ends the tasks of this runtime and waits for them, for `patience` at most
+    /// ([`DeadlineExceeded`](ErrorKind::DeadlineExceeded)).
+    ///
+    /// Serve no longer before: a [`Serving`](crate::Serving) is ended by its owner.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; the tasks end all the same.
+    pub async fn shutdown(&self, patience: Duration) -> Result<()> {
+        self.0.shutdown.cancel();
+        self.0.tasks.close();
+        tokio::time::timeout(patience, self.0.tasks.wait()).await.map_err(|_| {
+            let message = format!("{} tasks of the runtime did not end", self.0.tasks.len());
+            Error::new(ErrorKind::DeadlineExceeded, message)
+        })
+    }
+
+    /// Runs `task` until it ends or the runtime does.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let shutdown = self.0.shutdown.clone();
+        self.0.tasks.spawn(async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+impl fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runtime")
+            .field("discovery", &self.0.discovery)
+            .field("request_plane", &self.0.request_plane)
+            .field("event_plane", &self.0.event_plane)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,154 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::dispatch::Dispatch;
+use super::inflight::Inflight;
+use crate::discovery::{Instance, Registration};
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::name::EndpointPath;
+use crate::protocol::InstanceId;
+use crate::request_plane::{Binding, Ingress};
+use crate::runtime::Runtime;
+
+/// How an endpoint is served.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ServeOptions {
+    /// The instance to serve as; one worker uses the same id on all its endpoints.
+    pub instance: InstanceId,
+    /// The incarnation to register with; a restarted instance takes a higher one.
+    pub incarnation: u64,
+    /// What the instance says of itself.
+    pub labels: BTreeMap<String, String>,
+    /// How many requests are served at once; further ones get
+    /// [`Overloaded`](crate::ErrorKind::Overloaded).
+    pub inflight_max: usize,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            instance: InstanceId::random(),
+            incarnation: 0,
+            labels: BTreeMap::new(),
+            inflight_max: INFLIGHT_MAX,
+        }
+    }
+}
+
+impl ServeOptions {
+    /// Serves as `instance`.
+    #[must_use]
+    pub fn with_instance(mut self, instance: InstanceId) -> Self {
+        self.instance = instance;
+        self
+    }
+
+    /// Adds a label.
+    #[must_use]
+    pub fn with_label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(key.into(), value.into());
+        self
+    }
+
+    /// Limits how many requests are served at once.
+    #[must_use]
+    pub fn with_inflight_max(mut self, inflight_max: usize) -> Self {
+        self.inflight_max = inflight_max;
+        self
+    }
+}
+
+/// Far above what one engine batches, far below what exhausts memory.
+const INFLIGHT_MAX: usize = 1024;
+
+/// An endpoint being served.
+///
+/// Dropping it removes the instance from discovery, refuses further requests and kills those in
+/// flight; [`drain`](Self::drain) lets them finish first.
+#[must_use = "dropping it stops serving"]
+pub struct Serving {
+    instance: Instance,
+    inflight: Arc<Inflight>,
+    registration: Option<Registration>,
+    binding: Option<Binding>,
+}
+
+/// What became of the requests in flight when an endpoint was drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Requests that ended by themselves.
+    pub finished: usize,
+    /// Requests that were killed when the time was up.
+    pub killed: usize,
+}
+
+/// Binds, then registers: an instance is never listed before it can be reached.
+pub(crate) async fn serve<E: Engine>(
+    runtime: &Runtime,
+    endpoint: &EndpointPath,
+    engine: E,
+    options: ServeOptions,
+) -> Result<Serving> {
+    let inflight = Arc::new(Inflight::new(options.inflight_max));
+    let dispatch = Dispatch { engine, inflight: Arc::clone(&inflight) };
+    let ingress = Ingress::new::<E::Request, E::Response>(Arc::new(dispatch));
+    let binding = runtime.request_plane().bind(endpoint, options.instance, ingress).await?;
+    let instance = Instance {
+        id: options.instance,
+        incarnation: options.incarnation,
+        endpoint: endpoint.clone(),
+        address: binding.address().clone(),
+        labels: options.labels,
+    };
+    let registration = runtime.discovery().register(instance.clone()).await?;
+    Ok(Serving { instance, inflight, registration: Some(registration), binding: Some(binding) })
+}
+
+impl Serving {
+    /// Returns the instance as registered.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Returns the number of requests in flight.
+    pub fn inflight(&self) -> usize {
+        self.inflight.count()
+    }
+
+    /// Leaves discovery, refuses further requests, and waits until those in flight have ended or
+    /// `patience` is over, when the rest is killed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future kills what is still in flight.
+    pub async fn drain(mut self, patience: Duration) -> DrainReport {
+        self.registration.take();
+        self.inflight.close();
+        let before = self.inflight.count();
+        let idle = tokio::time::timeout(patience, self.inflight.idle()).await;
+        let killed = if idle.is_ok() { 0 } else { self.inflight.kill_all() };
+        self.binding.take();
+        DrainReport { finished: before.saturating_sub(killed), killed }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.registration.take();
+        self.inflight.close();
+        self.binding.take();
+        self.inflight.kill_all();
+    }
+}
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serving")
+            .field("instance", &self.instance)
+            .field("inflight", &self.inflight())
+            .finish_non_exhaustive()
+    }
+}
