@@ -1,0 +1,158 @@
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::frame::{Access, Request, decode_status};
+use super::stream::{STALL_MAX, recv_frame, recv_memory, send_frame, send_memory, within};
+use crate::agent::Endpoint;
+use crate::backend::{Backend, BackendKind, Operation};
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::Right;
+use crate::peer::PeerAddress;
+
+/// Runs operations at their owners, over connections kept for reuse.
+pub(crate) struct TcpClient {
+    own: Arc<Endpoint>,
+    idle: Mutex<HashMap<PeerAddress, Vec<Idle>>>,
+}
+
+struct Idle {
+    stream: TcpStream,
+    since: Instant,
+}
+
+impl TcpClient {
+    pub(crate) fn new(own: Arc<Endpoint>) -> Self {
+        Self { own, idle: Mutex::default() }
+    }
+
+    async fn connect(&self, peer: &PeerAddress) -> Result<TcpStream> {
+        if let Some(stream) = self.take_idle(peer) {
+            return Ok(stream);
+        }
+        let address = peer.tcp.ok_or_else(|| {
+            Error::new(ErrorKind::BackendUnavailable, "peer offers no TCP address")
+        })?;
+        let mut stream = dial(address).await?;
+        let hello = Request::Hello {
+            target_name: peer.name.clone(),
+            target_incarnation: peer.incarnation,
+            name: self.own.name.clone(),
+            incarnation: self.own.incarnation,
+        };
+        send_frame(&mut stream, &hello.encode()).await?;
+        status(&mut stream, CONNECT_MAX).await?;
+        Ok(stream)
+    }
+
+    fn take_idle(&self, peer: &PeerAddress) -> Option<TcpStream> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = idle.get_mut(peer)?;
+        while let Some(Idle { stream, since }) = idle.pop() {
+            // Bytes or an end on an idle connection mean that it is of no use any more.
+            let quiet = stream.try_read(&mut [0]).is_err_and(|e| e.kind() == WOULD_BLOCK);
+            if quiet && since.elapsed() < IDLE_MAX {
+                return Some(stream);
+            }
+        }
+        None
+    }
+
+    fn put_idle(&self, peer: &PeerAddress, stream: TcpStream) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|_, streams| {
+            streams.retain(|idle| idle.since.elapsed() < IDLE_MAX);
+            !streams.is_empty()
+        });
+        let streams = idle.entry(peer.clone()).or_default();
+        if streams.len() < IDLE_PER_PEER_MAX {
+            streams.push(Idle { stream, since: Instant::now() });
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for TcpClient {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Tcp
+    }
+
+    async fn run(&self, operation: Operation) -> Result<()> {
+        let ranges = operation.chunks.iter().map(|chunk| (chunk.remote, chunk.len)).collect();
+        let (region, key) = (operation.remote_id, operation.remote_key);
+        let access = Access { region, key, ranges };
+        let mut stream = self.connect(&operation.peer).await?;
+        let outcome = match operation.right {
+            Right::Read => {
+                send_frame(&mut stream, &Request::Read(access).encode()).await?;
+                match answer(&mut stream, STALL_MAX).await? {
+                    Ok(()) => {
+                        for chunk in &operation.chunks {
+                            recv_memory(&stream, &operation.local, chunk.local, chunk.len).await?;
+                        }
+                        Ok(())
+                    }
+                    refused => refused,
+                }
+            }
+            Right::Write => {
+                send_frame(&mut stream, &Request::Write(access).encode()).await?;
+                match answer(&mut stream, STALL_MAX).await? {
+                    Ok(()) => {
+                        for chunk in &operation.chunks {
+                            send_memory(&stream, &operation.local, chunk.local, chunk.len).await?;
+                        }
+                        answer(&mut stream, STALL_MAX).await?
+                    }
+                    refused => refused,
+                }
+            }
+        };
+        // The exchange came to its end, also if it was a refusal: the connection is in order.
+        self.put_idle(&operation.peer, stream);
+        outcome
+    }
+
+    async fn notify(&self, peer: &PeerAddress, payload: Bytes) -> Result<()> {
+        let mut stream = self.connect(peer).await?;
+        send_frame(&mut stream, &Request::Notify(payload).encode()).await?;
+        let outcome = answer(&mut stream, STALL_MAX).await?;
+        self.put_idle(peer, stream);
+        outcome
+    }
+}
+
+async fn dial(address: SocketAddr) -> Result<TcpStream> {
+    let unreachable = || Error::new(ErrorKind::Unreachable, format!("cannot connect to {address}"));
+    let stream = within(CONNECT_MAX, TcpStream::connect(address))
+        .await
+        .map_err(|error| unreachable().with_source(error))?;
+    stream.set_nodelay(true).map_err(|error| unreachable().with_source(error))?;
+    Ok(stream)
+}
+
+/// Receives a status: the outer error is the connection's, the inner one the owner's answer.
+async fn answer(stream: &mut TcpStream, patience: Duration) -> Result<Result<()>> {
+    decode_status(&recv_frame(stream, patience).await?)
+}
+
+async fn status(stream: &mut TcpStream, patience: Duration) -> Result<()> {
+    answer(stream, patience).await?
+}
+
+const WOULD_BLOCK: std::io::ErrorKind = std::io::ErrorKind::WouldBlock;
+
+/// A host that is there answers within this even over long distance.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+
+/// Half of what a server waits, so that a reused connection is not closed at that moment.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// Enough for a few operations at once; each keeps a socket open.
+const IDLE_PER_PEER_MAX: usize = 4;

@@ -1,0 +1,231 @@
+//! The suite that every backend passes, over a pair of agents that it connects.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use crate::{Agent, BackendKind, ErrorKind, HostBuffer, RemoteAgent, TransferOptions};
+
+/// Runs the whole suite: `initiator` reaches `owner` through `backend`.
+///
+/// # Panics
+/// If the contract is broken.
+pub async fn run(owner: &Agent, initiator: &Agent, backend: BackendKind) {
+    scattered_ranges_are_exact(owner, initiator, backend).await;
+    writes_land_where_they_are_granted(owner, initiator).await;
+    a_notification_comes_after_the_data(owner, initiator).await;
+    ranges_outside_are_refused_on_both_sides(owner, initiator).await;
+    forged_keys_are_refused(owner, initiator).await;
+    a_revoked_region_is_stale_and_its_memory_comes_back(owner, initiator).await;
+    another_incarnation_is_stale(owner, initiator).await;
+}
+
+async fn scattered_ranges_are_exact(owner: &Agent, initiator: &Agent, backend: BackendKind) {
+    // Segments of odd sizes, larger than a chunk in sum; ranges cross segments on both sides.
+    let source = vec![pattern(1, 100_001), pattern(2, 400_003), pattern(3, 7)];
+    let all: Vec<u8> = source.iter().flat_map(|segment| segment.iter().copied()).collect();
+    let region = owner.register(source).expect("registers");
+    let peer = load(owner, initiator, &[region.handle()]);
+    let target = initiator
+        .register_mut(vec![HostBuffer::new(300_000), HostBuffer::new(300_000)])
+        .expect("registers");
+    let remote = [(499_990, 21), (0, 10), (99_990, 350_000)];
+    let local = [(250_000, 100_000), (0, 31), (350_000, 250_000)];
+    let report = initiator
+        .read(
+            target.descriptor(local).expect("inside"),
+            peer.regions()[0].descriptor(remote).expect("inside"),
+            TransferOptions::default(),
+        )
+        .await
+        .expect("reads");
+    assert_eq!((report.bytes, report.backend), (350_031, backend));
+    let expected: Vec<u8> = pick(&all, &remote);
+    let got: Vec<u8> = target.close().await.iter().flat_map(|b| b.iter().copied()).collect();
+    assert_eq!(pick(&got, &local), expected);
+    let written: u64 = local.iter().map(|range| range.1).sum();
+    let untouched = got.len() as u64 - written;
+    let zeros = got.iter().filter(|byte| **byte == 0).count() as u64;
+    assert!(zeros >= untouched, "bytes outside the ranges stay as they were");
+    assert!(got[31..250_000].iter().all(|byte| *byte == 0));
+}
+
+async fn writes_land_where_they_are_granted(owner: &Agent, initiator: &Agent) {
+    let writable = owner.register_peer_writable(vec![HostBuffer::new(64)]).expect("registers");
+    let readable = owner.register_mut(vec![HostBuffer::new(64)]).expect("registers");
+    let peer = load(owner, initiator, &[writable.handle(), readable.handle()]);
+    let source = initiator.register(vec![pattern(4, 16)]).expect("registers");
+    let write = |index: usize| {
+        let local = source.descriptor([(0, 16)]).expect("inside");
+        let remote = peer.regions()[index].descriptor([(8, 16)]).expect("inside");
+        initiator.write(local, remote, TransferOptions::default())
+    };
+    write(0).await.expect("writes");
+    assert_eq!(kind(write(1).await), ErrorKind::PermissionDenied);
+    let written = writable.close().await;
+    assert_eq!(written[0][8..24], pattern(4, 16)[..]);
+    assert!(written[0][..8].iter().chain(&written[0][24..]).all(|byte| *byte == 0));
+    assert!(readable.close().await[0].iter().all(|byte| *byte == 0));
+
+    // Reading into a region that was registered read-only is refused on this side.
+    let region = owner.register(vec![pattern(5, 16)]).expect("registers");
+    let peer = load(owner, initiator, &[region.handle()]);
+    let read = initiator.read(
+        source.descriptor([(0, 16)]).expect("inside"),
+        peer.regions()[0].descriptor([(0, 16)]).expect("inside"),
+        TransferOptions::default(),
+    );
+    assert_eq!(kind(read.await), ErrorKind::PermissionDenied);
+}
+
+async fn a_notification_comes_after_the_data(owner: &Agent, initiator: &Agent) {
+    let mut notifications = owner.notifications().expect("taken once");
+    assert!(owner.notifications().is_err());
+    let region = owner.register_peer_writable(vec![HostBuffer::new(8)]).expect("registers");
+    let peer = load(owner, initiator, &[region.handle()]);
+    let source = initiator.register(vec![pattern(6, 8)]).expect("registers");
+    let options = TransferOptions::default().with_notification(&b"written"[..]);
+    initiator
+        .write(
+            source.descriptor([(0, 8)]).expect("inside"),
+            peer.regions()[0].descriptor([(0, 8)]).expect("inside"),
+            options,
+        )
+        .await
+        .expect("writes");
+    let notification = notifications.recv().await.expect("one notification");
+    assert_eq!(notification.from, initiator.name());
+    assert_eq!(notification.incarnation, initiator.incarnation());
+    assert_eq!(notification.payload, Bytes::from_static(b"written"));
+    assert_eq!(region.close().await[0][..], pattern(6, 8)[..]);
+
+    initiator.notify(&peer, Bytes::from_static(b"alone")).await.expect("notifies");
+    assert_eq!(notifications.recv().await.expect("one notification").payload, b"alone"[..]);
+    let large = Bytes::from(vec![0; (64 << 10) + 1]);
+    assert_eq!(kind(initiator.notify(&peer, large).await), ErrorKind::InvalidArgument);
+}
+
+async fn ranges_outside_are_refused_on_both_sides(owner: &Agent, initiator: &Agent) {
+    let region = owner.register(vec![pattern(7, 100)]).expect("registers");
+    let peer = load(owner, initiator, &[region.handle()]);
+    for range in [(0, 101), (100, 1), (u64::MAX, 2)] {
+        assert_eq!(kind(peer.regions()[0].descriptor([range])), ErrorKind::OutOfBounds);
+    }
+    // A peer that lies about the size is stopped by the owner.
+    let mut lying = peer.regions()[0].clone();
+    lying.len = 1 << 20;
+    let read = read_one(initiator, &lying, (90, 20)).await;
+    assert_eq!(kind(read), ErrorKind::OutOfBounds);
+}
+
+async fn forged_keys_are_refused(owner: &Agent, initiator: &Agent) {
+    let region = owner.register(vec![pattern(8, 16)]).expect("registers");
+    let peer = load(owner, initiator, &[region.handle()]);
+    let mut forged = peer.regions()[0].clone();
+    forged.key.token ^= 1;
+    assert_eq!(kind(read_one(initiator, &forged, (0, 16)).await), ErrorKind::PermissionDenied);
+    let mut stale = peer.regions()[0].clone();
+    stale.key.generation ^= 1;
+    assert_eq!(kind(read_one(initiator, &stale, (0, 16)).await), ErrorKind::StaleRegion);
+    read_one(initiator, &peer.regions()[0], (0, 16)).await.expect("the right key still works");
+}
+
+async fn a_revoked_region_is_stale_and_its_memory_comes_back(owner: &Agent, initiator: &Agent) {
+    let freed = Arc::new(AtomicBool::new(false));
+    let buffer = Watched { bytes: pattern(9, 16), freed: Arc::clone(&freed) };
+    let region = owner.register(vec![buffer]).expect("registers");
+    let peer = load(owner, initiator, &[region.handle()]);
+    read_one(initiator, &peer.regions()[0], (0, 16)).await.expect("reads");
+    let memory = region.close().await;
+    assert!(!freed.load(Ordering::Relaxed) && memory.len() == 1);
+    assert_eq!(
+        kind(read_one(initiator, &peer.regions()[0], (0, 16)).await),
+        ErrorKind::StaleRegion
+    );
+
+    let region = owner.register(memory).expect("registers again");
+    assert_eq!(
+        kind(read_one(initiator, &peer.regions()[0], (0, 16)).await),
+        ErrorKind::StaleRegion,
+        "a new registration of the same memory is another region"
+    );
+    drop(region);
+    assert!(freed.load(Ordering::Relaxed));
+
+    // The initiator's own region may go as well: the operation is refused before it starts.
+    let region = owner.register(vec![pattern(9, 16)]).expect("registers");
+    let peer = load(owner, initiator, &[region.handle()]);
+    let target = initiator.register_mut(vec![HostBuffer::new(16)]).expect("registers");
+    let local = target.descriptor([(0, 16)]).expect("inside");
+    drop(target);
+    let remote = peer.regions()[0].descriptor([(0, 16)]).expect("inside");
+    let read = initiator.read(local, remote, TransferOptions::default()).await;
+    assert_eq!(kind(read), ErrorKind::StaleRegion);
+}
+
+async fn another_incarnation_is_stale(owner: &Agent, initiator: &Agent) {
+    let region = owner.register(vec![pattern(10, 16)]).expect("registers");
+    let peer = load(owner, initiator, &[region.handle()]);
+    let mut old = peer.regions()[0].clone();
+    let mut address = (*old.peer).clone();
+    address.incarnation ^= 1;
+    old.peer = Arc::new(address);
+    assert_eq!(kind(read_one(initiator, &old, (0, 16)).await), ErrorKind::StaleRegion);
+}
+
+async fn read_one(
+    initiator: &Agent,
+    region: &crate::RemoteRegion,
+    range: (u64, u64),
+) -> crate::Result<crate::TransferReport> {
+    let len = usize::try_from(range.1).expect("small");
+    let target = initiator.register_mut(vec![HostBuffer::new(len)])?;
+    let local = target.descriptor([(0, range.1)])?;
+    initiator.read(local, region.descriptor([range])?, TransferOptions::default()).await
+}
+
+fn load(owner: &Agent, initiator: &Agent, regions: &[&crate::RegionHandle]) -> RemoteAgent {
+    initiator.load_metadata(&owner.metadata(regions)).expect("metadata of our own")
+}
+
+fn kind<T>(result: crate::Result<T>) -> ErrorKind {
+    result.err().expect("an error").kind()
+}
+
+fn pattern(seed: u8, len: usize) -> HostBuffer {
+    let mut buffer = HostBuffer::new(len);
+    // Never zero, so that untouched bytes can be told apart.
+    (0u8..=250)
+        .map(|i| i.wrapping_add(seed) | 1)
+        .cycle()
+        .zip(buffer.iter_mut())
+        .for_each(|(v, b)| *b = v);
+    buffer
+}
+
+fn pick(bytes: &[u8], ranges: &[(u64, u64)]) -> Vec<u8> {
+    let range = |&(offset, len): &(u64, u64)| {
+        let start = usize::try_from(offset).expect("small");
+        bytes[start..start + usize::try_from(len).expect("small")].iter().copied()
+    };
+    ranges.iter().flat_map(range).collect()
+}
+
+/// Memory that says when it is freed.
+struct Watched {
+    bytes: HostBuffer,
+    freed: Arc<AtomicBool>,
+}
+
+impl AsRef<[u8]> for Watched {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.freed.store(true, Ordering::Relaxed);
+    }
+}

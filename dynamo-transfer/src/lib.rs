@@ -1,0 +1,67 @@
+//! One-sided transfers between registered memory of inference workers.
+//!
+//! An [`Agent`] registers memory and gets a [`RegisteredRegion`]; its metadata, carried to a peer
+//! over any channel, lets the peer read or write that memory without the owner's code taking part.
+//! Remote addressing is (region, offset, length), never a pointer.
+//!
+//! ```
+//! use dynamo_transfer::{Agent, AgentConfig, HostBuffer, MemoryFabric, TransferOptions};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> dynamo_transfer::Result<()> {
+//! let fabric = MemoryFabric::new();
+//! let owner = AgentConfig::default().with_name("owner").with_fabric(fabric.clone());
+//! let owner = Agent::start(owner).await?;
+//! let mut source = HostBuffer::new(8);
+//! source.copy_from_slice(b"kv bytes");
+//! let source = owner.register(vec![source])?;
+//! let metadata = owner.metadata(&[source.handle()]);
+//!
+//! let reader = AgentConfig::default().with_name("reader").with_fabric(fabric);
+//! let reader = Agent::start(reader).await?;
+//! let peer = reader.load_metadata(&metadata)?;
+//! let target = reader.register_mut(vec![HostBuffer::new(8)])?;
+//! let (local, remote) = (target.descriptor([(0, 8)])?, peer.regions()[0].descriptor([(0, 8)])?);
+//! let report = reader.read(local, remote, TransferOptions::default()).await?;
+//! assert_eq!(report.bytes, 8);
+//! assert_eq!(&target.close().await[0][..], b"kv bytes");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The rooms, in the order a transfer passes them
+//! | room | what happens there |
+//! |---|---|
+//! | [`memory`] | buffers and regions: registering, revoking, getting the memory back |
+//! | [`descriptor`] | byte ranges of a region, checked once |
+//! | [`peer`] | metadata bytes; what a peer offers |
+//! | `plan` | ranges → chunks, peers → backend; pure |
+//! | [`transfer`] | the future, its options and its report; notifications |
+//! | `backend` | who moves the bytes: memcpy in one process, TCP between processes |
+//!
+//! # Promises
+//! - Dropping or closing a region revokes it: later operations are refused, operations in flight
+//!   keep the memory alive, and [`RegisteredRegion::close`] gives it back when they have ended.
+//! - The owner checks incarnation, generation, token, rights and bounds of every operation.
+//! - Every transfer has a deadline; dropping a [`Transfer`] cancels it.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod backend;
+pub mod descriptor;
+mod error;
+pub mod memory;
+pub mod peer;
+mod plan;
+pub mod transfer;
+
+#[cfg(any(test, feature = "test-util"))]
+pub mod conformance;
+
+pub use agent::{Agent, AgentConfig};
+pub use backend::{BackendKind, MemoryFabric};
+pub use descriptor::{LocalDescriptor, RemoteDescriptor};
+pub use error::{Error, ErrorKind, Result};
+pub use memory::{HostBuffer, RegionHandle, RegisteredRegion};
+pub use peer::{RemoteAgent, RemoteRegion};
+pub use transfer::{Notification, Notifications, Transfer, TransferOptions, TransferReport};

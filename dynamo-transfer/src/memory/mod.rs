@@ -1,0 +1,11 @@
+//! Memory that peers may reach: buffers, regions, and the table that decides who may.
+
+mod buffer;
+mod region;
+mod table;
+
+pub use buffer::HostBuffer;
+pub use region::{RegionHandle, RegisteredRegion};
+
+pub(crate) use region::Segment;
+pub(crate) use table::{Lease, RegionKey, RegionTable, Right, Rights, random};

@@ -1,0 +1,189 @@
+//! Metadata as bytes: versioned, checksummed, little-endian, decoded without trust.
+//!
+//! ```text
+//! magic "DTMD" │ version u16 │ name len u16, bytes │ incarnation u64
+//! fabric flag u8, u64 │ tcp flag u8 (0, 4, 6), address bytes, port u16
+//! region count u32 │ per region: id u64, generation u64, token u128, len u64, writable u8
+//! XXH3-64 of all before
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{PeerAddress, RemoteAgent, RemoteRegion};
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::RegionKey;
+
+/// One region as metadata carries it.
+pub(crate) struct RegionGrant {
+    pub(crate) id: u64,
+    pub(crate) key: RegionKey,
+    pub(crate) len: u64,
+    pub(crate) writable: bool,
+}
+
+pub(crate) fn encode(address: &PeerAddress, regions: &[RegionGrant]) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_slice(MAGIC);
+    out.put_u16_le(VERSION);
+    // Agent names are limited when the agent starts.
+    out.put_u16_le(u16::try_from(address.name.len()).unwrap_or(u16::MAX));
+    out.put_slice(address.name.as_bytes());
+    out.put_u64_le(address.incarnation);
+    out.put_u8(u8::from(address.fabric.is_some()));
+    out.put_u64_le(address.fabric.unwrap_or(0));
+    match address.tcp {
+        None => out.put_u8(0),
+        Some(tcp) => {
+            match tcp.ip() {
+                IpAddr::V4(ip) => {
+                    out.put_u8(4);
+                    out.put_slice(&ip.octets());
+                }
+                IpAddr::V6(ip) => {
+                    out.put_u8(6);
+                    out.put_slice(&ip.octets());
+                }
+            }
+            out.put_u16_le(tcp.port());
+        }
+    }
+    out.put_u32_le(u32::try_from(regions.len()).unwrap_or(u32::MAX));
+    for region in regions {
+        out.put_u64_le(region.id);
+        out.put_u64_le(region.key.generation);
+        out.put_u128_le(region.key.token);
+        out.put_u64_le(region.len);
+        out.put_u8(u8::from(region.writable));
+    }
+    let checksum = xxh3_64(&out);
+    out.put_u64_le(checksum);
+    out.freeze()
+}
+
+pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
+    let truncated = |_| protocol("metadata is truncated");
+    let Some((mut body, mut checksum)) = bytes.split_last_chunk::<8>().map(|(b, c)| (b, &c[..]))
+    else {
+        return Err(protocol("metadata is truncated"));
+    };
+    if xxh3_64(body) != checksum.get_u64_le() {
+        return Err(protocol("metadata fails its checksum"));
+    }
+    let body = &mut body;
+    if take(body, 4)? != MAGIC {
+        return Err(protocol("metadata has no magic"));
+    }
+    let version = body.try_get_u16_le().map_err(truncated)?;
+    if version != VERSION {
+        return Err(protocol(format!("metadata of version {version}, this is {VERSION}")));
+    }
+    let name_len = body.try_get_u16_le().map_err(truncated)?;
+    let name = String::from_utf8(take(body, usize::from(name_len))?.to_vec())
+        .map_err(|_| protocol("agent name in metadata is not UTF-8"))?;
+    let incarnation = body.try_get_u64_le().map_err(truncated)?;
+    let has_fabric = flag(body)?;
+    let fabric = body.try_get_u64_le().map_err(truncated)?;
+    let tcp = decode_address(body)?;
+    let fabric = has_fabric.then_some(fabric);
+    let peer = Arc::new(PeerAddress { name, incarnation, fabric, tcp });
+    let count = body.try_get_u32_le().map_err(truncated)? as usize;
+    if body.len() != count.saturating_mul(REGION_BYTES) {
+        return Err(protocol(format!("metadata of {count} regions has {} bytes", body.len())));
+    }
+    let mut regions = Vec::with_capacity(count);
+    for _ in 0..count {
+        let id = body.try_get_u64_le().map_err(truncated)?;
+        let generation = body.try_get_u64_le().map_err(truncated)?;
+        let token = body.try_get_u128_le().map_err(truncated)?;
+        let len = body.try_get_u64_le().map_err(truncated)?;
+        let writable = flag(body)?;
+        let key = RegionKey { generation, token };
+        regions.push(RemoteRegion { peer: Arc::clone(&peer), id, key, len, writable });
+    }
+    Ok(RemoteAgent { address: peer, regions: regions.into() })
+}
+
+fn decode_address(body: &mut &[u8]) -> Result<Option<SocketAddr>> {
+    let truncated = |_| protocol("metadata is truncated");
+    let ip: IpAddr = match body.try_get_u8().map_err(truncated)? {
+        0 => return Ok(None),
+        4 => Ipv4Addr::from(body.try_get_u32().map_err(truncated)?).into(),
+        6 => Ipv6Addr::from(body.try_get_u128().map_err(truncated)?).into(),
+        other => return Err(protocol(format!("metadata has an address of family {other}"))),
+    };
+    Ok(Some(SocketAddr::new(ip, body.try_get_u16_le().map_err(truncated)?)))
+}
+
+fn flag(body: &mut &[u8]) -> Result<bool> {
+    match body.try_get_u8().map_err(|_| protocol("metadata is truncated"))? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(protocol(format!("metadata has a flag of {other}"))),
+    }
+}
+
+fn take<'a>(body: &mut &'a [u8], len: usize) -> Result<&'a [u8]> {
+    let (head, tail) =
+        body.split_at_checked(len).ok_or_else(|| protocol("metadata is truncated"))?;
+    *body = tail;
+    Ok(head)
+}
+
+fn protocol(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Protocol, message)
+}
+
+const MAGIC: &[u8] = b"DTMD";
+const VERSION: u16 = 1;
+const REGION_BYTES: usize = 8 + 8 + 16 + 8 + 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample() -> Bytes {
+        let tcp = Some("[::1]:7000".parse().unwrap());
+        let address = PeerAddress { name: "a".into(), incarnation: 7, fabric: Some(3), tcp };
+        let key = RegionKey { generation: 5, token: 9 };
+        encode(&address, &[RegionGrant { id: 1, key, len: 4096, writable: true }])
+    }
+
+    #[test]
+    fn metadata_survives_the_way() {
+        let agent = decode(&sample()).unwrap();
+        assert_eq!((agent.name(), agent.incarnation()), ("a", 7));
+        assert_eq!(agent.address.fabric, Some(3));
+        assert_eq!(agent.address.tcp, Some("[::1]:7000".parse().unwrap()));
+        let region = &agent.regions()[0];
+        assert_eq!((region.id, region.len(), region.is_writable()), (1, 4096, true));
+        assert!(region.key == RegionKey { generation: 5, token: 9 });
+    }
+
+    #[test]
+    fn every_flip_and_every_truncation_is_refused() {
+        let good = sample();
+        for at in 0..good.len() {
+            assert_eq!(decode(&good[..at]).unwrap_err().kind(), ErrorKind::Protocol);
+            for bit in 0..8 {
+                let mut bad = good.to_vec();
+                bad[at] ^= 1 << bit;
+                assert_eq!(decode(&bad).unwrap_err().kind(), ErrorKind::Protocol);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_with_a_right_checksum_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut framed = b"DTMD\x01\x00".to_vec();
+            framed.append(&mut bytes);
+            framed.put_u64_le(xxh3_64(&framed));
+            let _ = decode(&framed);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What a peer is and offers, as its metadata says.
+
+pub(crate) mod metadata;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::descriptor::{Ranges, RemoteDescriptor};
+use crate::error::Result;
+use crate::memory::RegionKey;
+
+/// A peer as loaded from its metadata; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RemoteAgent {
+    pub(crate) address: Arc<PeerAddress>,
+    pub(crate) regions: Arc<[RemoteRegion]>,
+}
+
+/// Who a peer is and how it is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct PeerAddress {
+    pub(crate) name: String,
+    pub(crate) incarnation: u64,
+    pub(crate) fabric: Option<u64>,
+    pub(crate) tcp: Option<SocketAddr>,
+}
+
+/// A region of a peer.
+#[derive(Clone)]
+pub struct RemoteRegion {
+    pub(crate) peer: Arc<PeerAddress>,
+    pub(crate) id: u64,
+    pub(crate) key: RegionKey,
+    pub(crate) len: u64,
+    pub(crate) writable: bool,
+}
+
+impl RemoteAgent {
+    /// Returns the peer's name.
+    pub fn name(&self) -> &str {
+        &self.address.name
+    }
+
+    /// Returns the peer's incarnation: another one is another process.
+    pub fn incarnation(&self) -> u64 {
+        self.address.incarnation
+    }
+
+    /// Returns the regions that the metadata names, in its order.
+    pub fn regions(&self) -> &[RemoteRegion] {
+        &self.regions
+    }
+}
+
+impl RemoteRegion {
+    /// Returns the size of the region in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Tells whether the region has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tells whether the owner grants writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Describes ranges of (offset, length) bytes, in the order they are to be used.
+    ///
+    /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds) naming the first range that does
+    /// not lie inside.
+    pub fn descriptor(
+        &self,
+        ranges: impl IntoIterator<Item = (u64, u64)>,
+    ) -> Result<RemoteDescriptor> {
+        let ranges = Ranges::new(ranges, self.len)?;
+        Ok(RemoteDescriptor { peer: Arc::clone(&self.peer), id: self.id, key: self.key, ranges })
+    }
+}
+
+impl fmt::Debug for RemoteRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteRegion")
+            .field("peer", &self.peer.name)
+            .field("id", &self.id)
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,236 @@
+//! Each backend passes the conformance suite, and fails in the ways that are its own.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dynamo_transfer::{
+    Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, MemoryFabric, TransferOptions,
+    conformance,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+async fn agent(name: &str, fabric: Option<&MemoryFabric>, tcp: bool) -> Agent {
+    let mut config = AgentConfig::default().with_name(name);
+    if let Some(fabric) = fabric {
+        config = config.with_fabric(fabric.clone());
+    }
+    if tcp {
+        config = config.with_tcp_listen(loopback());
+    }
+    Agent::start(config).await.unwrap()
+}
+
+fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memcpy_conforms() {
+    let fabric = MemoryFabric::new();
+    let owner = agent("owner", Some(&fabric), false).await;
+    let initiator = agent("initiator", Some(&fabric), false).await;
+    conformance::run(&owner, &initiator, BackendKind::Memcpy).await;
+    owner.shutdown().await;
+    initiator.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tcp_conforms() {
+    let owner = agent("owner", None, true).await;
+    let initiator = agent("initiator", None, false).await;
+    conformance::run(&owner, &initiator, BackendKind::Tcp).await;
+    owner.shutdown().await;
+    initiator.shutdown().await;
+}
+
+#[tokio::test]
+async fn agents_without_a_common_backend_are_told_so() {
+    let owner = agent("owner", Some(&MemoryFabric::new()), false).await;
+    let initiator = agent("initiator", Some(&MemoryFabric::new()), false).await;
+    let peer = initiator.load_metadata(&owner.metadata(&[])).unwrap();
+    let error = initiator.notify(&peer, b"x"[..].into()).await.unwrap_err();
+    assert_eq!((error.kind(), error.peer()), (ErrorKind::BackendUnavailable, Some("owner")));
+}
+
+/// A segment that can be read only while its lock is free: holds an operation in flight.
+struct Gate(HostBuffer, Arc<Mutex<()>>, tokio::sync::mpsc::Sender<()>);
+
+impl AsRef<[u8]> for Gate {
+    fn as_ref(&self) -> &[u8] {
+        // Registration reads the length too, hence the bounded queue that is never waited for.
+        let _ = self.2.try_send(());
+        drop(self.1.lock().unwrap());
+        &self.0
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn close_waits_for_the_operation_in_flight() {
+    let fabric = MemoryFabric::new();
+    let owner = agent("owner", Some(&fabric), false).await;
+    let initiator = agent("initiator", Some(&fabric), false).await;
+    let lock = Arc::new(Mutex::new(()));
+    let (entered, mut reads) = tokio::sync::mpsc::channel(8);
+    let region =
+        owner.register(vec![Gate(HostBuffer::new(8), Arc::clone(&lock), entered)]).unwrap();
+    while reads.try_recv().is_ok() {}
+    let peer = initiator.load_metadata(&owner.metadata(&[region.handle()])).unwrap();
+    let target = initiator.register_mut(vec![HostBuffer::new(8)]).unwrap();
+
+    let held = hold(lock);
+    let transfer = initiator.read(
+        target.descriptor([(0, 8)]).unwrap(),
+        peer.regions()[0].descriptor([(0, 8)]).unwrap(),
+        TransferOptions::default(),
+    );
+    reads.recv().await.unwrap();
+    let mut close = Box::pin(region.close());
+    assert!(futures::poll!(&mut close).is_pending());
+    drop(held);
+    assert_eq!(transfer.await.unwrap().bytes, 8);
+    assert_eq!(close.await.len(), 1);
+}
+
+/// Holds a lock on a thread of its own until the returned sender is dropped.
+fn hold(lock: Arc<Mutex<()>>) -> std::sync::mpsc::Sender<()> {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (locked, is_locked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _guard = lock.lock().unwrap();
+        locked.send(()).unwrap();
+        let _ = released.recv();
+    });
+    is_locked.recv().unwrap();
+    release
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_never_answers_is_cut_at_the_deadline() {
+    let silent = TcpListener::bind(loopback()).await.unwrap();
+    let owner = agent("owner", None, false).await;
+    let region = owner.register(vec![HostBuffer::new(8)]).unwrap();
+    let metadata = owner.metadata(&[region.handle()]);
+    let initiator = agent("initiator", None, false).await;
+    let peer = initiator.load_metadata(&with_address(&metadata, silent.local_addr().unwrap()));
+    let peer = peer.unwrap();
+    let target = initiator.register_mut(vec![HostBuffer::new(8)]).unwrap();
+    let error = initiator
+        .read(
+            target.descriptor([(0, 8)]).unwrap(),
+            peer.regions()[0].descriptor([(0, 8)]).unwrap(),
+            TransferOptions::default().with_deadline(Duration::from_millis(500)),
+        )
+        .await
+        .unwrap_err();
+    assert_eq!((error.kind(), error.peer()), (ErrorKind::DeadlineExceeded, Some("owner")));
+    // Nothing holds the memory any more.
+    assert_eq!(target.close().await.len(), 1);
+}
+
+/// Rewrites metadata of an agent that offers no TCP address so that it does, at `address`.
+fn with_address(metadata: &[u8], address: SocketAddr) -> Vec<u8> {
+    let SocketAddr::V4(address) = address else { unreachable!("a loopback address of IPv4") };
+    let name_len = usize::from(u16::from_le_bytes([metadata[6], metadata[7]]));
+    let family = 8 + name_len + 8 + 1 + 8;
+    assert_eq!(metadata[family], 0);
+    let mut bytes = metadata[..family].to_vec();
+    bytes.push(4);
+    bytes.extend(address.ip().octets());
+    bytes.extend(address.port().to_le_bytes());
+    bytes.extend(&metadata[family + 1..metadata.len() - 8]);
+    let checksum = xxhash_rust::xxh3::xxh3_64(&bytes);
+    bytes.extend(checksum.to_le_bytes());
+    bytes
+}
+
+#[tokio::test]
+async fn a_peer_that_dies_in_the_middle_is_a_disconnection() {
+    let dying = TcpListener::bind(loopback()).await.unwrap();
+    let owner = agent("owner", None, false).await;
+    let region = owner.register(vec![HostBuffer::new(1 << 20)]).unwrap();
+    let metadata = owner.metadata(&[region.handle()]);
+    let initiator = agent("initiator", None, false).await;
+    let peer = initiator.load_metadata(&with_address(&metadata, dying.local_addr().unwrap()));
+    let peer = peer.unwrap();
+    let target = initiator.register_mut(vec![HostBuffer::new(1 << 20)]).unwrap();
+    let transfer = initiator.read(
+        target.descriptor([(0, 1 << 20)]).unwrap(),
+        peer.regions()[0].descriptor([(0, 1 << 20)]).unwrap(),
+        TransferOptions::default(),
+    );
+    let (mut stream, _) = dying.accept().await.unwrap();
+    for _ in 0..2 {
+        // Hello, then the request: both are granted, half of the data follows.
+        let len = stream.read_u32_le().await.unwrap() as usize;
+        stream.read_exact(&mut vec![0; len]).await.unwrap();
+        stream.write_all(&[1, 0, 0, 0, 0]).await.unwrap();
+    }
+    stream.write_all(&vec![7; 1 << 19]).await.unwrap();
+    drop(stream);
+    let error = transfer.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Disconnected);
+    assert!(error.is_retryable());
+}
+
+#[tokio::test]
+async fn garbage_on_a_connection_ends_it_and_the_owner_goes_on() {
+    let owner = agent("owner", None, true).await;
+    let region = owner.register(vec![HostBuffer::new(8)]).unwrap();
+    let metadata = owner.metadata(&[region.handle()]);
+    let initiator = agent("initiator", None, false).await;
+    let peer = initiator.load_metadata(&metadata).unwrap();
+    let port = tcp_port(&metadata);
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[255; 64], &[3, 0, 0, 0, 1, 2, 3]] {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        stream.write_all(garbage).await.unwrap();
+        let mut answer = Vec::new();
+        // Either an error frame or a plain end, never a hang.
+        let ended = stream.read_to_end(&mut answer).await;
+        assert!(ended.is_err() || answer.is_empty() || answer[4] != 0, "{answer:?}");
+    }
+    let target = initiator.register_mut(vec![HostBuffer::new(8)]).unwrap();
+    let read = initiator.read(
+        target.descriptor([(0, 8)]).unwrap(),
+        peer.regions()[0].descriptor([(0, 8)]).unwrap(),
+        TransferOptions::default(),
+    );
+    assert_eq!(read.await.unwrap().bytes, 8);
+}
+
+fn tcp_port(metadata: &[u8]) -> u16 {
+    let name_len = usize::from(u16::from_le_bytes([metadata[6], metadata[7]]));
+    let port = 8 + name_len + 8 + 1 + 8 + 1 + 4;
+    u16::from_le_bytes([metadata[port], metadata[port + 1]])
+}
+
+#[tokio::test]
+async fn a_dropped_transfer_and_a_dropped_agent_leave_nothing_behind() {
+    let silent = TcpListener::bind(loopback()).await.unwrap();
+    let owner = agent("owner", None, false).await;
+    let region = owner.register(vec![HostBuffer::new(8)]).unwrap();
+    let metadata = owner.metadata(&[region.handle()]);
+    let initiator = agent("initiator", None, false).await;
+    let peer = initiator.load_metadata(&with_address(&metadata, silent.local_addr().unwrap()));
+    let peer = peer.unwrap();
+    let target = initiator.register_mut(vec![HostBuffer::new(8)]).unwrap();
+    let post = || {
+        initiator.read(
+            target.descriptor([(0, 8)]).unwrap(),
+            peer.regions()[0].descriptor([(0, 8)]).unwrap(),
+            TransferOptions::default(),
+        )
+    };
+    let transfer = post();
+    let (mut stream, _) = silent.accept().await.unwrap();
+    drop(transfer);
+    // The connection of a cancelled transfer is closed: its bytes could not be told apart.
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+
+    let transfer = post();
+    initiator.shutdown().await;
+    assert_eq!(transfer.await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(target.close().await.len(), 1);
+}
