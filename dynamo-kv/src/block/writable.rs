@@ -1,0 +1,129 @@
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use dynamo_transfer::HostBuffer;
+
+use crate::identity::BlockKey;
+use crate::pool::{Pool, Unshared};
+
+/// A block being written by one owner; dropping it frees the slot.
+pub struct MutableBlock {
+    pool: Arc<Pool>,
+    /// `None` only after the memory has moved on to the next state.
+    buffer: Option<HostBuffer>,
+}
+
+impl MutableBlock {
+    pub(crate) fn new(pool: &Arc<Pool>, buffer: HostBuffer) -> Self {
+        Self { pool: Arc::clone(pool), buffer: Some(buffer) }
+    }
+
+    /// Declares that every token of the block is written, and which block it is.
+    pub fn complete(mut self, key: BlockKey) -> CompleteBlock {
+        let buffer = self.buffer.take();
+        self.pool.completed();
+        CompleteBlock { pool: Arc::clone(&self.pool), buffer, key }
+    }
+
+    /// Declares that the first `tokens` tokens of the block are written and no more will be.
+    pub fn into_partial(self, tokens: usize) -> PartialBlock {
+        PartialBlock { block: self, tokens }
+    }
+
+    fn bytes(&self) -> &HostBuffer {
+        self.buffer.as_ref().expect("the memory moves on only with the block")
+    }
+}
+
+impl Deref for MutableBlock {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
+impl DerefMut for MutableBlock {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.buffer.as_mut().expect("the memory moves on only with the block")
+    }
+}
+
+impl AsRef<[u8]> for MutableBlock {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for MutableBlock {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+impl Drop for MutableBlock {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.pool.free(buffer, Unshared::Mutable);
+        }
+    }
+}
+
+impl fmt::Debug for MutableBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MutableBlock").finish_non_exhaustive()
+    }
+}
+
+/// A block that is full and not shared yet; dropping it frees the slot.
+pub struct CompleteBlock {
+    pool: Arc<Pool>,
+    buffer: Option<HostBuffer>,
+    key: BlockKey,
+}
+
+impl CompleteBlock {
+    /// Returns which block it is.
+    pub fn key(&self) -> &BlockKey {
+        &self.key
+    }
+
+    pub(crate) fn into_parts(mut self) -> (BlockKey, HostBuffer) {
+        (self.key, self.buffer.take().expect("the memory moves on only with the block"))
+    }
+}
+
+impl Drop for CompleteBlock {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.pool.free(buffer, Unshared::Complete);
+        }
+    }
+}
+
+impl fmt::Debug for CompleteBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompleteBlock").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// The last block of a sequence, written in part; it cannot be registered, only handed over.
+#[derive(Debug)]
+pub struct PartialBlock {
+    block: MutableBlock,
+    tokens: usize,
+}
+
+impl PartialBlock {
+    /// Returns how many tokens are written.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
+impl AsRef<[u8]> for PartialBlock {
+    fn as_ref(&self) -> &[u8] {
+        &self.block
+    }
+}

@@ -1,0 +1,227 @@
+use dynamo_core::ErrorKind;
+use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, WorkerId};
+use dynamo_transfer::{AgentConfig, MemoryFabric};
+
+use super::*;
+use crate::layout::{BlockLayout, DType};
+use crate::manager::ManagerConfig;
+use crate::sequence::TokenSequence;
+
+const TOKENS: usize = 40;
+
+struct Worker {
+    handoff: Handoff,
+    manager: BlockManager,
+    agent: Agent,
+}
+
+async fn worker(name: &str, fabric: Option<&MemoryFabric>, blocks: usize) -> Worker {
+    let mut config = AgentConfig::default().with_name(name);
+    config = match fabric {
+        Some(fabric) => config.with_fabric(fabric.clone()),
+        None => config.with_tcp_listen("127.0.0.1:0".parse().unwrap()),
+    };
+    let agent = Agent::start(config).await.unwrap();
+    let layout = BlockLayout::new(2, 2, 64, BlockSize::DEFAULT, DType::F32).unwrap();
+    let id = WorkerId::new(InstanceId::random());
+    let manager = BlockManager::new(ManagerConfig::new(layout, blocks), id, Box::new(|_| {}));
+    let manager = manager.unwrap();
+    let handoff = Handoff::new(agent.clone(), manager.clone(), HandoffConfig::default()).unwrap();
+    Worker { handoff, manager, agent }
+}
+
+async fn pair() -> (Worker, Worker) {
+    let fabric = MemoryFabric::new();
+    (worker("prefill", Some(&fabric), 8).await, worker("decode", Some(&fabric), 8).await)
+}
+
+fn sequence(first: u32) -> TokenSequence {
+    let tokens: Vec<u32> = (first..).take(TOKENS).collect();
+    TokenSequence::new(&CacheNamespace::model("m"), BlockSize::DEFAULT, &tokens)
+}
+
+/// The byte that fills block `index` of the sequence that starts with `first`.
+fn fill(first: u32, index: usize) -> u8 {
+    u8::try_from(first as usize % 100 + index + 1).unwrap()
+}
+
+impl Worker {
+    /// Writes the KV of `sequence(first)`: two full blocks and a tail of eight tokens.
+    fn compute(&self, first: u32) -> (Vec<RegisteredBlock>, PartialBlock) {
+        let sequence = sequence(first);
+        let mut blocks = self.manager.allocate(3).unwrap();
+        for (index, block) in blocks.iter_mut().enumerate() {
+            block.fill(fill(first, index));
+        }
+        let tail = blocks.pop().unwrap().into_partial(TOKENS - 32);
+        let complete = blocks.into_iter().zip(sequence.keys());
+        let complete = complete.map(|(block, key)| block.complete(*key)).collect();
+        (self.manager.register_all(complete), tail)
+    }
+
+    fn stage(&self, first: u32) -> Staged {
+        let (blocks, tail) = self.compute(first);
+        self.handoff.stage(blocks, Some(tail)).unwrap()
+    }
+
+    /// Nothing held, nothing written: everything is free or cached.
+    fn assert_at_rest(&self, cached: usize) {
+        let stats = self.manager.stats();
+        assert_eq!((stats.mutable, stats.complete, stats.active), (0, 0, 0), "{stats:?}");
+        assert_eq!(stats.cached, cached, "{stats:?}");
+        assert_eq!(self.handoff.staged_blocks(), 0);
+    }
+}
+
+async fn a_hand_off_moves_every_byte_and_settles(prefill: Worker, decode: Worker) {
+    let mut staged = prefill.stage(0);
+    assert_eq!(prefill.handoff.staged_blocks(), 3);
+    let pulled = decode.handoff.pull(staged.ticket(), &sequence(0), None).await.unwrap();
+    assert_eq!(staged.settled().await, Settlement::Pulled);
+    prefill.assert_at_rest(2);
+
+    assert_eq!((pulled.blocks.len(), pulled.tail_tokens), (2, 8));
+    for (index, block) in pulled.blocks.iter().enumerate() {
+        assert!(block.iter().all(|&byte| byte == fill(0, index)));
+    }
+    assert!(pulled.tail.as_ref().unwrap().iter().all(|&byte| byte == fill(0, 2)));
+    let block_bytes = decode.manager.layout().block_bytes() as u64;
+    let report = pulled.report;
+    assert_eq!((report.blocks_pulled, report.blocks_cached), (3, 0));
+    assert_eq!(report.bytes, 3 * block_bytes);
+    drop(pulled);
+
+    // The second time only the tail is missing.
+    let staged = prefill.stage(0);
+    let pulled = decode.handoff.pull(staged.ticket(), &sequence(0), None).await.unwrap();
+    let report = pulled.report;
+    assert_eq!((report.blocks_pulled, report.blocks_cached), (1, 2));
+    assert_eq!(report.bytes, block_bytes);
+    assert!(pulled.tail.as_ref().unwrap().iter().all(|&byte| byte == fill(0, 2)));
+    drop((pulled, staged));
+    decode.assert_at_rest(2);
+    prefill.assert_at_rest(2);
+    for worker in [prefill, decode] {
+        worker.handoff.shutdown().await;
+        worker.agent.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_hand_off_over_memcpy_moves_every_byte() {
+    let (prefill, decode) = pair().await;
+    a_hand_off_moves_every_byte_and_settles(prefill, decode).await;
+}
+
+#[tokio::test]
+async fn a_hand_off_over_tcp_moves_every_byte() {
+    let (prefill, decode) = (worker("p", None, 8).await, worker("d", None, 8).await);
+    a_hand_off_moves_every_byte_and_settles(prefill, decode).await;
+}
+
+#[tokio::test]
+async fn a_hold_that_has_ended_is_not_found_and_nothing_is_shared() {
+    let (prefill, decode) = pair().await;
+    let staged = prefill.stage(0);
+    let ticket = staged.ticket().clone();
+    drop(staged);
+    prefill.assert_at_rest(2);
+    let error = decode.handoff.pull(&ticket, &sequence(0), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    decode.assert_at_rest(0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_staged_after_the_ttl() {
+    let (prefill, decode) = pair().await;
+    let mut first = prefill.stage(0);
+    tokio::time::advance(Duration::from_secs(20)).await;
+    let mut second = prefill.stage(50);
+    assert_eq!(first.settled().await, Settlement::Expired);
+    assert_eq!(prefill.handoff.staged_blocks(), 3, "the later hold still stands");
+    assert_eq!(second.settled().await, Settlement::Expired);
+    assert_eq!(prefill.handoff.staged_blocks(), 0);
+    let error = decode.handoff.pull(first.ticket(), &sequence(0), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn a_corrupted_ticket_is_refused_at_every_byte() {
+    let (prefill, decode) = pair().await;
+    let staged = prefill.stage(0);
+    let good = staged.ticket().as_bytes().to_vec();
+    for at in 0..good.len() {
+        let mut flipped = good.clone();
+        flipped[at] ^= 0x40;
+        for bad in [good[..at].to_vec(), flipped] {
+            let ticket = HandoffTicket::new(bad);
+            let error = decode.handoff.pull(&ticket, &sequence(0), None).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Protocol, "byte {at}");
+        }
+    }
+    decode.assert_at_rest(0);
+    decode.handoff.pull(staged.ticket(), &sequence(0), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_ticket_for_other_tokens_or_another_layout_is_refused() {
+    let (prefill, decode) = pair().await;
+    let staged = prefill.stage(0);
+    let mut longer = sequence(0);
+    longer.push(1);
+    for other in [sequence(1), longer] {
+        let error = decode.handoff.pull(staged.ticket(), &other, None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    }
+    let layout = BlockLayout::new(4, 1, 64, BlockSize::DEFAULT, DType::F32).unwrap();
+    let id = WorkerId::new(InstanceId(9));
+    let manager = BlockManager::new(ManagerConfig::new(layout, 8), id, Box::new(|_| {})).unwrap();
+    let agent = Agent::start(AgentConfig::default()).await.unwrap();
+    let other = Handoff::new(agent, manager, HandoffConfig::default()).unwrap();
+    let error = other.pull(staged.ticket(), &sequence(0), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    decode.assert_at_rest(0);
+}
+
+#[tokio::test]
+async fn a_puller_without_room_is_overloaded_and_the_hold_stands() {
+    let fabric = MemoryFabric::new();
+    let prefill = worker("prefill", Some(&fabric), 8).await;
+    let decode = worker("decode", Some(&fabric), 2).await;
+    let staged = prefill.stage(0);
+    let error = decode.handoff.pull(staged.ticket(), &sequence(0), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    decode.assert_at_rest(0);
+    assert_eq!(prefill.handoff.staged_blocks(), 3);
+}
+
+#[tokio::test]
+async fn a_pull_that_is_dropped_shares_nothing_and_gives_its_memory_back() {
+    let (prefill, decode) = pair().await;
+    let staged = prefill.stage(0);
+    let sequence = sequence(0);
+    let mut pull = Box::pin(decode.handoff.pull(staged.ticket(), &sequence, None));
+    tokio::select! {
+        biased;
+        _ = &mut pull => unreachable!("the transfer is done by a task that has not run"),
+        () = std::future::ready(()) => {}
+    }
+    assert_eq!(decode.manager.stats().mutable, 3);
+    drop(pull);
+    // The agent's task drops the last hold on the memory; it has run when the agent has ended.
+    decode.agent.shutdown().await;
+    decode.assert_at_rest(0);
+    assert_eq!(prefill.handoff.staged_blocks(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_has_passed_ends_the_pull() {
+    let (prefill, decode) = (worker("p", None, 8).await, worker("d", None, 8).await);
+    let staged = prefill.stage(0);
+    let passed = Instant::now().into_std();
+    let sequence = sequence(0);
+    let pull = decode.handoff.pull(staged.ticket(), &sequence, Some(passed));
+    assert_eq!(pull.await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    decode.agent.shutdown().await;
+    decode.assert_at_rest(0);
+}

@@ -1,0 +1,167 @@
+//! Shape → byte ranges; pure.
+
+use std::ops::Range;
+
+use dynamo_core::protocol::BlockSize;
+
+/// The type of one element of K or V.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DType {
+    /// 32-bit float.
+    F32,
+    /// 16-bit float (IEEE 754).
+    F16,
+    /// 16-bit float (bfloat16).
+    Bf16,
+    /// 8-bit float or integer.
+    Byte,
+}
+
+impl DType {
+    /// Returns the size of one element in bytes.
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Byte => 1,
+        }
+    }
+}
+
+/// Where the K and V of each layer stand inside one block.
+///
+/// A block is `[layers, 2, tokens, heads, head_dim]`, row-major and contiguous; index 0 of the
+/// second axis is K, 1 is V. `heads` counts KV heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockLayout {
+    layers: usize,
+    heads: usize,
+    head_dim: usize,
+    block_size: BlockSize,
+    dtype: DType,
+    plane_bytes: usize,
+}
+
+/// A shape that no block can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// An axis has no elements.
+    #[error("block layout has zero {0}")]
+    Zero(&'static str),
+    /// The block would not fit into the address space.
+    #[error("block layout is larger than the address space")]
+    TooLarge,
+}
+
+impl BlockLayout {
+    /// Creates the layout of blocks of `block_size` tokens over `layers` layers of `heads` KV heads
+    /// of `head_dim` elements.
+    pub fn new(
+        layers: usize,
+        heads: usize,
+        head_dim: usize,
+        block_size: BlockSize,
+        dtype: DType,
+    ) -> Result<Self, LayoutError> {
+        for (axis, length) in [("layers", layers), ("heads", heads), ("head_dim", head_dim)] {
+            if length == 0 {
+                return Err(LayoutError::Zero(axis));
+            }
+        }
+        let plane_bytes = [heads, head_dim, dtype.size_bytes()]
+            .into_iter()
+            .try_fold(block_size.tokens(), usize::checked_mul)
+            .ok_or(LayoutError::TooLarge)?;
+        let block = plane_bytes.checked_mul(2).and_then(|bytes| bytes.checked_mul(layers));
+        block.filter(|&bytes| isize::try_from(bytes).is_ok()).ok_or(LayoutError::TooLarge)?;
+        Ok(Self { layers, heads, head_dim, block_size, dtype, plane_bytes })
+    }
+
+    /// Returns the size of a block in bytes.
+    pub fn block_bytes(&self) -> usize {
+        self.layers * 2 * self.plane_bytes
+    }
+
+    /// Returns how many tokens a block holds.
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
+    }
+
+    /// Returns the byte range of a layer's K: `[tokens, heads, head_dim]`.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn keys(&self, layer: usize) -> Range<usize> {
+        self.plane(layer, 0)
+    }
+
+    /// Returns the byte range of a layer's V: `[tokens, heads, head_dim]`.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn values(&self, layer: usize) -> Range<usize> {
+        self.plane(layer, 1)
+    }
+
+    /// Returns a number that two layouts share only if their blocks are interchangeable.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = blake3::Hasher::new_derive_key("dynamo-kv 2026-11 block layout");
+        let axes =
+            [self.layers, self.heads, self.head_dim, self.block_size.tokens(), self.dtype as usize];
+        axes.iter().for_each(|&axis| {
+            hasher.update(&(axis as u64).to_le_bytes());
+        });
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn plane(&self, layer: usize, index: usize) -> Range<usize> {
+        assert!(layer < self.layers, "layer {layer} of {}", self.layers);
+        let start = (layer * 2 + index) * self.plane_bytes;
+        start..start + self.plane_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planes_tile_the_block_in_order() {
+        let layout = BlockLayout::new(3, 2, 8, BlockSize::DEFAULT, DType::F16).unwrap();
+        let mut end = 0;
+        for layer in 0..3 {
+            for plane in [layout.keys(layer), layout.values(layer)] {
+                assert_eq!(plane.start, end);
+                assert_eq!(plane.len(), 16 * 2 * 8 * 2);
+                end = plane.end;
+            }
+        }
+        assert_eq!(end, layout.block_bytes());
+    }
+
+    #[test]
+    fn impossible_shapes_are_refused() {
+        let new = |layers, heads| {
+            BlockLayout::new(layers, heads, usize::MAX / 64, BlockSize::DEFAULT, DType::F32)
+        };
+        assert_eq!(new(0, 1), Err(LayoutError::Zero("layers")));
+        assert_eq!(new(1, 1), Err(LayoutError::TooLarge));
+    }
+
+    #[test]
+    fn a_fingerprint_tells_layouts_apart() {
+        let layout = |layers, heads, dtype| {
+            BlockLayout::new(layers, heads, 8, BlockSize::DEFAULT, dtype).unwrap().fingerprint()
+        };
+        let base = layout(2, 4, DType::F16);
+        assert_eq!(base, layout(2, 4, DType::F16));
+        for other in [layout(4, 2, DType::F16), layout(2, 4, DType::Bf16), layout(2, 2, DType::F32)]
+        {
+            assert_ne!(base, other);
+        }
+    }
+}

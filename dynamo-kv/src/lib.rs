@@ -1,0 +1,53 @@
+//! The KV block manager: who holds which block, in which state, and how it gets to a peer.
+//!
+//! A block's states are types: a [`MutableBlock`] is written, a [`CompleteBlock`] is full, a
+//! [`RegisteredBlock`] is shared and immutable. Bytes become readable by others in one way only,
+//! through [`BlockManager::register`], so a failed or late load is a miss, never a hit.
+//!
+//! ```
+//! use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, WorkerId};
+//! use dynamo_kv::{BlockLayout, BlockManager, DType, ManagerConfig, TokenSequence};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let layout = BlockLayout::new(2, 1, 4, BlockSize::DEFAULT, DType::F32)?;
+//! let worker = WorkerId::new(InstanceId(1));
+//! let manager = BlockManager::new(ManagerConfig::new(layout, 8), worker, Box::new(|_event| {}))?;
+//!
+//! let prompt: Vec<u32> = (0..16).collect();
+//! let sequence = TokenSequence::new(&CacheNamespace::default(), BlockSize::DEFAULT, &prompt);
+//! let mut block = manager.allocate(1)?.remove(0);
+//! block[0] = 42;
+//! drop(manager.register(block.complete(sequence.keys()[0].clone())));
+//!
+//! let found = manager.match_prefix(sequence.keys());
+//! assert_eq!(found[0][0], 42);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The rooms
+//! | room | what is there |
+//! |---|---|
+//! | [`manager`] | the front door: allocate, match, register |
+//! | [`block`] | the states of a block |
+//! | [`sequence`], [`identity`] | tokens → keys of blocks |
+//! | [`layout`] | shape → byte ranges |
+//! | `pool`, [`evict`] | the state behind one short lock; which cached block goes first |
+//! | [`handoff`] | stage for a peer under a hold; pull; done |
+#![forbid(unsafe_code)]
+
+pub mod block;
+pub mod evict;
+pub mod handoff;
+pub mod identity;
+pub mod layout;
+pub mod manager;
+mod pool;
+pub mod sequence;
+
+pub use block::{CompleteBlock, MutableBlock, PartialBlock, RegisteredBlock};
+pub use handoff::{Handoff, HandoffConfig, Pulled, Settlement, Staged};
+pub use identity::{BlockIdentity, BlockKey};
+pub use layout::{BlockLayout, DType, LayoutError};
+pub use manager::{AllocateError, BlockManager, EventSink, ManagerConfig, PoolStats};
+pub use sequence::TokenSequence;

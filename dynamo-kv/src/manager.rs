@@ -1,0 +1,210 @@
+//! The front door: allocate, match, register.
+
+use std::fmt;
+use std::sync::Arc;
+
+use dynamo_core::protocol::{KvEvent, KvEventData, WorkerId};
+use dynamo_transfer::HostBuffer;
+
+use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
+use crate::evict::{Eviction, Lru};
+use crate::identity::BlockKey;
+use crate::layout::BlockLayout;
+use crate::pool::Pool;
+
+/// Owns a fixed number of blocks of host memory; cheap to clone.
+///
+/// Every block is in exactly one state, and the states sum to the capacity after every call
+/// ([`PoolStats`]). What changes for others is published as [`KvEvent`]s in the order it happened.
+#[derive(Clone)]
+pub struct BlockManager {
+    pool: Arc<Pool>,
+    layout: BlockLayout,
+}
+
+/// How a block manager is built.
+#[derive(Debug)]
+pub struct ManagerConfig {
+    layout: BlockLayout,
+    blocks: usize,
+    epoch: u64,
+    zero_on_allocate: bool,
+    eviction: Box<dyn Eviction>,
+}
+
+impl ManagerConfig {
+    /// Describes a pool of `blocks` blocks of `layout`, evicted least recently used first.
+    pub fn new(layout: BlockLayout, blocks: usize) -> Self {
+        let eviction = Box::new(Lru::default());
+        Self { layout, blocks, epoch: 1, zero_on_allocate: false, eviction }
+    }
+
+    /// Publishes events in `epoch`; a restarted worker takes a larger one than before.
+    #[must_use]
+    pub fn with_epoch(mut self, epoch: u64) -> Self {
+        self.epoch = epoch;
+        self
+    }
+
+    /// Overwrites a block's old bytes with zeros before it is handed out.
+    #[must_use]
+    pub fn with_zero_on_allocate(mut self, zero: bool) -> Self {
+        self.zero_on_allocate = zero;
+        self
+    }
+
+    /// Chooses the victims by `eviction`.
+    #[must_use]
+    pub fn with_eviction(mut self, eviction: impl Eviction) -> Self {
+        self.eviction = Box::new(eviction);
+        self
+    }
+}
+
+/// Where a block manager publishes its events.
+///
+/// It is called in the order of the changes, under the pool's lock: it must neither block nor call
+/// the manager.
+pub trait EventSink: Send + 'static {
+    /// Takes the next event.
+    fn publish(&self, event: KvEvent);
+}
+
+impl<F: Fn(KvEvent) + Send + 'static> EventSink for F {
+    fn publish(&self, event: KvEvent) {
+        self(event);
+    }
+}
+
+/// There are not enough blocks: nothing was allocated and nothing evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{requested} blocks requested, {available} of {capacity} are free or evictable")]
+pub struct AllocateError {
+    /// Blocks asked for.
+    pub requested: usize,
+    /// Blocks that are free or cached.
+    pub available: usize,
+    /// Blocks in all.
+    pub capacity: usize,
+}
+
+/// How many blocks are in which state, and what happened so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Blocks in all: the sum of the five states below.
+    pub capacity: usize,
+    /// Blocks nobody holds and nothing can be found in.
+    pub free: usize,
+    /// Blocks being written.
+    pub mutable: usize,
+    /// Blocks that are full and not shared yet.
+    pub complete: usize,
+    /// Registered blocks that are held, or precede one that is.
+    pub active: usize,
+    /// Registered blocks that can be found and may be evicted.
+    pub cached: usize,
+    /// Blocks evicted so far.
+    pub evicted_total: u64,
+    /// Blocks that [`BlockManager::match_prefix`] found so far.
+    pub hits_total: u64,
+    /// Blocks that it was asked for and did not find.
+    pub misses_total: u64,
+}
+
+/// Everything a manager holds, for a listener that lost events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The epoch of the manager's events.
+    pub epoch: u64,
+    /// The number of the next event: the snapshot stands for all before it.
+    pub seq: u64,
+    /// The blocks, parents before what follows them.
+    pub stored: Vec<KvEventData>,
+}
+
+impl BlockManager {
+    /// Allocates the memory and creates the manager of `worker`'s blocks.
+    pub fn new(
+        config: ManagerConfig,
+        worker: WorkerId,
+        events: Box<dyn EventSink>,
+    ) -> dynamo_core::Result<Self> {
+        if config.blocks == 0 {
+            return Err(dynamo_core::Error::invalid("a block pool of 0 blocks"));
+        }
+        let layout = config.layout;
+        let buffers = (0..config.blocks).map(|_| HostBuffer::new(layout.block_bytes())).collect();
+        let pool = Pool::new(buffers, worker, config.epoch, events, config.eviction)
+            .with_zero_on_allocate(config.zero_on_allocate);
+        Ok(Self { pool: Arc::new(pool), layout })
+    }
+
+    /// Returns the layout of every block.
+    pub fn layout(&self) -> &BlockLayout {
+        &self.layout
+    }
+
+    /// Allocates `count` blocks, or none.
+    ///
+    /// Evicts cached blocks where free ones do not suffice. The blocks may hold old bytes unless
+    /// [`ManagerConfig::with_zero_on_allocate`] is set.
+    pub fn allocate(&self, count: usize) -> Result<Vec<MutableBlock>, AllocateError> {
+        let buffers = self.pool.allocate(count)?;
+        Ok(buffers.into_iter().map(|buffer| MutableBlock::new(&self.pool, buffer)).collect())
+    }
+
+    /// Returns the longest run of `keys`, from the first on, that is held here.
+    ///
+    /// The blocks stay as they are while the guards live.
+    pub fn match_prefix(&self, keys: &[BlockKey]) -> Vec<RegisteredBlock> {
+        let found = self.pool.match_prefix(keys);
+        let guard = |(key, buffer)| RegisteredBlock::new(&self.pool, key, buffer);
+        found.into_iter().map(guard).collect()
+    }
+
+    /// Makes a full block findable and shared.
+    ///
+    /// If its identity is held already, that block is returned and this one is freed.
+    pub fn register(&self, block: CompleteBlock) -> RegisteredBlock {
+        let mut registered = self.register_all(vec![block]);
+        registered.pop().expect("one block in, one block out")
+    }
+
+    /// Makes full blocks findable and shared, in order; runs are published as one event.
+    ///
+    /// A block registered while its parent is not stands alone: it is found again once the parent
+    /// is back, and may be evicted in any order with it.
+    pub fn register_all(&self, blocks: Vec<CompleteBlock>) -> Vec<RegisteredBlock> {
+        let blocks = blocks.into_iter().map(CompleteBlock::into_parts).collect();
+        let registered = self.pool.register(blocks);
+        let guard = |(key, buffer)| RegisteredBlock::new(&self.pool, key, buffer);
+        registered.into_iter().map(guard).collect()
+    }
+
+    /// Evicts every cached block.
+    pub fn clear(&self) {
+        self.pool.clear();
+    }
+
+    /// Returns how many blocks are in which state.
+    pub fn stats(&self) -> PoolStats {
+        self.pool.stats()
+    }
+
+    /// Returns everything that is registered, for a listener that lost events.
+    pub fn snapshot(&self) -> Snapshot {
+        self.pool.snapshot()
+    }
+}
+
+impl fmt::Debug for BlockManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockManager")
+            .field("layout", &self.layout)
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

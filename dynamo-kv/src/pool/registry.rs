@@ -1,0 +1,130 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use dynamo_transfer::HostBuffer;
+
+use crate::evict::Eviction;
+use crate::identity::{BlockIdentity, BlockKey};
+
+/// Identity → block, with what keeps each one; pure.
+///
+/// A block is *active* while guards pin it or a block that follows it is active, so that whatever
+/// is not active can be evicted, leaf after leaf.
+pub(super) struct Registry {
+    entries: HashMap<BlockIdentity, Entry>,
+    eviction: Box<dyn Eviction>,
+    /// Counts uses; each release gets a number of its own.
+    clock: u64,
+    active: usize,
+}
+
+struct Entry {
+    key: BlockKey,
+    buffer: Arc<HostBuffer>,
+    /// Guards, plus registered followers that are active.
+    pins: usize,
+    /// Registered followers.
+    followers: usize,
+    /// The block before this one, if it was registered when this one was.
+    parent: Option<BlockIdentity>,
+    last_use: u64,
+}
+
+impl Registry {
+    pub(super) fn new(eviction: Box<dyn Eviction>) -> Self {
+        Self { entries: HashMap::new(), eviction, clock: 0, active: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Returns how many blocks may be evicted.
+    pub(super) fn cached(&self) -> usize {
+        self.entries.len() - self.active
+    }
+
+    /// Adds a block, pinned once. It must not be registered.
+    pub(super) fn insert(&mut self, key: BlockKey, buffer: Arc<HostBuffer>) {
+        let parent = key.parent.filter(|parent| self.entries.contains_key(parent));
+        if let Some(parent) = parent {
+            // Pinned before it gains a follower: whatever is offered for eviction is a leaf.
+            self.pin(&parent);
+            if let Some(parent) = self.entries.get_mut(&parent) {
+                parent.followers += 1;
+            }
+        }
+        let entry = Entry { key, buffer, pins: 1, followers: 0, parent, last_use: 0 };
+        self.entries.insert(key.identity, entry);
+        self.active += 1;
+    }
+
+    /// Pins a block and returns its memory; `None` if it is not registered.
+    pub(super) fn pin(&mut self, identity: &BlockIdentity) -> Option<Arc<HostBuffer>> {
+        let buffer = Arc::clone(&self.entries.get(identity)?.buffer);
+        let mut next = Some(*identity);
+        while let Some(identity) = next {
+            let Some(entry) = self.entries.get_mut(&identity) else { break };
+            entry.pins += 1;
+            if entry.pins > 1 {
+                break;
+            }
+            self.active += 1;
+            if entry.followers == 0 {
+                self.eviction.remove(identity, entry.last_use);
+            }
+            next = entry.parent;
+        }
+        Some(buffer)
+    }
+
+    /// Takes one pin back; the last one makes the block evictable, and perhaps its parents.
+    pub(super) fn unpin(&mut self, identity: &BlockIdentity) {
+        let mut next = Some(*identity);
+        while let Some(identity) = next {
+            let Some(entry) = self.entries.get_mut(&identity) else { break };
+            entry.pins -= 1;
+            if entry.pins > 0 {
+                break;
+            }
+            self.active -= 1;
+            self.clock += 1;
+            entry.last_use = self.clock;
+            if entry.followers == 0 {
+                self.eviction.insert(identity, entry.last_use);
+            }
+            next = entry.parent;
+        }
+    }
+
+    /// Removes the block that goes first; `None` if none may go.
+    pub(super) fn evict(&mut self) -> Option<(BlockKey, HostBuffer)> {
+        let entry = self.entries.remove(&self.eviction.victim()?)?;
+        if let Some(parent) = entry.parent
+            && let Some(above) = self.entries.get_mut(&parent)
+        {
+            above.followers -= 1;
+            if above.followers == 0 && above.pins == 0 {
+                self.eviction.insert(parent, above.last_use);
+            }
+        }
+        let buffer = Arc::into_inner(entry.buffer).expect("a block without guards has one owner");
+        Some((entry.key, buffer))
+    }
+
+    /// Returns all keys, each after the block it follows.
+    pub(super) fn parents_first(&self) -> Vec<BlockKey> {
+        let mut followers: HashMap<_, Vec<_>> = HashMap::new();
+        for entry in self.entries.values() {
+            followers.entry(entry.parent).or_default().push(entry.key);
+        }
+        let mut ordered = followers.remove(&None).unwrap_or_default();
+        let mut at = 0;
+        while at < ordered.len() {
+            let next = followers.remove(&Some(ordered[at].identity)).unwrap_or_default();
+            ordered.extend(next);
+            at += 1;
+        }
+        ordered
+    }
+}
