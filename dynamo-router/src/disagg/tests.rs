@@ -1,0 +1,302 @@
+use std::sync::Mutex;
+
+use dynamo_core::protocol::{
+    BlockSize, CacheNamespace, FinishReason, HandoffReport, HandoffTicket, Sampling, Usage,
+};
+use dynamo_core::time::SystemClock;
+use dynamo_core::{Endpoint, ResponseSender, Runtime, Serving, engine_fn};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::router::RouterConfig;
+
+mod ends;
+
+type Call = (Context, GenerateRequest, ResponseSender<GenerateChunk>);
+
+/// One worker whose every call is handed to the test.
+struct Puppet {
+    serving: Serving,
+    calls: mpsc::Receiver<Call>,
+}
+
+impl Puppet {
+    async fn serve(endpoint: &Endpoint<GenerateRequest, GenerateChunk>) -> Self {
+        let (hand, calls) = mpsc::channel(8);
+        let engine = engine_fn(move |ctx: Context, request: GenerateRequest| {
+            let hand = hand.clone();
+            async move {
+                let (sender, stream) = ResponseStream::channel(&ctx, 8);
+                let call = (ctx, request, sender);
+                hand.send(call).await.map_err(|_| Error::internal("test is over"))?;
+                Ok(stream)
+            }
+        });
+        Self { serving: endpoint.serve(engine).await.unwrap(), calls }
+    }
+
+    async fn call(&mut self) -> Call {
+        self.calls.recv().await.unwrap()
+    }
+}
+
+/// A graph of puppets, and the reports it made.
+struct Graph {
+    engine: PrefillDecode,
+    prefill: Vec<Puppet>,
+    decode: Vec<Puppet>,
+    reports: Arc<Mutex<Vec<DisaggReport>>>,
+}
+
+impl Graph {
+    async fn new(prefill: usize, decode: usize) -> Self {
+        let runtime = Runtime::in_process();
+        let namespace = runtime.namespace("n").unwrap();
+        let (mut pools, mut puppets) = (Vec::new(), Vec::new());
+        for (role, count) in [("prefill", prefill), ("decode", decode)] {
+            let endpoint = namespace.component(role).unwrap().endpoint("generate").unwrap();
+            let mut workers = Vec::new();
+            for _ in 0..count {
+                workers.push(Puppet::serve(&endpoint).await);
+            }
+            puppets.push(workers);
+            let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+            pools.push(Pool { client: endpoint.client().await.unwrap(), router });
+        }
+        let reports = Arc::<Mutex<Vec<DisaggReport>>>::default();
+        let sink = Arc::clone(&reports);
+        let observer = move |report: &DisaggReport| sink.lock().unwrap().push(report.clone());
+        let decode_pool = pools.pop().unwrap();
+        let engine = PrefillDecode::new(pools.pop().unwrap(), decode_pool).with_observer(observer);
+        let (decode, prefill) = (puppets.pop().unwrap(), puppets.pop().unwrap());
+        Self { engine, prefill, decode, reports }
+    }
+
+    fn start(&self) -> tokio::task::JoinHandle<Result<ResponseStream<GenerateChunk>>> {
+        let (engine, ctx) = (self.engine.clone(), Context::new());
+        #[expect(clippy::disallowed_methods, reason = "the test joins it")]
+        tokio::spawn(async move { engine.generate(ctx, request()).await })
+    }
+
+    /// Nothing is booked and nothing runs; one report says how it ended.
+    fn assert_at_rest(&self, outcome: Outcome) {
+        for pool in [&self.engine.prefill, &self.engine.decode] {
+            assert_eq!(pool.router.stats().bookings, 0);
+        }
+        for puppet in self.prefill.iter().chain(&self.decode) {
+            assert_eq!(puppet.serving.inflight(), 0);
+        }
+        let reports = self.reports.lock().unwrap();
+        assert_eq!(reports.iter().map(|report| report.outcome).collect::<Vec<_>>(), [outcome]);
+    }
+}
+
+fn request() -> GenerateRequest {
+    let prompt: Vec<u32> = (0..40).collect();
+    let namespace = CacheNamespace::default();
+    GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default())
+}
+
+fn ticket() -> HandoffTicket {
+    HandoffTicket::new(&b"claim"[..])
+}
+
+fn prefilled() -> GenerateChunk {
+    let usage = Usage { prompt_tokens: 40, cached_tokens: 16, completion_tokens: 1 };
+    GenerateChunk {
+        token_ids: vec![7],
+        usage: Some(usage),
+        ticket: Some(ticket()),
+        ..GenerateChunk::default()
+    }
+}
+
+fn pulled() -> GenerateChunk {
+    let handoff = HandoffReport { blocks_pulled: 3, ..HandoffReport::default() };
+    GenerateChunk { handoff: Some(handoff), ..GenerateChunk::default() }
+}
+
+fn token(token: u32, finish: Option<FinishReason>) -> GenerateChunk {
+    GenerateChunk { token_ids: vec![token], finish, ..GenerateChunk::default() }
+}
+
+#[tokio::test]
+async fn a_request_is_prefilled_handed_over_and_decoded() {
+    let mut graph = Graph::new(1, 1).await;
+    let started = graph.start();
+    let (hold, request, prefill) = graph.prefill[0].call().await;
+    assert_eq!(request.stage, Stage::Prefill);
+    prefill.send(prefilled()).await.unwrap();
+    let mut stream = started.await.unwrap().unwrap();
+    let first = stream.next().await.unwrap().unwrap();
+    assert_eq!((&first.token_ids[..], &first.ticket), (&[7][..], &None));
+
+    let mut next = Box::pin(stream.next());
+    assert!(futures::poll!(&mut next).is_pending());
+    let (_, request, decode) = graph.decode[0].call().await;
+    assert_eq!(request.stage, Stage::Decode { ticket: ticket(), first_token: 7 });
+    assert!(!hold.is_killed(), "the hold stands until the blocks are pulled");
+    decode.send(pulled()).await.unwrap();
+    assert_eq!(next.await.unwrap().unwrap().handoff.unwrap().blocks_pulled, 3);
+    assert!(hold.is_killed());
+    assert_eq!(graph.engine.prefill.router.stats().bookings, 0);
+
+    decode.send(token(8, None)).await.unwrap();
+    decode.send(token(9, Some(FinishReason::Length))).await.unwrap();
+    decode.finish().await;
+    let rest = stream.collect().await.unwrap();
+    assert_eq!(rest.iter().flat_map(|chunk| chunk.token_ids.clone()).collect::<Vec<_>>(), [8, 9]);
+    let usage = Usage { prompt_tokens: 40, cached_tokens: 16, completion_tokens: 3 };
+    assert_eq!(rest.last().unwrap().usage, Some(usage));
+    graph.assert_at_rest(Outcome::Complete);
+    let reports = graph.reports.lock().unwrap();
+    let report = &reports[0];
+    assert_eq!((report.cached_tokens, report.completion_tokens), (16, 3));
+    assert!(report.ttft.is_some() && report.itl.is_some() && report.decode.is_some());
+}
+
+#[tokio::test]
+async fn an_answer_of_one_token_never_touches_a_decode_worker() {
+    let mut graph = Graph::new(1, 0).await;
+    let started = graph.start();
+    let (_, _, prefill) = graph.prefill[0].call().await;
+    let chunk = GenerateChunk { ticket: None, finish: Some(FinishReason::Stop), ..prefilled() };
+    prefill.send(chunk).await.unwrap();
+    prefill.finish().await;
+    let chunks = started.await.unwrap().unwrap().collect().await.unwrap();
+    assert_eq!(chunks.len(), 1);
+    assert_eq!(chunks[0].usage.unwrap().completion_tokens, 1);
+    graph.assert_at_rest(Outcome::Complete);
+}
+
+#[tokio::test]
+async fn a_prefill_worker_that_is_gone_is_replaced_by_another() {
+    let mut graph = Graph::new(2, 1).await;
+    let started = graph.start();
+    let [first, second] = &mut graph.prefill[..] else { unreachable!() };
+    let ((_, _, refused), other) = tokio::select! {
+        call = first.call() => (call, second),
+        call = second.call() => (call, first),
+    };
+    refused.fail(Error::new(ErrorKind::Unavailable, "shutting down")).await;
+    let (_, _, prefill) = other.call().await;
+    prefill.send(prefilled()).await.unwrap();
+    drop(started.await.unwrap().unwrap());
+    graph.assert_at_rest(Outcome::Cancelled);
+}
+
+#[tokio::test]
+async fn a_decode_worker_that_is_gone_is_replaced_with_the_same_ticket() {
+    let mut graph = Graph::new(1, 2).await;
+    let started = graph.start();
+    let (_, _, prefill) = graph.prefill[0].call().await;
+    prefill.send(prefilled()).await.unwrap();
+    let mut stream = started.await.unwrap().unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    #[expect(clippy::disallowed_methods, reason = "the test joins it")]
+    let rest = tokio::spawn(stream.collect());
+    let [first, second] = &mut graph.decode[..] else { unreachable!() };
+    let ((_, _, refused), other) = tokio::select! {
+        call = first.call() => (call, second),
+        call = second.call() => (call, first),
+    };
+    refused.fail(Error::new(ErrorKind::Overloaded, "no blocks")).await;
+    let (_, request, decode) = other.call().await;
+    assert_eq!(request.stage, Stage::Decode { ticket: ticket(), first_token: 7 });
+    decode.send(token(8, Some(FinishReason::Length))).await.unwrap();
+    decode.finish().await;
+    assert_eq!(rest.await.unwrap().unwrap().len(), 1);
+    graph.assert_at_rest(Outcome::Complete);
+}
+
+#[tokio::test]
+async fn a_failure_of_the_request_or_in_mid_stream_is_not_tried_again() {
+    let mut graph = Graph::new(2, 1).await;
+    let started = graph.start();
+    let [first, second] = &mut graph.prefill[..] else { unreachable!() };
+    let (_, _, refused) = tokio::select! {
+        call = first.call() => call,
+        call = second.call() => call,
+    };
+    refused.fail(Error::invalid("prompt too long")).await;
+    let error = started.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    graph.assert_at_rest(Outcome::Failed(ErrorKind::InvalidArgument));
+
+    let mut graph = Graph::new(1, 2).await;
+    let started = graph.start();
+    let (_, _, prefill) = graph.prefill[0].call().await;
+    prefill.send(prefilled()).await.unwrap();
+    let mut stream = started.await.unwrap().unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    #[expect(clippy::disallowed_methods, reason = "the test joins it")]
+    let rest = tokio::spawn(stream.collect());
+    let [first, second] = &mut graph.decode[..] else { unreachable!() };
+    let (_, _, decode) = tokio::select! {
+        call = first.call() => call,
+        call = second.call() => call,
+    };
+    decode.send(pulled()).await.unwrap();
+    decode.fail(Error::new(ErrorKind::Unavailable, "died")).await;
+    assert_eq!(rest.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    graph.assert_at_rest(Outcome::Failed(ErrorKind::Unavailable));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_at_any_stage_leaves_nothing_behind() {
+    // Before the first token.
+    let mut graph = Graph::new(1, 1).await;
+    let started = graph.start();
+    let (ctx, _, _sender) = graph.prefill[0].call().await;
+    started.abort();
+    assert!(started.await.unwrap_err().is_cancelled());
+    ctx.killed().await;
+    graph.assert_at_rest(Outcome::Cancelled);
+
+    for stage in 0..3 {
+        let mut graph = Graph::new(1, 1).await;
+        let started = graph.start();
+        let (hold, _, prefill) = graph.prefill[0].call().await;
+        prefill.send(prefilled()).await.unwrap();
+        let mut stream = started.await.unwrap().unwrap();
+        if stage > 0 {
+            // Between the first token and the pull, with the decode worker at work already.
+            assert!(stream.next().await.unwrap().is_ok());
+            let mut next = Box::pin(stream.next());
+            assert!(futures::poll!(&mut next).is_pending());
+            let (ctx, _, decode) = graph.decode[0].call().await;
+            if stage > 1 {
+                // In the middle of the answer.
+                decode.send(pulled()).await.unwrap();
+                assert!(next.as_mut().await.unwrap().is_ok());
+            }
+            drop(next);
+            drop(stream);
+            ctx.killed().await;
+        } else {
+            drop(stream);
+        }
+        hold.killed().await;
+        graph.assert_at_rest(Outcome::Cancelled);
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_from_outside_is_refused() {
+    let graph = Graph::new(1, 1).await;
+    let stage = Stage::Decode { ticket: ticket(), first_token: 1 };
+    for stage in [stage, Stage::Prefill] {
+        let request = request().with_stage(stage);
+        let error = graph.engine.generate(Context::new(), request).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    }
+}
+
+#[tokio::test]
+async fn a_pool_without_workers_is_named() {
+    let graph = Graph::new(0, 1).await;
+    let error = graph.engine.generate(Context::new(), request()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.message().contains("n/prefill/generate"), "{error}");
+    graph.assert_at_rest(Outcome::Failed(ErrorKind::Unavailable));
+}

@@ -1,0 +1,106 @@
+use dynamo_core::event_plane::{Delivery, Subscriber};
+use dynamo_core::protocol::KvEvent;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::router::KvRouter;
+
+/// Applies a subscription's events to a router until it is shut down or dropped.
+#[derive(Debug)]
+#[must_use = "dropping the feed stops it"]
+pub struct EventFeed {
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    _shutdown_on_drop: DropGuard,
+}
+
+impl EventFeed {
+    /// Starts to feed `router`.
+    ///
+    /// # Panics
+    /// If called outside a tokio runtime.
+    pub fn start(router: KvRouter, mut events: Subscriber<KvEvent>) -> Self {
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let stop = shutdown.clone();
+        tasks.spawn(async move {
+            loop {
+                let delivery = tokio::select! {
+                    () = stop.cancelled() => return,
+                    delivery = events.recv() => delivery,
+                };
+                match delivery {
+                    None => return,
+                    Some(Delivery::Event { value }) => router.apply(&value),
+                    // Which worker lost events shows in the numbers of its next one.
+                    Some(Delivery::Gap { missed }) => router.note_gap(missed),
+                    Some(_) => {}
+                }
+            }
+        });
+        Self { tasks, _shutdown_on_drop: shutdown.clone().drop_guard(), shutdown }
+    }
+
+    /// Stops the feed and joins its task.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; the task ends all the same.
+    pub async fn shutdown(self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use dynamo_core::Runtime;
+    use dynamo_core::protocol::{
+        InstanceId, KvEventData, LocalHash, SequenceHash, StoredBlock, Tier, WorkerId,
+    };
+    use dynamo_core::time::SystemClock;
+
+    use super::*;
+    use crate::router::RouterConfig;
+
+    fn stored(seq: u64) -> KvEvent {
+        let blocks = vec![StoredBlock { sequence: SequenceHash(seq), local: LocalHash(seq) }];
+        let data = KvEventData::BlockStored { parent: None, blocks, tier: Tier::Device };
+        KvEvent { worker: WorkerId::new(InstanceId(1)), epoch: 0, seq, data }
+    }
+
+    async fn until(holds: impl Fn() -> bool) {
+        let wait = async {
+            while !holds() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn published_events_reach_the_index_until_the_feed_is_shut_down() {
+        let component = Runtime::in_process().namespace("n").unwrap().component("c").unwrap();
+        let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+        let feed = EventFeed::start(router.clone(), component.subscriber("kv").await.unwrap());
+        let publisher = component.publisher("kv").unwrap();
+        (0..3).for_each(|seq| publisher.publish(&stored(seq)).unwrap());
+        until(|| router.stats().indexed_blocks == 3).await;
+        feed.shutdown().await;
+        publisher.publish(&stored(3)).unwrap();
+        tokio::task::yield_now().await;
+        assert_eq!(router.stats().indexed_blocks, 3);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_feed_ends_its_task() {
+        let component = Runtime::in_process().namespace("n").unwrap().component("c").unwrap();
+        let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+        let feed = EventFeed::start(router, component.subscriber("kv").await.unwrap());
+        let tasks = feed.tasks.clone();
+        drop(feed);
+        until(|| tasks.is_empty()).await;
+    }
+}

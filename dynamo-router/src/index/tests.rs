@@ -1,0 +1,89 @@
+use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, PromptBlocks};
+use proptest::prelude::*;
+
+use super::reference::Reference;
+use super::*;
+
+const WORKERS: u64 = 130;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Store { worker: u64, prompt: u32, from: usize, to: usize },
+    Remove { worker: u64, prompt: u32, from: usize, to: usize },
+    Clear { worker: u64 },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    // Few distinct workers in different bitset words, so that they meet on the same blocks.
+    let worker = prop_oneof![Just(0u64), Just(1), Just(70), Just(WORKERS - 1)];
+    let run = (worker.clone(), 0..8u32, 0..6usize, 0..6usize);
+    prop_oneof![
+        4 => run.clone().prop_map(|(worker, prompt, from, to)| Op::Store { worker, prompt, from, to }),
+        2 => run.prop_map(|(worker, prompt, from, to)| Op::Remove { worker, prompt, from, to }),
+        1 => worker.prop_map(|worker| Op::Clear { worker }),
+    ]
+}
+
+fn worker(id: u64) -> WorkerId {
+    WorkerId::new(InstanceId(id))
+}
+
+/// One of eight prompts of six blocks that share prefixes of different lengths.
+fn prompt(path: u32) -> Vec<SequenceHash> {
+    let tokens: Vec<u32> =
+        (0..6).map(|level| if level < 3 { path >> (2 - level) & 1 } else { level }).collect();
+    PromptBlocks::new(&CacheNamespace::default(), BlockSize::new(1).unwrap(), &tokens)
+        .sequence()
+        .to_vec()
+}
+
+proptest! {
+    #[test]
+    fn the_index_agrees_with_the_naive_model(ops in prop::collection::vec(op(), 0..120)) {
+        let (mut index, mut reference) = (PrefixIndex::default(), Reference::default());
+        // Takes every slot once, so that the interesting workers stand in different words.
+        (0..WORKERS).for_each(|id| index.store(worker(id), []));
+        let mut matches = Matches::default();
+        for op in ops {
+            match op {
+                Op::Store { worker: id, prompt: path, from, to } => {
+                    let hashes = prompt(path)[from.min(to)..to].to_vec();
+                    index.store(worker(id), hashes.iter().copied());
+                    reference.store(worker(id), &hashes);
+                }
+                Op::Remove { worker: id, prompt: path, from, to } => {
+                    let hashes = prompt(path)[from.min(to)..to].to_vec();
+                    index.remove(worker(id), hashes.iter().copied());
+                    reference.remove(worker(id), &hashes);
+                }
+                Op::Clear { worker: id } => {
+                    index.clear(worker(id));
+                    reference.clear(worker(id));
+                }
+            }
+            prop_assert_eq!(index.len(), reference.len());
+            for path in 0..8 {
+                let hashes = prompt(path);
+                index.find(&hashes, &mut matches);
+                for id in [0, 1, 70, WORKERS - 1] {
+                    prop_assert_eq!(matches.depth(worker(id)), reference.depth(worker(id), &hashes));
+                    prop_assert_eq!(index.held(worker(id)), reference.held(worker(id)));
+                }
+                prop_assert!(matches.iter().all(|(_, depth)| depth > 0));
+            }
+        }
+        (0..WORKERS).for_each(|id| index.clear(worker(id)));
+        prop_assert!(index.is_empty());
+    }
+}
+
+#[test]
+fn a_prompt_without_full_blocks_matches_nobody() {
+    let mut index = PrefixIndex::default();
+    index.store(worker(1), prompt(0));
+    let mut matches = Matches::default();
+    index.find(&prompt(0), &mut matches);
+    assert_eq!(matches.iter().collect::<Vec<_>>(), [(worker(1), 6)]);
+    index.find(&[], &mut matches);
+    assert_eq!(matches.iter().count(), 0);
+}

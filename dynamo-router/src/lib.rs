@@ -1,0 +1,63 @@
+//! KV-cache-aware routing and the prefill/decode split.
+//!
+//! The heart is a synchronous call without a runtime: [`KvRouter::route`] takes a request and the
+//! workers there are, and answers with a worker, the reason, and a booking.
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use std::sync::Arc;
+//!
+//! use dynamo_core::discovery::Address;
+//! use dynamo_core::name::{EndpointPath, Name};
+//! use dynamo_core::protocol::{BlockSize, CacheNamespace, GenerateRequest, InstanceId, Sampling};
+//! use dynamo_core::time::SystemClock;
+//! use dynamo_core::{Instance, Result};
+//! use dynamo_router::{KvRouter, RouterConfig};
+//!
+//! # fn main() -> Result<()> {
+//! let name = |name| Name::new(name);
+//! let endpoint = EndpointPath {
+//!     namespace: name("demo")?, component: name("llm")?, endpoint: name("generate")?,
+//! };
+//! let worker = |id| Instance {
+//!     id: InstanceId(id),
+//!     incarnation: 0,
+//!     endpoint: endpoint.clone(),
+//!     address: Address(String::new()),
+//!     labels: BTreeMap::new(),
+//! };
+//! let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+//! let prompt: Vec<u32> = (0..64).collect();
+//! let request = GenerateRequest::new(
+//!     CacheNamespace::model("m"), BlockSize::DEFAULT, prompt, Sampling::default(),
+//! );
+//! let first = router.route(&request, &[worker(1), worker(2)], &[])?;
+//! let second = router.route(&request, &[worker(1), worker(2)], &[])?;
+//! assert_ne!(first.worker, second.worker, "the first booking makes its worker the busier one");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The rooms, in the order a choice passes them
+//! | room | what is there |
+//! |---|---|
+//! | [`router`] | the recipe: find, cost, pick, book |
+//! | [`index`] | who holds which prefix |
+//! | [`events`] | what feeds the index: order, gaps, restarts |
+//! | [`load`] | what is booked on whom, until the stream ends |
+//! | [`choose`] | the one formula, and the explanation |
+//! | [`disagg`] | [`PrefillDecode`]: an engine over two pools |
+#![forbid(unsafe_code)]
+
+pub mod choose;
+pub mod disagg;
+pub mod events;
+pub mod index;
+pub mod load;
+pub mod router;
+
+pub use choose::{CandidateCost, CostModel, RouteExplain};
+pub use disagg::{DisaggReport, Observer, Outcome, Pool, PrefillDecode};
+pub use events::EventFeed;
+pub use load::Booking;
+pub use router::{Decision, KvRouter, RouterConfig, RouterStats};

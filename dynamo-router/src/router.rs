@@ -1,0 +1,310 @@
+//! The router: its body reads as the recipe.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use dynamo_core::protocol::{GenerateRequest, InstanceId, KvEvent, KvEventData, Stage, WorkerId};
+use dynamo_core::time::Clock;
+use dynamo_core::{Context, Error, ErrorKind, Instance, Pick, Picker, Result};
+
+use crate::choose::{CostModel, Random, Rates, RouteExplain, Work, cost, pick};
+use crate::events::{Sequencer, Verdict};
+use crate::index::{Matches, PrefixIndex};
+use crate::load::{Booking, Ledger, Load};
+
+/// How a router chooses.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RouterConfig {
+    /// The coefficients of the cost.
+    pub cost: CostModel,
+    /// Decides among workers that cost the same; the same seed gives the same choices.
+    pub seed: u64,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        Self { cost: CostModel::default(), seed: 0x5eed }
+    }
+}
+
+impl RouterConfig {
+    /// Weighs costs by `cost`.
+    #[must_use]
+    pub fn with_cost(mut self, cost: CostModel) -> Self {
+        self.cost = cost;
+        self
+    }
+
+    /// Decides ties by `seed`.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+}
+
+/// Chooses the worker on which a request costs least time; cheap to clone.
+///
+/// Fed by KV events ([`apply`](Self::apply)) and by its own bookings. Everything is synchronous;
+/// no call waits for anything but a short lock.
+#[derive(Clone)]
+pub struct KvRouter {
+    state: Arc<Mutex<State>>,
+    ledger: Ledger,
+    clock: Arc<dyn Clock>,
+    cost: CostModel,
+}
+
+struct State {
+    index: PrefixIndex,
+    sequencers: HashMap<WorkerId, Sequencer>,
+    rates: HashMap<WorkerId, Rates>,
+    /// The instances of the last list of candidates, so that it shows when one leaves.
+    known: BTreeSet<InstanceId>,
+    /// Instances that spoke of their cache and were not in that list.
+    strangers: BTreeSet<InstanceId>,
+    matches: Matches,
+    random: Random,
+    gaps_total: u64,
+}
+
+/// Where a request goes, and why.
+#[derive(Debug)]
+#[must_use = "dropping the decision releases the booking"]
+pub struct Decision {
+    /// The chosen worker.
+    pub worker: WorkerId,
+    /// Prompt tokens that the worker is expected to have cached.
+    pub cached_tokens: usize,
+    /// The costs that led there.
+    pub explain: RouteExplain,
+    /// The load booked on the worker; keep it in the response stream.
+    pub booking: Booking,
+    /// When the choice was made, and the tokens that stood before the first token then.
+    pub(crate) booked: (Instant, usize),
+}
+
+/// What a router holds at this moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RouterStats {
+    /// Requests booked whose stream has not ended.
+    pub bookings: usize,
+    /// Different blocks in the index.
+    pub indexed_blocks: usize,
+    /// Times events of a worker were lost, so far.
+    pub gaps_total: u64,
+}
+
+impl KvRouter {
+    /// Creates a router that knows nothing yet.
+    pub fn new(config: RouterConfig, clock: Arc<dyn Clock>) -> Self {
+        let state = State {
+            index: PrefixIndex::default(),
+            sequencers: HashMap::new(),
+            rates: HashMap::new(),
+            known: BTreeSet::new(),
+            strangers: BTreeSet::new(),
+            matches: Matches::default(),
+            random: Random(config.seed),
+            gaps_total: 0,
+        };
+        let state = Arc::new(Mutex::new(state));
+        Self { state, ledger: Ledger::default(), clock, cost: config.cost }
+    }
+
+    /// Chooses among `candidates`, less the excluded, and books the request there.
+    ///
+    /// `candidates` are all the instances there are: one that was listed before and is missing has
+    /// left, and what is known of it is forgotten. What a request must avoid goes into `exclude`.
+    ///
+    /// Fails with a retryable [`Unavailable`](ErrorKind::Unavailable) if none is left.
+    pub fn route(
+        &self,
+        request: &GenerateRequest,
+        candidates: &[Instance],
+        exclude: &[InstanceId],
+    ) -> Result<Decision> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.forget_absent(candidates);
+        state.index.find(request.blocks.sequence(), &mut state.matches);
+
+        let block_tokens = request.blocks.block_size().tokens();
+        let prompt_tokens = request.token_ids.len();
+        let work =
+            if matches!(request.stage, Stage::Decode { .. }) { Work::Fetch } else { Work::Prefill };
+        // The last token is always computed: its logits are what the answer starts from.
+        let reusable = match work {
+            Work::Prefill => prompt_tokens.saturating_sub(1) / block_tokens * block_tokens,
+            Work::Fetch => prompt_tokens,
+        };
+        let mut costs: Vec<_> = candidates
+            .iter()
+            .filter(|candidate| !exclude.contains(&candidate.id))
+            .map(|candidate| {
+                let worker = WorkerId::new(candidate.id);
+                let cached = (state.matches.depth(worker) * block_tokens).min(reusable);
+                let rates = state.rates.get(&worker).copied().unwrap_or_default();
+                let tokens = (cached, prompt_tokens - cached);
+                cost(&self.cost, rates, worker, self.ledger.load(worker), tokens, work)
+            })
+            .collect();
+        let chosen = pick(&self.cost, &costs, &mut state.random).ok_or_else(|| {
+            let message = format!(
+                "none of {} workers is left, {} are excluded",
+                candidates.len(),
+                exclude.len()
+            );
+            Error::new(ErrorKind::Unavailable, message).unprocessed()
+        })?;
+        let chosen = costs.swap_remove(chosen);
+
+        let prefill_tokens = if work == Work::Prefill { chosen.new_tokens } else { 0 };
+        let blocks = request.blocks.block_size().blocks_for(prompt_tokens);
+        let booking = self.ledger.book(chosen.worker, prefill_tokens, blocks);
+        let booked = (self.clock.now(), chosen.load.prefill_tokens + prefill_tokens);
+        Ok(Decision {
+            worker: chosen.worker,
+            cached_tokens: chosen.cached_tokens,
+            explain: RouteExplain { prompt_tokens, chosen, others: costs },
+            booking,
+            booked,
+        })
+    }
+
+    /// Takes in what a worker says of its cache.
+    pub fn apply(&self, event: &KvEvent) {
+        let mut state = self.lock();
+        let worker = event.worker;
+        match state.sequencers.entry(worker).or_default().judge(event) {
+            Verdict::Ignore => return,
+            Verdict::Apply => {}
+            Verdict::Restart => state.index.clear(worker),
+            Verdict::Gap => {
+                state.gaps_total += 1;
+                state.index.clear(worker);
+            }
+        }
+        match &event.data {
+            KvEventData::BlockStored { blocks, .. } => {
+                state.index.store(worker, blocks.iter().map(|block| block.sequence));
+            }
+            KvEventData::BlockRemoved { sequence_hashes, .. } => {
+                state.index.remove(worker, sequence_hashes.iter().copied());
+            }
+            KvEventData::AllBlocksCleared => state.index.clear(worker),
+            _ => tracing::warn!(%worker, "KV event of an unknown kind"),
+        }
+    }
+
+    /// Forgets what is known of an instance's caches and speed, because it is gone.
+    ///
+    /// Its bookings stay until their streams end. [`route`](Self::route) forgets by itself what
+    /// left the list of candidates.
+    pub fn forget(&self, instance: InstanceId) {
+        self.lock().forget(|known| known == instance);
+    }
+
+    /// Learns a worker's speed from the first token of a decision.
+    pub fn observe_first_token(&self, decision: &mut Decision) {
+        decision.booking.prefill_done();
+        let (since, tokens) = decision.booked;
+        let seconds = self.clock.now().saturating_duration_since(since).as_secs_f64();
+        self.lock().rates.entry(decision.worker).or_default().observe(tokens, seconds);
+    }
+
+    /// Returns what is booked on `worker`.
+    pub fn load(&self, worker: WorkerId) -> Load {
+        self.ledger.load(worker)
+    }
+
+    /// Returns a worker's learned prefill time per token in seconds, once there is one.
+    pub fn prefill_s_per_token(&self, worker: WorkerId) -> Option<f64> {
+        self.lock().rates.get(&worker).and_then(Rates::prefill_s_per_token)
+    }
+
+    /// Returns what the router holds at this moment.
+    pub fn stats(&self) -> RouterStats {
+        let state = self.lock();
+        RouterStats {
+            bookings: self.ledger.requests(),
+            indexed_blocks: state.index.len(),
+            gaps_total: state.gaps_total,
+        }
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Records that the event plane lost events; the numbers of the next ones tell whose.
+    pub(crate) fn note_gap(&self, missed: u64) {
+        tracing::warn!(missed, "KV events lost");
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Drops what is known of instances that left.
+    ///
+    /// One that was never listed may be ahead of discovery, or be gone and have spoken last: it
+    /// stays until the list changes once more, so that nothing stays for good.
+    fn forget_absent(&mut self, candidates: &[Instance]) {
+        if candidates.len() == self.known.len()
+            && candidates.iter().all(|candidate| self.known.contains(&candidate.id))
+        {
+            return;
+        }
+        let present: BTreeSet<_> = candidates.iter().map(|candidate| candidate.id).collect();
+        let known = std::mem::take(&mut self.known);
+        let strangers = std::mem::take(&mut self.strangers);
+        self.forget(|instance| {
+            !present.contains(&instance)
+                && (known.contains(&instance) || strangers.contains(&instance))
+        });
+        let speakers = self.sequencers.keys().map(|worker| worker.instance);
+        self.strangers = speakers.filter(|speaker| !present.contains(speaker)).collect();
+        self.known = present;
+    }
+
+    fn forget(&mut self, is_gone: impl Fn(InstanceId) -> bool) {
+        let of_gone = |worker: &WorkerId| is_gone(worker.instance);
+        let workers: Vec<_> = self.sequencers.keys().copied().filter(of_gone).collect();
+        for worker in workers {
+            self.sequencers.remove(&worker);
+            self.index.clear(worker);
+        }
+        self.rates.retain(|worker, _| !of_gone(worker));
+    }
+}
+
+/// Chooses and books; the booking is the guard of the stream.
+///
+/// A picker does not see the first token, so the prompt counts as waiting until the stream ends
+/// and no speed is learned. [`PrefillDecode`](crate::PrefillDecode) does both.
+impl Picker<GenerateRequest> for KvRouter {
+    fn pick(
+        &self,
+        _: &Context,
+        request: &GenerateRequest,
+        candidates: &[Instance],
+    ) -> Result<Pick> {
+        let decision = self.route(request, candidates, &[])?;
+        Ok(Pick::new(decision.worker.instance).with_guard(decision.booking))
+    }
+}
+
+impl fmt::Debug for KvRouter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvRouter").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

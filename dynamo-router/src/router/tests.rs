@@ -1,0 +1,242 @@
+use std::collections::BTreeMap;
+
+use dynamo_core::discovery::Address;
+use dynamo_core::name::{EndpointPath, Name};
+use dynamo_core::protocol::{BlockSize, CacheNamespace, PromptBlocks, Sampling, StoredBlock, Tier};
+use dynamo_core::time::ManualClock;
+use proptest::prelude::*;
+
+use super::*;
+
+fn router() -> KvRouter {
+    KvRouter::new(RouterConfig::default(), Arc::new(ManualClock::new()))
+}
+
+fn instance(id: u64) -> Instance {
+    let name = |name| Name::new(name).unwrap();
+    Instance {
+        id: InstanceId(id),
+        incarnation: 0,
+        endpoint: EndpointPath { namespace: name("n"), component: name("c"), endpoint: name("e") },
+        address: Address(String::new()),
+        labels: BTreeMap::new(),
+    }
+}
+
+fn worker(id: u64) -> WorkerId {
+    WorkerId::new(InstanceId(id))
+}
+
+fn request(tokens: u32) -> GenerateRequest {
+    let prompt: Vec<u32> = (0..tokens).collect();
+    let namespace = CacheNamespace::default();
+    GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default())
+}
+
+fn stored(id: u64, epoch: u64, seq: u64, blocks: &PromptBlocks) -> KvEvent {
+    let blocks = blocks.sequence().iter().zip(blocks.local());
+    let blocks = blocks.map(|(&sequence, &local)| StoredBlock { sequence, local }).collect();
+    let data = KvEventData::BlockStored { parent: None, blocks, tier: Tier::Host };
+    KvEvent { worker: worker(id), epoch, seq, data }
+}
+
+#[test]
+fn the_holder_of_the_prefix_is_chosen_and_the_explanation_says_so() {
+    let router = router();
+    let request = request(1600);
+    router.apply(&stored(2, 1, 0, &request.blocks));
+    let decision = router.route(&request, &[instance(1), instance(2)], &[]).unwrap();
+    assert_eq!(decision.worker, worker(2));
+    assert_eq!(decision.cached_tokens, 1584, "the last token is always computed");
+    let text = decision.explain.to_string();
+    assert!(text.starts_with("holds 1584 of 1600 tokens, ttft 0.002 s against 0.160 s"), "{text}");
+    assert_eq!(decision.explain.candidate(worker(1)).unwrap().cached_tokens, 0);
+}
+
+#[test]
+fn a_busy_holder_loses_to_an_idle_worker() {
+    let router = router();
+    let cached = request(160);
+    router.apply(&stored(1, 1, 0, &cached.blocks));
+    let _busy = router.ledger.book(worker(1), 5_000, 300);
+    let decision = router.route(&cached, &[instance(1), instance(2)], &[]).unwrap();
+    assert_eq!(decision.worker, worker(2));
+    let text = decision.explain.to_string();
+    assert!(text.starts_with("less busy than the holder of 144 tokens"), "{text}");
+}
+
+#[test]
+fn equal_workers_share_a_burst_and_every_booking_ends() {
+    let router = router();
+    let candidates: Vec<_> = (0..4).map(instance).collect();
+    let mut decisions = Vec::new();
+    for _ in 0..40 {
+        decisions.push(router.route(&request(64), &candidates, &[]).unwrap());
+    }
+    for id in 0..4 {
+        assert_eq!(router.load(worker(id)).requests, 10, "worker {id}");
+    }
+    // One after another there is nothing to tell them apart, and still nobody is always first.
+    decisions.clear();
+    assert_eq!(router.stats().bookings, 0);
+    let chosen: BTreeSet<_> =
+        (0..40).map(|_| router.route(&request(64), &candidates, &[]).unwrap().worker).collect();
+    assert_eq!(chosen.len(), 4);
+}
+
+#[test]
+fn excluded_workers_are_never_chosen_and_nobody_left_is_retryable() {
+    let router = router();
+    let request = request(64);
+    router.apply(&stored(1, 1, 0, &request.blocks));
+    let candidates = [instance(1), instance(2)];
+    for _ in 0..10 {
+        let decision = router.route(&request, &candidates, &[InstanceId(1)]).unwrap();
+        assert_eq!(decision.worker, worker(2));
+    }
+    let all = [InstanceId(1), InstanceId(2)];
+    let error = router.route(&request, &candidates, &all).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.is_retryable());
+}
+
+#[test]
+fn a_worker_that_leaves_is_forgotten_and_one_that_is_not_listed_yet_is_kept() {
+    let router = router();
+    let request = request(64);
+    router.apply(&stored(1, 1, 0, &request.blocks));
+    drop(router.route(&request, &[instance(2)], &[]).unwrap());
+    assert_eq!(router.stats().indexed_blocks, 4, "worker 1 may be listed in a moment");
+    drop(router.route(&request, &[instance(1), instance(2)], &[]).unwrap());
+    drop(router.route(&request, &[instance(2)], &[]).unwrap());
+    assert_eq!(router.stats().indexed_blocks, 0);
+}
+
+#[test]
+fn what_a_worker_says_after_it_left_does_not_stay_for_good() {
+    let router = router();
+    let request = request(64);
+    drop(router.route(&request, &[instance(1), instance(2)], &[]).unwrap());
+    drop(router.route(&request, &[instance(2)], &[]).unwrap());
+    router.apply(&stored(1, 1, 3, &request.blocks));
+    assert_eq!(router.stats().indexed_blocks, 4);
+    drop(router.route(&request, &[instance(2), instance(3)], &[]).unwrap());
+    drop(router.route(&request, &[instance(2)], &[]).unwrap());
+    assert_eq!(router.stats().indexed_blocks, 0);
+    assert!(router.lock().sequencers.is_empty());
+}
+
+#[test]
+fn a_forgotten_worker_loses_its_blocks_and_its_speed_but_no_booking() {
+    let clock = Arc::new(ManualClock::new());
+    let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
+    let request = request(64);
+    router.apply(&stored(1, 1, 0, &request.blocks));
+    let mut decision = router.route(&request, &[instance(1)], &[]).unwrap();
+    clock.advance(std::time::Duration::from_secs(1));
+    decision.booked.1 = 64;
+    router.observe_first_token(&mut decision);
+    assert!(router.prefill_s_per_token(worker(1)).is_some());
+    router.forget(InstanceId(1));
+    assert_eq!(router.stats(), RouterStats { bookings: 1, ..RouterStats::default() });
+    assert_eq!(router.prefill_s_per_token(worker(1)), None);
+    drop(decision);
+    assert_eq!(router.stats().bookings, 0);
+}
+
+#[test]
+fn a_restart_is_no_loss_and_a_late_listener_has_lost() {
+    let router = router();
+    let blocks = &request(64).blocks;
+    router.apply(&stored(1, 1, 0, blocks));
+    router.apply(&stored(1, 2, 0, blocks));
+    assert_eq!(router.stats().gaps_total, 0);
+    router.apply(&stored(2, 1, 9, blocks));
+    assert_eq!(router.stats().gaps_total, 1);
+}
+
+#[test]
+fn the_prefill_rate_is_learned_from_first_tokens() {
+    let clock = Arc::new(ManualClock::new());
+    let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
+    let mut decision = router.route(&request(100), &[instance(1)], &[]).unwrap();
+    assert_eq!(router.load(worker(1)).prefill_tokens, 100);
+    clock.advance(std::time::Duration::from_secs(1));
+    router.observe_first_token(&mut decision);
+    assert_eq!(router.load(worker(1)).prefill_tokens, 0);
+    assert_eq!(router.load(worker(1)).decoding, 1);
+    let rate = router.prefill_s_per_token(worker(1)).unwrap();
+    assert!((rate - 0.01).abs() < 1e-9, "{rate}");
+    let next = router.route(&request(100), &[instance(1)], &[]).unwrap();
+    assert!(next.explain.chosen.ttft_s >= 1.0);
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    None,
+    Drop,
+    Repeat,
+    Restart,
+}
+
+proptest! {
+    /// Whatever is lost or repeated: once an event has arrived, the index holds nothing that the
+    /// worker does not hold, and all of what it said since the last loss.
+    #[test]
+    fn the_index_never_says_more_than_the_truth(
+        steps in prop::collection::vec(
+            (0..20u64, any::<bool>(), prop_oneof![
+                6 => Just(Fault::None), 1 => Just(Fault::Drop),
+                1 => Just(Fault::Repeat), 1 => Just(Fault::Restart),
+            ]),
+            1..100,
+        ),
+    ) {
+        use dynamo_core::protocol::{LocalHash, SequenceHash};
+        let router = router();
+        let (mut truth, mut since_loss) = (BTreeSet::new(), BTreeSet::new());
+        let (mut epoch, mut seq, mut lost) = (1, 0, false);
+        let mut last: Option<KvEvent> = None;
+        for (block, store, fault) in steps {
+            if matches!(fault, Fault::Restart) {
+                (epoch, seq, lost) = (epoch + 1, 0, false);
+                truth.clear();
+                since_loss.clear();
+            }
+            let hash = SequenceHash(block);
+            let data = if store {
+                truth.insert(hash);
+                let stored = StoredBlock { sequence: hash, local: LocalHash(block) };
+                KvEventData::BlockStored { parent: None, blocks: vec![stored], tier: Tier::Host }
+            } else {
+                truth.remove(&hash);
+                KvEventData::BlockRemoved { sequence_hashes: vec![hash], tier: Tier::Host }
+            };
+            let event = KvEvent { worker: worker(1), epoch, seq, data };
+            seq += 1;
+            if matches!(fault, Fault::Drop) {
+                lost = true;
+                continue;
+            }
+            if std::mem::take(&mut lost) {
+                since_loss.clear();
+            }
+            if store { since_loss.insert(hash); } else { since_loss.remove(&hash); }
+            router.apply(&event);
+            if matches!(fault, Fault::Repeat) {
+                router.apply(&event);
+                last.iter().for_each(|old| router.apply(old));
+            }
+            last = Some(event);
+            let mut state = router.lock();
+            let State { index, matches, .. } = &mut *state;
+            for block in 0..20 {
+                let hash = SequenceHash(block);
+                index.find(&[hash], matches);
+                let claimed = matches.depth(worker(1)) == 1;
+                prop_assert!(!claimed || truth.contains(&hash), "claims {hash:?}");
+                prop_assert_eq!(claimed, since_loss.contains(&hash));
+            }
+        }
+    }
+}
