@@ -1,0 +1,202 @@
+//! The main job: a real model served disaggregated, in one process, behind HTTP.
+#![expect(clippy::print_stdout, reason = "the demo talks to a person")]
+
+mod args;
+mod client;
+mod conversation;
+mod report;
+mod tap;
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use dynamo_core::protocol::TokenId;
+use dynamo_core::{Context, Engine};
+use dynamo_examples::engine::{Progress, WorkerOptions};
+use dynamo_examples::graph::{Graph, GraphConfig};
+use dynamo_examples::model::{Loaded, Model};
+use dynamo_examples::openai::{self, Server};
+use dynamo_examples::text::ModelText;
+use dynamo_router::DisaggReport;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use args::Args;
+use conversation::Turn;
+use tap::Tap;
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let args = Args::parse(std::env::args().skip(1))?;
+    let (model, text) = load(&args)?;
+    let reports = Arc::<Mutex<Vec<DisaggReport>>>::default();
+    let config = GraphConfig {
+        worker: WorkerOptions { on_progress: Arc::new(show_prefill), ..WorkerOptions::default() },
+        ..GraphConfig::default()
+    };
+    let graph = if args.aggregated {
+        println!("graph: HTTP -> 1 aggregated worker");
+        Graph::aggregated(&model, &config).await?
+    } else {
+        println!("graph: HTTP -> KvRouter -> 2 prefill workers -> KV hand-off -> 2 decode workers");
+        let sink = Arc::clone(&reports);
+        let observer = move |report: &DisaggReport| {
+            sink.lock().unwrap_or_else(PoisonError::into_inner).push(report.clone());
+        };
+        Graph::disaggregated(&model, 2, 2, &config, observer).await?
+    };
+    let tap = Tap::new(graph.engine());
+    let name = text.0.clone();
+    let server = Server::new(Arc::new(tap.clone()), Arc::new(text.1), config.block_size);
+    let port = args.port.unwrap_or(if args.serve { SERVE_PORT } else { 0 });
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.context("listening")?;
+    let address = listener.local_addr()?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let http = openai::serve(
+        listener,
+        server.into_router(),
+        async {
+            // A dropped sender stops the server as well.
+            let _ = stopped.await;
+        },
+        PATIENCE,
+    );
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(http);
+    println!("serving {name} at http://{address}/v1\n");
+
+    let outcome = if args.serve {
+        println!("{}\n\nEnd with Ctrl-C.", curl(address, &name));
+        tokio::signal::ctrl_c().await.context("waiting for Ctrl-C")?;
+        Ok(ExitCode::SUCCESS)
+    } else {
+        let turns = match args.prompt {
+            Some(prompt) => conversation::single(prompt),
+            None => conversation::turns(),
+        };
+        converse(&turns, address, &name, &tap, &graph, &reports, &model, &config).await
+    };
+    drop(stop);
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("HTTP server")?.context("HTTP server")?;
+    }
+    graph.shutdown(PATIENCE).await?;
+    outcome
+}
+
+/// Loads the model with a progress line.
+fn load(args: &Args) -> Result<(Arc<Model>, (String, ModelText))> {
+    let path = &args.model;
+    let loaded = Loaded::read(path, &mut |done, total| {
+        print!("\rloading {}: {done}/{total} tensors", path.display());
+        // The line is only for show.
+        let _ = std::io::stdout().flush();
+    })
+    .with_context(|| format!("loading {}", path.display()))?;
+    println!();
+    let config = loaded.model.config().clone();
+    let name = path.file_stem().map_or("model".into(), |stem| stem.to_string_lossy());
+    let name = name.split(".Q").next().unwrap_or_default().to_owned();
+    let defaults = GraphConfig::default();
+    let context_len = config.context.min(defaults.blocks * defaults.block_size.tokens() / 2);
+    let text = ModelText::new(&name, context_len, loaded.tokenizer, loaded.template);
+    Ok((Arc::new(loaded.model), (name, text)))
+}
+
+fn show_prefill(progress: &Progress<'_>) {
+    let (done, total) = (progress.tokens_done, progress.tokens_total);
+    let end = if done == total { "\r                              \r" } else { "" };
+    print!("\r  prefilling {done}/{total} tokens{end}");
+    let _ = std::io::stdout().flush();
+}
+
+/// Sends the turns, prints the table, and compares with one aggregated worker.
+#[expect(clippy::too_many_arguments, reason = "the demo's one long sequence of steps")]
+async fn converse(
+    turns: &[Turn],
+    address: SocketAddr,
+    name: &str,
+    tap: &Tap,
+    graph: &Graph,
+    reports: &Mutex<Vec<DisaggReport>>,
+    model: &Arc<Model>,
+    config: &GraphConfig,
+) -> Result<ExitCode> {
+    let mut histories: Vec<Vec<Value>> = Vec::new();
+    let mut requests = Vec::new();
+    let mut index = 0;
+    while index < turns.len() {
+        let together = turns[index + 1..].iter().take_while(|turn| turn.with_previous).count() + 1;
+        let mut sent = Vec::new();
+        for (offset, turn) in turns[index..index + together].iter().enumerate() {
+            let mut messages = turn.follows.map_or_else(Vec::new, |turn| histories[turn].clone());
+            if let Some(system) = turn.system {
+                messages.push(json!({ "role": "system", "content": system }));
+            }
+            messages.push(json!({ "role": "user", "content": turn.user }));
+            println!("[{}] {}", index + offset + 1, turn.user);
+            sent.push((messages, turn.max_tokens));
+        }
+        let live = together == 1;
+        let calls = sent.iter().map(|(messages, max_tokens)| async move {
+            client::chat(address, name, messages, *max_tokens, |text| {
+                if live {
+                    print!("{text}");
+                    let _ = std::io::stdout().flush();
+                }
+            })
+            .await
+        });
+        let answers = futures::future::try_join_all(calls).await?;
+        for ((mut messages, _), answer) in sent.into_iter().zip(answers) {
+            println!("{}\n", if live { "" } else { answer.text.as_str() });
+            messages.push(json!({ "role": "assistant", "content": answer.text }));
+            histories.push(messages);
+            requests.push(answer.request);
+        }
+        index += together;
+    }
+    if graph.routers().is_empty() {
+        println!("aggregated: {} of {} prompts answered", requests.len(), turns.len());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let settled = reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    report::print(&requests, &settled, graph);
+
+    println!("\nthe same prompts through one aggregated worker:");
+    let single = Graph::aggregated(model, config).await?;
+    let mut identical = 0;
+    for request in &requests {
+        let heard = tap.heard(request).with_context(|| format!("request {request} not heard"))?;
+        let stream = single.engine().generate(Context::new(), heard.request).await?;
+        let chunks = stream.collect().await?;
+        let tokens: Vec<TokenId> = chunks.into_iter().flat_map(|chunk| chunk.token_ids).collect();
+        if tokens.is_empty() {
+            bail!("request {request} was answered with no token at all");
+        }
+        identical += usize::from(tokens == heard.token_ids);
+    }
+    single.shutdown(PATIENCE).await?;
+    let total = turns.len();
+    println!("disaggregated = aggregated: {identical}/{total} answers identical");
+    Ok(if identical == total { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn curl(address: SocketAddr, name: &str) -> String {
+    let body = json!({
+        "model": name, "stream": true, "max_tokens": 64,
+        "messages": [{ "role": "user", "content": "Write one sentence about the sea." }],
+    });
+    format!(
+        "curl -N http://{address}/v1/chat/completions -H 'Content-Type: application/json' \\\n  -d '{body}'"
+    )
+}
+
+const SERVE_PORT: u16 = 8080;
+
+/// Longer than the demo's longest answer.
+const PATIENCE: Duration = Duration::from_secs(30);

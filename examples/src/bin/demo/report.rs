@@ -1,0 +1,60 @@
+//! The closing table: who served what and why, what moved, how long it took.
+
+use dynamo_core::protocol::WorkerId;
+use dynamo_examples::graph::Graph;
+use dynamo_router::{DisaggReport, RouteExplain};
+
+/// Prints a row for each of `requests`, in order.
+pub(crate) fn print(requests: &[String], reports: &[DisaggReport], graph: &Graph) {
+    println!(
+        "{:>2}  {:<9} {:<9} {:>6} {:>6} {:>6} {:>7} {:>8} {:>8} {:>7}",
+        "#",
+        "prefill",
+        "decode",
+        "prompt",
+        "cached",
+        "blocks",
+        "MB",
+        "moved ms",
+        "TTFT ms",
+        "ITL ms"
+    );
+    let name = |explain: &Option<RouteExplain>| {
+        let worker: Option<WorkerId> = explain.as_ref().map(|explain| explain.chosen.worker);
+        worker.map_or("-", |worker| graph.worker_name(worker.instance)).to_owned()
+    };
+    for (index, request) in requests.iter().enumerate() {
+        let number = index + 1;
+        let Some(report) = reports.iter().find(|report| report.request.as_str() == request) else {
+            println!("{number:>2}  not reported");
+            continue;
+        };
+        let moved = report.handoff.unwrap_or_default();
+        let ms = |time: Option<std::time::Duration>| {
+            time.map_or("-".to_owned(), |time| format!("{:.1}", time.as_secs_f64() * 1e3))
+        };
+        println!(
+            "{number:>2}  {:<9} {:<9} {:>6} {:>6} {:>6} {:>7.1} {:>8.2} {:>8} {:>7}",
+            name(&report.prefill),
+            name(&report.decode),
+            report.prompt_tokens,
+            report.cached_tokens,
+            moved.blocks_pulled,
+            moved.bytes as f64 / 1e6,
+            moved.micros as f64 / 1e3,
+            ms(report.ttft),
+            ms(report.itl),
+        );
+    }
+    println!("\nwhy:");
+    for (index, request) in requests.iter().enumerate() {
+        let Some(report) = reports.iter().find(|report| report.request.as_str() == request) else {
+            continue;
+        };
+        let why = |explain: &Option<RouteExplain>| {
+            explain.as_ref().map_or("-".to_owned(), ToString::to_string)
+        };
+        println!("{:>2}  prefill: {}", index + 1, why(&report.prefill));
+        println!("    decode:  {}", why(&report.decode));
+    }
+}

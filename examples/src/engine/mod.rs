@@ -1,0 +1,298 @@
+//! A worker: one KV cache, one model, any number of sequences at once.
+//!
+//! ```text
+//! Full     match prefix → prefill the rest → decode
+//! Prefill  match prefix → prefill the rest → first token → stage blocks, hold until pulled
+//! Decode   pull blocks  → decode
+//! ```
+//!
+//! The async shell admits, pulls and stages; computing happens on blocking threads that look at
+//! the request's context between chunks and tokens.
+
+mod generation;
+mod sequence;
+
+use std::fmt;
+use std::sync::Arc;
+
+use dynamo_core::protocol::{
+    FinishReason, GenerateChunk, GenerateRequest, HandoffReport, HandoffTicket, Stage, TokenId,
+    Usage,
+};
+use dynamo_core::{
+    Context, Engine, Error, ErrorKind, RequestId, ResponseSender, ResponseStream, Result,
+};
+use dynamo_kv::{BlockLayout, BlockManager, DType, Handoff, TokenSequence};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use crate::model::{Model, ModelConfig};
+use generation::Generation;
+use sequence::SequenceKv;
+
+/// Serves a model over a block manager's memory; cheap to clone.
+#[derive(Clone)]
+pub struct LlamaWorker(Arc<Inner>);
+
+struct Inner {
+    model: Arc<Model>,
+    manager: BlockManager,
+    handoff: Handoff,
+    options: WorkerOptions,
+    compute: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+/// How a worker computes.
+#[derive(Clone)]
+pub struct WorkerOptions {
+    /// Prompt tokens computed between two looks at the request's context.
+    pub prefill_chunk_tokens: usize,
+    /// Sequences computed at once; others wait, no longer than their deadline.
+    pub sequences_max: usize,
+    /// Told how far each prefill is.
+    pub on_progress: Arc<dyn Fn(&Progress<'_>) + Send + Sync>,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        Self { prefill_chunk_tokens: 64, sequences_max: 4, on_progress: Arc::new(|_| {}) }
+    }
+}
+
+/// How far the prefill of one request is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    /// The request.
+    pub request: &'a RequestId,
+    /// Prompt tokens whose KV is there.
+    pub tokens_done: usize,
+    /// Prompt tokens in all.
+    pub tokens_total: usize,
+}
+
+/// Returns the layout of one block of `model`'s KV: f32, as the forward pass reads and writes it.
+pub fn block_layout(
+    model: &ModelConfig,
+    block_size: dynamo_core::protocol::BlockSize,
+) -> Result<BlockLayout> {
+    BlockLayout::new(model.layers, model.kv_heads, model.head_dim, block_size, DType::F32)
+        .map_err(|error| Error::invalid("KV layout of the model").with_source(error))
+}
+
+impl LlamaWorker {
+    /// Creates a worker that keeps its KV in `manager` and hands it over through `handoff`.
+    pub fn new(
+        model: Arc<Model>,
+        manager: BlockManager,
+        handoff: Handoff,
+        options: WorkerOptions,
+    ) -> Self {
+        let compute = Arc::new(Semaphore::new(options.sequences_max));
+        Self(Arc::new(Inner {
+            model,
+            manager,
+            handoff,
+            options,
+            compute,
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    /// Returns the block manager.
+    pub fn manager(&self) -> &BlockManager {
+        &self.0.manager
+    }
+
+    /// Returns the hand-off.
+    pub fn handoff(&self) -> &Handoff {
+        &self.0.handoff
+    }
+
+    /// Waits until every request has ended; serve no longer before.
+    pub async fn shutdown(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        self.0.handoff.shutdown().await;
+    }
+}
+
+impl Engine for LlamaWorker {
+    type Request = GenerateRequest;
+    type Response = GenerateChunk;
+
+    async fn generate(
+        &self,
+        ctx: Context,
+        request: GenerateRequest,
+    ) -> Result<ResponseStream<GenerateChunk>> {
+        self.0.validate(&request)?;
+        let (sender, stream) = ResponseStream::channel(&ctx, CHUNKS_BUFFERED);
+        let inner = Arc::clone(&self.0);
+        self.0.tasks.spawn(async move {
+            let sender = Arc::new(sender);
+            let outcome = ctx.bound(inner.serve(&ctx, request, &sender)).await;
+            // A computing thread may hold the sender a moment longer after a cancellation; the
+            // stream has ended by itself then.
+            if let Some(sender) = Arc::into_inner(sender) {
+                match outcome {
+                    Ok(()) => sender.finish().await,
+                    Err(error) => sender.fail(error).await,
+                }
+            }
+        });
+        Ok(stream)
+    }
+}
+
+impl Inner {
+    fn validate(&self, request: &GenerateRequest) -> Result<()> {
+        let (prompt, context) = (request.token_ids.len(), self.model.config().context);
+        if prompt == 0 {
+            return Err(Error::invalid("the prompt is empty"));
+        }
+        if prompt >= context {
+            return Err(Error::invalid(format!(
+                "a prompt of {prompt} tokens leaves no room in a context of {context}"
+            )));
+        }
+        if let Some(token) =
+            request.token_ids.iter().find(|&&t| t as usize >= self.model.config().vocab)
+        {
+            return Err(Error::invalid(format!("token {token} is not in the vocabulary")));
+        }
+        if request.sampling.max_tokens == 0 {
+            return Err(Error::invalid("max_tokens is 0"));
+        }
+        let (ours, theirs) = (self.manager.layout().block_size(), request.blocks.block_size());
+        if ours != theirs {
+            return Err(Error::invalid(format!(
+                "the request's blocks hold {theirs} tokens, this worker's {ours}"
+            )));
+        }
+        Ok(())
+    }
+
+    async fn serve(
+        self: &Arc<Self>,
+        ctx: &Context,
+        request: GenerateRequest,
+        sender: &Arc<ResponseSender<GenerateChunk>>,
+    ) -> Result<()> {
+        let sequence =
+            TokenSequence::new(&request.namespace, request.blocks.block_size(), &request.token_ids);
+        match request.stage.clone() {
+            Stage::Full => {
+                let kv = SequenceKv::matching(&self.manager, &sequence);
+                let generation = Generation::new(self, ctx, &request, sequence, kv);
+                let sender = Arc::clone(sender);
+                self.compute(move || {
+                    let mut generation = generation;
+                    let first = generation.prefill()?;
+                    generation.decode(first, true, &mut |chunk| sender.send_blocking(chunk))
+                })
+                .await
+            }
+            Stage::Prefill => self.prefill(ctx, &request, sequence, sender).await,
+            Stage::Decode { ticket, first_token } => {
+                let (kv, report) = self.pull(ctx, &ticket, &sequence).await?;
+                sender
+                    .send(GenerateChunk { handoff: Some(report), ..GenerateChunk::default() })
+                    .await?;
+                let mut generation = Generation::new(self, ctx, &request, sequence, kv);
+                let sender = Arc::clone(sender);
+                self.compute(move || {
+                    generation.decode(first_token, false, &mut |chunk| sender.send_blocking(chunk))
+                })
+                .await
+            }
+        }
+    }
+
+    /// Computes the prompt's KV and the first token, then holds the blocks until they are pulled
+    /// or the hold expires.
+    async fn prefill(
+        self: &Arc<Self>,
+        ctx: &Context,
+        request: &GenerateRequest,
+        sequence: TokenSequence,
+        sender: &Arc<ResponseSender<GenerateChunk>>,
+    ) -> Result<()> {
+        let kv = SequenceKv::matching(&self.manager, &sequence);
+        let mut generation = Generation::new(self, ctx, request, sequence, kv);
+        let (first, generation) =
+            self.compute(move || Ok((generation.prefill()?, generation))).await?;
+        let usage = |completion_tokens| Some(Usage { completion_tokens, ..generation.usage() });
+        if generation.is_stop(first) {
+            let finish = Some(FinishReason::Stop);
+            let chunk = GenerateChunk { finish, usage: usage(0), ..GenerateChunk::default() };
+            return sender.send(chunk).await;
+        }
+        let chunk =
+            GenerateChunk { token_ids: vec![first], usage: usage(1), ..GenerateChunk::default() };
+        if request.sampling.max_tokens == 1 {
+            return sender
+                .send(GenerateChunk { finish: Some(FinishReason::Length), ..chunk })
+                .await;
+        }
+        let (blocks, tail) = generation.into_kv().into_staged();
+        let mut staged = self.handoff.stage(blocks, tail)?;
+        let ticket = Some(staged.ticket().clone());
+        sender.send(GenerateChunk { ticket, ..chunk }).await?;
+        // The hold lives as long as this stream: whoever drops the stream releases the blocks.
+        staged.settled().await;
+        Ok(())
+    }
+
+    async fn pull(
+        &self,
+        ctx: &Context,
+        ticket: &HandoffTicket,
+        sequence: &TokenSequence,
+    ) -> Result<(SequenceKv, HandoffReport)> {
+        let pulled = self.handoff.pull(ticket, sequence, ctx.deadline()).await?;
+        let report = pulled.report;
+        Ok((SequenceKv::pulled(self.manager.clone(), pulled), report))
+    }
+
+    /// Runs `work` on a blocking thread once there is room for another sequence.
+    async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let permit = Arc::clone(&self.compute)
+            .acquire_owned()
+            .await
+            .map_err(|_| Error::new(ErrorKind::Closed, "worker has shut down"))?;
+        let thread = self.tasks.spawn_blocking(move || {
+            let result = work();
+            drop(permit);
+            result
+        });
+        thread.await.map_err(|error| Error::internal("computing thread").with_source(error))?
+    }
+}
+
+impl fmt::Debug for LlamaWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LlamaWorker").field("pool", &self.0.manager.stats()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for WorkerOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerOptions")
+            .field("prefill_chunk_tokens", &self.prefill_chunk_tokens)
+            .field("sequences_max", &self.sequences_max)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A token a few steps ahead of its reader keeps the computing thread busy; more only hides a
+/// slow client.
+const CHUNKS_BUFFERED: usize = 4;
+
+/// Tells the tokens that end an answer: the model's own and the request's.
+fn is_stop(model: &ModelConfig, request_stops: &[TokenId], token: TokenId) -> bool {
+    model.eos_token_ids.contains(&token) || request_stops.contains(&token)
+}

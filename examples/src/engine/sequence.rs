@@ -1,0 +1,108 @@
+use std::ops::Range;
+
+use dynamo_core::{Error, ErrorKind, Result};
+use dynamo_kv::{
+    BlockKey, BlockManager, MutableBlock, PartialBlock, Pulled, RegisteredBlock, TokenSequence,
+};
+
+use crate::model::PagedKv;
+
+/// The KV of one sequence: shared blocks at the front, blocks of its own behind them.
+///
+/// The forward pass reads and writes block memory in place through [`PagedKv`].
+#[derive(Debug)]
+pub(super) struct SequenceKv {
+    manager: BlockManager,
+    registered: Vec<RegisteredBlock>,
+    own: Vec<MutableBlock>,
+    /// Tokens whose K and V are there.
+    tokens: usize,
+}
+
+impl SequenceKv {
+    /// Starts from the longest prefix that the manager holds, short of the last token: its logits
+    /// have to be computed.
+    pub(super) fn matching(manager: &BlockManager, sequence: &TokenSequence) -> Self {
+        let block_tokens = sequence.block_size().tokens();
+        let reusable = sequence.tokens().len().saturating_sub(1) / block_tokens;
+        let keys = &sequence.keys()[..reusable.min(sequence.keys().len())];
+        let registered = manager.match_prefix(keys);
+        let tokens = registered.len() * block_tokens;
+        Self { manager: manager.clone(), registered, own: Vec::new(), tokens }
+    }
+
+    /// Starts from what a hand-off brought.
+    pub(super) fn pulled(manager: BlockManager, pulled: Pulled) -> Self {
+        let block_tokens = manager.layout().block_size().tokens();
+        let tokens = pulled.blocks.len() * block_tokens + pulled.tail_tokens;
+        Self { manager, registered: pulled.blocks, own: pulled.tail.into_iter().collect(), tokens }
+    }
+
+    /// Returns the number of tokens whose K and V are there.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Makes room for `tokens` tokens in all.
+    pub(super) fn reserve(&mut self, tokens: usize) -> Result<()> {
+        let needed = tokens.div_ceil(self.block_tokens());
+        let missing = needed.saturating_sub(self.registered.len() + self.own.len());
+        if missing == 0 {
+            return Ok(());
+        }
+        let blocks = self.manager.allocate(missing).map_err(|error| {
+            Error::new(ErrorKind::Overloaded, "KV blocks for the sequence").with_source(error)
+        })?;
+        self.own.extend(blocks);
+        Ok(())
+    }
+
+    /// Records that the forward pass wrote K and V up to `tokens`, and shares the blocks that
+    /// are full.
+    pub(super) fn commit(&mut self, tokens: usize, keys: &[BlockKey]) {
+        self.tokens = tokens;
+        let full = (tokens / self.block_tokens()).min(keys.len());
+        let count = full.saturating_sub(self.registered.len()).min(self.own.len());
+        let shared = self.registered.len();
+        let complete: Vec<_> = self
+            .own
+            .drain(..count)
+            .zip(&keys[shared..])
+            .map(|(block, key)| block.complete(*key))
+            .collect();
+        self.registered.extend(self.manager.register_all(complete));
+    }
+
+    /// Gives the blocks up for a hand-off: the full ones and the partly filled last one.
+    pub(super) fn into_staged(self) -> (Vec<RegisteredBlock>, Option<PartialBlock>) {
+        let tail_tokens = self.tokens - self.registered.len() * self.block_tokens();
+        let tail = self.own.into_iter().next().filter(|_| tail_tokens > 0);
+        (self.registered, tail.map(|block| block.into_partial(tail_tokens)))
+    }
+}
+
+impl PagedKv for SequenceKv {
+    fn block_tokens(&self) -> usize {
+        self.manager.layout().block_size().tokens()
+    }
+
+    fn planes(&self, layer: usize, block: usize) -> (&[f32], &[f32]) {
+        let bytes: &[u8] = match block.checked_sub(self.registered.len()) {
+            None => &self.registered[block],
+            Some(own) => &self.own[own],
+        };
+        let layout = self.manager.layout();
+        let plane = |range: Range<usize>| bytemuck::cast_slice(&bytes[range]);
+        (plane(layout.keys(layer)), plane(layout.values(layer)))
+    }
+
+    fn planes_mut(&mut self, layer: usize, block: usize) -> (&mut [f32], &mut [f32]) {
+        let layout = self.manager.layout();
+        let (keys, values) = (layout.keys(layer), layout.values(layer));
+        // The forward pass writes behind what is shared: positions past `tokens` only.
+        let bytes: &mut [u8] = &mut self.own[block - self.registered.len()];
+        let (head, tail) = bytes.split_at_mut(values.start);
+        let length = values.len();
+        (bytemuck::cast_slice_mut(&mut head[keys]), bytemuck::cast_slice_mut(&mut tail[..length]))
+    }
+}

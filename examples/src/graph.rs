@@ -1,0 +1,210 @@
+//! Wiring: workers, routers and planes become one engine.
+//!
+//! ```text
+//! disaggregated   PrefillDecode ─► KvRouter ─► prefill workers ─┐ KV blocks
+//!                               └► KvRouter ─► decode workers ◄─┘
+//! aggregated      Client ─► one worker
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dynamo_core::protocol::{
+    BlockSize, GenerateChunk, GenerateRequest, InstanceId, KvEvent, WorkerId,
+};
+use dynamo_core::time::SystemClock;
+use dynamo_core::{
+    Component, Error, Namespace, Result, Runtime, ServeOptions, Serving, SharedEngine,
+};
+use dynamo_kv::{BlockManager, Handoff, HandoffConfig, ManagerConfig};
+use dynamo_router::disagg::{Observer, Pool, PrefillDecode};
+use dynamo_router::{EventFeed, KvRouter, RouterConfig};
+use dynamo_transfer::{Agent, AgentConfig, MemoryFabric};
+
+use crate::engine::{LlamaWorker, WorkerOptions, block_layout};
+use crate::model::Model;
+
+/// What every worker of a graph shares.
+#[derive(Debug, Clone)]
+pub struct GraphConfig {
+    /// KV blocks per worker.
+    pub blocks: usize,
+    /// Tokens per KV block.
+    pub block_size: BlockSize,
+    /// How long a prefill worker holds blocks for a decode worker that does not come.
+    pub hold_ttl: Duration,
+    /// How workers compute.
+    pub worker: WorkerOptions,
+}
+
+impl Default for GraphConfig {
+    fn default() -> Self {
+        Self {
+            blocks: 256,
+            block_size: BlockSize::DEFAULT,
+            hold_ttl: Duration::from_secs(30),
+            worker: WorkerOptions::default(),
+        }
+    }
+}
+
+/// A running graph: one engine in front, workers and routers behind it.
+pub struct Graph {
+    runtime: Runtime,
+    engine: SharedEngine<GenerateRequest, GenerateChunk>,
+    workers: Vec<GraphWorker>,
+    routers: Vec<KvRouter>,
+    feeds: Vec<EventFeed>,
+}
+
+/// One worker of a graph.
+#[derive(Debug)]
+pub struct GraphWorker {
+    /// A name for people, such as `prefill-0`.
+    pub name: String,
+    /// The engine.
+    pub worker: LlamaWorker,
+    serving: Serving,
+    agent: Agent,
+}
+
+impl GraphWorker {
+    /// Returns the instance that requests are routed to.
+    pub fn instance(&self) -> InstanceId {
+        self.serving.instance().id
+    }
+
+    /// Returns the number of requests in flight.
+    pub fn inflight(&self) -> usize {
+        self.serving.inflight()
+    }
+}
+
+impl Graph {
+    /// Starts one worker that does everything.
+    pub async fn aggregated(model: &Arc<Model>, config: &GraphConfig) -> Result<Self> {
+        let runtime = Runtime::in_process();
+        let component = namespace(&runtime)?.component("llm")?;
+        let fabric = MemoryFabric::new();
+        let worker = start_worker("worker-0", &component, model, &fabric, config).await?;
+        let endpoint = component.endpoint::<GenerateRequest, GenerateChunk>("generate")?;
+        let engine = Arc::new(endpoint.client().await?);
+        let (routers, feeds) = (Vec::new(), Vec::new());
+        Ok(Self { runtime, engine, workers: vec![worker], routers, feeds })
+    }
+
+    /// Starts `prefill` and `decode` workers with a KV-aware router before each pool.
+    ///
+    /// `observer` is told how each request went.
+    pub async fn disaggregated(
+        model: &Arc<Model>,
+        prefill: usize,
+        decode: usize,
+        config: &GraphConfig,
+        observer: impl Observer,
+    ) -> Result<Self> {
+        let runtime = Runtime::in_process();
+        let fabric = MemoryFabric::new();
+        let (mut workers, mut feeds, mut pools) = (Vec::new(), Vec::new(), Vec::new());
+        for (role, count) in [("prefill", prefill), ("decode", decode)] {
+            let component = namespace(&runtime)?.component(role)?;
+            // The router listens before the first worker speaks, so it misses no event.
+            let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+            let events = component.subscriber::<KvEvent>(KV_EVENTS).await?;
+            feeds.push(EventFeed::start(router.clone(), events));
+            for index in 0..count {
+                let name = format!("{role}-{index}");
+                workers.push(start_worker(&name, &component, model, &fabric, config).await?);
+            }
+            let client = component.endpoint("generate")?.client().await?;
+            client.wait_ready(READY_MAX).await?;
+            pools.push(Pool { client, router });
+        }
+        let routers = pools.iter().map(|pool| pool.router.clone()).collect();
+        let [prefill, decode]: [Pool; 2] =
+            pools.try_into().map_err(|_| Error::internal("a graph has two pools"))?;
+        let engine = Arc::new(PrefillDecode::new(prefill, decode).with_observer(observer));
+        Ok(Self { runtime, engine, workers, routers, feeds })
+    }
+
+    /// Returns the engine in front.
+    pub fn engine(&self) -> SharedEngine<GenerateRequest, GenerateChunk> {
+        Arc::clone(&self.engine)
+    }
+
+    /// Returns the workers.
+    pub fn workers(&self) -> &[GraphWorker] {
+        &self.workers
+    }
+
+    /// Returns the routers: none, or prefill then decode.
+    pub fn routers(&self) -> &[KvRouter] {
+        &self.routers
+    }
+
+    /// Returns the name of the worker behind `instance`.
+    pub fn worker_name(&self, instance: InstanceId) -> &str {
+        let worker = self.workers.iter().find(|worker| worker.instance() == instance);
+        worker.map_or("?", |worker| &worker.name)
+    }
+
+    /// Lets requests in flight finish for `patience`, then ends everything and joins it.
+    pub async fn shutdown(self, patience: Duration) -> Result<()> {
+        for worker in self.workers {
+            worker.serving.drain(patience).await;
+            worker.worker.shutdown().await;
+            worker.agent.shutdown().await;
+        }
+        for feed in self.feeds {
+            feed.shutdown().await;
+        }
+        drop(self.engine);
+        self.runtime.shutdown(patience).await
+    }
+}
+
+impl fmt::Debug for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Graph").field("workers", &self.workers).finish_non_exhaustive()
+    }
+}
+
+async fn start_worker(
+    name: &str,
+    component: &Component,
+    model: &Arc<Model>,
+    fabric: &MemoryFabric,
+    config: &GraphConfig,
+) -> Result<GraphWorker> {
+    let id = InstanceId::random();
+    let agent = AgentConfig::default().with_name(name).with_fabric(fabric.clone());
+    let agent = Agent::start(agent)
+        .await
+        .map_err(|error| Error::internal(format!("agent of {name}")).with_source(error))?;
+    let layout = block_layout(model.config(), config.block_size)?;
+    let publisher = component.publisher::<KvEvent>(KV_EVENTS)?;
+    let publish = move |event: KvEvent| {
+        if let Err(error) = publisher.publish(&event) {
+            tracing::warn!(%error, "KV event not published");
+        }
+    };
+    let manager = ManagerConfig::new(layout, config.blocks);
+    let manager = BlockManager::new(manager, WorkerId::new(id), Box::new(publish))
+        .map_err(|error| Error::internal(format!("block manager of {name}")).with_source(error))?;
+    let handoff = HandoffConfig::default().with_ttl(config.hold_ttl);
+    let handoff = Handoff::new(agent.clone(), manager.clone(), handoff)?;
+    let worker = LlamaWorker::new(Arc::clone(model), manager, handoff, config.worker.clone());
+    let options = ServeOptions::default().with_instance(id).with_label("worker", name);
+    let serving = component.endpoint("generate")?.serve_with(worker.clone(), options).await?;
+    Ok(GraphWorker { name: name.to_owned(), worker, serving, agent })
+}
+
+fn namespace(runtime: &Runtime) -> Result<Namespace> {
+    runtime.namespace("demo")
+}
+
+const KV_EVENTS: &str = "kv_events";
+
+/// Workers of this process register before the client is made; more would be a bug.
+const READY_MAX: Duration = Duration::from_secs(5);

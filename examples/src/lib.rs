@@ -1,0 +1,17 @@
+//! Runnable graphs on the SDK: a CPU engine for Llama-architecture GGUF models whose KV cache is
+//! `dynamo-kv`'s blocks, and an OpenAI-compatible HTTP front end.
+//!
+//! | module | what it shows |
+//! |---|---|
+//! | [`model`] | weights, forward pass, tokenizer and chat template of a GGUF file |
+//! | [`engine`] | a worker: prefix reuse, prefill, decode and hand-off over block memory |
+//! | [`graph`] | wiring workers, routers and planes into an aggregated or disaggregated graph |
+//! | [`openai`] | an HTTP front end over any engine |
+//! | [`text`] | what the front end needs of the model |
+#![forbid(unsafe_code)]
+
+pub mod engine;
+pub mod graph;
+pub mod model;
+pub mod openai;
+pub mod text;

@@ -1,0 +1,132 @@
+use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper};
+
+use super::error::{Error, Result};
+use super::gguf::{Gguf, Value};
+
+/// Text ↔ tokens, rebuilt from a GGUF file's metadata.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: Option<String>,
+    eos: Option<String>,
+}
+
+impl Tokenizer {
+    /// Builds byte-level BPE: digits one by one, then the byte-level split.
+    pub(super) fn from_gguf(gguf: &Gguf<'_>) -> Result<Self> {
+        let kind = gguf.require("tokenizer.ggml.model")?.as_text().unwrap_or("?");
+        if kind != "gpt2" {
+            return Err(Error::Unsupported(format!("tokenizer of kind {kind}")));
+        }
+        let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
+        let merges = texts(gguf, "tokenizer.ggml.merges")?
+            .into_iter()
+            .map(|merge| match merge.split_once(' ') {
+                Some((a, b)) => Ok((a.to_owned(), b.to_owned())),
+                None => Err(Error::Corrupt(format!("merge {merge:?}"))),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let vocab: Vocab =
+            (0u32..).zip(&tokens).map(|(id, token)| ((*token).to_owned(), id)).collect();
+        let bpe = BPE::builder()
+            .vocab_and_merges(vocab, merges)
+            .build()
+            .map_err(|error| Error::Tokenizer(error.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::new(bpe);
+        let splits = vec![
+            PreTokenizerWrapper::Digits(Digits::new(true)),
+            PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, true)),
+        ];
+        inner.with_pre_tokenizer(Some(PreTokenizerWrapper::Sequence(Sequence::new(splits))));
+        let decoder = DecoderWrapper::ByteLevel(ByteLevelDecoder::new(false, false, false));
+        inner.with_decoder(Some(decoder));
+        let special = special_tokens(gguf, &tokens);
+        inner.add_special_tokens(special).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        let named = |key: &str| {
+            let id = gguf.get(key).and_then(Value::as_usize)?;
+            tokens.get(id).map(|token| (*token).to_owned())
+        };
+        let bos = named("tokenizer.ggml.bos_token_id");
+        Ok(Self { inner, bos, eos: named("tokenizer.ggml.eos_token_id") })
+    }
+
+    /// Returns the tokens of `text`; special tokens written out in it are recognised.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false);
+        let encoding = encoding.map_err(|error| Error::Tokenizer(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Returns the text of `tokens`, special tokens left out.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        self.inner.decode(tokens, true).map_err(|error| Error::Tokenizer(error.to_string()))
+    }
+
+    /// Returns the text of the token that starts a sequence.
+    pub fn bos(&self) -> Option<&str> {
+        self.bos.as_deref()
+    }
+
+    /// Returns the text of the token that ends a sequence.
+    pub fn eos(&self) -> Option<&str> {
+        self.eos.as_deref()
+    }
+}
+
+/// Turns tokens into text one by one, never splitting a character.
+#[derive(Debug, Default)]
+pub struct Detokenizer {
+    tokens: Vec<u32>,
+    /// Tokens before this one are done with; kept ones give the next ones their context.
+    context: usize,
+    /// How much of the text of `tokens[context..]` was handed out.
+    emitted: usize,
+}
+
+impl Detokenizer {
+    /// Adds a token and returns the text that is certain by it.
+    pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> Result<String> {
+        self.tokens.push(token);
+        let text = tokenizer.decode(&self.tokens[self.context..])?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) {
+            // Bytes of a character that is not complete yet.
+            return Ok(String::new());
+        }
+        let delta = text.get(self.emitted..).unwrap_or_default().to_owned();
+        if self.tokens.len() - self.context > CONTEXT_TOKENS {
+            self.context = self.tokens.len() - 1;
+            self.emitted = tokenizer.decode(&self.tokens[self.context..])?.len();
+        } else {
+            self.emitted = text.len();
+        }
+        Ok(delta)
+    }
+
+    /// Returns what was held back.
+    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String> {
+        let text = tokenizer.decode(&self.tokens[self.context..])?;
+        let delta = text.get(self.emitted..).unwrap_or_default().to_owned();
+        self.emitted = text.len();
+        Ok(delta)
+    }
+}
+
+/// Long enough for any character, short enough that decoding it again is cheap.
+const CONTEXT_TOKENS: usize = 16;
+
+/// Tokens of type 3 ("control") are special.
+fn special_tokens(gguf: &Gguf<'_>, tokens: &[&str]) -> Vec<AddedToken> {
+    let types = gguf.get("tokenizer.ggml.token_type").and_then(Value::as_list).unwrap_or_default();
+    let special = tokens.iter().zip(types).filter(|(_, kind)| kind.as_usize() == Some(3));
+    special.map(|(token, _)| AddedToken::from(*token, true)).collect()
+}
+
+fn texts<'a>(gguf: &'a Gguf<'_>, key: &str) -> Result<Vec<&'a str>> {
+    let items = gguf.require(key)?.as_list().map(|list| list.iter().map(Value::as_text));
+    items.and_then(Iterator::collect).ok_or_else(|| Error::Corrupt(key.to_owned()))
+}

@@ -1,0 +1,164 @@
+//! One answer: the graph's chunks turned into text.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use dynamo_core::protocol::{FinishReason, GenerateChunk, GenerateRequest, Usage};
+use dynamo_core::{Context, Engine, RequestId, ResponseStream};
+use tokio::time::Instant;
+
+use super::error::ApiError;
+use super::request::Parsed;
+use super::stop::{Found, StopTexts};
+use super::{Detokenize, Server};
+use dynamo_core::protocol::CacheNamespace;
+
+/// What an answer consists of.
+pub(super) enum Piece {
+    Text(String),
+    End { finish_reason: &'static str, usage: Usage },
+}
+
+/// An answer on its way; dropping it stops the work behind it.
+pub(super) struct Answer {
+    stream: ResponseStream<GenerateChunk>,
+    ready: VecDeque<Result<Piece, ApiError>>,
+    detokenizer: Box<dyn Detokenize>,
+    stop: StopTexts,
+    usage: Usage,
+    times: Times,
+    over: bool,
+    server: Arc<Server>,
+}
+
+struct Times {
+    started: Instant,
+    last_token: Option<Instant>,
+}
+
+impl Answer {
+    /// Asks the graph and waits for the first text, so that an early failure is an HTTP status.
+    pub(super) async fn start(server: &Arc<Server>, parsed: Parsed) -> Result<Self, ApiError> {
+        let started = Instant::now();
+        let prompt_tokens = u32::try_from(parsed.prompt.len()).unwrap_or(u32::MAX);
+        let namespace = CacheNamespace::model(server.model.id());
+        let request =
+            GenerateRequest::new(namespace, server.block_size, parsed.prompt, parsed.sampling);
+        let ctx = Context::new().with_timeout(server.request_timeout);
+        let counted = Counted::new(server);
+        let stream = server.engine.generate(ctx, request).await?.with_guard(counted);
+        let mut answer = Self {
+            stream,
+            ready: VecDeque::new(),
+            detokenizer: server.model.detokenizer(),
+            stop: StopTexts::new(parsed.stop),
+            usage: Usage { prompt_tokens, ..Usage::default() },
+            times: Times { started, last_token: None },
+            over: false,
+            server: Arc::clone(server),
+        };
+        answer.fill().await;
+        match answer.ready.pop_front() {
+            Some(Err(error)) => Err(error),
+            first => {
+                answer.ready.extend(first);
+                answer.ready.rotate_right(1.min(answer.ready.len()));
+                Ok(answer)
+            }
+        }
+    }
+
+    /// Returns the id of the request.
+    pub(super) fn id(&self) -> &RequestId {
+        self.stream.context().id()
+    }
+
+    /// Returns the next piece; the last one is an end or an error.
+    pub(super) async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
+        self.fill().await;
+        self.ready.pop_front()
+    }
+
+    /// Waits until there is a piece, or the answer is over.
+    async fn fill(&mut self) {
+        while self.ready.is_empty() && !self.over {
+            let taken = match self.stream.next().await {
+                Some(Ok(chunk)) => self.take(&chunk),
+                Some(Err(error)) => Err(error.into()),
+                None => Err(ApiError::internal("the answer ended without a reason")),
+            };
+            if let Err(error) = taken {
+                self.over = true;
+                self.ready.push_back(Err(error));
+            }
+        }
+    }
+
+    fn take(&mut self, chunk: &GenerateChunk) -> Result<(), ApiError> {
+        for &token in &chunk.token_ids {
+            self.count_token();
+            let text = self.detokenizer.push(token).map_err(ApiError::internal)?;
+            match self.stop.push(&text) {
+                Found::Text(text) => self.text(text),
+                Found::Stop(text) => {
+                    self.text(text);
+                    self.end("stop");
+                    // The rest of the answer is of no use: stop the work behind it.
+                    self.stream.context().kill();
+                    return Ok(());
+                }
+            }
+        }
+        if let Some(finish) = chunk.finish {
+            let completion_tokens = self.usage.completion_tokens;
+            self.usage = chunk.usage.unwrap_or(self.usage);
+            self.usage.completion_tokens = completion_tokens;
+            let held = self.detokenizer.finish().map_err(ApiError::internal)?;
+            let (text, stopped) = match self.stop.push(&held) {
+                Found::Text(text) => (text + &self.stop.finish(), false),
+                Found::Stop(text) => (text, true),
+            };
+            self.text(text);
+            let stopped = stopped || finish == FinishReason::Stop;
+            self.end(if stopped { "stop" } else { "length" });
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, text: String) {
+        if !text.is_empty() {
+            self.ready.push_back(Ok(Piece::Text(text)));
+        }
+    }
+
+    fn end(&mut self, finish_reason: &'static str) {
+        self.over = true;
+        self.server.metrics.usage(self.usage);
+        self.ready.push_back(Ok(Piece::End { finish_reason, usage: self.usage }));
+    }
+
+    fn count_token(&mut self) {
+        self.usage.completion_tokens += 1;
+        let now = Instant::now();
+        match self.times.last_token.replace(now) {
+            None => self.server.metrics.first_token(now - self.times.started),
+            Some(last) => self.server.metrics.next_token(now - last),
+        }
+    }
+}
+
+/// Counts a request as in flight for as long as its stream lives.
+struct Counted(Arc<Server>);
+
+impl Counted {
+    fn new(server: &Arc<Server>) -> Self {
+        server.metrics.started();
+        Self(Arc::clone(server))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.metrics.ended();
+    }
+}
