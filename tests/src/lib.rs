@@ -1,0 +1,2 @@
+//! Tests that cross the crates, and the README's example.
+#![doc = include_str!("../../README.md")]

@@ -1,0 +1,161 @@
+//! The structure of the repository, checked: who may depend on whom, what a library may not do.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const LIBRARIES: [&str; 4] = ["dynamo-core", "dynamo-router", "dynamo-kv", "dynamo-transfer"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Returns all Rust files below `folder`.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// Returns `file:line: text` for each line of the libraries' code (comments, and everything from
+/// an inline test module on, left out) that contains one of `words`.
+fn lines_with(words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for library in LIBRARIES {
+        for file in sources(&root().join(library).join("src")) {
+            let text = fs::read_to_string(&file).unwrap();
+            let code = text.split("\n#[cfg(test)]").next().unwrap();
+            for (number, line) in code.lines().enumerate() {
+                let line = line.trim();
+                if !line.starts_with("//") && words.iter().any(|word| line.contains(word)) {
+                    let file = file.strip_prefix(root()).unwrap().display();
+                    found.push(format!("{file}:{}: {line}", number + 1));
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_library_reads_the_environment_or_keeps_a_static() {
+    let words = ["env::var", "static mut ", "lazy_static", "OnceLock", "LazyLock", "thread_local!"];
+    assert_eq!(lines_with(&words), [""; 0]);
+    let statics: Vec<_> = lines_with(&["static "])
+        .into_iter()
+        .filter(|line| {
+            let code = line.splitn(3, ": ").nth(1).unwrap_or_default();
+            code.starts_with("static ") || code.starts_with("pub static ")
+        })
+        .collect();
+    assert_eq!(statics, [""; 0]);
+}
+
+#[test]
+fn no_library_spawns_a_task_without_an_owner_or_queues_without_a_limit() {
+    let words = ["tokio::spawn(", "task::spawn(", "thread::spawn(", "unbounded"];
+    assert_eq!(lines_with(&words), [""; 0]);
+}
+
+#[test]
+fn no_library_ends_the_process_or_installs_a_subscriber_or_a_signal_handler() {
+    let words = ["process::exit", "process::abort", "set_global_default", "tokio::signal"];
+    assert_eq!(lines_with(&words), [""; 0]);
+}
+
+#[test]
+fn no_library_uses_anyhow_and_arrows_point_down_only() {
+    let may_use: [(&str, &[&str]); 4] = [
+        ("dynamo-core", &[]),
+        ("dynamo-transfer", &[]),
+        ("dynamo-kv", &["dynamo-core", "dynamo-transfer"]),
+        ("dynamo-router", &["dynamo-core"]),
+    ];
+    for (library, allowed) in may_use {
+        let manifest = fs::read_to_string(root().join(library).join("Cargo.toml")).unwrap();
+        let dependencies = manifest.split("[dependencies]").nth(1).unwrap();
+        let dependencies = dependencies.split("\n[").next().unwrap();
+        for line in dependencies.lines().filter(|line| !line.trim().is_empty()) {
+            let name = line.split(['.', ' ', '=']).next().unwrap();
+            assert_ne!(name, "anyhow", "{library}");
+            assert!(
+                !name.starts_with("dynamo-") || allowed.contains(&name),
+                "{library} must not depend on {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_floors_of_core_hold_and_kv_never_sees_a_socket() {
+    // Each room may use the rooms below it only.
+    let floors: [(&str, &[&str]); 6] = [
+        ("protocol", &["engine", "event_plane", "discovery", "request_plane", "client", "server"]),
+        ("engine", &["event_plane", "discovery", "request_plane", "client", "server", "runtime"]),
+        ("event_plane", &["discovery", "request_plane", "client", "server", "runtime"]),
+        ("discovery", &["request_plane", "client", "server", "component", "runtime"]),
+        ("request_plane", &["client", "server", "component", "runtime"]),
+        ("client", &["component", "server"]),
+    ];
+    for (room, above) in floors {
+        for file in sources(&root().join("dynamo-core/src").join(room)) {
+            let text = fs::read_to_string(&file).unwrap();
+            for room_above in above {
+                let arrow = format!("crate::{room_above}::");
+                assert!(!text.contains(&arrow), "{} points up: {arrow}", file.display());
+            }
+        }
+    }
+    for file in sources(&root().join("dynamo-kv/src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(!text.contains("::net::"), "{} sees a socket", file.display());
+    }
+}
+
+#[test]
+fn unsafe_code_is_forbidden_where_it_is_promised() {
+    for library in LIBRARIES {
+        let text = fs::read_to_string(root().join(library).join("src/lib.rs")).unwrap();
+        assert!(text.contains("#![forbid(unsafe_code)]"), "{library}");
+    }
+}
+
+#[test]
+fn every_source_file_is_part_of_a_module_tree() {
+    for library in LIBRARIES {
+        let folder = root().join(library).join("src");
+        for file in sources(&folder) {
+            let stem = file.file_stem().unwrap().to_str().unwrap();
+            let parent = file.parent().unwrap();
+            let (name, declared_in) = match stem {
+                "lib" => continue,
+                "mod" => (parent.file_name().unwrap().to_str().unwrap(), parent.parent().unwrap()),
+                stem => (stem, parent),
+            };
+            let declares = |path: PathBuf| {
+                fs::read_to_string(path).is_ok_and(|text| {
+                    text.lines().any(|line| line.trim_end().ends_with(&format!("mod {name};")))
+                })
+            };
+            let candidates = [
+                declared_in.join("lib.rs"),
+                declared_in.join("mod.rs"),
+                declared_in.with_extension("rs"),
+            ];
+            assert!(candidates.into_iter().any(declares), "{} is dead", file.display());
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_open() {
+    let words = [concat!("TO", "DO"), concat!("FIX", "ME"), "todo!(", "unimplemented!("];
+    assert_eq!(lines_with(&words), [""; 0]);
+}
