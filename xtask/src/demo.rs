@@ -1,0 +1,29 @@
+//! `cargo xtask demo`: fetch the model, build, run.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::model;
+use crate::shell::{self, ensure_linker, step};
+
+pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
+    ensure_linker()?;
+    let (model, args) = match args.iter().position(|arg| arg == "--model") {
+        Some(at) => {
+            let path = args.get(at + 1).context("--model needs a path")?;
+            (PathBuf::from(path), [&args[..at], &args[at + 2..]].concat())
+        }
+        None => (model::fetch()?, args.to_vec()),
+    };
+    step("building the demo (release; minutes the first time)");
+    let demo = ["--release", "--locked", "--package", "dynamo-examples", "--bin", "demo"];
+    shell::run(Command::new("cargo").arg("build").args(demo))?;
+    step("running the demo");
+    let mut command = Command::new("cargo");
+    command.arg("run").arg("--quiet").args(demo).arg("--").arg("--model").arg(&model).args(&args);
+    let status = command.status().context("running the demo")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Ok(ExitCode::from(code))
+}

@@ -1,0 +1,34 @@
+//! The repository's own commands: `cargo xtask demo | test | model`.
+#![expect(clippy::print_stdout, reason = "commands say what they do")]
+#![forbid(unsafe_code)]
+
+mod demo;
+mod model;
+mod python;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+fn main() -> Result<ExitCode> {
+    std::env::set_current_dir(shell::root()?)?;
+    let mut args = std::env::args().skip(1);
+    let command = args.next().unwrap_or_default();
+    let args: Vec<String> = args.collect();
+    match command.as_str() {
+        "demo" => demo::run(&args),
+        "test" => test::run(),
+        "model" => {
+            println!("{}", model::fetch()?.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("unknown command {other:?}\n{USAGE}"),
+    }
+}
+
+const USAGE: &str = "\
+usage: cargo xtask demo [--serve] [--aggregated] [--prompt TEXT] [--model PATH] [--port PORT]
+       cargo xtask test     pass the tests; sets up what they need
+       cargo xtask model    fetch the model and print where it is";

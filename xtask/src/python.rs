@@ -1,0 +1,38 @@
+//! A Python environment in the cache: for `pip`, and for the `openai` client of the tests.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::shell::{apt_install, cache, run, step, succeeds};
+
+/// Returns the environment's interpreter, creating the environment if there is none.
+pub(crate) fn environment() -> Result<PathBuf> {
+    let folder = cache()?.join("venv");
+    let python = folder.join("bin/python");
+    if succeeds(Command::new(&python).args(["-m", "pip", "--version"])) {
+        return Ok(python);
+    }
+    step(&format!("creating a Python environment in {}", folder.display()));
+    let create = || run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
+    if !succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"])) {
+        apt_install(&["python3", "python3-venv"])?;
+    }
+    create()?;
+    Ok(python)
+}
+
+/// Returns an interpreter that has the `openai` client.
+pub(crate) fn with_openai() -> Result<PathBuf> {
+    let python = environment()?;
+    let check = format!("import openai; assert openai.__version__ == {OPENAI:?}");
+    if !succeeds(Command::new(&python).args(["-c", &check])) {
+        step(&format!("installing the openai client {OPENAI}"));
+        let package = format!("openai=={OPENAI}");
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", &package]))?;
+    }
+    Ok(python)
+}
+
+const OPENAI: &str = "3.52.0";

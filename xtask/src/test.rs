@@ -1,0 +1,47 @@
+//! `cargo xtask test`: set up what the tests need, pass them, say what was skipped.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+
+use crate::shell::{self, ensure_linker, step};
+use crate::{model, python};
+
+pub(crate) fn run() -> Result<ExitCode> {
+    ensure_linker()?;
+    let mut skipped = Vec::new();
+    let mut tests = Command::new("cargo");
+    tests.args(["test", "--workspace", "--all-features", "--locked"]);
+    provide(&mut tests, &mut skipped, "DYNAMO_MODEL", "tests of the real model", model::fetch());
+    provide(&mut tests, &mut skipped, "DYNAMO_PYTHON", "the openai client", python::with_openai());
+    step("cargo test --workspace --all-features");
+    shell::run(&mut tests)?;
+    for what in &skipped {
+        println!("SKIPPED: {what}");
+    }
+    println!("SKIPPED: tests on a GPU, over UCX and with etcd and NATS: there are none yet");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells the tests where something is, or notes that they have to do without.
+fn provide(
+    tests: &mut Command,
+    skipped: &mut Vec<String>,
+    variable: &str,
+    what: &str,
+    found: Result<PathBuf>,
+) {
+    match found {
+        Ok(path) => {
+            tests.env(variable, path);
+        }
+        Err(error) => {
+            let how = "make the package registries reachable and run `cargo xtask test` again";
+            let note = format!("{what} ({error:#}); to run them, {how}");
+            println!("!!! SKIPPING {note}");
+            tests.env_remove(variable);
+            skipped.push(note);
+        }
+    }
+}
