@@ -62,6 +62,8 @@ struct State {
     index: PrefixIndex,
     sequencers: HashMap<WorkerId, Sequencer>,
     rates: HashMap<WorkerId, Rates>,
+    /// What all workers have shown: stands in for one that has shown nothing yet.
+    pool_rates: Rates,
     /// The instances of the last list of candidates, so that it shows when one leaves.
     known: BTreeSet<InstanceId>,
     /// Instances that spoke of their cache and were not in that list.
@@ -105,6 +107,7 @@ impl KvRouter {
             index: PrefixIndex::default(),
             sequencers: HashMap::new(),
             rates: HashMap::new(),
+            pool_rates: Rates::default(),
             known: BTreeSet::new(),
             strangers: BTreeSet::new(),
             matches: Matches::default(),
@@ -147,7 +150,7 @@ impl KvRouter {
             .map(|candidate| {
                 let worker = WorkerId::new(candidate.id);
                 let cached = (state.matches.depth(worker) * block_tokens).min(reusable);
-                let rates = state.rates.get(&worker).copied().unwrap_or_default();
+                let rates = state.rates.get(&worker).copied().unwrap_or(state.pool_rates);
                 let tokens = (cached, prompt_tokens - cached);
                 cost(&self.cost, rates, worker, self.ledger.load(worker), tokens, work)
             })
@@ -213,7 +216,9 @@ impl KvRouter {
         decision.booking.prefill_done();
         let (since, tokens) = decision.booked;
         let seconds = self.clock.now().saturating_duration_since(since).as_secs_f64();
-        self.lock().rates.entry(decision.worker).or_default().observe(tokens, seconds);
+        let mut state = self.lock();
+        state.pool_rates.observe(tokens, seconds);
+        state.rates.entry(decision.worker).or_default().observe(tokens, seconds);
     }
 
     /// Returns what is booked on `worker`.

@@ -51,7 +51,7 @@ fn no_library_reads_the_environment_or_keeps_a_static() {
     let statics: Vec<_> = lines_with(&["static "])
         .into_iter()
         .filter(|line| {
-            let code = line.splitn(3, ": ").nth(1).unwrap_or_default();
+            let code = line.split(": ").nth(1).unwrap_or_default();
             code.starts_with("static ") || code.starts_with("pub static ")
         })
         .collect();

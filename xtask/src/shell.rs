@@ -57,7 +57,11 @@ pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
 
 /// Makes sure that Rust can link.
 pub(crate) fn ensure_linker() -> Result<()> {
-    if succeeds(Command::new("cc").arg("--version")) { Ok(()) } else { apt_install(&["build-essential"]) }
+    if succeeds(Command::new("cc").arg("--version")) {
+        Ok(())
+    } else {
+        apt_install(&["build-essential"])
+    }
 }
 
 /// Returns the repository's root.

@@ -240,3 +240,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_worker_that_has_shown_nothing_counts_as_fast_as_the_others_not_as_the_prior() {
+    let clock = Arc::new(ManualClock::new());
+    let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
+    let request = request(100);
+    let mut decision = router.route(&request, &[instance(1)], &[]).unwrap();
+    clock.advance(std::time::Duration::from_secs(1));
+    router.observe_first_token(&mut decision);
+    drop(decision);
+    router.apply(&stored(1, 1, 0, &request.blocks));
+    let decision = router.route(&request, &[instance(1), instance(2)], &[]).unwrap();
+    assert_eq!(decision.worker, worker(1), "slow workers are no reason to forgo the cache");
+}

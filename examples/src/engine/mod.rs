@@ -109,10 +109,22 @@ impl LlamaWorker {
         &self.0.handoff
     }
 
-    /// Waits until every request has ended; serve no longer before.
-    pub async fn shutdown(&self) {
+    /// Waits until no request is being computed, staged or pulled.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn idle(&self) {
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        self.0.tasks.reopen();
+    }
+
+    /// Waits until every request has ended, then ends the hand-off; serve no longer before.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn shutdown(&self) {
+        self.idle().await;
         self.0.handoff.shutdown().await;
     }
 }

@@ -42,9 +42,9 @@ pub(super) fn forward(
 }
 
 fn check(config: &ModelConfig, tokens: &[u32], start: usize) -> Result<()> {
-    let end = start + tokens.len();
-    if tokens.is_empty() || end > config.context {
-        let message = format!("positions {start} to {end} of a context of {}", config.context);
+    let (count, context) = (tokens.len(), config.context);
+    if count == 0 || start.checked_add(count).is_none_or(|end| end > context) {
+        let message = format!("{count} tokens from position {start} of a context of {context}");
         return Err(Error::InvalidRequest(message));
     }
     match tokens.iter().find(|&&token| token as usize >= config.vocab) {

@@ -52,25 +52,31 @@ impl<'a> Gguf<'a> {
         }
         let tensor_count = reader.count("tensor count", TENSOR_BYTES_MIN)?;
         let metadata_count = reader.count("metadata count", METADATA_BYTES_MIN)?;
-        let mut metadata = HashMap::with_capacity(metadata_count);
+        let mut metadata = HashMap::new();
         for _ in 0..metadata_count {
             let key = reader.text("metadata key")?;
             let kind = reader.u32(&key)?;
             let value = reader.value(&key, kind, 0)?;
             metadata.insert(key, value);
         }
-        let mut tensors = HashMap::with_capacity(tensor_count);
+        let mut tensors = HashMap::new();
         for _ in 0..tensor_count {
             let (name, info) = reader.tensor()?;
             tensors.insert(name, info);
         }
         let alignment = match metadata.get("general.alignment") {
             None => 32,
-            Some(Value::Unsigned(alignment)) if (1..=1 << 20).contains(alignment) => {
+            Some(Value::Unsigned(alignment))
+                if alignment.is_multiple_of(8) && (8..=1 << 20).contains(alignment) =>
+            {
                 usize::try_from(*alignment).unwrap_or(32)
             }
             Some(_) => return Err(Error::Corrupt("general.alignment".to_owned())),
         };
+        let misplaced = |(_, info): &(&String, &TensorInfo)| !info.offset.is_multiple_of(alignment);
+        if let Some((name, info)) = tensors.iter().find(misplaced) {
+            return Err(Error::Corrupt(format!("tensor {name} at odd offset {}", info.offset)));
+        }
         let start = reader.at.next_multiple_of(alignment);
         let data = file.get(start..).ok_or_else(|| Error::Truncated("tensor data".to_owned()))?;
         Ok(Self { metadata, tensors, data })
@@ -189,6 +195,9 @@ impl<'a> Reader<'a> {
             9 if depth < LIST_DEPTH_MAX => {
                 let kind = self.u32(key)?;
                 let count = self.count(key, 1)?;
+                if count > LIST_ITEMS_MAX {
+                    return Err(Error::Corrupt(format!("{key} has {count} items")));
+                }
                 let items = (0..count).map(|_| self.value(key, kind, depth + 1));
                 Value::List(items.collect::<Result<_>>()?)
             }
@@ -243,5 +252,7 @@ fn dtype(number: u32) -> Option<GgmlDType> {
 const TENSOR_BYTES_MIN: usize = 8 + 4 + 8 + 4 + 8;
 /// Key length, type and the smallest value.
 const METADATA_BYTES_MIN: usize = 8 + 4 + 1;
+/// Above any vocabulary: an item takes more memory than its byte in the file.
+const LIST_ITEMS_MAX: usize = 1 << 22;
 /// Lists of lists occur, deeper nesting does not.
 const LIST_DEPTH_MAX: usize = 3;

@@ -23,6 +23,10 @@ impl Tokenizer {
         if kind != "gpt2" {
             return Err(Error::Unsupported(format!("tokenizer of kind {kind}")));
         }
+        let split = gguf.require("tokenizer.ggml.pre")?.as_text().unwrap_or("?");
+        if !DIGITS_THEN_BYTES.contains(&split) {
+            return Err(Error::Unsupported(format!("pre-tokenizer {split}")));
+        }
         let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
         let merges = texts(gguf, "tokenizer.ggml.merges")?
             .into_iter()
@@ -116,6 +120,8 @@ impl Detokenizer {
     }
 }
 
+/// The pre-tokenizers of llama.cpp that share this split; another one would give wrong tokens.
+const DIGITS_THEN_BYTES: [&str; 4] = ["smollm", "starcoder", "refact", "command-r"];
 /// Long enough for any character, short enough that decoding it again is cheap.
 const CONTEXT_TOKENS: usize = 16;
 

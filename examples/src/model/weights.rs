@@ -66,7 +66,8 @@ impl Weights {
         // Small models tie the output to the embedding.
         let output = match gguf.tensor("output.weight") {
             Ok(_) => "output.weight",
-            Err(_) => "token_embd.weight",
+            Err(Error::Missing(_)) => "token_embd.weight",
+            Err(error) => return Err(error),
         };
         let output = loader.linear(output, vocab, dim)?;
         let output_norm = loader.floats("output_norm.weight", &[dim])?;
@@ -102,7 +103,11 @@ impl Loader<'_, '_> {
             return Err(Error::Corrupt(message));
         }
         (self.step)();
-        Ok(ggml_file::qtensor_from_ggml(raw.dtype, raw.bytes, raw.dims, &Device::Cpu)?)
+        // Candle reads blocks where they lie, and does not look at how they are aligned.
+        let mut aligned = vec![0u64; raw.bytes.len().div_ceil(size_of::<u64>())];
+        let bytes = &mut bytemuck::cast_slice_mut(&mut aligned)[..raw.bytes.len()];
+        bytes.copy_from_slice(raw.bytes);
+        Ok(ggml_file::qtensor_from_ggml(raw.dtype, bytes, raw.dims, &Device::Cpu)?)
     }
 
     fn floats(&mut self, name: &str, dims: &[usize]) -> Result<Vec<f32>> {
