@@ -165,7 +165,7 @@ impl<T> fmt::Debug for ResponseStream<T> {
 /// The producing end of [`ResponseStream::channel`].
 ///
 /// Dropping it without [`finish`](Self::finish) or [`fail`](Self::fail) ends the stream with an
-/// [`Internal`](ErrorKind::Internal) error: a producer that panics never looks complete.
+/// [`Internal`](crate::ErrorKind::Internal) error: a producer that panics never looks complete.
 pub struct ResponseSender<T> {
     events: mpsc::Sender<Event<T>>,
     ctx: Context,
