@@ -150,7 +150,7 @@ impl KvRouter {
             .map(|candidate| {
                 let worker = WorkerId::new(candidate.id);
                 let cached = (state.matches.depth(worker) * block_tokens).min(reusable);
-                let rates = state.rates.get(&worker).copied().unwrap_or(state.pool_rates);
+                let rates = state.rates_of(worker);
                 let tokens = (cached, prompt_tokens - cached);
                 cost(&self.cost, rates, worker, self.ledger.load(worker), tokens, work)
             })
@@ -256,6 +256,12 @@ impl KvRouter {
 }
 
 impl State {
+    /// Returns what `worker` has shown, or the pool's if that is nothing yet.
+    fn rates_of(&self, worker: WorkerId) -> Rates {
+        let own = self.rates.get(&worker).copied();
+        own.filter(|own| own.prefill_s_per_token().is_some()).unwrap_or(self.pool_rates)
+    }
+
     /// Drops what is known of instances that left.
     ///
     /// One that was never listed may be ahead of discovery, or be gone and have spoken last: it

@@ -147,3 +147,119 @@ fn a_real_file_cut_or_spoilt_anywhere_in_its_header_is_a_typed_error() {
         let _ = load(&spoilt);
     }
 }
+
+/// Returns a whole model of one layer in a few kilobytes, and where its tensors' data starts.
+fn tiny_model() -> (Vec<u8>, usize) {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let tagged =
+        |key: &str, kind: u32, value: &[u8]| [&text(key)[..], &kind.to_le_bytes(), value].concat();
+    let texts = |items: &[&str]| {
+        let mut list = [&8u32.to_le_bytes()[..], &(items.len() as u64).to_le_bytes()].concat();
+        items.iter().for_each(|item| list.extend(text(item)));
+        list
+    };
+    let mut metadata = vec![
+        tagged("general.architecture", 8, &text("llama")),
+        tagged("tokenizer.ggml.model", 8, &text("gpt2")),
+        tagged("tokenizer.ggml.pre", 8, &text("smollm")),
+        tagged("tokenizer.ggml.tokens", 9, &texts(&["<|end|>", "a", "b", "ab"])),
+        tagged("tokenizer.ggml.merges", 9, &texts(&["a b"])),
+        tagged("tokenizer.chat_template", 8, &text("{{ messages[0].content }}")),
+        tagged("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes()),
+    ];
+    for (key, value) in [
+        ("block_count", 1u32),
+        ("embedding_length", 32),
+        ("feed_forward_length", 32),
+        ("context_length", 64),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+    ] {
+        metadata.push(tagged(&format!("llama.{key}"), 4, &value.to_le_bytes()));
+    }
+    let (mut tensors, mut data) = (Vec::new(), Vec::new());
+    for (name, dims) in [
+        ("token_embd", &[32u64, 4][..]),
+        ("output_norm", &[32]),
+        ("blk.0.attn_norm", &[32]),
+        ("blk.0.attn_q", &[32, 32]),
+        ("blk.0.attn_k", &[32, 16]),
+        ("blk.0.attn_v", &[32, 16]),
+        ("blk.0.attn_output", &[32, 32]),
+        ("blk.0.ffn_norm", &[32]),
+        ("blk.0.ffn_gate", &[32, 32]),
+        ("blk.0.ffn_up", &[32, 32]),
+        ("blk.0.ffn_down", &[32, 32]),
+    ] {
+        let mut tensor = text(&format!("{name}.weight"));
+        tensor.extend((dims.len() as u32).to_le_bytes());
+        dims.iter().for_each(|dim| tensor.extend(dim.to_le_bytes()));
+        tensor.extend(0u32.to_le_bytes());
+        tensor.extend((data.len() as u64).to_le_bytes());
+        tensors.push(tensor);
+        for index in 0..dims.iter().product::<u64>() {
+            data.extend(((index * 37 % 64) as f32 / 32.0 - 1.0).to_le_bytes());
+        }
+    }
+    let rest = [metadata.concat(), tensors.concat()].concat();
+    let mut file = header(tensors.len() as u64, metadata.len() as u64, &rest);
+    let data_start = file.len().next_multiple_of(32);
+    file.resize(data_start, 0);
+    file.extend(data);
+    (file, data_start)
+}
+
+#[test]
+fn a_file_loads_and_runs_wherever_its_bytes_lie_in_memory() {
+    let (file, _) = tiny_model();
+    let run = |bytes: &[u8]| {
+        let Loaded { model, tokenizer, .. } = Loaded::from_bytes(bytes, &mut |_, _| {}).unwrap();
+        let mut kv = VecKv::new(model.config(), 2, 8);
+        model.forward(&tokenizer.encode("abaabb").unwrap(), 0, &mut kv).unwrap()
+    };
+    let logits = run(&file);
+    assert!(logits.len() == 4 && logits.iter().all(|logit| logit.is_finite()), "{logits:?}");
+    for shift in 1..8 {
+        let shifted = [&vec![0; shift][..], &file].concat();
+        assert!(run(&shifted[shift..]) == logits, "{shift} bytes further on");
+    }
+}
+
+#[test]
+fn no_spoilt_byte_and_no_cut_of_a_file_makes_loading_panic() {
+    let (file, data_start) = tiny_model();
+    for at in 0..data_start {
+        for flip in [0x01, 0x04, 0x80, 0xff] {
+            let mut spoilt = file.clone();
+            spoilt[at] ^= flip;
+            // Many changes leave a file that still holds together; those must load.
+            let _ = Loaded::from_bytes(&spoilt, &mut |_, _| {});
+        }
+    }
+    for cut in 4..file.len() {
+        let error = load(&file[..cut]);
+        assert!(matches!(error, Error::Truncated(_) | Error::Corrupt(_)), "cut at {cut}: {error}");
+    }
+}
+
+#[test]
+fn what_would_be_read_wrongly_is_refused() {
+    let (file, _) = tiny_model();
+    let replaced = |from: &[u8], to: &[u8]| {
+        let at = file.windows(from.len()).position(|window| window == from).unwrap();
+        let mut changed = file.clone();
+        changed[at..at + from.len()].copy_from_slice(to);
+        load(&changed)
+    };
+    assert!(matches!(replaced(b"smollm", b"llama3"), Error::Unsupported(_)));
+    assert!(matches!(
+        replaced(b"general.architecture", b"general.architectura"),
+        Error::Missing(_)
+    ));
+    let name = b"blk.0.ffn_down.weight";
+    let at = file.windows(name.len()).position(|window| window == name).unwrap();
+    // After the name: the number of axes, two axes, the type.
+    let mut moved = file.clone();
+    moved[at + name.len() + 4 + 16 + 4] |= 1;
+    assert!(matches!(load(&moved), Error::Corrupt(_)));
+}

@@ -245,6 +245,10 @@ proptest! {
 fn a_worker_that_has_shown_nothing_counts_as_fast_as_the_others_not_as_the_prior() {
     let clock = Arc::new(ManualClock::new());
     let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
+    // Too few tokens to show anything.
+    let mut tiny = router.route(&request(5), &[instance(2)], &[]).unwrap();
+    router.observe_first_token(&mut tiny);
+    drop(tiny);
     let request = request(100);
     let mut decision = router.route(&request, &[instance(1)], &[]).unwrap();
     clock.advance(std::time::Duration::from_secs(1));
