@@ -47,7 +47,7 @@ impl TcpClient {
             incarnation: self.own.incarnation,
         };
         send_frame(&mut stream, &hello.encode()).await?;
-        status(&mut stream, CONNECT_MAX).await?;
+        answer(&mut stream, CONNECT_MAX).await??;
         Ok(stream)
     }
 
@@ -87,33 +87,25 @@ impl Backend for TcpClient {
         let ranges = operation.chunks.iter().map(|chunk| (chunk.remote, chunk.len)).collect();
         let (region, key) = (operation.remote_id, operation.remote_key);
         let access = Access { region, key, ranges };
-        let mut stream = self.connect(&operation.peer).await?;
-        let outcome = match operation.right {
-            Right::Read => {
-                send_frame(&mut stream, &Request::Read(access).encode()).await?;
-                match answer(&mut stream, STALL_MAX).await? {
-                    Ok(()) => {
-                        for chunk in &operation.chunks {
-                            recv_memory(&stream, &operation.local, chunk.local, chunk.len).await?;
-                        }
-                        Ok(())
-                    }
-                    refused => refused,
-                }
-            }
-            Right::Write => {
-                send_frame(&mut stream, &Request::Write(access).encode()).await?;
-                match answer(&mut stream, STALL_MAX).await? {
-                    Ok(()) => {
-                        for chunk in &operation.chunks {
-                            send_memory(&stream, &operation.local, chunk.local, chunk.len).await?;
-                        }
-                        answer(&mut stream, STALL_MAX).await?
-                    }
-                    refused => refused,
-                }
-            }
+        let request = match operation.right {
+            Right::Read => Request::Read(access),
+            Right::Write => Request::Write(access),
         };
+        let mut stream = self.connect(&operation.peer).await?;
+        send_frame(&mut stream, &request.encode()).await?;
+        let mut outcome = answer(&mut stream, STALL_MAX).await?;
+        if outcome.is_ok() {
+            let local = &operation.local;
+            for chunk in &operation.chunks {
+                match operation.right {
+                    Right::Read => recv_memory(&stream, local, chunk.local, chunk.len).await?,
+                    Right::Write => send_memory(&stream, local, chunk.local, chunk.len).await?,
+                }
+            }
+            if operation.right == Right::Write {
+                outcome = answer(&mut stream, STALL_MAX).await?;
+            }
+        }
         // The exchange came to its end, also if it was a refusal: the connection is in order.
         self.put_idle(&operation.peer, stream);
         outcome
@@ -140,10 +132,6 @@ async fn dial(address: SocketAddr) -> Result<TcpStream> {
 /// Receives a status: the outer error is the connection's, the inner one the owner's answer.
 async fn answer(stream: &mut TcpStream, patience: Duration) -> Result<Result<()>> {
     decode_status(&recv_frame(stream, patience).await?)
-}
-
-async fn status(stream: &mut TcpStream, patience: Duration) -> Result<()> {
-    answer(stream, patience).await?
 }
 
 const WOULD_BLOCK: std::io::ErrorKind = std::io::ErrorKind::WouldBlock;
