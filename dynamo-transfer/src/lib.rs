@@ -48,7 +48,9 @@
 
 mod agent;
 mod backend;
+mod config;
 pub mod descriptor;
+mod endpoint;
 mod error;
 pub mod memory;
 pub mod peer;
@@ -58,8 +60,9 @@ pub mod transfer;
 #[cfg(any(test, feature = "test-util"))]
 pub mod conformance;
 
-pub use agent::{Agent, AgentConfig};
+pub use agent::Agent;
 pub use backend::{BackendKind, MemoryFabric};
+pub use config::AgentConfig;
 pub use descriptor::{LocalDescriptor, RemoteDescriptor};
 pub use error::{Error, ErrorKind, Result};
 pub use memory::{HostBuffer, RegionHandle, RegisteredRegion};

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dynamo_transfer::{
-    Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, MemoryFabric, TransferOptions,
-    conformance,
+    Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, MemoryFabric, RegisteredRegion,
+    RemoteAgent, Transfer, TransferOptions, conformance,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -107,27 +107,44 @@ fn hold(lock: Arc<Mutex<()>>) -> std::sync::mpsc::Sender<()> {
     release
 }
 
+/// A peer played by the test: whoever connects finds the test's own listener.
+struct Played {
+    listener: TcpListener,
+    initiator: Agent,
+    peer: RemoteAgent,
+    target: RegisteredRegion<HostBuffer>,
+}
+
+impl Played {
+    /// Starts an initiator that knows a peer with a region of `len` bytes behind `listener`.
+    async fn new(len: usize, config: AgentConfig) -> Self {
+        let listener = TcpListener::bind(loopback()).await.unwrap();
+        let owner = agent("owner", None, false).await;
+        let region = owner.register(vec![HostBuffer::new(len)]).unwrap();
+        let metadata = owner.metadata(&[region.handle()]);
+        let initiator = Agent::start(config).await.unwrap();
+        let metadata = with_address(&metadata, listener.local_addr().unwrap());
+        let peer = initiator.load_metadata(&metadata).unwrap();
+        let target = initiator.register_mut(vec![HostBuffer::new(len)]).unwrap();
+        Self { listener, initiator, peer, target }
+    }
+
+    /// Posts a read of the whole region.
+    fn read(&self, options: TransferOptions) -> Transfer {
+        let whole = [(0, self.target.len())];
+        let remote = self.peer.regions()[0].descriptor(whole).unwrap();
+        self.initiator.read(self.target.descriptor(whole).unwrap(), remote, options)
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_never_answers_is_cut_at_the_deadline() {
-    let silent = TcpListener::bind(loopback()).await.unwrap();
-    let owner = agent("owner", None, false).await;
-    let region = owner.register(vec![HostBuffer::new(8)]).unwrap();
-    let metadata = owner.metadata(&[region.handle()]);
-    let initiator = agent("initiator", None, false).await;
-    let peer = initiator.load_metadata(&with_address(&metadata, silent.local_addr().unwrap()));
-    let peer = peer.unwrap();
-    let target = initiator.register_mut(vec![HostBuffer::new(8)]).unwrap();
-    let error = initiator
-        .read(
-            target.descriptor([(0, 8)]).unwrap(),
-            peer.regions()[0].descriptor([(0, 8)]).unwrap(),
-            TransferOptions::default().with_deadline(Duration::from_millis(500)),
-        )
-        .await
-        .unwrap_err();
+    let silent = Played::new(8, AgentConfig::default()).await;
+    let options = TransferOptions::default().with_deadline(Duration::from_millis(500));
+    let error = silent.read(options).await.unwrap_err();
     assert_eq!((error.kind(), error.peer()), (ErrorKind::DeadlineExceeded, Some("owner")));
     // Nothing holds the memory any more.
-    assert_eq!(target.close().await.len(), 1);
+    assert_eq!(silent.target.close().await.len(), 1);
 }
 
 /// Rewrites metadata of an agent that offers no TCP address so that it does, at `address`.
@@ -148,20 +165,9 @@ fn with_address(metadata: &[u8], address: SocketAddr) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_peer_that_dies_in_the_middle_is_a_disconnection() {
-    let dying = TcpListener::bind(loopback()).await.unwrap();
-    let owner = agent("owner", None, false).await;
-    let region = owner.register(vec![HostBuffer::new(1 << 20)]).unwrap();
-    let metadata = owner.metadata(&[region.handle()]);
-    let initiator = agent("initiator", None, false).await;
-    let peer = initiator.load_metadata(&with_address(&metadata, dying.local_addr().unwrap()));
-    let peer = peer.unwrap();
-    let target = initiator.register_mut(vec![HostBuffer::new(1 << 20)]).unwrap();
-    let transfer = initiator.read(
-        target.descriptor([(0, 1 << 20)]).unwrap(),
-        peer.regions()[0].descriptor([(0, 1 << 20)]).unwrap(),
-        TransferOptions::default(),
-    );
-    let (mut stream, _) = dying.accept().await.unwrap();
+    let dying = Played::new(1 << 20, AgentConfig::default()).await;
+    let transfer = dying.read(TransferOptions::default());
+    let (mut stream, _) = dying.listener.accept().await.unwrap();
     for _ in 0..2 {
         // Hello, then the request: both are granted, half of the data follows.
         let len = stream.read_u32_le().await.unwrap() as usize;
@@ -207,30 +213,102 @@ fn tcp_port(metadata: &[u8]) -> u16 {
 }
 
 #[tokio::test]
-async fn a_dropped_transfer_and_a_dropped_agent_leave_nothing_behind() {
-    let silent = TcpListener::bind(loopback()).await.unwrap();
-    let owner = agent("owner", None, false).await;
-    let region = owner.register(vec![HostBuffer::new(8)]).unwrap();
-    let metadata = owner.metadata(&[region.handle()]);
-    let initiator = agent("initiator", None, false).await;
-    let peer = initiator.load_metadata(&with_address(&metadata, silent.local_addr().unwrap()));
-    let peer = peer.unwrap();
-    let target = initiator.register_mut(vec![HostBuffer::new(8)]).unwrap();
-    let post = || {
-        initiator.read(
-            target.descriptor([(0, 8)]).unwrap(),
-            peer.regions()[0].descriptor([(0, 8)]).unwrap(),
-            TransferOptions::default(),
-        )
-    };
-    let transfer = post();
-    let (mut stream, _) = silent.accept().await.unwrap();
+async fn a_dropped_transfer_and_an_agent_that_ends_leave_nothing_behind() {
+    let silent = Played::new(8, AgentConfig::default()).await;
+    let transfer = silent.read(TransferOptions::default());
+    let (mut stream, _) = silent.listener.accept().await.unwrap();
     drop(transfer);
     // The connection of a cancelled transfer is closed: its bytes could not be told apart.
     stream.read_to_end(&mut Vec::new()).await.unwrap();
 
-    let transfer = post();
-    initiator.shutdown().await;
+    let transfer = silent.read(TransferOptions::default());
+    silent.initiator.shutdown().await;
     assert_eq!(transfer.await.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(target.close().await.len(), 1);
+    assert_eq!(silent.target.close().await.len(), 1);
 }
+
+#[tokio::test]
+async fn dropping_the_last_clone_of_an_agent_ends_its_transfers() {
+    let silent = Played::new(8, AgentConfig::default()).await;
+    let transfer = silent.read(TransferOptions::default());
+    let (mut stream, _) = silent.listener.accept().await.unwrap();
+    drop(silent.initiator);
+    assert_eq!(transfer.await.unwrap_err().kind(), ErrorKind::Closed);
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    assert_eq!(silent.target.close().await.len(), 1);
+}
+
+#[tokio::test]
+async fn transfers_beyond_the_limit_are_refused_and_settling_makes_room() {
+    let silent = Played::new(8, AgentConfig::default().with_transfers_max(1)).await;
+    let first = silent.read(TransferOptions::default());
+    let refused = silent.read(TransferOptions::default()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    let (stream, _) = silent.listener.accept().await.unwrap();
+    drop(stream);
+    assert_eq!(first.await.unwrap_err().kind(), ErrorKind::Disconnected);
+    let options = TransferOptions::default().with_deadline(Duration::ZERO);
+    assert_eq!(silent.read(options).await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn notifications_end_with_the_agent() {
+    let fabric = MemoryFabric::new();
+    let owner = agent("owner", Some(&fabric), false).await;
+    let initiator = agent("initiator", Some(&fabric), false).await;
+    let mut notifications = owner.notifications().unwrap();
+    let peer = initiator.load_metadata(&owner.metadata(&[])).unwrap();
+    initiator.notify(&peer, b"last"[..].into()).await.unwrap();
+    owner.shutdown().await;
+    assert_eq!(notifications.recv().await.unwrap().payload, b"last"[..]);
+    assert_eq!(notifications.recv().await, None);
+    let error = initiator.notify(&peer, b"late"[..].into()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StaleRegion);
+}
+
+#[tokio::test]
+async fn a_wildcard_address_has_to_be_advertised_by_another() {
+    let config = AgentConfig::default().with_tcp_listen("0.0.0.0:0".parse().unwrap());
+    let error = Agent::start(config.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    let owner = Agent::start(config.with_tcp_advertise(loopback())).await.unwrap();
+    let mut notifications = owner.notifications().unwrap();
+    let initiator = agent("initiator", None, false).await;
+    let peer = initiator.load_metadata(&owner.metadata(&[])).unwrap();
+    initiator.notify(&peer, b"here"[..].into()).await.unwrap();
+    assert_eq!(notifications.recv().await.unwrap().payload, b"here"[..]);
+}
+
+/// Transfers that cross between the same two writable regions: were the locks taken in the order
+/// source, target, two threads would soon wait for each other.
+#[test]
+fn crossing_copies_do_not_block_each_other() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let crossing = async {
+        let fabric = MemoryFabric::new();
+        let owner = agent("owner", Some(&fabric), false).await;
+        let initiator = agent("initiator", Some(&fabric), false).await;
+        let theirs = owner.register_peer_writable(vec![HostBuffer::new(CROSSING)]).unwrap();
+        let ours = initiator.register_mut(vec![HostBuffer::new(CROSSING)]).unwrap();
+        let peer = initiator.load_metadata(&owner.metadata(&[theirs.handle()])).unwrap();
+        let mut transfers = Vec::new();
+        for round in 0..100 {
+            let local = ours.descriptor([(0, CROSSING as u64)]).unwrap();
+            let remote = peer.regions()[0].descriptor([(0, CROSSING as u64)]).unwrap();
+            let options = TransferOptions::default();
+            transfers.push(match round % 2 {
+                0 => initiator.read(local, remote, options),
+                _ => initiator.write(local, remote, options),
+            });
+        }
+        futures::future::try_join_all(transfers).await.map(|reports| reports.len())
+    };
+    let outcome = runtime.block_on(crossing);
+    // Threads that do block each other must not keep the test from failing.
+    runtime.shutdown_background();
+    assert_eq!(outcome.unwrap(), 100);
+}
+
+/// Several chunks.
+const CROSSING: usize = 2 << 20;

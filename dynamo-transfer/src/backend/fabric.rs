@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::agent::Endpoint;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::random;
 use crate::peer::PeerAddress;
@@ -18,8 +18,12 @@ struct Fabric {
 
 impl MemoryFabric {
     /// Creates a fabric without agents.
+    ///
+    /// # Panics
+    /// If the operating system gives no random numbers.
     pub fn new() -> Self {
-        Self(Arc::new(Fabric { id: random(), endpoints: Mutex::default() }))
+        let id = random().expect("the operating system gives random numbers");
+        Self(Arc::new(Fabric { id, endpoints: Mutex::default() }))
     }
 
     pub(crate) fn id(&self) -> u64 {

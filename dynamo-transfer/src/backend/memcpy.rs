@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio_util::task::TaskTracker;
 
 use super::{Backend, BackendKind, MemoryFabric, Operation};
-use crate::agent::Endpoint;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Lease, Right};
 use crate::peer::PeerAddress;
@@ -57,30 +57,39 @@ fn copy(operation: &Operation, remote: &Lease) -> Result<()> {
     Ok(())
 }
 
-/// Copies `len` bytes, segment by segment on both sides.
+/// Copies `len` bytes, piece by piece: a piece lies in one segment on both sides.
 fn copy_chunk(from: (&Lease, u64), to: (&Lease, u64), len: u64) -> Result<()> {
     let mut done = 0;
     while done < len {
-        let before = done;
         let left = usize::try_from(len - done).unwrap_or(usize::MAX);
-        from.0.memory().with_bytes(from.1 + done, left, &mut |source| {
-            let mut at = 0;
-            while at < source.len() {
-                let start = at;
-                let offset = to.1 + done + at as u64;
-                to.0.memory().with_bytes_mut(offset, source.len() - at, &mut |target| {
-                    target.copy_from_slice(&source[at..at + target.len()]);
-                    at += target.len();
-                });
-                if at == start {
-                    return;
-                }
-            }
-            done += at as u64;
-        });
-        if done == before {
-            return Err(Error::new(ErrorKind::PermissionDenied, "local region is read-only"));
+        let copied = copy_piece((from.0, from.1 + done), (to.0, to.1 + done), left);
+        if copied == 0 {
+            return Err(Error::new(ErrorKind::Internal, "a checked range lies outside its region"));
         }
+        done += copied as u64;
     }
     Ok(())
+}
+
+/// Copies up to `len` bytes and returns how many.
+///
+/// Both regions may be writable, hence locked while they are touched, and another transfer may go
+/// the other way between the same two: the locks are taken in the order of the regions.
+fn copy_piece(from: (&Lease, u64), to: (&Lease, u64), len: usize) -> usize {
+    let (source, target) = (from.0.memory(), to.0.memory());
+    let mut copied = 0;
+    let mut copy = |source: &[u8], target: &mut [u8]| {
+        copied = source.len().min(target.len());
+        target[..copied].copy_from_slice(&source[..copied]);
+    };
+    if from.0.order() < to.0.order() {
+        source.with_bytes(from.1, len, &mut |source| {
+            target.with_bytes_mut(to.1, len, &mut |target| copy(source, target));
+        });
+    } else {
+        target.with_bytes_mut(to.1, len, &mut |target| {
+            source.with_bytes(from.1, len, &mut |source| copy(source, target));
+        });
+    }
+    copied
 }

@@ -1,5 +1,4 @@
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -34,13 +33,16 @@ pub(crate) struct RegionKey {
     pub(crate) token: u128,
 }
 
-/// What peers may do with a region; its own agent may always read, and write unless read-only.
+/// Who may write a region; its own agent and peers may always read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rights {
-    pub(crate) peer_write: bool,
+pub(crate) enum Rights {
+    ReadOnly,
+    OwnerWrites,
+    /// Peers and the owner.
+    PeersWrite,
 }
 
-/// What an operation does with a region.
+/// What an operation does with the remote region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Right {
     Read,
@@ -50,7 +52,7 @@ pub(crate) enum Right {
 /// A region in use: keeps the memory alive. The memory is given up before it counts as quiet.
 pub(crate) struct Lease {
     memory: Arc<dyn RegionMemory>,
-    _operation: Operation,
+    operation: Operation,
 }
 
 struct Operation(Arc<watch::Sender<usize>>);
@@ -65,6 +67,8 @@ impl RegionTable {
         len: u64,
         rights: Rights,
     ) -> Result<u64> {
+        let token = u128::from(random()?) << 64 | u128::from(random()?);
+        let key = RegionKey { generation: random()?, token };
         let mut regions = self.lock();
         if regions.entries.len() >= REGIONS_MAX {
             let message = format!("{REGIONS_MAX} regions are registered, the limit");
@@ -72,8 +76,6 @@ impl RegionTable {
         }
         let id = regions.next_id;
         regions.next_id += 1;
-        let token = u128::from(random()) << 64 | u128::from(random());
-        let key = RegionKey { generation: random(), token };
         let operations = Arc::default();
         regions.entries.insert(id, Entry { memory, key, len, rights, operations });
         Ok(id)
@@ -84,10 +86,14 @@ impl RegionTable {
         self.lock().entries.remove(&id).map(|entry| Quiet(entry.operations))
     }
 
-    /// Leases a region to this agent itself.
-    pub(crate) fn lease_local(&self, id: u64) -> Result<Lease> {
+    /// Leases a region to this agent itself; reading from a peer writes it.
+    pub(crate) fn lease_local(&self, id: u64, right: Right) -> Result<Lease> {
         let regions = self.lock();
         let entry = regions.entries.get(&id).ok_or_else(|| stale(id))?;
+        if right == Right::Read && entry.rights == Rights::ReadOnly {
+            let message = format!("local region {id} is read-only");
+            return Err(Error::new(ErrorKind::PermissionDenied, message));
+        }
         Ok(Lease::new(entry))
     }
 
@@ -108,7 +114,7 @@ impl RegionTable {
             let message = format!("token of region {id} is wrong");
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
-        if right == Right::Write && !entry.rights.peer_write {
+        if right == Right::Write && entry.rights != Rights::PeersWrite {
             let message = format!("region {id} is not writable by peers");
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
@@ -122,10 +128,10 @@ impl RegionTable {
         Ok(Lease::new(entry))
     }
 
-    /// Returns what a peer must present, the size, and whether the peer may write.
-    pub(crate) fn grant(&self, id: u64) -> Option<(RegionKey, u64, bool)> {
+    /// Returns what a peer must present, the size, and who may write.
+    pub(crate) fn grant(&self, id: u64) -> Option<(RegionKey, u64, Rights)> {
         let regions = self.lock();
-        regions.entries.get(&id).map(|entry| (entry.key, entry.len, entry.rights.peer_write))
+        regions.entries.get(&id).map(|entry| (entry.key, entry.len, entry.rights))
     }
 
     fn lock(&self) -> MutexGuard<'_, Regions> {
@@ -138,7 +144,7 @@ impl Lease {
         entry.operations.send_modify(|count| *count += 1);
         Self {
             memory: Arc::clone(&entry.memory),
-            _operation: Operation(Arc::clone(&entry.operations)),
+            operation: Operation(Arc::clone(&entry.operations)),
         }
     }
 
@@ -147,7 +153,13 @@ impl Lease {
     }
 
     pub(crate) fn is_same_region(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self._operation.0, &other._operation.0)
+        self.order() == other.order()
+    }
+
+    /// Returns a number by which the regions of a process are ordered: whoever holds the locks of
+    /// two takes them in this order.
+    pub(crate) fn order(&self) -> usize {
+        Arc::as_ptr(&self.operation.0).addr()
     }
 }
 
@@ -164,9 +176,11 @@ impl Quiet {
     }
 }
 
-/// Returns an unguessable number: std keys each state from the system's entropy (SipHash).
-pub(crate) fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
+/// Returns an unguessable number from the operating system.
+pub(crate) fn random() -> Result<u64> {
+    getrandom::u64().map_err(|error| {
+        Error::new(ErrorKind::Internal, "the system gives no random numbers").with_source(error)
+    })
 }
 
 fn stale(id: u64) -> Error {

@@ -16,8 +16,13 @@ pub(crate) struct Chunk {
 }
 
 /// Pairs the ranges of both sides byte by byte, in order: neighbours that continue each other on
-/// both sides become one chunk, and none is longer than `chunk_max`.
-pub(crate) fn chunks(local: &Ranges, remote: &Ranges, chunk_max: u64) -> Result<Vec<Chunk>> {
+/// both sides become one chunk, none is longer than `chunk_max`, and there are `count_max` at most.
+pub(crate) fn chunks(
+    local: &Ranges,
+    remote: &Ranges,
+    chunk_max: u64,
+    count_max: usize,
+) -> Result<Vec<Chunk>> {
     if local.total() != remote.total() {
         let message =
             format!("{} local bytes against {} remote ones", local.total(), remote.total());
@@ -36,6 +41,7 @@ pub(crate) fn chunks(local: &Ranges, remote: &Ranges, chunk_max: u64) -> Result<
             to = range;
         }
         let mut len = from.1.min(to.1).min(chunk_max);
+        let count = chunks.len();
         match chunks.last_mut() {
             Some(last)
                 if last.local + last.len == from.0
@@ -44,6 +50,10 @@ pub(crate) fn chunks(local: &Ranges, remote: &Ranges, chunk_max: u64) -> Result<
             {
                 len = len.min(chunk_max - last.len);
                 last.len += len;
+            }
+            _ if count == count_max => {
+                let message = format!("more than {count_max} chunks in one transfer");
+                return Err(Error::new(ErrorKind::InvalidArgument, message));
             }
             _ => chunks.push(Chunk { local: from.0, remote: to.0, len }),
         }
@@ -68,16 +78,19 @@ mod tests {
     #[test]
     fn neighbours_on_both_sides_become_one_chunk() {
         let both = ranges(&[(0, 10), (10, 10), (40, 5)]);
-        let plan = chunks(&both, &ranges(&[(100, 25)]), 1000).unwrap();
+        let plan = chunks(&both, &ranges(&[(100, 25)]), 1000, 2).unwrap();
         let expected =
             [Chunk { local: 0, remote: 100, len: 20 }, Chunk { local: 40, remote: 120, len: 5 }];
         assert_eq!(plan, expected);
     }
 
     #[test]
-    fn sides_of_different_size_are_refused() {
-        let error = chunks(&ranges(&[(0, 3)]), &ranges(&[(0, 4)]), 8).unwrap_err();
+    fn sides_of_different_size_and_too_many_chunks_are_refused() {
+        let error = chunks(&ranges(&[(0, 3)]), &ranges(&[(0, 4)]), 8, 9).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        let plan = |count_max| chunks(&ranges(&[(0, 10)]), &ranges(&[(50, 10)]), 4, count_max);
+        assert_eq!(plan(3).unwrap().len(), 3);
+        assert_eq!(plan(2).unwrap_err().kind(), ErrorKind::InvalidArgument);
     }
 
     proptest! {
@@ -97,7 +110,7 @@ mod tests {
                 left -= len;
             }
             remote.push((9000, left));
-            let plan = chunks(&ranges(&local), &ranges(&remote), chunk_max).unwrap();
+            let plan = chunks(&ranges(&local), &ranges(&remote), chunk_max, usize::MAX).unwrap();
             let moved = |side: fn(&Chunk) -> u64| {
                 bytes(&plan.iter().map(|chunk| (side(chunk), chunk.len)).collect::<Vec<_>>())
             };

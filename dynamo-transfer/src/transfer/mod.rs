@@ -1,5 +1,6 @@
 //! A transfer: a future with a deadline, and what it reports.
 
+mod initiator;
 mod notify;
 
 use std::fmt;
@@ -13,6 +14,8 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use notify::{Notification, Notifications};
+
+pub(crate) use initiator::{CHUNKS_MAX, Initiator, NOTIFICATION_BYTES_MAX};
 
 use crate::backend::BackendKind;
 use crate::error::{Error, ErrorKind, Result};

@@ -1,5 +1,6 @@
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// A few bytes that a peer sent, alone or after the data of a transfer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,14 +17,25 @@ pub struct Notification {
 ///
 /// The queue is bounded: senders wait while it is full.
 #[derive(Debug)]
-pub struct Notifications(pub(crate) mpsc::Receiver<Notification>);
+pub struct Notifications {
+    queue: mpsc::Receiver<Notification>,
+    shutdown: CancellationToken,
+}
 
 impl Notifications {
-    /// Receives the next notification; `None` once the agent has shut down.
+    pub(crate) fn new(queue: mpsc::Receiver<Notification>, shutdown: CancellationToken) -> Self {
+        Self { queue, shutdown }
+    }
+
+    /// Receives the next notification; `None` once the agent has shut down and none is left.
     ///
     /// # Cancel safety
     /// Cancel safe: no notification is lost.
     pub async fn recv(&mut self) -> Option<Notification> {
-        self.0.recv().await
+        tokio::select! {
+            biased;
+            notification = self.queue.recv() => notification,
+            () = self.shutdown.cancelled() => None,
+        }
     }
 }

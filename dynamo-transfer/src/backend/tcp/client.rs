@@ -6,12 +6,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-use super::frame::{Access, Request, decode_status};
+use super::frame::{Access, Request, STATUS_BYTES_MAX, decode_status};
 use super::stream::{STALL_MAX, recv_frame, recv_memory, send_frame, send_memory, within};
-use crate::agent::Endpoint;
 use crate::backend::{Backend, BackendKind, Operation};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
 use crate::peer::PeerAddress;
@@ -19,6 +20,8 @@ use crate::peer::PeerAddress;
 /// Runs operations at their owners, over connections kept for reuse.
 pub(crate) struct TcpClient {
     own: Arc<Endpoint>,
+    /// Operations that have a connection; others wait for their turn, within their deadlines.
+    turns: Semaphore,
     idle: Mutex<HashMap<PeerAddress, Vec<Idle>>>,
 }
 
@@ -27,14 +30,27 @@ struct Idle {
     since: Instant,
 }
 
+/// A connection in use by one operation.
+struct Connection<'a> {
+    stream: TcpStream,
+    _turn: SemaphorePermit<'a>,
+}
+
 impl TcpClient {
     pub(crate) fn new(own: Arc<Endpoint>) -> Self {
-        Self { own, idle: Mutex::default() }
+        Self { own, turns: Semaphore::new(OPERATIONS_MAX), idle: Mutex::default() }
     }
 
-    async fn connect(&self, peer: &PeerAddress) -> Result<TcpStream> {
+    /// Closes the connections that are kept; called when no operation runs any more.
+    pub(crate) fn close_idle(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    async fn connect(&self, peer: &PeerAddress) -> Result<Connection<'_>> {
+        let closed = |_| Error::new(ErrorKind::Internal, "turns are never closed");
+        let _turn = self.turns.acquire().await.map_err(closed)?;
         if let Some(stream) = self.take_idle(peer) {
-            return Ok(stream);
+            return Ok(Connection { stream, _turn });
         }
         let address = peer.tcp.ok_or_else(|| {
             Error::new(ErrorKind::BackendUnavailable, "peer offers no TCP address")
@@ -48,7 +64,7 @@ impl TcpClient {
         };
         send_frame(&mut stream, &hello.encode()).await?;
         answer(&mut stream, CONNECT_MAX).await??;
-        Ok(stream)
+        Ok(Connection { stream, _turn })
     }
 
     fn take_idle(&self, peer: &PeerAddress) -> Option<TcpStream> {
@@ -64,7 +80,8 @@ impl TcpClient {
         None
     }
 
-    fn put_idle(&self, peer: &PeerAddress, stream: TcpStream) {
+    /// Keeps the connection of an operation that came to its end.
+    fn put_idle(&self, peer: &PeerAddress, Connection { stream, .. }: Connection<'_>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|_, streams| {
             streams.retain(|idle| idle.since.elapsed() < IDLE_MAX);
@@ -91,31 +108,32 @@ impl Backend for TcpClient {
             Right::Read => Request::Read(access),
             Right::Write => Request::Write(access),
         };
-        let mut stream = self.connect(&operation.peer).await?;
-        send_frame(&mut stream, &request.encode()).await?;
-        let mut outcome = answer(&mut stream, STALL_MAX).await?;
+        let mut connection = self.connect(&operation.peer).await?;
+        let stream = &mut connection.stream;
+        send_frame(stream, &request.encode()).await?;
+        let mut outcome = answer(stream, STALL_MAX).await?;
         if outcome.is_ok() {
             let local = &operation.local;
             for chunk in &operation.chunks {
                 match operation.right {
-                    Right::Read => recv_memory(&stream, local, chunk.local, chunk.len).await?,
-                    Right::Write => send_memory(&stream, local, chunk.local, chunk.len).await?,
+                    Right::Read => recv_memory(stream, local, chunk.local, chunk.len).await?,
+                    Right::Write => send_memory(stream, local, chunk.local, chunk.len).await?,
                 }
             }
             if operation.right == Right::Write {
-                outcome = answer(&mut stream, STALL_MAX).await?;
+                outcome = answer(stream, STALL_MAX).await?;
             }
         }
         // The exchange came to its end, also if it was a refusal: the connection is in order.
-        self.put_idle(&operation.peer, stream);
+        self.put_idle(&operation.peer, connection);
         outcome
     }
 
     async fn notify(&self, peer: &PeerAddress, payload: Bytes) -> Result<()> {
-        let mut stream = self.connect(peer).await?;
-        send_frame(&mut stream, &Request::Notify(payload).encode()).await?;
-        let outcome = answer(&mut stream, STALL_MAX).await?;
-        self.put_idle(peer, stream);
+        let mut connection = self.connect(peer).await?;
+        send_frame(&mut connection.stream, &Request::Notify(payload).encode()).await?;
+        let outcome = answer(&mut connection.stream, STALL_MAX).await?;
+        self.put_idle(peer, connection);
         outcome
     }
 }
@@ -131,7 +149,7 @@ async fn dial(address: SocketAddr) -> Result<TcpStream> {
 
 /// Receives a status: the outer error is the connection's, the inner one the owner's answer.
 async fn answer(stream: &mut TcpStream, patience: Duration) -> Result<Result<()>> {
-    decode_status(&recv_frame(stream, patience).await?)
+    decode_status(&recv_frame(stream, STATUS_BYTES_MAX, patience).await?)
 }
 
 const WOULD_BLOCK: std::io::ErrorKind = std::io::ErrorKind::WouldBlock;
@@ -141,6 +159,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(3);
 
 /// Half of what a server waits, so that a reused connection is not closed at that moment.
 const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// Keeps the sockets of an agent far below a process's usual limit of 1024.
+const OPERATIONS_MAX: usize = 256;
 
 /// Enough for a few operations at once; each keeps a socket open.
 const IDLE_PER_PEER_MAX: usize = 4;

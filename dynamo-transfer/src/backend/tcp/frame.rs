@@ -2,9 +2,10 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::agent::{CHUNKS_MAX, NOTIFICATION_BYTES_MAX};
+use crate::config::NAME_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::RegionKey;
+use crate::transfer::{CHUNKS_MAX, NOTIFICATION_BYTES_MAX};
 
 /// What a client says.
 #[derive(Clone, PartialEq)]
@@ -32,8 +33,10 @@ pub(super) struct Access {
 /// What an owner answers.
 pub(super) type Status = Result<()>;
 
-/// Frames beyond this are refused before anything is allocated: a full list of ranges fits.
-pub(super) const FRAME_BYTES_MAX: usize = 64 + 16 * CHUNKS_MAX;
+/// What fits into a frame of each sort; larger ones are refused before anything is allocated.
+pub(super) const HELLO_BYTES_MAX: usize = 64 + 2 * NAME_BYTES_MAX;
+pub(super) const REQUEST_BYTES_MAX: usize = 64 + 16 * CHUNKS_MAX;
+pub(super) const STATUS_BYTES_MAX: usize = 4 << 10;
 
 impl Request {
     pub(super) fn encode(&self) -> Bytes {
@@ -98,7 +101,8 @@ pub(super) fn encode_status(status: &Status) -> Bytes {
             let code = KINDS.iter().position(|kind| *kind == error.kind());
             let code = code.and_then(|index| u8::try_from(index + 1).ok());
             body.put_u8(code.unwrap_or(u8::MAX));
-            body.put_slice(error.message().as_bytes());
+            let message = error.message().as_bytes();
+            body.put_slice(&message[..message.len().min(STATUS_BYTES_MAX - 1)]);
         }
     }
     framed(&body)
@@ -219,6 +223,8 @@ mod tests {
             assert_eq!((error.kind(), error.message()), (kind, "text"));
         }
         assert!(decode_status(&encode_status(&Ok(()))[4..]).unwrap().is_ok());
+        let long = Error::new(ErrorKind::Internal, "ä".repeat(STATUS_BYTES_MAX));
+        assert!(encode_status(&Err(long)).len() <= 4 + STATUS_BYTES_MAX);
     }
 
     proptest! {

@@ -7,9 +7,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::frame::{Access, Request, Status, encode_status};
-use super::stream::{recv_frame, recv_memory, send_frame, send_memory};
-use crate::agent::Endpoint;
+use super::frame::{Access, HELLO_BYTES_MAX, REQUEST_BYTES_MAX, Request, Status, encode_status};
+use super::stream::{STALL_MAX, recv_frame, recv_memory, send_frame, send_memory};
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
 
@@ -84,17 +84,22 @@ async fn serve(mut stream: TcpStream, endpoint: &Endpoint) -> Result<()> {
     stream.set_nodelay(true).map_err(|error| {
         Error::new(ErrorKind::Disconnected, "the connection broke").with_source(error)
     })?;
-    let hello = Request::decode(&recv_frame(&mut stream, HELLO_MAX).await?);
+    let hello = recv_frame(&mut stream, HELLO_BYTES_MAX, HELLO_MAX).await?;
+    let hello = Request::decode(&hello);
     let (name, incarnation) = match hello.and_then(|hello| welcome(hello, endpoint)) {
         Ok(peer) => peer,
         Err(error) => return answer(&mut stream, &Err(error)).await,
     };
     answer(&mut stream, &Ok(())).await?;
     loop {
-        let body = recv_frame(&mut stream, IDLE_MAX).await?;
+        let body = recv_frame(&mut stream, REQUEST_BYTES_MAX, IDLE_MAX).await?;
         match Request::decode(&body) {
-            Ok(Request::Read(access)) => serve_read(&mut stream, endpoint, access).await?,
-            Ok(Request::Write(access)) => serve_write(&mut stream, endpoint, access).await?,
+            Ok(Request::Read(access)) => {
+                paced(&access, serve_read(&mut stream, endpoint, &access)).await?;
+            }
+            Ok(Request::Write(access)) => {
+                paced(&access, serve_write(&mut stream, endpoint, &access)).await?;
+            }
             Ok(Request::Notify(payload)) => {
                 let delivered = endpoint.deliver(name.clone(), incarnation, payload).await;
                 answer(&mut stream, &delivered).await?;
@@ -121,28 +126,37 @@ fn welcome(hello: Request, endpoint: &Endpoint) -> Result<(String, u64)> {
     Ok((name, incarnation))
 }
 
-async fn serve_read(stream: &mut TcpStream, endpoint: &Endpoint, access: Access) -> Result<()> {
+/// Bounds an operation as a whole: a peer that trickles does not keep a lease on memory for ever.
+async fn paced(access: &Access, operation: impl Future<Output = Result<()>>) -> Result<()> {
+    let bytes = access.ranges.iter().fold(0u64, |sum, range| sum.saturating_add(range.1));
+    let bound = STALL_MAX + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
+    tokio::time::timeout(bound, operation).await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Disconnected, format!("the peer is too slow for {bytes} bytes")))
+    })
+}
+
+async fn serve_read(stream: &mut TcpStream, endpoint: &Endpoint, access: &Access) -> Result<()> {
     let Access { region, key, ranges } = access;
-    match endpoint.regions.lease_remote(region, key, Right::Read, &ranges) {
+    match endpoint.regions.lease_remote(*region, *key, Right::Read, ranges) {
         Err(error) => answer(stream, &Err(error)).await,
         Ok(memory) => {
             answer(stream, &Ok(())).await?;
             for (offset, len) in ranges {
-                send_memory(stream, &memory, offset, len).await?;
+                send_memory(stream, &memory, *offset, *len).await?;
             }
             Ok(())
         }
     }
 }
 
-async fn serve_write(stream: &mut TcpStream, endpoint: &Endpoint, access: Access) -> Result<()> {
+async fn serve_write(stream: &mut TcpStream, endpoint: &Endpoint, access: &Access) -> Result<()> {
     let Access { region, key, ranges } = access;
-    match endpoint.regions.lease_remote(region, key, Right::Write, &ranges) {
+    match endpoint.regions.lease_remote(*region, *key, Right::Write, ranges) {
         Err(error) => answer(stream, &Err(error)).await,
         Ok(memory) => {
             answer(stream, &Ok(())).await?;
             for (offset, len) in ranges {
-                recv_memory(stream, &memory, offset, len).await?;
+                recv_memory(stream, &memory, *offset, *len).await?;
             }
             drop(memory);
             answer(stream, &Ok(())).await
@@ -160,7 +174,55 @@ const CONNECTIONS_MAX: usize = 1024;
 /// A peer that connects says hello at once.
 const HELLO_MAX: Duration = Duration::from_secs(3);
 
+/// Peers slower than this on the whole of an operation are cut off: far below any network that KV
+/// blocks would be sent over.
+const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
+
 /// A connection without requests is closed after this.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::{Agent, AgentConfig, HostBuffer};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_trickles_does_not_keep_memory_for_ever() {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let owner = Agent::start(AgentConfig::default().with_tcp_listen(listen)).await.unwrap();
+        let region = owner.register_peer_writable(vec![HostBuffer::new(64)]).unwrap();
+        let peer = owner.load_metadata(&owner.metadata(&[region.handle()])).unwrap();
+        let mut stream = TcpStream::connect(peer.address.tcp.unwrap()).await.unwrap();
+        let hello = Request::Hello {
+            target_name: peer.name().to_owned(),
+            target_incarnation: peer.incarnation(),
+            name: "trickle".to_owned(),
+            incarnation: 1,
+        };
+        let write = Access { region: 0, key: peer.regions()[0].key, ranges: vec![(0, 64)] };
+        for request in [hello, Request::Write(write)] {
+            stream.write_all(&request.encode()).await.unwrap();
+            assert_eq!(stream.read_u32_le().await.unwrap(), 1);
+            assert_eq!(stream.read_u8().await.unwrap(), 0, "granted");
+        }
+        let mut closing = std::pin::pin!(region.close());
+        let mut bytes = 0;
+        // Each byte comes well before the peer would count as stalled.
+        let closed = loop {
+            tokio::select! {
+                memory = &mut closing => break memory,
+                () = tokio::time::sleep(STALL_MAX / 4) => {
+                    // Fails once the owner has cut the connection off.
+                    let _ = stream.write_all(&[7]).await;
+                    bytes += 1;
+                }
+            }
+        };
+        assert_eq!(closed.len(), 1);
+        assert!((2..10).contains(&bytes), "{bytes} bytes were let through");
+    }
+}

@@ -8,7 +8,6 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::frame::FRAME_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Lease;
 
@@ -17,17 +16,32 @@ pub(super) async fn send_frame(stream: &mut TcpStream, frame: &[u8]) -> Result<(
     within(STALL_MAX, stream.write_all(frame)).await
 }
 
-/// Receives the body of a frame, waiting `patience` for its first byte.
-pub(super) async fn recv_frame(stream: &mut TcpStream, patience: Duration) -> Result<BytesMut> {
+/// Receives the body of a frame of at most `bytes_max`, waiting `patience` for its length.
+///
+/// Memory grows with what arrives, not with what is announced.
+pub(super) async fn recv_frame(
+    stream: &mut TcpStream,
+    bytes_max: usize,
+    patience: Duration,
+) -> Result<BytesMut> {
     let mut len = [0; 4];
     within(patience, stream.read_exact(&mut len)).await?;
     let len = u32::from_le_bytes(len) as usize;
-    if len > FRAME_BYTES_MAX {
-        let message = format!("frame of {len} bytes, at most {FRAME_BYTES_MAX}");
+    if len > bytes_max {
+        let message = format!("frame of {len} bytes, at most {bytes_max}");
         return Err(Error::new(ErrorKind::Protocol, message));
     }
-    let mut body = BytesMut::zeroed(len);
-    within(STALL_MAX, stream.read_exact(&mut body)).await?;
+    let mut body = BytesMut::new();
+    let mut frame = stream.take(len as u64);
+    within(STALL_MAX, async {
+        while body.len() < len {
+            if frame.read_buf(&mut body).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    })
+    .await?;
     Ok(body)
 }
 
@@ -58,6 +72,7 @@ pub(super) async fn recv_memory(
 ) -> Result<()> {
     while len > 0 {
         within(STALL_MAX, stream.readable()).await?;
+        // Stands if the memory cannot be written, which was checked before.
         let mut received = Err(io::ErrorKind::PermissionDenied.into());
         memory.memory().with_bytes_mut(offset, limit(len), &mut |bytes| {
             received = match stream.try_read(bytes) {
@@ -80,9 +95,6 @@ fn progress(step: io::Result<usize>) -> Result<u64> {
     match step {
         Ok(bytes) => Ok(bytes as u64),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(Error::new(ErrorKind::PermissionDenied, "local region is read-only"))
-        }
         Err(error) => Err(broken(error)),
     }
 }

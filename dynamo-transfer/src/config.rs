@@ -1,0 +1,116 @@
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::backend::MemoryFabric;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How an agent is set up.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct AgentConfig {
+    /// The name that peers see; at most 255 bytes.
+    pub name: String,
+    /// The fabric that reaches agents of this process; none if `None`.
+    pub fabric: Option<MemoryFabric>,
+    /// Where to serve peers over TCP; nowhere if `None`. Port 0 takes a free one.
+    pub tcp_listen: Option<SocketAddr>,
+    /// Where peers find `tcp_listen`, if that is not the address they reach it by; port 0 stands
+    /// for the port listened on. Has to be given when listening on a wildcard address.
+    pub tcp_advertise: Option<SocketAddr>,
+    /// Notifications that wait for their reader; senders wait beyond.
+    pub notifications_max: usize,
+    /// Transfers posted and not settled; more are refused.
+    pub transfers_max: usize,
+    /// The most time a transfer takes unless it says otherwise.
+    pub transfer_deadline: Duration,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            name: "agent".to_owned(),
+            fabric: None,
+            tcp_listen: None,
+            tcp_advertise: None,
+            // Small messages of at most 64 KiB each: 64 MiB in the worst case.
+            notifications_max: 1024,
+            // Far above the sequences that one worker hands over at once.
+            transfers_max: 4096,
+            // A gigabyte over a slow network; a stalled peer is noticed earlier.
+            transfer_deadline: Duration::from_secs(30),
+        }
+    }
+}
+
+impl AgentConfig {
+    /// Names the agent.
+    #[must_use]
+    pub fn with_name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Joins a fabric.
+    #[must_use]
+    pub fn with_fabric(mut self, fabric: MemoryFabric) -> Self {
+        self.fabric = Some(fabric);
+        self
+    }
+
+    /// Serves peers over TCP at `address`.
+    #[must_use]
+    pub fn with_tcp_listen(mut self, address: SocketAddr) -> Self {
+        self.tcp_listen = Some(address);
+        self
+    }
+
+    /// Tells peers to connect to `address`.
+    #[must_use]
+    pub fn with_tcp_advertise(mut self, address: SocketAddr) -> Self {
+        self.tcp_advertise = Some(address);
+        self
+    }
+
+    /// Limits the notifications that wait for their reader.
+    #[must_use]
+    pub fn with_notifications_max(mut self, notifications_max: usize) -> Self {
+        self.notifications_max = notifications_max;
+        self
+    }
+
+    /// Limits the transfers that are posted and not settled.
+    #[must_use]
+    pub fn with_transfers_max(mut self, transfers_max: usize) -> Self {
+        self.transfers_max = transfers_max;
+        self
+    }
+
+    /// Limits the time of transfers that do not say otherwise.
+    #[must_use]
+    pub fn with_transfer_deadline(mut self, deadline: Duration) -> Self {
+        self.transfer_deadline = deadline;
+        self
+    }
+
+    pub(crate) fn validate(&self) -> Result<()> {
+        let invalid = |message| Err(Error::new(ErrorKind::InvalidArgument, message));
+        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX {
+            return invalid(format!("agent name of {} bytes", self.name.len()));
+        }
+        if self.notifications_max == 0 || self.transfers_max == 0 {
+            return invalid("notifications_max or transfers_max is 0".to_owned());
+        }
+        match (self.tcp_listen, self.tcp_advertise) {
+            (Some(listen), None) if listen.ip().is_unspecified() => invalid(format!(
+                "listening on {listen} needs tcp_advertise: no peer can connect there"
+            )),
+            (_, Some(advertise)) if advertise.ip().is_unspecified() => {
+                invalid(format!("tcp_advertise is {advertise}: no peer can connect there"))
+            }
+            (None, Some(_)) => invalid("tcp_advertise without tcp_listen".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(crate) const NAME_BYTES_MAX: usize = 255;

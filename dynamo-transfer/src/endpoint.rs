@@ -1,0 +1,45 @@
+//! The end of an agent that its peers reach.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::RegionTable;
+use crate::transfer::Notification;
+
+/// What backends reach of an agent on behalf of its peers.
+pub(crate) struct Endpoint {
+    pub(crate) name: String,
+    pub(crate) incarnation: u64,
+    pub(crate) regions: Arc<RegionTable>,
+    pub(crate) notifications: mpsc::Sender<Notification>,
+}
+
+impl Endpoint {
+    /// Queues a notification, waiting a while if the queue is full.
+    pub(crate) async fn deliver(
+        &self,
+        from: String,
+        incarnation: u64,
+        payload: Bytes,
+    ) -> Result<()> {
+        let notification = Notification { from, incarnation, payload };
+        match self.notifications.send_timeout(notification, DELIVERY_MAX).await {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
+                let message = format!("notifications of agent {} are not read", self.name);
+                Err(Error::new(ErrorKind::Overloaded, message))
+            }
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => {
+                let message = format!("agent {} takes no notifications", self.name);
+                Err(Error::new(ErrorKind::Closed, message))
+            }
+        }
+    }
+}
+
+/// A reader that is alive takes its notifications well within this.
+const DELIVERY_MAX: Duration = Duration::from_secs(5);
