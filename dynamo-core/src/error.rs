@@ -16,7 +16,7 @@ pub enum ErrorKind {
     Conflict,
     /// Nobody can serve the request right now; another instance or a later try may.
     Unavailable,
-    /// The server is full; it did not start the request.
+    /// There is no room, here or at the server.
     Overloaded,
     /// The deadline passed first.
     DeadlineExceeded,
@@ -72,8 +72,7 @@ struct Inner {
 impl Error {
     /// Creates an error of `kind` whose message names the thing concerned.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        let unprocessed = kind == ErrorKind::Overloaded;
-        Self(Box::new(Inner { kind, message: message.into(), unprocessed, source: None }))
+        Self(Box::new(Inner { kind, message: message.into(), unprocessed: false, source: None }))
     }
 
     /// Creates an [`ErrorKind::InvalidArgument`] error.
@@ -153,7 +152,8 @@ mod tests {
     }
 
     #[test]
-    fn overload_is_always_retryable_because_nothing_started() {
-        assert!(Error::new(ErrorKind::Overloaded, "worker 1").is_retryable());
+    fn overload_is_retryable_only_where_nothing_was_started() {
+        let overloaded = Error::new(ErrorKind::Overloaded, "KV blocks in mid-stream");
+        assert!(!overloaded.is_retryable());
     }
 }

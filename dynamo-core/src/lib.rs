@@ -37,8 +37,8 @@
 //! under all: [`error`], [`name`], [`time`].
 //!
 //! # Promises
-//! - Every stream ends in exactly one of: complete, a typed error, cancelled; a deadline or a kill
-//!   ends it even if the engine hangs.
+//! - Every stream ends in exactly one of: complete, a typed error, cancelled. A deadline or a kill
+//!   ends it even if the engine hangs, and ends the work behind it even if nobody reads the stream.
 //! - A request reaches at most one instance, at most once; a retryable error means nothing started.
 //! - A guard put into a stream lives exactly as long as the stream.
 //! - No ambient state: no environment, no statics, no detached tasks, no subscriber installed.

@@ -101,7 +101,7 @@ mod tests {
     fn names_with_separators_wildcards_or_wrong_length_are_refused() {
         for bad in ["", "a.b", "a*", ">", "a/b", "A", "ä", "a b", "a\r\n", &"x".repeat(64)] {
             let error = Name::new(bad).unwrap_err();
-            assert_eq!(error.kind(), crate::ErrorKind::InvalidArgument, "{bad:?}");
+            assert_eq!(error.kind(), crate::error::ErrorKind::InvalidArgument, "{bad:?}");
             assert!(error.message().contains(&format!("{bad:?}")), "{error}");
         }
         assert_eq!(Name::new("x".repeat(63)).unwrap().as_str().len(), 63);

@@ -8,11 +8,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::component::Namespace;
 use crate::discovery::{Discovery, MemoryDiscovery};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event_plane::{EventPlane, MemoryEventPlane};
-use crate::name::Name;
 use crate::request_plane::{MemoryRequestPlane, RequestPlane};
 
 /// The ground a graph stands on; cheap to clone.
@@ -53,12 +51,6 @@ impl Runtime {
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         }))
-    }
-
-    /// Returns the namespace `name`; [`InvalidArgument`](ErrorKind::InvalidArgument) if that is no
-    /// [`Name`].
-    pub fn namespace(&self, name: &str) -> Result<Namespace> {
-        Ok(Namespace::new(self.clone(), Name::new(name)?))
     }
 
     /// Returns the directory of instances.

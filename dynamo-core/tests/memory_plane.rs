@@ -58,7 +58,7 @@ async fn a_complete_stream_ends_once_and_leaves_nothing_in_flight() {
     assert_eq!(puppet.serving.inflight(), 1);
     sender.send(7).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), 7);
-    sender.finish().await;
+    sender.finish();
     assert!(stream.next().await.is_none());
     assert_eq!(puppet.serving.inflight(), 0);
 }
@@ -67,7 +67,7 @@ async fn a_complete_stream_ends_once_and_leaves_nothing_in_flight() {
 async fn a_stream_that_fails_or_vanishes_ends_with_an_error_never_short() {
     let mut puppet = Puppet::new(ServeOptions::default()).await;
     let (mut stream, (_, sender)) = puppet.call().await;
-    sender.fail(Error::new(ErrorKind::Unavailable, "model unloaded")).await;
+    sender.fail(Error::new(ErrorKind::Unavailable, "model unloaded"));
     assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
     assert!(stream.next().await.is_none());
 
@@ -184,20 +184,22 @@ async fn a_drain_lets_work_finish_and_refuses_more() {
     let refused = client.direct(id, Context::new(), 0).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     assert!(refused.is_retryable());
-    sender.finish().await;
+    sender.finish();
     assert_eq!(stream.collect().await.unwrap(), [0; 0]);
     let report = drain.await;
     assert_eq!((report.finished, report.killed), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_out_of_patience_kills_the_rest() {
+async fn a_drain_out_of_patience_ends_the_rest_and_says_that_it_was_the_instance() {
     let mut puppet = Puppet::new(ServeOptions::default()).await;
     let (mut stream, (ctx, _sender)) = puppet.call().await;
     let report = puppet.serving.drain(Duration::from_secs(1)).await;
     assert_eq!((report.finished, report.killed), (0, 1));
-    assert!(ctx.is_killed());
-    assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(ctx.is_killed(), "the work is told");
+    assert!(!stream.context().is_killed(), "the client did not hang up");
+    assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    assert!(stream.next().await.is_none());
 }
 
 #[tokio::test]

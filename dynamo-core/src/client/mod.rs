@@ -35,12 +35,17 @@ pub struct Client<Req, Resp> {
 }
 
 impl<Req: Send + 'static, Resp: Send + 'static> Client<Req, Resp> {
-    /// Starts to watch `endpoint`; returns once the first list of instances is known.
+    /// Starts to watch `endpoint`; returns once the first list of instances is known, or fails
+    /// with [`Unavailable`](ErrorKind::Unavailable) if discovery gives none.
     pub(crate) async fn connect(runtime: &Runtime, endpoint: EndpointPath) -> Result<Self> {
         let mut changes = runtime.discovery().watch(&endpoint).await?;
         let mut view = View::default();
-        if let Some(change) = changes.next().await {
-            view.apply(change);
+        match tokio::time::timeout(FIRST_LIST_MAX, changes.next()).await {
+            Ok(Some(change)) => view.apply(change),
+            _ => {
+                let message = format!("discovery gave no list of {endpoint}");
+                return Err(Error::new(ErrorKind::Unavailable, message).unprocessed());
+            }
         }
         let (sender, instances) = watch::channel(view.instances());
         runtime.spawn(async move {
@@ -155,6 +160,9 @@ impl<Req, Resp> fmt::Debug for Client<Req, Resp> {
         f.debug_struct("Client").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }
+
+/// A directory that answers gives its list at once.
+const FIRST_LIST_MAX: Duration = Duration::from_secs(10);
 
 /// Kills a call whose future is dropped before it has a stream.
 struct KillOnDrop(Option<Context>);

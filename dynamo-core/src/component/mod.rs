@@ -19,11 +19,14 @@ pub struct Namespace {
     name: Name,
 }
 
-impl Namespace {
-    pub(crate) fn new(runtime: Runtime, name: Name) -> Self {
-        Self { runtime, name }
+impl Runtime {
+    /// Returns the namespace `name`; [`InvalidArgument`](crate::ErrorKind) if that is no [`Name`].
+    pub fn namespace(&self, name: &str) -> Result<Namespace> {
+        Ok(Namespace { runtime: self.clone(), name: Name::new(name)? })
     }
+}
 
+impl Namespace {
     /// Returns the component `name`; [`InvalidArgument`](crate::ErrorKind) if that is no
     /// [`Name`].
     pub fn component(&self, name: &str) -> Result<Component> {

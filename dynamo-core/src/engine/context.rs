@@ -85,10 +85,13 @@ impl Context {
         self
     }
 
-    /// Ends the request `timeout` from now at the latest.
+    /// Ends the request `timeout` from now at the latest; one beyond the end of time is none.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
-        self.with_deadline(SystemClock.now() + timeout)
+        match SystemClock.now().checked_add(timeout) {
+            Some(deadline) => self.with_deadline(deadline),
+            None => self,
+        }
     }
 
     /// Sets how urgent the request is.
@@ -260,6 +263,8 @@ mod tests {
         let near = now + Duration::from_secs(1);
         let ctx = Context::new().with_deadline(near).with_deadline(now + Duration::from_secs(9));
         assert_eq!(ctx.child().deadline(), Some(near));
+        assert_eq!(ctx.with_timeout(Duration::MAX).deadline(), Some(near));
+        assert_eq!(Context::new().with_timeout(Duration::MAX).deadline(), None);
     }
 
     #[tokio::test(start_paused = true)]

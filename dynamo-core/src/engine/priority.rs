@@ -39,11 +39,11 @@ impl fmt::Display for Priority {
 }
 
 impl TryFrom<u8> for Priority {
-    type Error = crate::Error;
+    type Error = crate::error::Error;
 
     fn try_from(level: u8) -> Result<Self, Self::Error> {
         Self::new(level)
-            .ok_or_else(|| crate::Error::invalid(format!("priority {level} is above 7")))
+            .ok_or_else(|| crate::error::Error::invalid(format!("priority {level} is above 7")))
     }
 }
 

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 
 use futures::Stream;
 use tokio::sync::mpsc;
@@ -14,7 +15,8 @@ use crate::error::{Error, Result};
 /// Ends in exactly one terminal event: complete (`None`), one error (`Some(Err)`, then `None`), or
 /// being dropped. It enforces the context itself: a kill or the deadline ends it even if the engine
 /// behind it hangs. When it ends, guards put inside are released; when it ends otherwise than
-/// complete, its context is killed so that work behind it stops.
+/// complete, its context is killed so that work behind it stops. A stream that nobody polls holds
+/// its guards until it is dropped; the work behind it ends at a kill or the deadline all the same.
 #[must_use = "dropping the stream cancels the request"]
 pub struct ResponseStream<T> {
     live: Option<Live<T>>,
@@ -63,23 +65,21 @@ impl<T> ResponseStream<T> {
     where
         T: Send + 'static,
     {
-        let (events, mut receiver) = mpsc::channel(capacity);
-        let mut ended = false;
+        let (items, mut receiver) = mpsc::channel(capacity);
+        let terminal = Terminal::default();
+        let sender = ResponseSender { items, terminal: Arc::clone(&terminal), ctx: ctx.clone() };
         let items = futures::stream::poll_fn(move |cx| {
-            if ended {
-                return Poll::Ready(None);
-            }
-            let event = ready!(receiver.poll_recv(cx));
-            ended = !matches!(event, Some(Event::Item(_)));
-            Poll::Ready(match event {
-                Some(Event::Item(item)) => Some(Ok(item)),
-                Some(Event::Complete) => None,
-                Some(Event::Failed(error)) => Some(Err(error)),
-                // A producer that vanishes must not look like a complete answer.
-                None => Some(Err(Error::internal("engine dropped the stream before its end"))),
+            receiver.poll_recv(cx).map(|item| match item {
+                Some(item) => Some(Ok(item)),
+                None => match terminal.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                    Some(Ok(())) => None,
+                    Some(Err(error)) => Some(Err(error)),
+                    // A producer that vanishes must not look like a complete answer.
+                    None => Some(Err(Error::internal("engine dropped the stream before its end"))),
+                },
             })
         });
-        (ResponseSender { events, ctx: ctx.clone() }, Self::new(ctx, items))
+        (sender, Self::new(ctx, items))
     }
 
     /// Puts `guard` inside the stream: it is released when the stream ends or is dropped.
@@ -137,9 +137,10 @@ impl<T> Stream for ResponseStream<T> {
         } else if overdue {
             Some(Err(this.ctx.deadline_error()))
         } else {
-            match ready!(live.items.as_mut().poll_next(cx)) {
-                Some(Ok(item)) => return Poll::Ready(Some(Ok(item))),
-                terminal => terminal,
+            match live.items.as_mut().poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(item))) => return Poll::Ready(Some(Ok(item))),
+                Poll::Ready(terminal) => terminal,
             }
         };
         this.end(terminal.is_none());
@@ -167,25 +168,32 @@ impl<T> fmt::Debug for ResponseStream<T> {
 /// Dropping it without [`finish`](Self::finish) or [`fail`](Self::fail) ends the stream with an
 /// [`Internal`](crate::ErrorKind::Internal) error: a producer that panics never looks complete.
 pub struct ResponseSender<T> {
-    events: mpsc::Sender<Event<T>>,
+    items: mpsc::Sender<T>,
+    terminal: Terminal,
     ctx: Context,
 }
 
-enum Event<T> {
-    Item(T),
-    Complete,
-    Failed(Error),
-}
+/// How the stream ends once its last item is taken: beside the queue, so that ending never waits.
+type Terminal = Arc<Mutex<Option<Result<()>>>>;
 
 impl<T> ResponseSender<T> {
     /// Sends one item, waiting while the stream is full.
     ///
-    /// Fails with [`Cancelled`](crate::ErrorKind::Cancelled) once nobody listens.
+    /// Fails with [`Cancelled`](crate::ErrorKind::Cancelled) once nobody listens, and at a kill or
+    /// the deadline even if the reader has stopped to read.
     ///
     /// # Cancel safety
     /// If the future is dropped, the item was not sent.
     pub async fn send(&self, item: T) -> Result<()> {
-        self.events.send(Event::Item(item)).await.map_err(|_| self.ctx.cancelled_error())
+        match self.items.try_send(item) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(self.ctx.cancelled_error()),
+            Err(mpsc::error::TrySendError::Full(item)) => {
+                let sent =
+                    async { self.items.send(item).await.map_err(|_| self.ctx.cancelled_error()) };
+                self.ctx.bound(sent).await
+            }
+        }
     }
 
     /// Sends one item from a thread that may block.
@@ -193,40 +201,30 @@ impl<T> ResponseSender<T> {
     /// Fails like [`send`](Self::send).
     ///
     /// # Panics
-    /// If called on an async worker thread.
+    /// If called on an async worker thread, or on a thread that knows no tokio runtime (those of
+    /// `spawn_blocking` do).
     pub fn send_blocking(&self, item: T) -> Result<()> {
-        self.events.blocking_send(Event::Item(item)).map_err(|_| self.ctx.cancelled_error())
+        tokio::runtime::Handle::current().block_on(self.send(item))
     }
 
-    /// Completes the stream.
-    ///
-    /// # Cancel safety
-    /// If the future is dropped, the stream ends with an error instead.
-    pub async fn finish(self) {
-        // Nobody listens any more: there is no one left to tell.
-        let _ = self.events.send(Event::Complete).await;
+    /// Completes the stream once its items are taken.
+    pub fn finish(self) {
+        self.settle(Ok(()));
     }
 
-    /// Ends the stream with `error`.
-    ///
-    /// # Cancel safety
-    /// If the future is dropped, the stream ends with an internal error instead.
-    pub async fn fail(self, error: Error) {
-        let _ = self.events.send(Event::Failed(error)).await;
+    /// Ends the stream with `error` once its items are taken.
+    pub fn fail(self, error: Error) {
+        self.settle(Err(error));
     }
 
-    /// Ends the stream from a thread that may block: complete on `Ok`, with the error on `Err`.
-    ///
-    /// # Panics
-    /// If called on an async worker thread.
-    pub fn settle_blocking(self, result: Result<()>) {
-        let event = result.map_or_else(Event::Failed, |()| Event::Complete);
-        let _ = self.events.blocking_send(event);
+    /// Ends the stream: complete on `Ok`, with the error on `Err`.
+    pub fn settle(self, outcome: Result<()>) {
+        *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
     }
 
     /// Tells whether the stream has ended or was dropped.
     pub fn is_closed(&self) -> bool {
-        self.events.is_closed()
+        self.items.is_closed()
     }
 
     /// Returns the context of the stream.
@@ -311,8 +309,40 @@ mod tests {
         assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::Internal);
 
         let (sender, mut stream) = ResponseStream::<u8>::channel(&Context::new(), 1);
-        sender.finish().await;
+        sender.finish();
         assert!(stream.next().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_stops_reading_holds_nobody_past_the_kill_or_the_deadline() {
+        let ctx = Context::new().with_timeout(Duration::from_secs(1));
+        let (sender, unread) = ResponseStream::channel(&ctx, 1);
+        sender.send(1).await.unwrap();
+        assert_eq!(sender.send(2).await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+        drop(unread);
+
+        let ctx = Context::new();
+        let (sender, mut unread) = ResponseStream::channel(&ctx, 1);
+        sender.send(1).await.unwrap();
+        let mut waiting = Box::pin(sender.send(2));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        ctx.kill();
+        assert_eq!(waiting.await.unwrap_err().kind(), ErrorKind::Cancelled);
+        // Ending does not wait for room.
+        sender.fail(Error::internal("out of patience"));
+        assert_eq!(unread.next().await.unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+
+    #[tokio::test]
+    async fn a_blocking_sender_waits_for_room_and_ends_with_the_request() {
+        let ctx = Context::new();
+        let (sender, mut stream) = ResponseStream::channel(&ctx, 1);
+        let thread =
+            tokio::task::spawn_blocking(move || (0..).find_map(|n| sender.send_blocking(n).err()));
+        assert_eq!(stream.next().await.unwrap().unwrap(), 0);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        ctx.kill();
+        assert_eq!(thread.await.unwrap().unwrap().kind(), ErrorKind::Cancelled);
     }
 
     #[tokio::test]

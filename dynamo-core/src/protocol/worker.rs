@@ -13,7 +13,8 @@ pub struct InstanceId(pub u64);
 impl InstanceId {
     /// Returns an id that no other instance has, save by a chance of 2^-64.
     pub fn random() -> Self {
-        // Each RandomState is keyed from the operating system's entropy.
+        // Unique, not secret: std keys a thread's first RandomState from the system's entropy and
+        // counts on from there.
         Self(RandomState::new().build_hasher().finish())
     }
 }

@@ -20,10 +20,10 @@ impl RequestPlane for MemoryRequestPlane {
     async fn bind(
         &self,
         endpoint: &EndpointPath,
-        id: InstanceId,
+        (id, incarnation): (InstanceId, u64),
         ingress: Ingress,
     ) -> Result<Binding> {
-        let address = Address(format!("memory:{endpoint}/{id}"));
+        let address = Address(format!("memory:{endpoint}/{id}.{incarnation}"));
         let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
         if bound.contains_key(&address) {
             return Err(Error::new(ErrorKind::Conflict, format!("address {address} is bound")));

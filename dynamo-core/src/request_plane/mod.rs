@@ -25,11 +25,12 @@ use crate::protocol::InstanceId;
 /// - Dropping the stream cancels the work behind it.
 #[async_trait]
 pub trait RequestPlane: Send + Sync + fmt::Debug + 'static {
-    /// Makes `ingress` reachable as instance `id` of `endpoint` until the binding is dropped.
+    /// Makes `ingress` reachable as one incarnation of an instance of `endpoint` until the binding
+    /// is dropped.
     async fn bind(
         &self,
         endpoint: &EndpointPath,
-        id: InstanceId,
+        id: (InstanceId, u64),
         ingress: Ingress,
     ) -> Result<Binding>;
 

@@ -1,12 +1,13 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::Poll;
 
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, stream};
 
 use super::inflight::Inflight;
 use crate::engine::{Context, Engine, ResponseStream};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Puts the server's rules around a user's engine: admission, deadline, cancellation, and a panic
 /// that fails one request only.
@@ -27,14 +28,31 @@ impl<E: Engine> Engine for Dispatch<E> {
     ) -> Result<ResponseStream<E::Response>> {
         // Work whose deadline has passed, or whose client has gone, never starts.
         ctx.check()?;
-        let guard = self.inflight.admit(&ctx)?;
-        let start = AssertUnwindSafe(self.engine.generate(ctx.clone(), request)).catch_unwind();
-        let items = ctx.bound(async { start.await.unwrap_or_else(|p| Err(panicked(&*p))) }).await?;
-        let items = AssertUnwindSafe(items)
+        // A context of the instance's own: ending it is no hang-up of the client.
+        let served = ctx.child();
+        let guard = self.inflight.admit(&served)?;
+        let start = AssertUnwindSafe(self.engine.generate(served, request)).catch_unwind();
+        let start = async { start.await.unwrap_or_else(|p| Err(panicked(&*p))) };
+        let mut gone = Box::pin(self.inflight.gone().clone().cancelled_owned());
+        let items = tokio::select! {
+            biased;
+            () = &mut gone => return Err(went_away()),
+            items = ctx.bound(start) => items?,
+        };
+        let mut items = AssertUnwindSafe(items)
             .catch_unwind()
             .map(|item| item.unwrap_or_else(|payload| Err(panicked(&*payload))));
+        let items = stream::poll_fn(move |cx| match gone.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Some(Err(went_away()))),
+            Poll::Pending => items.poll_next_unpin(cx),
+        });
         Ok(ResponseStream::new(&ctx, items).with_guard(guard))
     }
+}
+
+/// What a client is told whose work the instance ended.
+fn went_away() -> Error {
+    Error::new(ErrorKind::Unavailable, "instance went away before it had answered")
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> Error {

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::engine::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -12,6 +13,8 @@ pub(crate) struct Inflight {
     state: Mutex<State>,
     count: watch::Sender<usize>,
     limit: usize,
+    /// Fires when the instance ends what is still running.
+    gone: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -30,7 +33,8 @@ pub(super) struct InflightGuard {
 
 impl Inflight {
     pub(super) fn new(limit: usize) -> Self {
-        Self { state: Mutex::default(), count: watch::Sender::new(0), limit }
+        let gone = CancellationToken::new();
+        Self { state: Mutex::default(), count: watch::Sender::new(0), limit, gone }
     }
 
     /// Admits a request, or says why not; nothing has started in that case.
@@ -41,7 +45,7 @@ impl Inflight {
         }
         if state.contexts.len() >= self.limit {
             let message = format!("instance serves {} requests, its limit", self.limit);
-            return Err(Error::new(ErrorKind::Overloaded, message));
+            return Err(Error::new(ErrorKind::Overloaded, message).unprocessed());
         }
         let key = state.next_key;
         state.next_key += 1;
@@ -55,8 +59,15 @@ impl Inflight {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
     }
 
-    /// Kills what is running and returns how many requests that were.
+    /// Fires when the instance ends what is still running: its requests did not hang up.
+    pub(super) fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+
+    /// Ends what is running and returns how many requests that were.
     pub(super) fn kill_all(&self) -> usize {
+        // Streams learn why before their work is killed.
+        self.gone.cancel();
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let contexts: Vec<_> = state.contexts.values().cloned().collect();
         // A kill wakes tasks that may drop their guard at once: not under the lock.

@@ -47,6 +47,13 @@ impl ServeOptions {
         self
     }
 
+    /// Registers with `incarnation`.
+    #[must_use]
+    pub fn with_incarnation(mut self, incarnation: u64) -> Self {
+        self.incarnation = incarnation;
+        self
+    }
+
     /// Adds a label.
     #[must_use]
     pub fn with_label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
@@ -67,8 +74,9 @@ const INFLIGHT_MAX: usize = 1024;
 
 /// An endpoint being served.
 ///
-/// Dropping it removes the instance from discovery, refuses further requests and kills those in
-/// flight; [`drain`](Self::drain) lets them finish first.
+/// Dropping it removes the instance from discovery, refuses further requests and ends those in
+/// flight with [`Unavailable`](crate::ErrorKind::Unavailable); [`drain`](Self::drain) lets them
+/// finish first.
 #[must_use = "dropping it stops serving"]
 pub struct Serving {
     instance: Instance,
@@ -82,7 +90,8 @@ pub struct Serving {
 pub struct DrainReport {
     /// Requests that ended by themselves.
     pub finished: usize,
-    /// Requests that were killed when the time was up.
+    /// Requests that were ended with [`Unavailable`](crate::ErrorKind::Unavailable) when the time
+    /// was up.
     pub killed: usize,
 }
 
@@ -96,7 +105,8 @@ pub(crate) async fn serve<E: Engine>(
     let inflight = Arc::new(Inflight::new(options.inflight_max));
     let dispatch = Dispatch { engine, inflight: Arc::clone(&inflight) };
     let ingress = Ingress::new::<E::Request, E::Response>(Arc::new(dispatch));
-    let binding = runtime.request_plane().bind(endpoint, options.instance, ingress).await?;
+    let id = (options.instance, options.incarnation);
+    let binding = runtime.request_plane().bind(endpoint, id, ingress).await?;
     let instance = Instance {
         id: options.instance,
         incarnation: options.incarnation,
@@ -120,10 +130,10 @@ impl Serving {
     }
 
     /// Leaves discovery, refuses further requests, and waits until those in flight have ended or
-    /// `patience` is over, when the rest is killed.
+    /// `patience` is over, when the rest is ended.
     ///
     /// # Cancel safety
-    /// Dropping the future kills what is still in flight.
+    /// Dropping the future ends what is still in flight.
     pub async fn drain(mut self, patience: Duration) -> DrainReport {
         self.registration.take();
         self.inflight.close();
