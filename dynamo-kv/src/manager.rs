@@ -63,8 +63,8 @@ impl ManagerConfig {
 
 /// Where a block manager publishes its events.
 ///
-/// It is called in the order of the changes, under the pool's lock: it must neither block nor call
-/// the manager.
+/// It is called in the order of the changes, under the pool's lock: it must neither block, nor
+/// panic, nor call the manager.
 pub trait EventSink: Send + 'static {
     /// Takes the next event.
     fn publish(&self, event: KvEvent);
@@ -165,6 +165,7 @@ impl BlockManager {
     /// Makes a full block findable and shared.
     ///
     /// If its identity is held already, that block is returned and this one is freed.
+    #[expect(clippy::missing_panics_doc, reason = "only if an invariant of ours is broken")]
     pub fn register(&self, block: CompleteBlock) -> RegisteredBlock {
         let mut registered = self.register_all(vec![block]);
         registered.pop().expect("one block in, one block out")

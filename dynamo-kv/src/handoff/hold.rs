@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use dynamo_core::protocol::HandoffTicket;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::Holds;
 use super::ticket::StageId;
@@ -13,6 +14,7 @@ use crate::block::{PartialBlock, RegisteredBlock};
 pub struct Staged {
     ticket: HandoffTicket,
     id: StageId,
+    expires: Instant,
     settled: oneshot::Receiver<Settlement>,
     holds: Arc<Holds>,
 }
@@ -31,10 +33,11 @@ impl Staged {
     pub(super) fn new(
         ticket: HandoffTicket,
         id: StageId,
+        expires: Instant,
         settled: oneshot::Receiver<Settlement>,
         holds: Arc<Holds>,
     ) -> Self {
-        Self { ticket, id, settled, holds }
+        Self { ticket, id, expires, settled, holds }
     }
 
     /// Returns the claim that a decode worker redeems.
@@ -47,7 +50,13 @@ impl Staged {
     /// # Cancel safety
     /// Cancel safe; the hold goes on.
     pub async fn settled(&mut self) -> Settlement {
-        (&mut self.settled).await.unwrap_or(Settlement::Expired)
+        match tokio::time::timeout_at(self.expires, &mut self.settled).await {
+            Ok(Ok(settlement)) => settlement,
+            _ => {
+                self.holds.settle(&self.id, Settlement::Expired);
+                Settlement::Expired
+            }
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dynamo_core::protocol::HandoffTicket;
-use dynamo_core::{Error, Result};
+use dynamo_core::{Error, ErrorKind, Result};
 use dynamo_transfer::{Agent, Notifications, RegisteredRegion};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
@@ -75,8 +75,9 @@ impl HandoffConfig {
 
 /// One worker's side of hand-offs, staging and pulling; cheap to clone.
 ///
-/// It owns one task, which takes the agent's notifications and ends holds at their TTL;
-/// [`shutdown`](Self::shutdown) joins it, dropping the last clone ends it.
+/// It owns one task, which takes the agent's notifications and ends holds at their TTL.
+/// [`shutdown`](Self::shutdown) joins it; that, dropping the last clone, or the end of the agent
+/// ends every hold.
 #[derive(Clone)]
 pub struct Handoff(Arc<Inner>);
 
@@ -93,7 +94,8 @@ struct Inner {
 /// What is staged at this moment.
 #[derive(Default)]
 struct Holds {
-    by_id: Mutex<HashMap<StageId, Hold>>,
+    /// `None` once the hand-off has ended.
+    by_id: Mutex<Option<HashMap<StageId, Hold>>>,
     /// Wakes the task when a hold with an earlier end arrives.
     changed: watch::Sender<()>,
 }
@@ -107,14 +109,27 @@ struct Hold {
 }
 
 impl Holds {
-    fn lock(&self) -> MutexGuard<'_, HashMap<StageId, Hold>> {
+    fn new() -> Self {
+        Self { by_id: Mutex::new(Some(HashMap::new())), changed: watch::Sender::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<StageId, Hold>>> {
         self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, id: StageId, hold: Hold) -> Result<()> {
+        match &mut *self.lock() {
+            Some(holds) => holds.insert(id, hold),
+            None => return Err(Error::new(ErrorKind::Closed, "hand-off has shut down")),
+        };
+        self.changed.send_replace(());
+        Ok(())
     }
 
     /// Ends a hold; its blocks are given up before anyone is told.
     fn settle(&self, id: &StageId, settlement: Settlement) {
         // Removed under the lock, dropped outside: dropping takes the locks of table and pool.
-        let hold = self.lock().remove(id);
+        let hold = self.lock().as_mut().and_then(|holds| holds.remove(id));
         if let Some(Hold { _region: region, settle, .. }) = hold {
             drop(region);
             // The stager may not be listening.
@@ -124,36 +139,55 @@ impl Holds {
 
     /// Ends every hold whose time is over; returns when the next one's is.
     fn expire(&self, now: Instant) -> Option<Instant> {
-        let holds = self.lock();
+        let locked = self.lock();
+        let holds = locked.as_ref()?;
         let overdue: Vec<_> =
             holds.iter().filter(|(_, hold)| hold.expires <= now).map(|(id, _)| *id).collect();
         let next = holds.values().map(|hold| hold.expires).filter(|at| *at > now).min();
-        drop(holds);
+        drop(locked);
         overdue.iter().for_each(|id| self.settle(id, Settlement::Expired));
         next
+    }
+
+    /// Ends every hold, and refuses others.
+    fn close(&self) {
+        let holds = self.lock().take();
+        drop(holds);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.holds.close();
     }
 }
 
 impl Handoff {
     /// Creates the hand-off of `manager`'s blocks over `agent`, whose notifications it takes.
     ///
-    /// Fails with [`Conflict`](dynamo_core::ErrorKind::Conflict) if they are taken already.
+    /// Fails with [`Conflict`](ErrorKind::Conflict) if they are taken already, and with
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if a time of `config` is longer than a day.
     ///
     /// # Panics
     /// If called outside a tokio runtime.
     pub fn new(agent: Agent, manager: BlockManager, config: HandoffConfig) -> Result<Self> {
+        for (name, time) in [("ttl", config.ttl), ("pull_timeout", config.pull_timeout)] {
+            if time > TIME_MAX {
+                return Err(Error::invalid(format!("hand-off {name} of {time:?}")));
+            }
+        }
         let notifications = agent.notifications().map_err(|error| {
-            Error::new(dynamo_core::ErrorKind::Conflict, "notifications of the agent")
-                .with_source(error)
+            Error::new(ErrorKind::Conflict, "notifications of the agent").with_source(error)
         })?;
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        let holds = Arc::<Holds>::default();
+        let holds = Arc::new(Holds::new());
         let (task_holds, stop) = (Arc::clone(&holds), shutdown.clone());
         tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = keep(&task_holds, notifications) => {}
             }
+            task_holds.close();
         });
         Ok(Self(Arc::new(Inner {
             agent,
@@ -169,7 +203,8 @@ impl Handoff {
     /// Holds blocks of one sequence readable for whoever has the ticket.
     ///
     /// `blocks` are the full ones, first block first; `tail` is the partly written one behind them.
-    /// Fails with [`InvalidArgument`](dynamo_core::ErrorKind::InvalidArgument) if there are none.
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if there are none, and with
+    /// [`Closed`](ErrorKind::Closed) once the hand-off has ended.
     pub fn stage(
         &self,
         blocks: Vec<RegisteredBlock>,
@@ -188,7 +223,7 @@ impl Handoff {
         let segments = segments.chain(tail.map(Segment::Tail)).collect();
         let region = inner.agent.register(segments).map_err(pull::transfer_error)?;
         let ticket = Ticket {
-            id: StageId::random(),
+            id: StageId::random()?,
             layout: inner.manager.layout().fingerprint(),
             tail_tokens,
             identities,
@@ -198,15 +233,15 @@ impl Handoff {
         let (settle, settled) = oneshot::channel();
         let expires = Instant::now() + inner.config.ttl;
         let hold = Hold { _region: region, blocks: count, expires, settle };
-        inner.holds.lock().insert(id, hold);
-        inner.holds.changed.send_replace(());
+        inner.holds.insert(id, hold)?;
         let ticket = HandoffTicket::new(ticket.encode());
-        Ok(Staged::new(ticket, id, settled, Arc::clone(&inner.holds)))
+        Ok(Staged::new(ticket, id, expires, settled, Arc::clone(&inner.holds)))
     }
 
     /// Returns the number of blocks that are staged at this moment.
     pub fn staged_blocks(&self) -> usize {
-        self.0.holds.lock().values().map(|hold| hold.blocks).sum()
+        let holds = self.0.holds.lock();
+        holds.iter().flat_map(HashMap::values).map(|hold| hold.blocks).sum()
     }
 
     /// Ends every hold and joins the task.
@@ -217,9 +252,11 @@ impl Handoff {
         self.0.shutdown.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        self.0.holds.lock().clear();
     }
 }
+
+/// Far beyond any hold or pull; keeps arithmetic on times safe.
+const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Ends holds as they are pulled or run out of time.
 async fn keep(holds: &Holds, mut notifications: Notifications) {

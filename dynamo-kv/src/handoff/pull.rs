@@ -34,7 +34,8 @@ impl Handoff {
     /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded). On any failure no block is shared.
     ///
     /// # Cancel safety
-    /// Dropping the future shares nothing; the memory returns when it is quiet.
+    /// Dropped before the bytes have arrived, the future shares nothing and the memory returns when
+    /// it is quiet; dropped behind that, the blocks stay cached.
     pub async fn pull(
         &self,
         ticket: &HandoffTicket,
@@ -58,16 +59,19 @@ impl Handoff {
         let complete = own.into_iter().zip(&keys[blocks_cached..]);
         let complete = complete.map(|(block, key)| block.complete(*key)).collect();
         blocks.extend(self.0.manager.register_all(complete));
-        // The bytes are here; if the word does not get through, the owner's TTL ends the hold.
-        if let Err(error) = self.0.agent.notify(&owner, ticket.id.encode()).await {
-            tracing::warn!(%error, "owner not told that its blocks were pulled");
-        }
         let report = HandoffReport {
             blocks_pulled: count(missing),
             blocks_cached: count(blocks_cached),
             bytes: (missing * self.0.manager.layout().block_bytes()) as u64,
             micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         };
+        // The bytes are here; if the word does not get through, the owner's TTL ends the hold.
+        let told = self.0.agent.notify(&owner, ticket.id.encode());
+        match tokio::time::timeout_at(deadline, told).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "owner not told that its blocks were pulled"),
+            Err(_) => tracing::warn!("owner not told in time that its blocks were pulled"),
+        }
         Ok(Pulled { blocks, tail, tail_tokens: ticket.tail_tokens, report })
     }
 

@@ -163,6 +163,60 @@ async fn a_corrupted_ticket_is_refused_at_every_byte() {
     decode.handoff.pull(staged.ticket(), &sequence(0), None).await.unwrap();
 }
 
+/// A checksum without a key keeps accidents out, not a peer that means harm.
+#[tokio::test]
+async fn a_spoilt_ticket_with_a_right_checksum_shares_nothing_wrong() {
+    let (prefill, decode) = pair().await;
+    let staged = prefill.stage(0);
+    let good = staged.ticket().as_bytes();
+    let body = &good[..good.len() - 8];
+    let signed = |body: &[u8]| HandoffTicket::new([body, &ticket::checksum(body)[..]].concat());
+    let (id, metadata) = (2..18, 18 + 8 + 4 + 4 + 2 * 32);
+    for at in 0..body.len() {
+        let cut = decode.handoff.pull(&signed(&body[..at]), &sequence(0), None).await;
+        assert!(cut.is_err(), "cut at {at}");
+        let mut flipped = body.to_vec();
+        flipped[at] ^= 0x01;
+        let pulled = decode.handoff.pull(&signed(&flipped), &sequence(0), None).await;
+        // Another id only fails to tell the owner; everything else is refused.
+        let kind = pulled.as_ref().err().map(Error::kind);
+        if id.contains(&at) {
+            assert_eq!(kind, None, "byte {at}");
+            drop(pulled);
+            decode.manager.clear();
+        } else {
+            let expected = [ErrorKind::Protocol, ErrorKind::InvalidArgument];
+            assert!(kind.is_some_and(|kind| expected.contains(&kind)), "byte {at}: {kind:?}");
+            assert!(at < metadata || kind == Some(ErrorKind::Protocol), "byte {at}: {kind:?}");
+        }
+        decode.assert_at_rest(0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_off_that_has_ended_holds_nothing() {
+    let (prefill, _) = pair().await;
+    let mut staged = prefill.stage(0);
+    let (blocks, tail) = prefill.compute(50);
+    prefill.handoff.shutdown().await;
+    assert_eq!(staged.settled().await, Settlement::Expired);
+    let error = prefill.handoff.stage(blocks, Some(tail)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    prefill.assert_at_rest(4);
+
+    let (prefill, _) = pair().await;
+    let mut staged = prefill.stage(0);
+    prefill.agent.shutdown().await;
+    assert_eq!(staged.settled().await, Settlement::Expired);
+    prefill.assert_at_rest(2);
+
+    let (prefill, _) = pair().await;
+    let mut staged = prefill.stage(0);
+    drop(prefill.handoff);
+    assert_eq!(prefill.manager.stats().active, 0);
+    assert_eq!(staged.settled().await, Settlement::Expired);
+}
+
 #[tokio::test]
 async fn a_ticket_for_other_tokens_or_another_layout_is_refused() {
     let (prefill, decode) = pair().await;

@@ -7,7 +7,7 @@
 //! ```
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use dynamo_core::protocol::{HandoffTicket, InstanceId};
+use dynamo_core::protocol::HandoffTicket;
 use dynamo_core::{Error, ErrorKind, Result};
 
 use crate::identity::BlockIdentity;
@@ -17,11 +17,12 @@ use crate::identity::BlockIdentity;
 pub(super) struct StageId([u8; 16]);
 
 impl StageId {
-    pub(super) fn random() -> Self {
+    pub(super) fn random() -> Result<Self> {
         let mut id = [0; 16];
-        id[..8].copy_from_slice(&InstanceId::random().0.to_le_bytes());
-        id[8..].copy_from_slice(&InstanceId::random().0.to_le_bytes());
-        Self(id)
+        getrandom::fill(&mut id).map_err(|error| {
+            Error::internal("the system gives no random numbers").with_source(error)
+        })?;
+        Ok(Self(id))
     }
 
     pub(super) fn encode(self) -> Bytes {
@@ -91,7 +92,7 @@ impl Ticket {
     }
 }
 
-fn checksum(body: &[u8]) -> [u8; 8] {
+pub(super) fn checksum(body: &[u8]) -> [u8; 8] {
     let mut checksum = [0; 8];
     checksum.copy_from_slice(&blake3::hash(body).as_bytes()[..8]);
     checksum

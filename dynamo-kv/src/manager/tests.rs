@@ -28,7 +28,7 @@ fn manager(blocks: usize) -> (BlockManager, Arc<Mutex<Vec<KvEvent>>>) {
 /// One of eight sequences of three blocks: the paths of a binary tree, so that prefixes are shared.
 fn sequence(path: usize) -> TokenSequence {
     let tokens: Vec<u32> =
-        (0..DEPTH).map(|level| (path >> (DEPTH - 1 - level) & 1) as u32).collect();
+        (0..DEPTH).map(|level| u32::from(path >> (DEPTH - 1 - level) & 1 == 1)).collect();
     TokenSequence::new(&CacheNamespace::default(), BlockSize::new(1).unwrap(), &tokens)
 }
 

@@ -115,8 +115,11 @@ impl Registry {
     /// Returns all keys, each after the block it follows.
     pub(super) fn parents_first(&self) -> Vec<BlockKey> {
         let mut followers: HashMap<_, Vec<_>> = HashMap::new();
+        #[expect(clippy::iter_over_hash_type, reason = "only who follows whom matters")]
         for entry in self.entries.values() {
-            followers.entry(entry.parent).or_default().push(entry.key);
+            // One whose parent is not registered stands at a start of its own.
+            let parent = entry.parent.filter(|parent| self.entries.contains_key(parent));
+            followers.entry(parent).or_default().push(entry.key);
         }
         let mut ordered = followers.remove(&None).unwrap_or_default();
         let mut at = 0;
