@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dynamo_core::protocol::{GenerateRequest, InstanceId, KvEvent, KvEventData, Stage, WorkerId};
 use dynamo_core::time::Clock;
@@ -64,12 +64,13 @@ struct State {
     rates: HashMap<WorkerId, Rates>,
     /// What all workers have shown: stands in for one that has shown nothing yet.
     pool_rates: Rates,
-    /// The instances of the last list of candidates, so that it shows when one leaves.
-    known: BTreeSet<InstanceId>,
-    /// Instances that spoke of their cache and were not in that list.
-    strangers: BTreeSet<InstanceId>,
+    /// The instances of the last list of candidates.
+    listed: BTreeSet<InstanceId>,
+    /// Instances something is known of that are not listed, and since when.
+    absent_since: HashMap<InstanceId, Instant>,
     matches: Matches,
     random: Random,
+    events_total: u64,
     gaps_total: u64,
 }
 
@@ -96,6 +97,8 @@ pub struct RouterStats {
     pub bookings: usize,
     /// Different blocks in the index.
     pub indexed_blocks: usize,
+    /// Events of workers taken in, so far.
+    pub events_total: u64,
     /// Times events of a worker were lost, so far.
     pub gaps_total: u64,
 }
@@ -108,10 +111,11 @@ impl KvRouter {
             sequencers: HashMap::new(),
             rates: HashMap::new(),
             pool_rates: Rates::default(),
-            known: BTreeSet::new(),
-            strangers: BTreeSet::new(),
+            listed: BTreeSet::new(),
+            absent_since: HashMap::new(),
             matches: Matches::default(),
             random: Random(config.seed),
+            events_total: 0,
             gaps_total: 0,
         };
         let state = Arc::new(Mutex::new(state));
@@ -120,8 +124,8 @@ impl KvRouter {
 
     /// Chooses among `candidates`, less the excluded, and books the request there.
     ///
-    /// `candidates` are all the instances there are: one that was listed before and is missing has
-    /// left, and what is known of it is forgotten. What a request must avoid goes into `exclude`.
+    /// `candidates` are all the instances there are: what is known of one that stays missing from
+    /// them for ten seconds is forgotten. What a request must avoid goes into `exclude`.
     ///
     /// Fails with a retryable [`Unavailable`](ErrorKind::Unavailable) if none is left.
     pub fn route(
@@ -132,7 +136,7 @@ impl KvRouter {
     ) -> Result<Decision> {
         let mut state = self.lock();
         let state = &mut *state;
-        state.forget_absent(candidates);
+        state.forget_absent(candidates, self.clock.now());
         state.index.find(request.blocks.sequence(), &mut state.matches);
 
         let block_tokens = request.blocks.block_size().tokens();
@@ -182,6 +186,7 @@ impl KvRouter {
     pub fn apply(&self, event: &KvEvent) {
         let mut state = self.lock();
         let worker = event.worker;
+        state.events_total += 1;
         match state.sequencers.entry(worker).or_default().judge(event) {
             Verdict::Ignore => return,
             Verdict::Apply => {}
@@ -206,7 +211,7 @@ impl KvRouter {
     /// Forgets what is known of an instance's caches and speed, because it is gone.
     ///
     /// Its bookings stay until their streams end. [`route`](Self::route) forgets by itself what
-    /// left the list of candidates.
+    /// stays missing from the candidates.
     pub fn forget(&self, instance: InstanceId) {
         self.lock().forget(|known| known == instance);
     }
@@ -237,17 +242,13 @@ impl KvRouter {
         RouterStats {
             bookings: self.ledger.requests(),
             indexed_blocks: state.index.len(),
+            events_total: state.events_total,
             gaps_total: state.gaps_total,
         }
     }
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
-    }
-
-    /// Records that the event plane lost events; the numbers of the next ones tell whose.
-    pub(crate) fn note_gap(&self, missed: u64) {
-        tracing::warn!(missed, "KV events lost");
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -262,26 +263,30 @@ impl State {
         own.filter(|own| own.prefill_s_per_token().is_some()).unwrap_or(self.pool_rates)
     }
 
-    /// Drops what is known of instances that left.
+    /// Forgets instances that have been missing from the candidates for a while.
     ///
-    /// One that was never listed may be ahead of discovery, or be gone and have spoken last: it
-    /// stays until the list changes once more, so that nothing stays for good.
-    fn forget_absent(&mut self, candidates: &[Instance]) {
-        if candidates.len() == self.known.len()
-            && candidates.iter().all(|candidate| self.known.contains(&candidate.id))
+    /// Not at once: one may be ahead of discovery, and two callers may hold lists of different age.
+    fn forget_absent(&mut self, candidates: &[Instance], now: Instant) {
+        if candidates.len() != self.listed.len()
+            || candidates.iter().any(|candidate| !self.listed.contains(&candidate.id))
         {
-            return;
+            self.listed = candidates.iter().map(|candidate| candidate.id).collect();
         }
-        let present: BTreeSet<_> = candidates.iter().map(|candidate| candidate.id).collect();
-        let known = std::mem::take(&mut self.known);
-        let strangers = std::mem::take(&mut self.strangers);
-        self.forget(|instance| {
-            !present.contains(&instance)
-                && (known.contains(&instance) || strangers.contains(&instance))
-        });
-        let speakers = self.sequencers.keys().map(|worker| worker.instance);
-        self.strangers = speakers.filter(|speaker| !present.contains(speaker)).collect();
-        self.known = present;
+        let workers = self.sequencers.keys().chain(self.rates.keys());
+        for instance in workers.map(|worker| worker.instance) {
+            if self.listed.contains(&instance) {
+                self.absent_since.remove(&instance);
+            } else {
+                self.absent_since.entry(instance).or_insert(now);
+            }
+        }
+        let is_gone = |since: Instant| now.saturating_duration_since(since) >= ABSENT_MAX;
+        if self.absent_since.values().any(|since| is_gone(*since)) {
+            let absent = std::mem::take(&mut self.absent_since);
+            self.forget(|instance| absent.get(&instance).is_some_and(|since| is_gone(*since)));
+            self.absent_since = absent;
+            self.absent_since.retain(|_, since| !is_gone(*since));
+        }
     }
 
     fn forget(&mut self, is_gone: impl Fn(InstanceId) -> bool) {
@@ -294,6 +299,9 @@ impl State {
         self.rates.retain(|worker, _| !of_gone(worker));
     }
 }
+
+/// Longer than any difference between two views of discovery, shorter than memory can pile up in.
+const ABSENT_MAX: Duration = Duration::from_secs(10);
 
 /// Chooses and books; the booking is the guard of the stream.
 ///

@@ -26,11 +26,14 @@ impl fmt::Display for RouteExplain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { prompt_tokens, chosen, others } = self;
         let fastest = others.iter().map(|other| other.ttft_s).fold(f64::INFINITY, f64::min);
-        let most_cached = others.iter().map(|other| other.cached_tokens).max().unwrap_or(0);
+        let holder = others.iter().max_by_key(|other| other.cached_tokens);
+        let most_cached = holder.map_or(0, |holder| holder.cached_tokens);
         if chosen.cached_tokens > most_cached {
             write!(f, "holds {} of {prompt_tokens} tokens", chosen.cached_tokens)?;
         } else if chosen.cached_tokens < most_cached {
-            write!(f, "less busy than the holder of {most_cached} tokens")?;
+            let is_busier = holder.is_some_and(|holder| holder.queue_s > chosen.queue_s);
+            let why = if is_busier { "less busy than" } else { "as good as" };
+            write!(f, "{why} the holder of {most_cached} tokens")?;
         } else if others.iter().any(|other| other.load.requests > chosen.load.requests) {
             f.write_str("least busy")?;
         } else {

@@ -36,7 +36,8 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^= z >> 31;
-        (z as usize).checked_rem(count)
+        let nth = z.checked_rem(count as u64)?;
+        usize::try_from(nth).ok()
     }
 }
 

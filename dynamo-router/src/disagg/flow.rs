@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use dynamo_core::protocol::{GenerateChunk, GenerateRequest, Stage, Usage};
-use dynamo_core::{Context, Error, ResponseStream, Result};
+use dynamo_core::protocol::{FinishReason, GenerateChunk, GenerateRequest, Stage, Usage};
+use dynamo_core::{Context, Error, ErrorKind, ResponseStream, Result};
 
 use super::report::Report;
 use super::{Called, PrefillDecode, Prefilled, call};
@@ -71,6 +71,13 @@ impl Flow {
                     let _ = tokio::time::timeout(ENDING_MAX, ending.0.next()).await;
                     return None;
                 }
+                // Whoever asks for an early end needs no decode worker for it.
+                Phase::HandOff(_) if self.ctx.is_stopped() => {
+                    let finish = Some(FinishReason::Length);
+                    return Some(Ok(
+                        self.emit(GenerateChunk { finish, ..GenerateChunk::default() })
+                    ));
+                }
                 Phase::HandOff(prefilled) => match self.hand_off(*prefilled).await {
                     Ok(decoding) => self.phase = Phase::Decode(Box::new(decoding)),
                     Err(error) => return Some(Err(error)),
@@ -129,7 +136,7 @@ impl Flow {
         let called = call(&engine.decode, &self.ctx, &request, engine.attempts_max, |decision| {
             report.decode(decision);
         });
-        let Called { chunk, stream, decision } = called.await?;
+        let Called { chunk, stream, decision } = called.await.map_err(of_the_hand_off)?;
         // The blocks have arrived: what the prefill worker held may go.
         drop((hold, prefill));
         Ok(Decoding { first: Some(chunk), stream, decision })
@@ -142,6 +149,17 @@ impl Flow {
         chunk.usage = chunk.finish.map(|_| self.usage);
         chunk
     }
+}
+
+/// Says a decode worker's refusal in words that blame neither the request nor its client: the
+/// request was good enough for a prefill worker, and the ticket is the graph's own.
+fn of_the_hand_off(error: Error) -> Error {
+    let kind = match error.kind() {
+        ErrorKind::NotFound => ErrorKind::Unavailable,
+        ErrorKind::InvalidArgument | ErrorKind::Protocol => ErrorKind::Internal,
+        _ => return error,
+    };
+    Error::new(kind, "hand-off to a decode worker").with_source(error)
 }
 
 /// A worker ends its stream right after its last chunk; one that does not is not waited for.

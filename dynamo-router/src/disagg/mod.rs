@@ -183,8 +183,9 @@ async fn call(
 
 /// Tells failures of the worker from failures of the request.
 fn is_worth_another(error: &Error) -> bool {
-    let kind = error.kind();
-    error.is_retryable() || matches!(kind, ErrorKind::Unavailable | ErrorKind::Closed)
+    let of_the_worker =
+        matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Closed | ErrorKind::Overloaded);
+    of_the_worker || error.is_retryable()
 }
 
 impl fmt::Debug for PrefillDecode {

@@ -40,6 +40,15 @@ impl Puppet {
     }
 }
 
+/// Waits for the call of whichever worker of two is chosen; returns its index as well.
+async fn whichever(pool: &mut [Puppet]) -> (usize, Call) {
+    let [first, second] = pool else { unreachable!("two workers") };
+    tokio::select! {
+        call = first.call() => (0, call),
+        call = second.call() => (1, call),
+    }
+}
+
 /// A graph of puppets, and the reports it made.
 struct Graph {
     engine: PrefillDecode,
@@ -143,7 +152,7 @@ async fn a_request_is_prefilled_handed_over_and_decoded() {
 
     decode.send(token(8, None)).await.unwrap();
     decode.send(token(9, Some(FinishReason::Length))).await.unwrap();
-    decode.finish().await;
+    decode.finish();
     let rest = stream.collect().await.unwrap();
     assert_eq!(rest.iter().flat_map(|chunk| chunk.token_ids.clone()).collect::<Vec<_>>(), [8, 9]);
     let usage = Usage { prompt_tokens: 40, cached_tokens: 16, completion_tokens: 3 };
@@ -162,7 +171,7 @@ async fn an_answer_of_one_token_never_touches_a_decode_worker() {
     let (_, _, prefill) = graph.prefill[0].call().await;
     let chunk = GenerateChunk { ticket: None, finish: Some(FinishReason::Stop), ..prefilled() };
     prefill.send(chunk).await.unwrap();
-    prefill.finish().await;
+    prefill.finish();
     let chunks = started.await.unwrap().unwrap().collect().await.unwrap();
     assert_eq!(chunks.len(), 1);
     assert_eq!(chunks[0].usage.unwrap().completion_tokens, 1);
@@ -173,13 +182,11 @@ async fn an_answer_of_one_token_never_touches_a_decode_worker() {
 async fn a_prefill_worker_that_is_gone_is_replaced_by_another() {
     let mut graph = Graph::new(2, 1).await;
     let started = graph.start();
-    let [first, second] = &mut graph.prefill[..] else { unreachable!() };
-    let ((_, _, refused), other) = tokio::select! {
-        call = first.call() => (call, second),
-        call = second.call() => (call, first),
-    };
-    refused.fail(Error::new(ErrorKind::Unavailable, "shutting down")).await;
-    let (_, _, prefill) = other.call().await;
+    let (chosen, (ctx, _, _computing)) = whichever(&mut graph.prefill).await;
+    // The worker ends in the middle of the prefill: no hang-up of the client's.
+    drop(graph.prefill.remove(chosen));
+    let (_, _, prefill) = graph.prefill[0].call().await;
+    assert!(ctx.is_killed());
     prefill.send(prefilled()).await.unwrap();
     drop(started.await.unwrap().unwrap());
     graph.assert_at_rest(Outcome::Cancelled);
@@ -195,17 +202,53 @@ async fn a_decode_worker_that_is_gone_is_replaced_with_the_same_ticket() {
     assert!(stream.next().await.unwrap().is_ok());
     #[expect(clippy::disallowed_methods, reason = "the test joins it")]
     let rest = tokio::spawn(stream.collect());
-    let [first, second] = &mut graph.decode[..] else { unreachable!() };
-    let ((_, _, refused), other) = tokio::select! {
-        call = first.call() => (call, second),
-        call = second.call() => (call, first),
-    };
-    refused.fail(Error::new(ErrorKind::Overloaded, "no blocks")).await;
-    let (_, request, decode) = other.call().await;
+    let (chosen, (_, _, refused)) = whichever(&mut graph.decode).await;
+    refused.fail(Error::new(ErrorKind::Overloaded, "no blocks"));
+    let (_, request, decode) = graph.decode[1 - chosen].call().await;
     assert_eq!(request.stage, Stage::Decode { ticket: ticket(), first_token: 7 });
     decode.send(token(8, Some(FinishReason::Length))).await.unwrap();
-    decode.finish().await;
+    decode.finish();
     assert_eq!(rest.await.unwrap().unwrap().len(), 1);
+    graph.assert_at_rest(Outcome::Complete);
+}
+
+#[tokio::test]
+async fn a_hand_off_that_fails_is_no_fault_of_the_client() {
+    for (said, told) in [
+        (ErrorKind::NotFound, ErrorKind::Unavailable),
+        (ErrorKind::InvalidArgument, ErrorKind::Internal),
+        (ErrorKind::DeadlineExceeded, ErrorKind::DeadlineExceeded),
+    ] {
+        let mut graph = Graph::new(1, 1).await;
+        let started = graph.start();
+        let (_, _, prefill) = graph.prefill[0].call().await;
+        prefill.send(prefilled()).await.unwrap();
+        let mut stream = started.await.unwrap().unwrap();
+        assert!(stream.next().await.unwrap().is_ok());
+        #[expect(clippy::disallowed_methods, reason = "the test joins it")]
+        let rest = tokio::spawn(stream.collect());
+        let (_, _, decode) = graph.decode[0].call().await;
+        decode.fail(Error::new(said, "pull"));
+        assert_eq!(rest.await.unwrap().unwrap_err().kind(), told);
+        graph.assert_at_rest(Outcome::Failed(told));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_stopped_after_its_first_token_needs_no_decode_worker() {
+    let mut graph = Graph::new(1, 1).await;
+    let started = graph.start();
+    let (hold, _, prefill) = graph.prefill[0].call().await;
+    prefill.send(prefilled()).await.unwrap();
+    let mut stream = started.await.unwrap().unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    stream.context().stop();
+    let last = stream.next().await.unwrap().unwrap();
+    assert_eq!(last.finish, Some(FinishReason::Length));
+    assert_eq!(last.usage.unwrap().cached_tokens, 16);
+    assert!(stream.next().await.is_none());
+    assert!(hold.is_killed(), "the staged blocks are let go");
+    assert!(graph.decode[0].calls.try_recv().is_err());
     graph.assert_at_rest(Outcome::Complete);
 }
 
@@ -218,7 +261,7 @@ async fn a_failure_of_the_request_or_in_mid_stream_is_not_tried_again() {
         call = first.call() => call,
         call = second.call() => call,
     };
-    refused.fail(Error::invalid("prompt too long")).await;
+    refused.fail(Error::invalid("prompt too long"));
     let error = started.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     graph.assert_at_rest(Outcome::Failed(ErrorKind::InvalidArgument));
@@ -237,7 +280,7 @@ async fn a_failure_of_the_request_or_in_mid_stream_is_not_tried_again() {
         call = second.call() => call,
     };
     decode.send(pulled()).await.unwrap();
-    decode.fail(Error::new(ErrorKind::Unavailable, "died")).await;
+    decode.fail(Error::new(ErrorKind::Unavailable, "died"));
     assert_eq!(rest.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
     graph.assert_at_rest(Outcome::Failed(ErrorKind::Unavailable));
 }

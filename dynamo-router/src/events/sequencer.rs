@@ -3,9 +3,9 @@ use dynamo_core::protocol::KvEvent;
 /// Watches the numbering of one worker's events; pure.
 ///
 /// After a gap nobody knows what the lost events removed, so what was known of the worker is
-/// dropped and built up anew from the events that follow. What has been applied then says no more
-/// than was true when the last applied event was published; a wrong choice costs latency, and
-/// stays rare.
+/// dropped. The index then holds what the worker stores from there on: it says no more than was
+/// true when the last applied event was published, and less, because blocks that stay cached are
+/// not announced again. A wrong choice costs latency only.
 #[derive(Debug, Default)]
 pub struct Sequencer {
     /// Epoch and number of the last event that was not ignored.

@@ -101,29 +101,32 @@ fn excluded_workers_are_never_chosen_and_nobody_left_is_retryable() {
 }
 
 #[test]
-fn a_worker_that_leaves_is_forgotten_and_one_that_is_not_listed_yet_is_kept() {
-    let router = router();
+fn a_worker_that_stays_away_is_forgotten_and_one_that_comes_back_is_kept() {
+    let clock = Arc::new(ManualClock::new());
+    let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
     let request = request(64);
+    let route = |listed: &[Instance]| drop(router.route(&request, listed, &[]).unwrap());
+    let (one, two) = (instance(1), instance(2));
+    // Ahead of discovery, then listed, then gone and back.
     router.apply(&stored(1, 1, 0, &request.blocks));
-    drop(router.route(&request, &[instance(2)], &[]).unwrap());
-    assert_eq!(router.stats().indexed_blocks, 4, "worker 1 may be listed in a moment");
-    drop(router.route(&request, &[instance(1), instance(2)], &[]).unwrap());
-    drop(router.route(&request, &[instance(2)], &[]).unwrap());
-    assert_eq!(router.stats().indexed_blocks, 0);
-}
-
-#[test]
-fn what_a_worker_says_after_it_left_does_not_stay_for_good() {
-    let router = router();
-    let request = request(64);
-    drop(router.route(&request, &[instance(1), instance(2)], &[]).unwrap());
-    drop(router.route(&request, &[instance(2)], &[]).unwrap());
-    router.apply(&stored(1, 1, 3, &request.blocks));
+    for _ in 0..3 {
+        route(std::slice::from_ref(&two));
+        clock.advance(ABSENT_MAX / 2);
+        route(&[one.clone(), two.clone()]);
+    }
     assert_eq!(router.stats().indexed_blocks, 4);
-    drop(router.route(&request, &[instance(2), instance(3)], &[]).unwrap());
-    drop(router.route(&request, &[instance(2)], &[]).unwrap());
+    route(std::slice::from_ref(&two));
+    clock.advance(ABSENT_MAX);
+    route(std::slice::from_ref(&two));
     assert_eq!(router.stats().indexed_blocks, 0);
-    assert!(router.lock().sequencers.is_empty());
+    // What it says behind that does not stay for good either.
+    router.apply(&stored(1, 1, 9, &request.blocks));
+    route(std::slice::from_ref(&two));
+    clock.advance(ABSENT_MAX);
+    route(std::slice::from_ref(&two));
+    assert_eq!(router.stats().indexed_blocks, 0);
+    let state = router.lock();
+    assert!(state.sequencers.is_empty() && state.absent_since.is_empty());
 }
 
 #[test]
@@ -133,12 +136,13 @@ fn a_forgotten_worker_loses_its_blocks_and_its_speed_but_no_booking() {
     let request = request(64);
     router.apply(&stored(1, 1, 0, &request.blocks));
     let mut decision = router.route(&request, &[instance(1)], &[]).unwrap();
-    clock.advance(std::time::Duration::from_secs(1));
+    clock.advance(Duration::from_secs(1));
     decision.booked.1 = 64;
     router.observe_first_token(&mut decision);
     assert!(router.prefill_s_per_token(worker(1)).is_some());
     router.forget(InstanceId(1));
-    assert_eq!(router.stats(), RouterStats { bookings: 1, ..RouterStats::default() });
+    let stats = router.stats();
+    assert_eq!((stats.bookings, stats.indexed_blocks), (1, 0));
     assert_eq!(router.prefill_s_per_token(worker(1)), None);
     drop(decision);
     assert_eq!(router.stats().bookings, 0);
@@ -161,7 +165,7 @@ fn the_prefill_rate_is_learned_from_first_tokens() {
     let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
     let mut decision = router.route(&request(100), &[instance(1)], &[]).unwrap();
     assert_eq!(router.load(worker(1)).prefill_tokens, 100);
-    clock.advance(std::time::Duration::from_secs(1));
+    clock.advance(Duration::from_secs(1));
     router.observe_first_token(&mut decision);
     assert_eq!(router.load(worker(1)).prefill_tokens, 0);
     assert_eq!(router.load(worker(1)).decoding, 1);
@@ -175,6 +179,8 @@ fn the_prefill_rate_is_learned_from_first_tokens() {
 enum Fault {
     None,
     Drop,
+    /// A restart whose first event is lost.
+    RestartUnheard,
     Repeat,
     Restart,
 }
@@ -188,6 +194,7 @@ proptest! {
             (0..20u64, any::<bool>(), prop_oneof![
                 6 => Just(Fault::None), 1 => Just(Fault::Drop),
                 1 => Just(Fault::Repeat), 1 => Just(Fault::Restart),
+                1 => Just(Fault::RestartUnheard),
             ]),
             1..100,
         ),
@@ -198,7 +205,7 @@ proptest! {
         let (mut epoch, mut seq, mut lost) = (1, 0, false);
         let mut last: Option<KvEvent> = None;
         for (block, store, fault) in steps {
-            if matches!(fault, Fault::Restart) {
+            if matches!(fault, Fault::Restart | Fault::RestartUnheard) {
                 (epoch, seq, lost) = (epoch + 1, 0, false);
                 truth.clear();
                 since_loss.clear();
@@ -214,7 +221,7 @@ proptest! {
             };
             let event = KvEvent { worker: worker(1), epoch, seq, data };
             seq += 1;
-            if matches!(fault, Fault::Drop) {
+            if matches!(fault, Fault::Drop | Fault::RestartUnheard) {
                 lost = true;
                 continue;
             }
@@ -251,7 +258,7 @@ fn a_worker_that_has_shown_nothing_counts_as_fast_as_the_others_not_as_the_prior
     drop(tiny);
     let request = request(100);
     let mut decision = router.route(&request, &[instance(1)], &[]).unwrap();
-    clock.advance(std::time::Duration::from_secs(1));
+    clock.advance(Duration::from_secs(1));
     router.observe_first_token(&mut decision);
     drop(decision);
     router.apply(&stored(1, 1, 0, &request.blocks));

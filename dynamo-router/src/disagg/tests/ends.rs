@@ -17,7 +17,7 @@ async fn a_complete_answer_kills_no_worker_that_decoded_it() {
     let (ctx, _, decode) = graph.decode[0].call().await;
     decode.send(token(8, Some(FinishReason::Stop))).await.unwrap();
     assert_eq!(last.await.unwrap().unwrap().finish, Some(FinishReason::Stop));
-    decode.finish().await;
+    decode.finish();
     assert!(stream.next().await.is_none());
     assert!(!ctx.is_killed());
     graph.assert_at_rest(Outcome::Complete);
