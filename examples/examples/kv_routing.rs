@@ -1,6 +1,7 @@
 //! Hit rate of KV-aware routing against round robin, on conversations over four workers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use dynamo_core::protocol::{
     BlockSize, CacheNamespace, GenerateRequest, InstanceId, KvEvent, Sampling, WorkerId,
@@ -14,10 +15,11 @@ use dynamo_kv::{BlockLayout, BlockManager, DType, ManagerConfig, TokenSequence};
 use dynamo_router::{EventFeed, KvRouter, RouterConfig};
 
 const WORKERS: usize = 4;
-const CONVERSATIONS: u32 = 24;
+/// No multiple of the workers: round robin would send each conversation to one worker by chance.
+const CONVERSATIONS: u32 = 23;
 const TURNS: u32 = 6;
-/// Half of what all conversations need: workers have to evict.
-const BLOCKS: usize = 200;
+/// Over all workers less than all conversations need: blocks are evicted.
+const BLOCKS: usize = 120;
 
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "an example talks to a person")]
@@ -37,12 +39,14 @@ async fn hit_rate(routed: bool) -> Result<f64> {
     let feed = EventFeed::start(router.clone(), component.subscriber::<KvEvent>("kv").await?);
     let endpoint = component.endpoint("generate")?;
     let mut workers: Vec<(BlockManager, Serving)> = Vec::new();
+    let published = Arc::new(AtomicU64::new(0));
     for _ in 0..WORKERS {
         let id = InstanceId::random();
-        let publisher = component.publisher("kv")?;
+        let (publisher, published) = (component.publisher("kv")?, Arc::clone(&published));
         let publish = move |event: KvEvent| {
             // The plane inside the process has nothing that could fail.
             let _ = publisher.publish(&event);
+            published.fetch_add(1, Ordering::Relaxed);
         };
         let manager = manager(id, publish)?;
         let engine = manager.clone();
@@ -57,9 +61,13 @@ async fn hit_rate(routed: bool) -> Result<f64> {
         workers.push((manager, endpoint.serve_with(engine, options).await?));
     }
     let client: Client<GenerateRequest, u32> = endpoint.client().await?;
-    let client =
-        if routed { client.with_picker(router) } else { client.with_picker(RoundRobin::default()) };
+    let client = match routed {
+        true => client.with_picker(router.clone()),
+        false => client.with_picker(RoundRobin::default()),
+    };
     for turn in 1..=TURNS {
+        // All conversations go on at once: what runs is what the router counts as load.
+        let mut running = Vec::new();
         for conversation in 0..CONVERSATIONS {
             // A common system prompt, then everything said in this conversation so far.
             let own = (0..turn * 64).map(|i| 1_000 * (conversation + 1) + i);
@@ -67,9 +75,14 @@ async fn hit_rate(routed: bool) -> Result<f64> {
             let namespace = CacheNamespace::model("mock");
             let request =
                 GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default());
-            client.generate(Context::new(), request).await?.collect().await?;
-            // Lets the feed take the events in before the next choice.
-            tokio::task::yield_now().await;
+            running.push(client.generate(Context::new(), request).await?);
+            // So that the rate is the same each time: the router has heard all before it chooses.
+            while router.stats().events_total < published.load(Ordering::Relaxed) {
+                tokio::task::yield_now().await;
+            }
+        }
+        for stream in running {
+            stream.collect().await?;
         }
     }
     feed.shutdown().await;

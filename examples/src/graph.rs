@@ -10,12 +10,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dynamo_core::name::EndpointPath;
 use dynamo_core::protocol::{
     BlockSize, GenerateChunk, GenerateRequest, InstanceId, KvEvent, WorkerId,
 };
 use dynamo_core::time::SystemClock;
 use dynamo_core::{
-    Component, Error, Namespace, Result, Runtime, ServeOptions, Serving, SharedEngine,
+    Client, Component, Error, ErrorKind, Namespace, Result, Runtime, ServeOptions, Serving,
+    SharedEngine,
 };
 use dynamo_kv::{BlockManager, Handoff, HandoffConfig, ManagerConfig};
 use dynamo_router::disagg::{Observer, Pool, PrefillDecode};
@@ -54,6 +56,7 @@ pub struct Graph {
     runtime: Runtime,
     engine: SharedEngine<GenerateRequest, GenerateChunk>,
     workers: Vec<GraphWorker>,
+    clients: Vec<Client<GenerateRequest, GenerateChunk>>,
     routers: Vec<KvRouter>,
     feeds: Vec<EventFeed>,
 }
@@ -79,6 +82,19 @@ impl GraphWorker {
     pub fn inflight(&self) -> usize {
         self.serving.inflight()
     }
+
+    fn endpoint(&self) -> &EndpointPath {
+        &self.serving.instance().endpoint
+    }
+
+    async fn end(self, patience: Duration) {
+        let report = self.serving.drain(patience).await;
+        if report.killed > 0 {
+            tracing::warn!(worker = self.name, ?report, "requests ended by shutdown");
+        }
+        self.worker.shutdown().await;
+        self.agent.shutdown().await;
+    }
 }
 
 impl Graph {
@@ -89,9 +105,10 @@ impl Graph {
         let fabric = MemoryFabric::new();
         let worker = start_worker("worker-0", &component, model, &fabric, config).await?;
         let endpoint = component.endpoint::<GenerateRequest, GenerateChunk>("generate")?;
-        let engine = Arc::new(endpoint.client().await?);
+        let client = endpoint.client().await?;
+        let (engine, clients) = (Arc::new(client.clone()), vec![client]);
         let (routers, feeds) = (Vec::new(), Vec::new());
-        Ok(Self { runtime, engine, workers: vec![worker], routers, feeds })
+        Ok(Self { runtime, engine, workers: vec![worker], clients, routers, feeds })
     }
 
     /// Starts `prefill` and `decode` workers with a KV-aware router before each pool.
@@ -121,11 +138,18 @@ impl Graph {
             client.wait_ready(READY_MAX).await?;
             pools.push(Pool { client, router });
         }
+        let clients = pools.iter().map(|pool| pool.client.clone()).collect();
         let routers = pools.iter().map(|pool| pool.router.clone()).collect();
         let [prefill, decode]: [Pool; 2] =
             pools.try_into().map_err(|_| Error::internal("a graph has two pools"))?;
         let engine = Arc::new(PrefillDecode::new(prefill, decode).with_observer(observer));
-        Ok(Self { runtime, engine, workers, routers, feeds })
+        Ok(Self { runtime, engine, workers, clients, routers, feeds })
+    }
+
+    /// Returns a probe that tells whether each pool has a worker.
+    pub fn readiness(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let clients = self.clients.clone();
+        move || clients.iter().all(|client| !client.instances().is_empty())
     }
 
     /// Returns the engine in front.
@@ -150,17 +174,27 @@ impl Graph {
     }
 
     /// Lets requests in flight finish for `patience`, then ends everything and joins it.
+    ///
+    /// Fails with [`DeadlineExceeded`](dynamo_core::ErrorKind::DeadlineExceeded) if something does
+    /// not end once it was told to.
     pub async fn shutdown(self, patience: Duration) -> Result<()> {
-        for worker in self.workers {
-            worker.serving.drain(patience).await;
-            worker.worker.shutdown().await;
-            worker.agent.shutdown().await;
+        let mut later = self.workers;
+        while let Some(endpoint) = later.first().map(|worker| worker.endpoint().clone()) {
+            // Pool after pool: what prefills still needs a decode worker.
+            let pool: Vec<_>;
+            (pool, later) = later.into_iter().partition(|worker| *worker.endpoint() == endpoint);
+            let ends = pool.into_iter().map(|worker| worker.end(patience));
+            let ends = futures::future::join_all(ends);
+            tokio::time::timeout(patience + ENDING_MAX, ends).await.map_err(|_| {
+                let message = format!("workers of {endpoint} were told to end and did not");
+                Error::new(ErrorKind::DeadlineExceeded, message)
+            })?;
         }
         for feed in self.feeds {
             feed.shutdown().await;
         }
-        drop(self.engine);
-        self.runtime.shutdown(patience).await
+        drop((self.engine, self.clients));
+        self.runtime.shutdown(ENDING_MAX).await
     }
 }
 
@@ -205,6 +239,9 @@ fn namespace(runtime: &Runtime) -> Result<Namespace> {
 }
 
 const KV_EVENTS: &str = "kv_events";
+
+/// A worker that was told to end does so after the chunk it computes.
+const ENDING_MAX: Duration = Duration::from_secs(30);
 
 /// Workers of this process register before the client is made; more would be a bug.
 const READY_MAX: Duration = Duration::from_secs(5);

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dynamo_core::protocol::{
     BlockSize, FinishReason, GenerateChunk, GenerateRequest, TokenId, Usage,
@@ -62,6 +63,14 @@ struct Front {
 
 impl Front {
     async fn start() -> Self {
+        Self::with_readiness(true).await
+    }
+
+    async fn unready() -> Self {
+        Self::with_readiness(false).await
+    }
+
+    async fn with_readiness(is_ready: bool) -> Self {
         let (hand, calls) = mpsc::channel(8);
         let engine = engine_fn(move |ctx: Context, request: GenerateRequest| {
             let hand = hand.clone();
@@ -72,7 +81,8 @@ impl Front {
                 Ok(stream)
             }
         });
-        let server = Server::new(Arc::new(engine), Arc::new(Bytes), BlockSize::DEFAULT);
+        let server = Server::new(Arc::new(engine), Arc::new(Bytes), BlockSize::DEFAULT)
+            .with_readiness(move || is_ready);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut serving = tokio::task::JoinSet::new();
@@ -132,6 +142,10 @@ async fn every_bad_request_gets_its_status_and_names_the_parameter() {
         (json!({ "messages": [{ "role": "user" }] }), 400, "messages"),
         (json!({ "max_tokens": 0 }), 400, "max_tokens"),
         (json!({ "max_tokens": -1 }), 400, "max_tokens"),
+        (json!({ "max_completion_tokens": 0 }), 400, "max_completion_tokens"),
+        (json!({ "response_format": { "type": "json_object" } }), 400, "response_format"),
+        (json!({ "presence_penalty": 0.5 }), 400, "presence_penalty"),
+        (json!({ "logit_bias": { "7": 100 } }), 400, "logit_bias"),
         (json!({ "temperature": 2.5 }), 400, "temperature"),
         (json!({ "temperature": "hot" }), 400, "temperature"),
         (json!({ "top_p": 0 }), 400, "top_p"),
@@ -180,7 +194,7 @@ async fn an_answer_comes_whole_or_in_events_and_is_counted() {
         assert_eq!(request.sampling.max_tokens, 5);
         sender.send(text("Hel", None)).await.unwrap();
         sender.send(text("lo", Some(FinishReason::Length))).await.unwrap();
-        sender.finish().await;
+        sender.finish();
         let (status, body) = read(connection).await;
         assert_eq!(status, 200);
         let usage = json!({
@@ -222,18 +236,48 @@ async fn an_answer_comes_whole_or_in_events_and_is_counted() {
 }
 
 #[tokio::test]
-async fn a_stop_text_ends_the_answer_and_the_work_behind_it() {
+async fn a_stop_text_asks_the_work_to_end_and_its_end_brings_the_counts() {
     let mut front = Front::start().await;
     let body = chat(json!({ "stop": ["END"] })).to_string();
     let connection = front.open("POST", CHAT, &body).await;
     let (ctx, _, sender) = front.calls.recv().await.unwrap();
     sender.send(text("one EN", None)).await.unwrap();
     sender.send(text("D two", None)).await.unwrap();
-    ctx.killed().await;
+    bounded(ctx.stopped()).await;
+    assert!(!ctx.is_killed(), "an orderly end, not a hang-up");
+    sender.send(text("", Some(FinishReason::Length))).await.unwrap();
+    sender.finish();
     let (_, body) = read(connection).await;
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(body["choices"][0]["message"]["content"], "one ");
     assert_eq!(body["choices"][0]["finish_reason"], "stop");
+    assert_eq!(body["usage"]["prompt_tokens_details"]["cached_tokens"], 1);
+    assert_eq!(body["usage"]["completion_tokens"], 7, "up to the stop text");
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_stop_is_not_waited_for() {
+    let mut front = Front::start().await;
+    let body = chat(json!({ "stop": ["END"] })).to_string();
+    let connection = front.open("POST", CHAT, &body).await;
+    let (ctx, _, sender) = front.calls.recv().await.unwrap();
+    sender.send(text("one END", None)).await.unwrap();
+    // From here on nothing but time ends the wait.
+    tokio::time::pause();
+    let (status, body) = read(connection).await;
+    assert!(status == 200 && body.contains("\"one \""), "{body}");
+    bounded(ctx.killed()).await;
+}
+
+#[tokio::test]
+async fn health_says_when_nobody_can_answer() {
+    let front = Front::unready().await;
+    assert_eq!(front.request("GET", "/health", "").await.0, 503);
+}
+
+/// Waits for what must happen soon.
+async fn bounded<T>(wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap()
 }
 
 #[tokio::test]
@@ -249,7 +293,7 @@ async fn failures_are_a_status_before_the_first_token_and_an_event_after() {
         let body = chat(json!({ "stream": true })).to_string();
         let connection = front.open("POST", CHAT, &body).await;
         let (_, _, sender) = front.calls.recv().await.unwrap();
-        sender.fail(Error::new(kind, "the worker said so")).await;
+        sender.fail(Error::new(kind, "the worker said so"));
         let (got, body) = read(connection).await;
         assert_eq!(got, status, "{kind}");
         assert!(body.contains("the worker said so"), "{body}");
@@ -275,13 +319,16 @@ async fn a_client_that_hangs_up_stops_the_work() {
         sender.send(text("a", None)).await.unwrap();
         drop(connection);
         // The front end notices when it next writes, or at once while it waits.
-        while !ctx.is_killed() {
-            tokio::select! {
-                () = ctx.killed() => {}
-                sent = sender.send(text("b", None)) => {
-                    if sent.is_ok() { tokio::task::yield_now().await; }
+        bounded(async {
+            while !ctx.is_killed() {
+                tokio::select! {
+                    () = ctx.killed() => {}
+                    sent = sender.send(text("b", None)) => {
+                        if sent.is_ok() { tokio::task::yield_now().await; }
+                    }
                 }
             }
-        }
+        })
+        .await;
     }
 }

@@ -1,6 +1,7 @@
 //! The main job on real weights: hand-off changes nothing in the answer and leaves nothing behind.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -19,11 +20,18 @@ use dynamo_router::{DisaggReport, Outcome};
 
 /// Returns where something is that `cargo xtask test` sets up, or says visibly how to get it.
 #[expect(clippy::disallowed_methods, reason = "tests are told by the environment what there is")]
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn provided(variable: &str) -> Option<PathBuf> {
-    let path = std::env::var(variable).ok().map(PathBuf::from).filter(|path| path.exists());
-    if path.is_none() {
-        eprintln!("SKIPPED: {variable} is not set; `cargo xtask test` sets it up");
+    let path = std::env::var_os(variable).map(PathBuf::from);
+    match &path {
+        Some(path) => {
+            assert!(path.exists(), "{variable} names {}, which is not there", path.display())
+        }
+        // Past the capture of passing tests' output.
+        None => {
+            let skipped =
+                format!("SKIPPED: {variable} is not set; `cargo xtask test` sets it up\n");
+            std::io::stderr().write_all(skipped.as_bytes()).unwrap();
+        }
     }
     path
 }
@@ -139,7 +147,8 @@ async fn hand_off_prefix_reuse_and_chunked_prefill_give_the_same_tokens() {
 async fn assert_at_rest(graph: &Graph) {
     for worker in graph.workers() {
         // Joins the worker's tasks, so that nothing is left to happen.
-        worker.worker.idle().await;
+        let idle = tokio::time::timeout(Duration::from_secs(60), worker.worker.idle());
+        idle.await.unwrap();
         assert_eq!(worker.inflight(), 0, "{}", worker.name);
         assert_eq!(worker.worker.handoff().staged_blocks(), 0, "{}", worker.name);
         let stats = worker.worker.manager().stats();
@@ -224,7 +233,7 @@ async fn requests_that_can_never_work_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_pool_without_room_is_a_retryable_overload() {
+async fn a_pool_without_room_is_an_overload() {
     let Some(real) = real() else { return };
     let config = GraphConfig { blocks: 1, ..config(64) };
     let graph = Graph::aggregated(&real.model, &config).await.unwrap();
@@ -232,8 +241,22 @@ async fn a_pool_without_room_is_a_retryable_overload() {
     let stream = graph.engine().generate(Context::new(), request).await.unwrap();
     let error = stream.collect().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Overloaded);
-    assert!(error.is_retryable());
     graph.shutdown(Duration::from_secs(10)).await.unwrap();
+}
+
+/// A stream that is held and not read: what computes behind it ends with the worker all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_stops_reading_does_not_keep_a_worker_from_ending() {
+    let Some(real) = real() else { return };
+    let (graph, _) = disaggregated(real, &config(64)).await;
+    let request = request(real, "Hello", 200);
+    let mut unread = graph.engine().generate(Context::new(), request).await.unwrap();
+    unread.next().await.unwrap().unwrap();
+    unread.next().await.unwrap().unwrap();
+    graph.shutdown(Duration::from_millis(100)).await.unwrap();
+    // What was computed ahead may still be read; then the stream says why it ends.
+    let error = unread.collect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -147,10 +147,7 @@ impl Engine for LlamaWorker {
             // A computing thread may hold the sender a moment longer after a cancellation; the
             // stream has ended by itself then.
             if let Some(sender) = Arc::into_inner(sender) {
-                match outcome {
-                    Ok(()) => sender.finish().await,
-                    Err(error) => sender.fail(error).await,
-                }
+                sender.settle(outcome);
             }
         });
         Ok(stream)

@@ -68,6 +68,7 @@ pub(super) struct Rope {
 }
 
 impl Rope {
+    #[expect(clippy::cast_possible_truncation, reason = "the nearest f32 is meant")]
     pub(super) fn new(config: &ModelConfig, start: usize, positions: usize) -> Self {
         let pairs = config.head_dim / 2;
         let frequency = |pair: usize| {

@@ -37,6 +37,7 @@ impl ModelConfig {
             return Err(Error::Unsupported(format!("architecture {architecture}")));
         }
         let size = |key: &str| size(gguf, key);
+        #[expect(clippy::cast_possible_truncation, reason = "the nearest f32 is meant")]
         let float = |key: &str| gguf.get(key).and_then(Value::as_float).map(|v| v as f32);
         let (heads, dim) = (size("llama.attention.head_count")?, size("llama.embedding_length")?);
         let kv_heads = match gguf.get("llama.attention.head_count_kv") {

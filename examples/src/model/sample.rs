@@ -1,4 +1,5 @@
 use std::cmp::Ordering;
+use std::collections::BinaryHeap;
 
 /// Chooses a token from `logits`.
 ///
@@ -14,33 +15,60 @@ pub fn sample(logits: &[f32], temperature: f32, top_p: f32, seed: u64, position:
         return index(largest(logits));
     }
     let max = logits[largest(logits)];
-    let mut candidates: Vec<(usize, f64)> = logits
-        .iter()
-        .map(|logit| f64::from((logit - max) / temperature).exp())
-        .enumerate()
-        .collect();
-    candidates.sort_unstable_by(|a, b| {
-        b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal).then(a.0.cmp(&b.0))
-    });
-    let total: f64 = candidates.iter().map(|candidate| candidate.1).sum();
-    let mut kept = 0.0;
-    let mut count = 0;
-    for (_, weight) in &candidates {
-        kept += weight;
-        count += 1;
-        if kept >= total * f64::from(top_p) {
-            break;
+    let weigh = |(token, logit): (usize, &f32)| Candidate {
+        weight: f64::from((logit - max) / temperature).exp(),
+        token,
+    };
+    let mut candidates: Vec<_> = logits.iter().enumerate().map(weigh).collect();
+    let mut kept: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
+    if top_p < 1.0 {
+        // A heap, because a few of very many tokens hold most of the probability.
+        let enough = kept * f64::from(top_p);
+        let mut heap = BinaryHeap::from(candidates);
+        (candidates, kept) = (Vec::new(), 0.0);
+        while let Some(candidate) = heap.pop() {
+            kept += candidate.weight;
+            candidates.push(candidate);
+            if kept >= enough {
+                break;
+            }
         }
     }
     let mut left = uniform(seed, position) * kept;
-    for (token, weight) in &candidates[..count] {
-        left -= weight;
-        if left < 0.0 {
-            return index(*token);
-        }
-    }
-    index(candidates[count - 1].0)
+    let chosen = candidates.iter().find(|candidate| {
+        left -= candidate.weight;
+        left < 0.0
+    });
+    // Rounding may leave a little behind the last one.
+    let likely = || candidates.iter().rfind(|candidate| candidate.weight > 0.0);
+    index(chosen.or_else(likely).map_or_else(|| largest(logits), |candidate| candidate.token))
 }
+
+/// A token and its share; a larger one has the larger share, or is the earlier of equals.
+struct Candidate {
+    weight: f64,
+    token: usize,
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.weight.total_cmp(&other.weight).then(other.token.cmp(&self.token))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Candidate {}
 
 fn largest(logits: &[f32]) -> usize {
     let mut best = 0;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dynamo_core::protocol::{FinishReason, GenerateChunk, GenerateRequest, Usage};
 use dynamo_core::{Context, Engine, RequestId, ResponseStream};
@@ -27,6 +28,8 @@ pub(super) struct Answer {
     stop: StopTexts,
     usage: Usage,
     times: Times,
+    /// Why the text is over, and how long the stream may take to end as well.
+    ending: Option<(&'static str, Instant)>,
     over: bool,
     server: Arc<Server>,
 }
@@ -54,6 +57,7 @@ impl Answer {
             stop: StopTexts::new(parsed.stop),
             usage: Usage { prompt_tokens, ..Usage::default() },
             times: Times { started, last_token: None },
+            ending: None,
             over: false,
             server: Arc::clone(server),
         };
@@ -82,19 +86,31 @@ impl Answer {
     /// Waits until there is a piece, or the answer is over.
     async fn fill(&mut self) {
         while self.ready.is_empty() && !self.over {
-            let taken = match self.stream.next().await {
-                Some(Ok(chunk)) => self.take(&chunk),
-                Some(Err(error)) => Err(error.into()),
-                None => Err(ApiError::internal("the answer ended without a reason")),
+            let next = self.stream.next();
+            let next = match self.ending {
+                Some((_, latest)) => tokio::time::timeout_at(latest, next).await.unwrap_or(None),
+                None => next.await,
             };
-            if let Err(error) = taken {
-                self.over = true;
-                self.ready.push_back(Err(error));
+            match (next, self.ending) {
+                (Some(Ok(chunk)), None) => {
+                    if let Err(error) = self.take(&chunk) {
+                        self.fail(error);
+                    }
+                }
+                // The text is over: what still comes only counts.
+                (Some(Ok(chunk)), Some(_)) => self.count(&chunk),
+                // The answer is complete however its stream ends.
+                (_, Some((finish_reason, _))) => self.end(finish_reason),
+                (Some(Err(error)), None) => self.fail(error.into()),
+                (None, None) => {
+                    self.fail(ApiError::internal("the answer ended without a reason"));
+                }
             }
         }
     }
 
     fn take(&mut self, chunk: &GenerateChunk) -> Result<(), ApiError> {
+        self.count(chunk);
         for &token in &chunk.token_ids {
             self.count_token();
             let text = self.detokenizer.push(token).map_err(ApiError::internal)?;
@@ -102,17 +118,14 @@ impl Answer {
                 Found::Text(text) => self.text(text),
                 Found::Stop(text) => {
                     self.text(text);
-                    self.end("stop");
-                    // The rest of the answer is of no use: stop the work behind it.
-                    self.stream.context().kill();
+                    // The rest of the answer is of no use; its end brings the counts.
+                    self.stream.context().stop();
+                    self.ending = Some(("stop", Instant::now() + ENDING_MAX));
                     return Ok(());
                 }
             }
         }
         if let Some(finish) = chunk.finish {
-            let completion_tokens = self.usage.completion_tokens;
-            self.usage = chunk.usage.unwrap_or(self.usage);
-            self.usage.completion_tokens = completion_tokens;
             let held = self.detokenizer.finish().map_err(ApiError::internal)?;
             let (text, stopped) = match self.stop.push(&held) {
                 Found::Text(text) => (text + &self.stop.finish(), false),
@@ -120,15 +133,29 @@ impl Answer {
             };
             self.text(text);
             let stopped = stopped || finish == FinishReason::Stop;
-            self.end(if stopped { "stop" } else { "length" });
+            let finish_reason = if stopped { "stop" } else { "length" };
+            self.ending = Some((finish_reason, Instant::now() + ENDING_MAX));
         }
         Ok(())
+    }
+
+    /// Takes over the graph's counts, save that of the tokens: those are counted as they come.
+    fn count(&mut self, chunk: &GenerateChunk) {
+        if let Some(usage) = chunk.usage {
+            let completion_tokens = self.usage.completion_tokens;
+            self.usage = Usage { completion_tokens, ..usage };
+        }
     }
 
     fn text(&mut self, text: String) {
         if !text.is_empty() {
             self.ready.push_back(Ok(Piece::Text(text)));
         }
+    }
+
+    fn fail(&mut self, error: ApiError) {
+        self.over = true;
+        self.ready.push_back(Err(error));
     }
 
     fn end(&mut self, finish_reason: &'static str) {
@@ -146,6 +173,9 @@ impl Answer {
         }
     }
 }
+
+/// An engine that is asked to stop ends after the token it computes.
+const ENDING_MAX: Duration = Duration::from_secs(5);
 
 /// Counts a request as in flight for as long as its stream lives.
 struct Counted(Arc<Server>);

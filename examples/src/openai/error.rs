@@ -50,8 +50,12 @@ impl ApiError {
     }
 
     pub(super) fn too_large(limit: usize) -> Self {
-        let message = format!("the body is larger than {limit} bytes, or broke off");
+        let message = format!("the body is larger than {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, message)
+    }
+
+    pub(super) fn too_slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "the body did not arrive in time")
     }
 
     /// Says what the code of this front end failed at.
@@ -69,8 +73,6 @@ impl From<dynamo_core::Error> for ApiError {
     fn from(error: dynamo_core::Error) -> Self {
         let status = match error.kind() {
             ErrorKind::InvalidArgument => return Self::invalid(error.message()),
-            ErrorKind::NotFound => StatusCode::NOT_FOUND,
-            ErrorKind::Conflict => StatusCode::CONFLICT,
             ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::Closed => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

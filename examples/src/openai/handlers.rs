@@ -1,8 +1,9 @@
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{Response, StatusCode, header};
 use axum::response::IntoResponse;
 use dynamo_core::protocol::Usage;
@@ -44,12 +45,12 @@ pub(super) async fn method_not_allowed(request: Request) -> ApiError {
     ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
 }
 
-pub(super) async fn chat_completions(State(server): Shared, body: Body) -> Response<Body> {
-    respond(server, body, &CHAT).await
+pub(super) async fn chat_completions(State(server): Shared, request: Request) -> Response<Body> {
+    respond(server, request, &CHAT).await
 }
 
-pub(super) async fn completions(State(server): Shared, body: Body) -> Response<Body> {
-    respond(server, body, &COMPLETION).await
+pub(super) async fn completions(State(server): Shared, request: Request) -> Response<Body> {
+    respond(server, request, &COMPLETION).await
 }
 
 /// How the two kinds of completion differ.
@@ -92,8 +93,8 @@ const COMPLETION: Shape = Shape {
     opening: None,
 };
 
-async fn respond(server: Arc<Server>, body: Body, shape: &'static Shape) -> Response<Body> {
-    let response = match answer(&server, body, shape).await {
+async fn respond(server: Arc<Server>, request: Request, shape: &'static Shape) -> Response<Body> {
+    let response = match answer(&server, request, shape).await {
         Ok(response) => response,
         Err(error) => error.into_response(),
     };
@@ -103,13 +104,20 @@ async fn respond(server: Arc<Server>, body: Body, shape: &'static Shape) -> Resp
 
 async fn answer(
     server: &Arc<Server>,
-    body: Body,
+    request: Request,
     shape: &'static Shape,
 ) -> Result<Response<Body>, ApiError> {
-    let body = axum::body::to_bytes(body, BODY_BYTES_MAX)
+    let body = Bytes::from_request(request, &());
+    let body = tokio::time::timeout(BODY_MAX, body).await.map_err(|_| ApiError::too_slow())?;
+    let body = body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large(BODY_BYTES_MAX),
+        _ => ApiError::invalid("the body broke off"),
+    })?;
+    // A long prompt takes its time to render and tokenise: not on a thread that serves others.
+    let model = Arc::clone(&server.model);
+    let parsed = tokio::task::spawn_blocking(move || (shape.parse)(&body, &*model))
         .await
-        .map_err(|_| ApiError::too_large(BODY_BYTES_MAX))?;
-    let parsed = (shape.parse)(&body, &*server.model)?;
+        .map_err(|_| ApiError::internal("the request could not be parsed"))??;
     let (stream, include_usage) = (parsed.stream, parsed.include_usage);
     let answer = Answer::start(server, parsed).await?;
     let head =
@@ -209,4 +217,7 @@ fn unix_time_s() -> u64 {
 }
 
 /// A context of 128k tokens in JSON, several times over.
-const BODY_BYTES_MAX: usize = 8 << 20;
+pub(super) const BODY_BYTES_MAX: usize = 8 << 20;
+
+/// The largest body over a slow line.
+const BODY_MAX: Duration = Duration::from_secs(60);

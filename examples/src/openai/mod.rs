@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use dynamo_core::SharedEngine;
 use dynamo_core::protocol::{BlockSize, GenerateChunk, GenerateRequest, TokenId};
@@ -104,6 +105,7 @@ impl Server {
             .route("/metrics", get(handlers::metrics))
             .fallback(handlers::not_found)
             .method_not_allowed_fallback(handlers::method_not_allowed)
+            .layer(DefaultBodyLimit::max(handlers::BODY_BYTES_MAX))
             .with_state(Arc::new(self))
     }
 }

@@ -1,7 +1,7 @@
 //! A request's JSON, parsed into what the graph needs or refused by name.
 
 use dynamo_core::protocol::{Sampling, TokenId};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::TextModel;
 use super::error::ApiError;
@@ -28,7 +28,7 @@ pub(super) fn parse_chat(body: &[u8], model: &dyn TextModel) -> Result<Parsed, A
         .render_chat(&messages)
         .map_err(|why| ApiError::param("messages", format!("cannot be rendered: {why}")))?;
     let prompt = model.encode(&prompt).map_err(ApiError::internal)?;
-    finish(&fields, prompt, CHAT_TOKENS, model)
+    finish(&fields, ("messages", prompt), CHAT_TOKENS, model)
 }
 
 /// Parses the body of `/v1/completions`.
@@ -44,7 +44,7 @@ pub(super) fn parse_completion(body: &[u8], model: &dyn TextModel) -> Result<Par
         _ => return Err(bad()),
     };
     // The default of OpenAI's legacy completions.
-    finish(&fields, prompt, 16, model)
+    finish(&fields, ("prompt", prompt), 16, model)
 }
 
 fn parse_object(body: &[u8], model: &dyn TextModel) -> Result<Map<String, Value>, ApiError> {
@@ -72,13 +72,37 @@ fn parse_object(body: &[u8], model: &dyn TextModel) -> Result<Map<String, Value>
             return Err(ApiError::param(field, "must be 1"));
         }
     }
-    for field in ["tools", "functions", "logprobs", "echo", "suffix"] {
-        let unset = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
-        if fields.get(field).is_some_and(|value| !unset(value)) {
+    // What would change the answer and is not done is said, not left out in silence.
+    for field in UNSUPPORTED {
+        if fields.get(field).is_some_and(|value| !is_neutral(value)) {
             return Err(ApiError::param(field, "is not supported"));
         }
     }
     Ok(fields)
+}
+
+const UNSUPPORTED: [&str; 10] = [
+    "tools",
+    "functions",
+    "logprobs",
+    "top_logprobs",
+    "echo",
+    "suffix",
+    "response_format",
+    "logit_bias",
+    "presence_penalty",
+    "frequency_penalty",
+];
+
+/// Tells whether a value asks for nothing beyond what happens without it.
+fn is_neutral(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(fields) => fields.is_empty() || fields.get("type") == Some(&json!("text")),
+        _ => false,
+    }
 }
 
 fn parse_message(message: &Value) -> Result<Message, ApiError> {
@@ -98,24 +122,21 @@ fn parse_message(message: &Value) -> Result<Message, ApiError> {
 
 fn finish(
     fields: &Map<String, Value>,
-    prompt: Vec<TokenId>,
+    (field, prompt): (&'static str, Vec<TokenId>),
     default_tokens: u64,
     model: &dyn TextModel,
 ) -> Result<Parsed, ApiError> {
     let (length, context) = (prompt.len(), model.context_len());
     if length == 0 {
-        return Err(ApiError::param("prompt", "is empty"));
+        return Err(ApiError::param(field, "is empty"));
     }
     if length >= context {
         return Err(ApiError::context_length(length, context));
     }
-    let max_tokens = match unsigned(fields, "max_completion_tokens")? {
+    let max_tokens = match positive(fields, "max_completion_tokens")? {
         Some(tokens) => Some(tokens),
-        None => unsigned(fields, "max_tokens")?,
+        None => positive(fields, "max_tokens")?,
     };
-    if max_tokens == Some(0) {
-        return Err(ApiError::param("max_tokens", "must be at least 1"));
-    }
     let room = (context - length) as u64;
     let sampling = Sampling {
         max_tokens: u32::try_from(max_tokens.unwrap_or(default_tokens).min(room))
@@ -145,11 +166,11 @@ fn finish(
     })
 }
 
-fn unsigned(fields: &Map<String, Value>, name: &'static str) -> Result<Option<u64>, ApiError> {
+fn positive(fields: &Map<String, Value>, name: &'static str) -> Result<Option<u64>, ApiError> {
     match fields.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => {
-            let value = value.as_u64();
+            let value = value.as_u64().filter(|value| *value > 0);
             value.map(Some).ok_or_else(|| ApiError::param(name, "must be a whole number above 0"))
         }
     }
@@ -163,6 +184,7 @@ fn float(
     match fields.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64().filter(|value| range.contains(value)) {
+            #[expect(clippy::cast_possible_truncation, reason = "the nearest f32 is meant")]
             Some(value) => Ok(Some(value as f32)),
             None => {
                 let why = format!("must be from {} to {}", range.start(), range.end());

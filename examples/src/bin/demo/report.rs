@@ -31,7 +31,7 @@ pub(crate) fn print(requests: &[String], reports: &[DisaggReport], graph: &Graph
         };
         let moved = report.handoff.unwrap_or_default();
         let ms = |time: Option<std::time::Duration>| {
-            time.map_or("-".to_owned(), |time| format!("{:.1}", time.as_secs_f64() * 1e3))
+            time.map_or_else(none, |time| format!("{:.1}", time.as_secs_f64() * 1e3))
         };
         println!(
             "{number:>2}  {:<9} {:<9} {:>6} {:>6} {:>6} {:>7.1} {:>8.2} {:>8} {:>7}",
@@ -52,9 +52,13 @@ pub(crate) fn print(requests: &[String], reports: &[DisaggReport], graph: &Graph
             continue;
         };
         let why = |explain: &Option<RouteExplain>| {
-            explain.as_ref().map_or("-".to_owned(), ToString::to_string)
+            explain.as_ref().map_or_else(none, ToString::to_string)
         };
         println!("{:>2}  prefill: {}", index + 1, why(&report.prefill));
         println!("    decode:  {}", why(&report.decode));
     }
+}
+
+fn none() -> String {
+    "-".to_owned()
 }
