@@ -1,19 +1,19 @@
 //! `cargo xtask demo`: fetch the model, build, run.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
 use crate::model;
-use crate::shell::{self, ensure_linker, step};
+use crate::shell::{self, step};
 
-pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
-    ensure_linker()?;
+/// Runs the demo; a path in `args` is relative to `called_in`.
+pub(crate) fn run(args: &[String], called_in: &Path) -> Result<ExitCode> {
     let (model, args) = match args.iter().position(|arg| arg == "--model") {
         Some(at) => {
             let path = args.get(at + 1).context("--model needs a path")?;
-            (PathBuf::from(path), [&args[..at], &args[at + 2..]].concat())
+            (called_in.join(path), [&args[..at], &args[at + 2..]].concat())
         }
         None => (model::fetch()?, args.to_vec()),
     };

@@ -13,12 +13,13 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 fn main() -> Result<ExitCode> {
+    let called_in = std::env::current_dir()?;
     std::env::set_current_dir(shell::root()?)?;
     let mut args = std::env::args().skip(1);
     let command = args.next().unwrap_or_default();
     let args: Vec<String> = args.collect();
     match command.as_str() {
-        "demo" => demo::run(&args),
+        "demo" => demo::run(&args, &called_in),
         "test" => test::run(),
         "model" => {
             println!("{}", model::fetch()?.display());

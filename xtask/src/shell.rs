@@ -55,15 +55,6 @@ pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     apt(&[&["install", "-y", "-qq", "--no-install-recommends"][..], packages].concat())
 }
 
-/// Makes sure that Rust can link.
-pub(crate) fn ensure_linker() -> Result<()> {
-    if succeeds(Command::new("cc").arg("--version")) {
-        Ok(())
-    } else {
-        apt_install(&["build-essential"])
-    }
-}
-
 /// Returns the repository's root.
 pub(crate) fn root() -> Result<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -5,11 +5,10 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 
-use crate::shell::{self, ensure_linker, step};
+use crate::shell::{self, step};
 use crate::{model, python};
 
 pub(crate) fn run() -> Result<ExitCode> {
-    ensure_linker()?;
     let mut skipped = Vec::new();
     let mut tests = Command::new("cargo");
     tests.args(["test", "--workspace", "--all-features", "--locked"]);
@@ -17,12 +16,20 @@ pub(crate) fn run() -> Result<ExitCode> {
     provide(&mut tests, &mut skipped, "DYNAMO_PYTHON", "the openai client", python::with_openai());
     step("cargo test --workspace --all-features");
     shell::run(&mut tests)?;
+    for example in EXAMPLES {
+        step(&format!("example {example}"));
+        let package = ["run", "--quiet", "--locked", "--package", "dynamo-examples"];
+        shell::run(Command::new("cargo").args(package).args(["--example", example]))?;
+    }
     for what in &skipped {
         println!("SKIPPED: {what}");
     }
     println!("SKIPPED: tests on a GPU, over UCX and with etcd and NATS: there are none yet");
     Ok(ExitCode::SUCCESS)
 }
+
+/// What a newcomer runs first has to run.
+const EXAMPLES: [&str; 4] = ["hello_graph", "kv_routing", "block_lifecycle", "transfer_memory"];
 
 /// Tells the tests where something is, or notes that they have to do without.
 fn provide(

@@ -125,6 +125,7 @@ impl<B: AsRef<[u8]> + Send + Sync + 'static> RegisteredRegion<B> {
     ///
     /// # Cancel safety
     /// Dropping the future is as dropping the region: the memory is freed when it is quiet.
+    #[expect(clippy::missing_panics_doc, reason = "only if an invariant of ours is broken")]
     pub async fn close(mut self) -> Vec<B> {
         if let Some(quiet) = self.table.remove(self.handle.id) {
             quiet.wait().await;
