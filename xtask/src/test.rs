@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::shell::{self, step};
 use crate::{model, python};
@@ -16,10 +16,12 @@ pub(crate) fn run() -> Result<ExitCode> {
     provide(&mut tests, &mut skipped, "DYNAMO_PYTHON", "the openai client", python::with_openai());
     step("cargo test --workspace --all-features");
     shell::run(&mut tests)?;
+    // The tests have built them, next to this very program.
+    let programs = std::env::current_exe().context("where xtask is")?;
+    let programs = programs.parent().context("xtask lies in a folder")?.join("examples");
     for example in EXAMPLES {
         step(&format!("example {example}"));
-        let package = ["run", "--quiet", "--locked", "--package", "dynamo-examples"];
-        shell::run(Command::new("cargo").args(package).args(["--example", example]))?;
+        shell::run(&mut Command::new(programs.join(example)))?;
     }
     for what in &skipped {
         println!("SKIPPED: {what}");
