@@ -56,6 +56,7 @@ pub mod request_plane;
 pub mod runtime;
 pub mod server;
 pub mod time;
+pub mod wire;
 
 pub use client::{Client, LeastLoaded, Pick, Picker, RoundRobin};
 pub use component::{Component, Endpoint, Namespace};
@@ -65,5 +66,6 @@ pub use engine::{
     engine_fn,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use request_plane::Message;
 pub use runtime::Runtime;
 pub use server::{DrainReport, ServeOptions, Serving};

@@ -1,0 +1,306 @@
+//! Frames as bytes: an 8-byte header, then the payload; little-endian, decoded without trust.
+//!
+//! ```text
+//! payload length u24 │ kind: low 4 bits, flags: high 4 bits │ stream u32 │ payload
+//! ```
+
+use bytes::{Buf, BufMut, BytesMut};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a frame is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// The first frame of each side: who speaks, which version, which limits.
+    Hello = 0,
+    /// Opens a stream: a [`Head`](super::head::Head), then the body of the request.
+    Open = 1,
+    /// The server has started the request.
+    Accept = 2,
+    /// Part of a message; [`MORE`] if the message goes on in the next one.
+    Data = 3,
+    /// The stream is complete; its item count as u64.
+    End = 4,
+    /// The stream is over: from the server an error, from the client a kill.
+    Reset = 5,
+    /// The client asks for an early, orderly end.
+    Stop = 6,
+    /// More credit in bytes as u32; stream 0 is the connection.
+    Window = 7,
+    /// Is answered by a pong with the same 8 bytes.
+    Ping = 8,
+    /// Answers a ping.
+    Pong = 9,
+    /// The server takes no more streams; the last one it took as u32.
+    GoAway = 10,
+    /// The streams that the server takes at once, as u32.
+    Credits = 11,
+}
+
+/// The message, or the body of the request, goes on in the next data frame of the stream.
+pub const MORE: u8 = 1;
+
+/// The size of a header.
+pub const HEADER_BYTES: usize = 8;
+
+/// The largest payload; longer messages go in several frames, so that none holds up the others.
+pub const PAYLOAD_BYTES_MAX: usize = 16 << 10;
+
+/// What a frame says before its payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What the frame is for.
+    pub kind: Kind,
+    /// [`MORE`] or nothing.
+    pub flags: u8,
+    /// The stream it belongs to; 0 for the connection.
+    pub stream: u32,
+    /// The size of the payload in bytes.
+    pub len: usize,
+}
+
+impl Header {
+    /// Decodes the header at the start of `bytes`; `None` if there is too little of it.
+    ///
+    /// Fails with [`Protocol`](ErrorKind::Protocol) on a kind or a size that there is not.
+    pub fn decode(bytes: &[u8]) -> Result<Option<Self>> {
+        let Some(&[a, b, c, kind, s0, s1, s2, s3]) = bytes.first_chunk::<HEADER_BYTES>() else {
+            return Ok(None);
+        };
+        let len = u32::from_le_bytes([a, b, c, 0]) as usize;
+        if len > PAYLOAD_BYTES_MAX {
+            return Err(protocol(format!("frame of {len} bytes, at most {PAYLOAD_BYTES_MAX}")));
+        }
+        let flags = kind >> 4;
+        let kind = Kind::decode(kind & 0xf)?;
+        let may_continue = matches!(kind, Kind::Open | Kind::Data);
+        if flags > MORE || (flags == MORE && !may_continue) {
+            return Err(protocol(format!("{kind:?} frame with flags {flags:#x}")));
+        }
+        Ok(Some(Self { kind, flags, stream: u32::from_le_bytes([s0, s1, s2, s3]), len }))
+    }
+}
+
+impl Kind {
+    fn decode(kind: u8) -> Result<Self> {
+        const KINDS: [Kind; 12] = [
+            Kind::Hello,
+            Kind::Open,
+            Kind::Accept,
+            Kind::Data,
+            Kind::End,
+            Kind::Reset,
+            Kind::Stop,
+            Kind::Window,
+            Kind::Ping,
+            Kind::Pong,
+            Kind::GoAway,
+            Kind::Credits,
+        ];
+        let known = KINDS.get(usize::from(kind)).copied();
+        known.ok_or_else(|| protocol(format!("frame of kind {kind}")))
+    }
+}
+
+/// Appends a frame.
+///
+/// # Panics
+/// If `payload` is longer than [`PAYLOAD_BYTES_MAX`].
+pub fn put(out: &mut BytesMut, kind: Kind, flags: u8, stream: u32, payload: &[u8]) {
+    assert!(payload.len() <= PAYLOAD_BYTES_MAX, "a payload fits into its frame");
+    out.reserve(HEADER_BYTES + payload.len());
+    // The upper byte is zero: the size is limited.
+    let [a, b, c, _] = u32::try_from(payload.len()).unwrap_or(0).to_le_bytes();
+    out.put_slice(&[a, b, c, kind as u8 | flags << 4]);
+    out.put_u32_le(stream);
+    out.put_slice(payload);
+}
+
+/// What each side says first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The bytes that the other side may have on their way per stream.
+    pub stream_window: u32,
+    /// The bytes that the other side may have on their way in all.
+    pub connection_window: u32,
+    /// The streams that the server takes at once; 0 from a client.
+    pub streams_max: u32,
+}
+
+impl Hello {
+    /// Encodes the payload.
+    pub fn encode(&self) -> BytesMut {
+        let mut out = BytesMut::with_capacity(18);
+        out.put_slice(MAGIC);
+        out.put_u16_le(VERSION);
+        out.put_u32_le(self.stream_window);
+        out.put_u32_le(self.connection_window);
+        out.put_u32_le(self.streams_max);
+        out
+    }
+
+    /// Decodes a payload; fails with [`Protocol`](ErrorKind::Protocol) on another protocol or
+    /// version.
+    pub fn decode(mut body: &[u8]) -> Result<Self> {
+        let body = &mut body;
+        let magic = body.split_off(..MAGIC.len()).ok_or_else(short)?;
+        if magic != MAGIC {
+            return Err(protocol("hello without magic"));
+        }
+        let version = body.try_get_u16_le().map_err(|_| short())?;
+        if version != VERSION {
+            return Err(protocol(format!("hello of version {version}, this is {VERSION}")));
+        }
+        let hello = Self {
+            stream_window: body.try_get_u32_le().map_err(|_| short())?,
+            connection_window: body.try_get_u32_le().map_err(|_| short())?,
+            streams_max: body.try_get_u32_le().map_err(|_| short())?,
+        };
+        ended(body)?;
+        Ok(hello)
+    }
+}
+
+/// Encodes an error as the payload of a reset.
+pub(super) fn encode_error(error: &Error) -> BytesMut {
+    let mut out = BytesMut::new();
+    let code = KINDS.iter().position(|kind| *kind == error.kind());
+    out.put_u8(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX));
+    out.put_u8(u8::from(error.is_retryable()));
+    let message = error.message().as_bytes();
+    out.put_slice(&message[..message.len().min(MESSAGE_BYTES_MAX)]);
+    out
+}
+
+/// Decodes the payload of a reset.
+pub(super) fn decode_error(body: &[u8]) -> Result<Error> {
+    let Some((&[code, unprocessed], message)) = body.split_first_chunk() else {
+        return Err(short());
+    };
+    let kind = KINDS.get(usize::from(code)).copied().unwrap_or(ErrorKind::Internal);
+    let error = Error::new(kind, String::from_utf8_lossy(message));
+    Ok(if unprocessed == 1 { error.unprocessed() } else { error })
+}
+
+pub(super) fn take_u32(mut body: &[u8]) -> Result<u32> {
+    let value = body.try_get_u32_le().map_err(|_| short())?;
+    ended(body)?;
+    Ok(value)
+}
+
+pub(super) fn take_u64(mut body: &[u8]) -> Result<u64> {
+    let value = body.try_get_u64_le().map_err(|_| short())?;
+    ended(body)?;
+    Ok(value)
+}
+
+pub(super) fn ended(body: &[u8]) -> Result<()> {
+    if body.is_empty() { Ok(()) } else { Err(protocol("payload with bytes behind it")) }
+}
+
+pub(super) fn short() -> Error {
+    protocol("payload is cut short")
+}
+
+pub(super) fn protocol(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Protocol, message)
+}
+
+const MAGIC: &[u8] = b"DYNW";
+const VERSION: u16 = 1;
+
+/// Enough for any message of ours; what is longer is cut.
+const MESSAGE_BYTES_MAX: usize = 2 << 10;
+
+/// Error kinds by code; the order is part of the format.
+const KINDS: [ErrorKind; 10] = [
+    ErrorKind::NotFound,
+    ErrorKind::Conflict,
+    ErrorKind::Unavailable,
+    ErrorKind::Overloaded,
+    ErrorKind::DeadlineExceeded,
+    ErrorKind::Cancelled,
+    ErrorKind::Closed,
+    ErrorKind::InvalidArgument,
+    ErrorKind::Protocol,
+    ErrorKind::Internal,
+];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_format_does_not_change_unseen() {
+        let mut out = BytesMut::new();
+        let hello = Hello { stream_window: 1, connection_window: 2, streams_max: 3 };
+        put(&mut out, Kind::Hello, 0, 0, &hello.encode());
+        put(&mut out, Kind::Data, MORE, 0x0102_0304, b"ab");
+        put(&mut out, Kind::End, 0, 5, &7u64.to_le_bytes());
+        let error = Error::new(ErrorKind::Overloaded, "full").unprocessed();
+        put(&mut out, Kind::Reset, 0, 6, &encode_error(&error));
+        let golden = [
+            &[18, 0, 0, 0, 0, 0, 0, 0][..],
+            b"DYNW\x01\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00",
+            &[2, 0, 0, 0x13, 4, 3, 2, 1],
+            b"ab",
+            &[8, 0, 0, 4, 5, 0, 0, 0],
+            &[7, 0, 0, 0, 0, 0, 0, 0],
+            &[6, 0, 0, 5, 6, 0, 0, 0],
+            b"\x03\x01full",
+        ]
+        .concat();
+        assert_eq!(&out[..], golden);
+    }
+
+    #[test]
+    fn headers_and_payloads_survive_the_way() {
+        for code in 0..12 {
+            let kind = Kind::decode(code).unwrap();
+            assert_eq!(kind as u8, code);
+            let mut out = BytesMut::new();
+            put(&mut out, kind, 0, 9, &[0; 3]);
+            let header = Header { kind, flags: 0, stream: 9, len: 3 };
+            assert_eq!(Header::decode(&out).unwrap(), Some(header));
+            assert_eq!(Header::decode(&out[..7]).unwrap(), None);
+        }
+        for kind in KINDS {
+            let error = decode_error(&encode_error(&Error::new(kind, "text"))).unwrap();
+            assert_eq!(
+                (error.kind(), error.message(), error.is_retryable()),
+                (kind, "text", false)
+            );
+        }
+        let long = Error::internal("ä".repeat(PAYLOAD_BYTES_MAX));
+        assert!(encode_error(&long).len() <= PAYLOAD_BYTES_MAX);
+    }
+
+    #[test]
+    fn what_there_is_not_is_refused() {
+        for bad in [
+            [0, 0, 0, 12, 0, 0, 0, 0],
+            [0, 0, 0, 0x23, 0, 0, 0, 0],
+            [0, 0, 0, 0x14, 0, 0, 0, 0],
+            [1, 0x40, 0, 3, 0, 0, 0, 0],
+        ] {
+            assert_eq!(Header::decode(&bad).unwrap_err().kind(), ErrorKind::Protocol, "{bad:?}");
+        }
+        let good = Hello { stream_window: 1, connection_window: 2, streams_max: 3 }.encode();
+        for at in 0..good.len() {
+            assert!(Hello::decode(&good[..at]).is_err(), "cut at {at}");
+        }
+        assert!(Hello::decode(&[&good[..], &[0]].concat()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Header::decode(&bytes);
+            let _ = Hello::decode(&bytes);
+            let _ = decode_error(&bytes);
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The bytes between a client and a server, and the rules they follow; no IO, no clock.
+//!
+//! | room | what happens there |
+//! |---|---|
+//! | [`frame`] | header and payload of a frame ↔ bytes |
+//! | [`head`] | what opens a request: endpoint, id, deadline, priority, metadata |
+//! | [`session`] | many streams over one connection: order, credit, liveness, ends |
+//! | [`codec`] | messages ↔ bytes |
+//!
+//! The TCP plane and the tests drive the same [`session::Session`]. `docs/wire-format.md` says what
+//! the bytes mean.
+
+pub mod codec;
+pub mod frame;
+pub mod head;
+pub mod session;

@@ -1,0 +1,460 @@
+//! Many streams over one connection, as a state machine: bytes in, bytes and events out.
+//!
+//! It does no IO, has no clock and spawns nothing; a driver moves its bytes, tells it the time and
+//! wakes whoever waits for an event. One message opens a stream from the client, any number
+//! answers, and every stream ends in exactly one of complete, failed, or killed by the client.
+//!
+//! Bounds: a stream's unread messages by its window and the one message that is arriving; arriving
+//! messages in all by [`Limits::assembly_bytes_max`]; control frames by a constant, beyond which a
+//! peer that does not read is dropped.
+
+mod receive;
+mod stream;
+mod transmit;
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use super::codec::MESSAGE_BYTES_MAX;
+use super::frame::{self, Hello, Kind};
+use super::head::Head;
+use crate::error::{Error, ErrorKind, Result};
+use stream::{Stream, Terminal};
+
+/// One side of a connection.
+#[derive(Debug)]
+pub struct Session {
+    is_server: bool,
+    limits: Limits,
+    peer: Option<Hello>,
+    streams: HashMap<u32, Stream>,
+    /// The client's next stream; at the server, behind the last one seen.
+    next_stream: u32,
+    /// What may still be sent over the connection.
+    send_credit: u32,
+    /// What the peer may still send, and what was taken and is not granted again yet.
+    credit: u32,
+    owed: u32,
+    /// Bytes of messages that are arriving, over all streams.
+    assembling: usize,
+    control: BytesMut,
+    /// The answer to the last ping; an older one is of no use.
+    pong: Option<u64>,
+    /// Streams whose first message or end is due; they go before the others.
+    first: VecDeque<u32>,
+    bulk: VecDeque<u32>,
+    events: VecDeque<Event>,
+    last_received: Instant,
+    pinged: bool,
+    /// The last stream that the server took, once it takes no more.
+    gone_after: Option<u32>,
+    closed: Option<(ErrorKind, String)>,
+}
+
+/// What a session allows its peer, and how long it waits for it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Bytes on their way or unread per stream.
+    pub stream_window: u32,
+    /// Bytes on their way or unread in all.
+    pub connection_window: u32,
+    /// Streams at once.
+    pub streams_max: u32,
+    /// Bytes of messages that are arriving, in all.
+    pub assembly_bytes_max: usize,
+    /// How long the peer may be silent before it is asked for a sign of life.
+    pub ping_after: Duration,
+    /// How long the peer may be silent before it counts as dead.
+    pub dead_after: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            stream_window: 256 << 10,
+            connection_window: 4 << 20,
+            streams_max: 4096,
+            assembly_bytes_max: 256 << 20,
+            // A sign of life each second and three seconds until a silent peer's streams fail.
+            ping_after: Duration::from_secs(1),
+            dead_after: Duration::from_secs(3),
+        }
+    }
+}
+
+/// What the driver has to know.
+#[derive(Debug)]
+pub enum Event {
+    /// The peer has said hello: streams may be opened.
+    Established,
+    /// At the server: a request has arrived in whole.
+    Opened {
+        /// Its stream.
+        stream: u32,
+        /// What it is.
+        head: Head,
+        /// Its body.
+        body: Bytes,
+    },
+    /// At the client: [`Session::recv`] has something.
+    Readable(u32),
+    /// At the server: what was queued is sent, there is room for more.
+    Writable(u32),
+    /// At the server: the client asks for an early end.
+    Stopped(u32),
+    /// At the server: the client wants no answer any more; the stream is gone.
+    Killed(u32),
+    /// At the client: no stream can be opened any more.
+    GoingAway,
+}
+
+/// What [`Session::recv`] has.
+#[derive(Debug)]
+pub enum Recv {
+    /// The next message.
+    Message(Bytes),
+    /// The stream is complete; it is gone now.
+    Complete,
+    /// The stream has failed; it is gone now.
+    Failed(Error),
+    /// Nothing yet.
+    Pending,
+}
+
+impl Session {
+    /// Creates the side that opens streams.
+    pub fn client(limits: Limits, now: Instant) -> Self {
+        Self::new(false, limits, now)
+    }
+
+    /// Creates the side that answers.
+    pub fn server(limits: Limits, now: Instant) -> Self {
+        Self::new(true, limits, now)
+    }
+
+    fn new(is_server: bool, limits: Limits, now: Instant) -> Self {
+        let hello = Hello {
+            stream_window: limits.stream_window,
+            connection_window: limits.connection_window,
+            streams_max: if is_server { limits.streams_max } else { 0 },
+        };
+        let mut control = BytesMut::new();
+        frame::put(&mut control, Kind::Hello, 0, 0, &hello.encode());
+        Self {
+            is_server,
+            peer: None,
+            streams: HashMap::new(),
+            next_stream: 1,
+            send_credit: 0,
+            credit: limits.connection_window,
+            owed: 0,
+            assembling: 0,
+            control,
+            pong: None,
+            first: VecDeque::new(),
+            bulk: VecDeque::new(),
+            events: VecDeque::new(),
+            last_received: now,
+            pinged: false,
+            gone_after: None,
+            closed: None,
+            limits,
+        }
+    }
+
+    /// Returns the next thing the driver has to know.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Tells whether streams can be opened: the peer has said hello and is not going away.
+    pub fn is_open(&self) -> bool {
+        self.peer.is_some() && self.closed.is_none() && self.gone_after.is_none()
+    }
+
+    /// Tells whether the connection is of no use any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_some()
+    }
+
+    /// Returns the number of streams that have not ended.
+    pub fn streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Tells whether a stream has not ended.
+    pub fn has_stream(&self, id: u32) -> bool {
+        self.streams.contains_key(&id)
+    }
+
+    /// Tells whether a control frame waits, such as a grant: it goes out with the next write.
+    pub fn has_control(&self) -> bool {
+        !self.control.is_empty() || self.pong.is_some()
+    }
+
+    /// Opens a stream with a request.
+    ///
+    /// Fails, and nothing was started then, with [`InvalidArgument`](ErrorKind::InvalidArgument) if
+    /// head or body is too large, [`Overloaded`](ErrorKind::Overloaded) at the server's limit of
+    /// streams, and [`Unavailable`](ErrorKind::Unavailable) if the connection takes no stream.
+    pub fn open(&mut self, head: &Head, body: Bytes) -> Result<u32> {
+        if body.len() > MESSAGE_BYTES_MAX {
+            let message = format!("request of {} bytes, at most {MESSAGE_BYTES_MAX}", body.len());
+            return Err(Error::invalid(message));
+        }
+        let unavailable = |message| Error::new(ErrorKind::Unavailable, message).unprocessed();
+        let Some(peer) = self.peer.as_ref().filter(|_| self.is_open()) else {
+            return Err(unavailable("the connection takes no requests"));
+        };
+        if self.streams.len() >= peer.streams_max as usize {
+            let message = format!("{} requests run on the connection, its limit", peer.streams_max);
+            return Err(Error::new(ErrorKind::Overloaded, message).unprocessed());
+        }
+        let id = self.next_stream;
+        self.next_stream = id
+            .checked_add(1)
+            .ok_or_else(|| unavailable("the connection has used up its streams"))?;
+        let mut stream = Stream::default();
+        stream.inbound.credit = self.limits.stream_window;
+        stream.outbound.credit = peer.stream_window;
+        stream.outbound.head = Some(head.encode()?);
+        stream.outbound.queued = body.len();
+        stream.outbound.messages.push_back(body);
+        self.streams.insert(id, stream);
+        self.schedule(id, true);
+        Ok(id)
+    }
+
+    /// Tells a client whether the server has said what becomes of the request: it was started, or
+    /// it was refused, which [`recv`](Self::recv) has then.
+    pub fn is_decided(&self, id: u32) -> bool {
+        self.closed.is_some()
+            || self.streams.get(&id).is_none_or(|stream| {
+                let inbound = &stream.inbound;
+                inbound.is_accepted || inbound.terminal.is_some() || !inbound.messages.is_empty()
+            })
+    }
+
+    /// Tells whether the request was started, as far as a client knows.
+    pub fn is_accepted(&self, id: u32) -> bool {
+        self.streams.get(&id).is_some_and(|stream| stream.inbound.is_accepted)
+    }
+
+    /// Returns what the server has answered; messages first, then how the stream ended.
+    pub fn recv(&mut self, id: u32) -> Recv {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Recv::Failed(Error::internal("stream is gone"));
+        };
+        let inbound = &mut stream.inbound;
+        if let Some((message, mut credit)) = inbound.messages.pop_front() {
+            if inbound.messages.is_empty() {
+                // The arriving message is the next one: it needs all the credit there is.
+                credit += std::mem::take(&mut inbound.partial_credit);
+            }
+            self.give_back(id, credit);
+            return Recv::Message(message);
+        }
+        match inbound.terminal.take() {
+            Some(terminal) => {
+                self.remove(id);
+                match terminal {
+                    Terminal::Complete => Recv::Complete,
+                    Terminal::Failed(error) => Recv::Failed(error),
+                }
+            }
+            None if self.closed.is_some() => {
+                let never_sent = stream.outbound.head.is_some();
+                self.remove(id);
+                Recv::Failed(self.lost(never_sent))
+            }
+            None => Recv::Pending,
+        }
+    }
+
+    /// Asks the server for an early end of the answer.
+    pub fn stop(&mut self, id: u32) {
+        match self.streams.get_mut(&id).filter(|stream| stream.inbound.terminal.is_none()) {
+            // The word goes behind the request.
+            Some(stream) if stream.outbound.head.is_some() => stream.outbound.is_stopped = true,
+            Some(_) => self.put_control(Kind::Stop, id, &[]),
+            None => {}
+        }
+    }
+
+    /// Wants no answer any more: the stream is gone.
+    pub fn kill(&mut self, id: u32) {
+        if let Some(stream) = self.remove(id)
+            && stream.outbound.head.is_none()
+            && stream.inbound.terminal.is_none()
+        {
+            let error = Error::new(ErrorKind::Cancelled, "by the client");
+            self.put_control(Kind::Reset, id, &frame::encode_error(&error));
+        }
+    }
+
+    /// Tells the client that its request was started.
+    pub fn accept(&mut self, id: u32) {
+        if self.streams.contains_key(&id) {
+            self.put_control(Kind::Accept, id, &[]);
+        }
+    }
+
+    /// Queues one message of the answer; of no effect if the stream is gone.
+    ///
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if it is too large.
+    pub fn send(&mut self, id: u32, message: Bytes) -> Result<()> {
+        if message.len() > MESSAGE_BYTES_MAX {
+            let size = format!("message of {} bytes, at most {MESSAGE_BYTES_MAX}", message.len());
+            return Err(Error::invalid(size));
+        }
+        if let Some(stream) = self.streams.get_mut(&id) {
+            let outbound = &mut stream.outbound;
+            outbound.queued += message.len();
+            outbound.messages.push_back(message);
+            let is_first = outbound.sent == 0;
+            self.schedule(id, is_first);
+        }
+        Ok(())
+    }
+
+    /// Tells whether a message may be queued now; [`Event::Writable`] says when it may again.
+    pub fn has_room(&self, id: u32) -> bool {
+        let queued = self.streams.get(&id).map_or(0, |stream| stream.outbound.queued);
+        queued < QUEUED_BYTES_MAX
+    }
+
+    /// Completes the answer behind what is queued.
+    pub fn finish(&mut self, id: u32) {
+        self.end_with(id, Terminal::Complete);
+    }
+
+    /// Ends the answer with an error behind what is queued.
+    pub fn fail(&mut self, id: u32, error: Error) {
+        self.end_with(id, Terminal::Failed(error));
+    }
+
+    fn end_with(&mut self, id: u32, ending: Terminal) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.outbound.ending.get_or_insert(ending);
+            let is_first = stream.outbound.messages.is_empty();
+            self.schedule(id, is_first);
+        }
+    }
+
+    /// Takes no more streams; those that run go on.
+    pub fn go_away(&mut self) {
+        if self.is_server && self.gone_after.is_none() {
+            let last = self.next_stream - 1;
+            self.gone_after = Some(last);
+            self.put_control(Kind::GoAway, 0, &last.to_le_bytes());
+        }
+    }
+
+    /// Closes the connection: every stream that has not ended fails.
+    ///
+    /// What a client had not sent yet fails as provably not started.
+    pub fn close(&mut self, kind: ErrorKind, message: impl Into<String>) {
+        if self.closed.is_some() {
+            return;
+        }
+        self.closed = Some((kind, message.into()));
+        let mut open: Vec<_> = self.streams.keys().copied().collect();
+        open.sort_unstable();
+        if self.is_server {
+            self.streams.clear();
+            self.events.extend(open.into_iter().map(Event::Killed));
+        } else {
+            self.events.extend(open.into_iter().map(Event::Readable));
+            self.events.push_back(Event::GoingAway);
+        }
+        (self.control, self.pong) = (BytesMut::new(), None);
+        self.first.clear();
+        self.bulk.clear();
+    }
+
+    /// Returns when [`on_timeout`](Self::on_timeout) is due; `None` once closed.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let patience = if self.pinged { self.limits.dead_after } else { self.limits.ping_after };
+        self.closed.is_none().then(|| self.last_received + patience)
+    }
+
+    /// Asks a silent peer for a sign of life, or gives it up.
+    pub fn on_timeout(&mut self, now: Instant) {
+        let silent = now.saturating_duration_since(self.last_received);
+        if silent >= self.limits.dead_after {
+            self.close(ErrorKind::Unavailable, format!("the peer is silent for {silent:?}"));
+        } else if silent >= self.limits.ping_after && !self.pinged {
+            self.pinged = true;
+            self.put_control(Kind::Ping, 0, &0u64.to_le_bytes());
+        }
+    }
+
+    /// Returns why a stream of a closed connection failed.
+    fn lost(&self, never_sent: bool) -> Error {
+        let (kind, message) =
+            self.closed.clone().unwrap_or_else(|| (ErrorKind::Internal, "not closed".to_owned()));
+        let error = Error::new(kind, message);
+        if never_sent { error.unprocessed() } else { error }
+    }
+
+    /// Takes a stream out, with all it holds of the connection.
+    fn remove(&mut self, id: u32) -> Option<Stream> {
+        let stream = self.streams.remove(&id)?;
+        self.assembling -= stream.inbound.partial.len();
+        self.owe_connection(stream.inbound.held());
+        Some(stream)
+    }
+
+    /// Grants credit again that a message held.
+    fn give_back(&mut self, id: u32, credit: u32) {
+        self.owe_connection(credit);
+        if let Some(stream) = self.streams.get_mut(&id) {
+            let inbound = &mut stream.inbound;
+            inbound.owed += credit;
+            if inbound.owed >= self.limits.stream_window / 2 && inbound.terminal.is_none() {
+                let grant = std::mem::take(&mut inbound.owed);
+                inbound.credit += grant;
+                self.put_control(Kind::Window, id, &grant.to_le_bytes());
+            }
+        }
+    }
+
+    fn owe_connection(&mut self, credit: u32) {
+        self.owed += credit;
+        if self.owed >= self.limits.connection_window / 2 {
+            let grant = std::mem::take(&mut self.owed);
+            self.credit += grant;
+            self.put_control(Kind::Window, 0, &grant.to_le_bytes());
+        }
+    }
+
+    fn put_control(&mut self, kind: Kind, stream: u32, payload: &[u8]) {
+        if self.closed.is_some() {
+            return;
+        }
+        frame::put(&mut self.control, kind, 0, stream, payload);
+        if self.control.len() > CONTROL_BYTES_MAX {
+            self.close(ErrorKind::Overloaded, "the peer does not read");
+        }
+    }
+
+    fn schedule(&mut self, id: u32, is_first: bool) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if !std::mem::replace(&mut stream.outbound.is_scheduled, true) {
+            let queue = if is_first { &mut self.first } else { &mut self.bulk };
+            queue.push_back(id);
+        }
+    }
+}
+
+/// An engine that is ahead of the network by this much waits.
+const QUEUED_BYTES_MAX: usize = 64 << 10;
+
+/// Thousands of windows and resets; a peer that leaves more unread is not there.
+const CONTROL_BYTES_MAX: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests;

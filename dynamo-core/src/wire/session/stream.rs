@@ -1,0 +1,97 @@
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+use super::super::frame::HEADER_BYTES;
+use super::super::head::Head;
+use crate::error::Error;
+
+/// One request and its answer, as one side sees them.
+#[derive(Debug, Default)]
+pub(super) struct Stream {
+    pub(super) inbound: Inbound,
+    pub(super) outbound: Outbound,
+}
+
+/// What the peer sends.
+#[derive(Debug, Default)]
+pub(super) struct Inbound {
+    /// At the server: what the request is, until its body is there.
+    pub(super) head: Option<Head>,
+    /// Whole messages that nobody has taken yet, and the credit they hold.
+    pub(super) messages: VecDeque<(Bytes, u32)>,
+    /// The message that is arriving.
+    pub(super) partial: BytesMut,
+    /// The credit that the arriving message holds.
+    pub(super) partial_credit: u32,
+    /// What the peer may still send.
+    pub(super) credit: u32,
+    /// What was taken and is not granted again yet.
+    pub(super) owed: u32,
+    /// At the client: the server has started the request.
+    pub(super) is_accepted: bool,
+    /// Whole messages that arrived.
+    pub(super) received: u64,
+    /// How the stream ends behind the messages.
+    pub(super) terminal: Option<Terminal>,
+}
+
+/// How a stream ended.
+#[derive(Debug)]
+pub(super) enum Terminal {
+    Complete,
+    Failed(Error),
+}
+
+impl Inbound {
+    /// Returns the credit that is neither with the peer nor owed.
+    pub(super) fn held(&self) -> u32 {
+        self.messages.iter().map(|(_, credit)| credit).sum::<u32>() + self.partial_credit
+    }
+}
+
+/// What is to be sent to the peer.
+#[derive(Debug, Default)]
+pub(super) struct Outbound {
+    /// At the client: the encoded head, until it is sent.
+    pub(super) head: Option<BytesMut>,
+    /// At the client: an early end was asked for before the head is sent.
+    pub(super) is_stopped: bool,
+    pub(super) messages: VecDeque<Bytes>,
+    /// How much of the first message is sent.
+    pub(super) at: usize,
+    /// Bytes queued.
+    pub(super) queued: usize,
+    /// What may still be sent.
+    pub(super) credit: u32,
+    /// Whole messages handed to the connection.
+    pub(super) sent: u64,
+    /// At the server: how the stream ends behind the messages.
+    pub(super) ending: Option<Terminal>,
+    /// The stream waits in one of the session's queues.
+    pub(super) is_scheduled: bool,
+}
+
+impl Outbound {
+    /// Tells whether there is something to send, credit aside.
+    pub(super) fn is_due(&self) -> bool {
+        self.head.is_some() || !self.messages.is_empty() || self.ending.is_some()
+    }
+
+    /// Returns how many bytes of the first message the next frame takes under `credit`; `None` if
+    /// it has to wait for more credit.
+    pub(super) fn chunk(&self, credit: u32, payload_max: usize) -> Option<usize> {
+        let left = self.messages.front()?.len() - self.at;
+        let room = (credit as usize).checked_sub(HEADER_BYTES)?;
+        let len = left.min(payload_max).min(room);
+        // Crumbs cost more than waiting for the grant that is on its way.
+        (len >= left.min(CHUNK_BYTES_MIN)).then_some(len)
+    }
+}
+
+/// The credit that a data frame costs: empty ones cost as well, so that they cannot pile up.
+pub(super) fn cost(payload: usize) -> u32 {
+    u32::try_from(payload + HEADER_BYTES).unwrap_or(u32::MAX)
+}
+
+const CHUNK_BYTES_MIN: usize = 256;

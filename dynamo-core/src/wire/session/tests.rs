@@ -1,0 +1,613 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Two sessions and the bytes between them.
+struct Pair {
+    client: Session,
+    server: Session,
+    to_server: BytesMut,
+    to_client: BytesMut,
+    now: Instant,
+}
+
+fn limits() -> Limits {
+    Limits { stream_window: 4 << 10, connection_window: 16 << 10, ..Limits::default() }
+}
+
+impl Pair {
+    fn new(limits: &Limits) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "any time will do")]
+        let now = Instant::now();
+        Self {
+            client: Session::client(limits.clone(), now),
+            server: Session::server(limits.clone(), now),
+            to_server: BytesMut::new(),
+            to_client: BytesMut::new(),
+            now,
+        }
+    }
+
+    /// Moves bytes until neither side has any.
+    fn settle(&mut self) {
+        loop {
+            let client = self.client.transmit(&mut self.to_server, 1 << 20);
+            let server = self.server.transmit(&mut self.to_client, 1 << 20);
+            self.server.receive(&mut self.to_server, self.now).unwrap();
+            self.client.receive(&mut self.to_client, self.now).unwrap();
+            if !client && !server && !self.client.has_control() && !self.server.has_control() {
+                return;
+            }
+        }
+    }
+
+    fn established(limits: &Limits) -> Self {
+        let mut pair = Self::new(limits);
+        pair.settle();
+        assert!(pair.client.is_open());
+        while pair.client.poll_event().is_some() || pair.server.poll_event().is_some() {}
+        pair
+    }
+
+    /// Opens a stream and returns it once the server has it.
+    fn open(&mut self, body: &[u8]) -> u32 {
+        let id = self.client.open(&head(), Bytes::copy_from_slice(body)).unwrap();
+        self.settle();
+        while let Some(event) = self.server.poll_event() {
+            if let Event::Opened { stream, body: arrived, .. } = event {
+                assert_eq!((stream, &arrived[..]), (id, body));
+                return id;
+            }
+        }
+        unreachable!("the request did not arrive")
+    }
+
+    fn assert_nothing_is_held(&self) {
+        for (name, side) in [("client", &self.client), ("server", &self.server)] {
+            assert_eq!(side.streams(), 0, "{name}");
+            assert_eq!(side.credit + side.owed, side.limits.connection_window, "{name}");
+            assert_eq!(side.assembling, 0, "{name}");
+        }
+        assert_eq!(self.client.send_credit, self.server.credit);
+        assert_eq!(self.server.send_credit, self.client.credit);
+    }
+}
+
+fn head() -> Head {
+    Head {
+        instance: 1,
+        incarnation: 0,
+        endpoint: "n/c/e".into(),
+        request: "r".into(),
+        priority: 4,
+        remaining: None,
+        metadata: Vec::new(),
+    }
+}
+
+fn message(len: usize, seed: usize) -> Bytes {
+    (0..len).map(|at| u8::try_from((at * 7 + seed) % 256).unwrap()).collect()
+}
+
+#[test]
+fn a_request_and_its_answer_cross_in_whole_whatever_their_size() {
+    let mut pair = Pair::established(&limits());
+    for len in [0, 1, 100, PAYLOAD, PAYLOAD + 1, 100_000, 1 << 20] {
+        let id = pair.open(&message(len, 1));
+        pair.server.accept(id);
+        for seed in 0..3 {
+            pair.server.send(id, message(len, seed)).unwrap();
+        }
+        pair.server.finish(id);
+        for seed in 0..3 {
+            pair.settle();
+            match pair.client.recv(id) {
+                Recv::Message(got) => assert_eq!(got, message(len, seed)),
+                other => unreachable!("{other:?}"),
+            }
+        }
+        pair.settle();
+        assert!(matches!(pair.client.recv(id), Recv::Complete));
+        pair.settle();
+        pair.assert_nothing_is_held();
+    }
+}
+
+const PAYLOAD: usize = frame::PAYLOAD_BYTES_MAX;
+
+#[test]
+fn a_large_message_does_not_hold_up_a_small_one() {
+    let mut pair = Pair::established(&Limits::default());
+    let (bulk, token) = (pair.open(b"a"), pair.open(b"b"));
+    pair.server.send(bulk, message(1 << 20, 0)).unwrap();
+    pair.server.send(bulk, message(1 << 20, 1)).unwrap();
+    pair.server.transmit(&mut pair.to_client, PAYLOAD);
+    pair.server.send(token, message(4, 2)).unwrap();
+    pair.server.finish(token);
+    // The next write has the token in front of the bulk.
+    let before = pair.to_client.len();
+    pair.server.transmit(&mut pair.to_client, before + PAYLOAD);
+    let header = frame::Header::decode(&pair.to_client[before..]).unwrap().unwrap();
+    assert_eq!((header.kind, header.stream, header.len), (Kind::Data, token, 4));
+}
+
+#[test]
+fn a_reader_that_stops_holds_one_stream_and_a_bounded_number_of_bytes() {
+    let mut pair = Pair::established(&limits());
+    let (unread, read) = (pair.open(b"a"), pair.open(b"b"));
+    for seed in 0..1000 {
+        pair.server.send(unread, message(50, seed)).unwrap();
+    }
+    pair.settle();
+    let held: usize = pair.client.streams[&unread].inbound.messages.iter().map(|m| m.0.len()).sum();
+    assert!((1000..=4 << 10).contains(&held), "{held}");
+    assert!(!pair.server.has_room(unread) || pair.server.streams[&unread].outbound.queued > 0);
+    pair.server.send(read, message(9, 0)).unwrap();
+    pair.server.finish(read);
+    pair.settle();
+    assert!(matches!(pair.client.recv(read), Recv::Message(_)));
+    assert!(matches!(pair.client.recv(read), Recv::Complete));
+    // Empty messages cost as well.
+    let empty = pair.open(b"c");
+    for _ in 0..5000 {
+        pair.server.send(empty, Bytes::new()).unwrap();
+    }
+    pair.settle();
+    assert!(pair.client.streams[&empty].inbound.messages.len() <= (4 << 10) / 8);
+    pair.client.kill(unread);
+    pair.client.kill(empty);
+    pair.settle();
+    pair.assert_nothing_is_held();
+}
+
+#[test]
+fn a_kill_at_the_client_and_a_failure_at_the_server_end_the_other_side() {
+    let mut pair = Pair::established(&limits());
+    let id = pair.open(b"a");
+    pair.client.stop(id);
+    pair.settle();
+    assert!(matches!(pair.server.poll_event(), Some(Event::Stopped(stopped)) if stopped == id));
+    pair.server.send(id, message(100, 0)).unwrap();
+    pair.client.kill(id);
+    pair.settle();
+    assert!(matches!(pair.server.poll_event(), Some(Event::Killed(killed)) if killed == id));
+    pair.assert_nothing_is_held();
+
+    let id = pair.open(b"a");
+    pair.server.send(id, message(100, 0)).unwrap();
+    pair.settle();
+    let error = Error::new(ErrorKind::Overloaded, "full").unprocessed();
+    pair.server.fail(id, error);
+    pair.settle();
+    assert!(matches!(pair.client.recv(id), Recv::Message(_)));
+    let Recv::Failed(error) = pair.client.recv(id) else { unreachable!() };
+    assert_eq!((error.kind(), error.message()), (ErrorKind::Overloaded, "full"));
+    assert!(error.is_retryable());
+    pair.assert_nothing_is_held();
+}
+
+#[test]
+fn a_request_that_was_never_sent_provably_did_not_start() {
+    let mut pair = Pair::established(&limits());
+    let sent = pair.open(b"a");
+    let unsent = pair.client.open(&head(), Bytes::new()).unwrap();
+    pair.client.close(ErrorKind::Unavailable, "the connection broke");
+    for (id, is_retryable) in [(sent, false), (unsent, true)] {
+        let Recv::Failed(error) = pair.client.recv(id) else { unreachable!() };
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, is_retryable));
+    }
+    assert!(pair.client.open(&head(), Bytes::new()).unwrap_err().is_retryable());
+}
+
+#[test]
+fn going_away_lets_what_runs_finish_and_refuses_the_rest_as_not_started() {
+    let mut pair = Pair::established(&limits());
+    let running = pair.open(b"a");
+    pair.server.go_away();
+    // Opened before the word arrives.
+    let late = pair.client.open(&head(), Bytes::from_static(b"b")).unwrap();
+    pair.client.transmit(&mut pair.to_server, 1 << 20);
+    pair.settle();
+    let Recv::Failed(error) = pair.client.recv(late) else { unreachable!() };
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, true));
+    assert!(!pair.client.is_open());
+    pair.server.send(running, message(3, 0)).unwrap();
+    pair.server.finish(running);
+    pair.settle();
+    assert!(matches!(pair.client.recv(running), Recv::Message(_)));
+    assert!(matches!(pair.client.recv(running), Recv::Complete));
+    pair.assert_nothing_is_held();
+}
+
+#[test]
+fn streams_beyond_the_limit_are_refused_on_both_sides() {
+    let small = Limits { streams_max: 2, ..limits() };
+    let mut pair = Pair::established(&small);
+    let first = pair.open(b"a");
+    pair.open(b"b");
+    let refused = pair.client.open(&head(), Bytes::new()).unwrap_err();
+    assert_eq!((refused.kind(), refused.is_retryable()), (ErrorKind::Overloaded, true));
+    // A client that does not count is refused by the server.
+    pair.client.peer.as_mut().unwrap().streams_max = 9;
+    let id = pair.client.open(&head(), Bytes::new()).unwrap();
+    pair.settle();
+    let Recv::Failed(error) = pair.client.recv(id) else { unreachable!() };
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Overloaded, true));
+    pair.client.kill(first);
+    pair.settle();
+    assert!(matches!(pair.server.poll_event(), Some(Event::Killed(_))));
+    pair.open(b"c");
+}
+
+#[test]
+fn a_silent_peer_is_asked_and_then_given_up() {
+    let mut pair = Pair::established(&Limits::default());
+    let id = pair.open(b"a");
+    let Limits { ping_after, dead_after, .. } = Limits::default();
+    assert_eq!(pair.client.poll_timeout(), Some(pair.now + ping_after));
+    pair.now += ping_after;
+    pair.client.on_timeout(pair.now);
+    pair.settle();
+    assert_eq!(pair.client.poll_timeout(), Some(pair.now + ping_after), "it answered");
+    pair.now += ping_after;
+    pair.client.on_timeout(pair.now);
+    // From here on nothing arrives.
+    assert_eq!(pair.client.poll_timeout(), Some(pair.now + dead_after - ping_after));
+    pair.client.on_timeout(pair.now + dead_after - ping_after);
+    assert!(pair.client.is_closed());
+    let Recv::Failed(error) = pair.client.recv(id) else { unreachable!() };
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, false));
+}
+
+#[test]
+fn a_peer_that_breaks_the_rules_is_dropped() {
+    let put = |kind, flags, stream, payload: &[u8]| {
+        let mut out = BytesMut::new();
+        frame::put(&mut out, kind, flags, stream, payload);
+        out
+    };
+    let body = head().encode().unwrap();
+    let data = [0; PAYLOAD];
+    let broken: Vec<(&str, Vec<BytesMut>)> = vec![
+        ("data on a stream that was never opened", vec![put(Kind::Data, 0, 9, b"x")]),
+        ("an answer from a client", vec![put(Kind::End, 0, 1, &[0; 8])]),
+        ("a second hello", vec![put(Kind::Hello, 0, 0, &[])]),
+        ("a stream opened twice", vec![put(Kind::Open, 0, 1, &body), put(Kind::Open, 0, 1, &body)]),
+        ("a body behind its end", vec![put(Kind::Open, 0, 1, &body), put(Kind::Data, 0, 1, b"x")]),
+        (
+            "credit overrun",
+            vec![put(Kind::Open, frame::MORE, 1, &body), put(Kind::Data, frame::MORE, 1, &data)],
+        ),
+        ("a window that overflows", vec![put(Kind::Window, 0, 0, &u32::MAX.to_le_bytes())]),
+        ("a window cut short", vec![put(Kind::Window, 0, 0, &[1])]),
+        ("a head cut short", vec![put(Kind::Open, 0, 1, &body[..9])]),
+    ];
+    for (name, frames) in broken {
+        let mut pair = Pair::established(&limits());
+        let mut bytes: BytesMut = frames.concat()[..].into();
+        let error = pair.server.receive(&mut bytes, pair.now).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol, "{name}");
+        assert!(pair.server.is_closed() && pair.server.streams() == 0, "{name}");
+    }
+    let mut pair = Pair::new(&limits());
+    let mut early = put(Kind::Ping, 0, 0, &[0; 8]);
+    assert!(pair.server.receive(&mut early, pair.now).is_err(), "before the hello");
+}
+
+#[test]
+fn a_peer_that_asks_and_does_not_read_is_bounded() {
+    let mut pair = Pair::established(&limits());
+    let mut pings = BytesMut::new();
+    for at in 0..100_000u64 {
+        frame::put(&mut pings, Kind::Ping, 0, 0, &at.to_le_bytes());
+    }
+    pair.server.receive(&mut pings, pair.now).unwrap();
+    assert!(pair.server.control.len() < 100 && pair.server.pong == Some(99_999));
+    pair.server.go_away();
+    let mut opens = BytesMut::new();
+    for id in 1..100_000 {
+        frame::put(&mut opens, Kind::Open, 0, id, &head().encode().unwrap());
+    }
+    // Each is refused; the refusals are not read.
+    let _ = pair.server.receive(&mut opens, pair.now);
+    assert!(pair.server.is_closed());
+}
+
+#[test]
+fn messages_that_arrive_are_bounded_in_all() {
+    let small = Limits { assembly_bytes_max: 100_000, ..limits() };
+    let mut pair = Pair::established(&small);
+    let id = pair.client.open(&head(), message(200_000, 0)).unwrap();
+    pair.settle();
+    let Recv::Failed(error) = pair.client.recv(id) else { unreachable!() };
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Overloaded, true));
+    pair.assert_nothing_is_held();
+    let id = pair.open(b"a");
+    pair.server.send(id, message(200_000, 0)).unwrap();
+    pair.settle();
+    let Recv::Failed(error) = pair.client.recv(id) else { unreachable!() };
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    assert!(matches!(pair.server.poll_event(), Some(Event::Killed(killed)) if killed == id));
+    pair.settle();
+    pair.assert_nothing_is_held();
+}
+
+/// The connection is cut behind every byte: an answer is complete only if all of it arrived.
+#[test]
+fn no_cut_makes_a_short_answer_look_complete() {
+    let mut pair = Pair::established(&Limits::default());
+    let ids = [pair.open(b"a"), pair.open(b"b")];
+    for (index, id) in ids.into_iter().enumerate() {
+        pair.server.accept(id);
+        (0..=index).for_each(|seed| pair.server.send(id, message(20, seed)).unwrap());
+        pair.server.finish(id);
+    }
+    let mut answer = BytesMut::new();
+    pair.server.transmit(&mut answer, 1 << 20);
+    for cut in 0..=answer.len() {
+        let mut pair = Pair::established(&Limits::default());
+        let ids = [pair.open(b"a"), pair.open(b"b")];
+        let mut bytes: BytesMut = answer[..cut].into();
+        pair.client.receive(&mut bytes, pair.now).unwrap();
+        pair.client.close(ErrorKind::Unavailable, "cut");
+        for (index, id) in ids.into_iter().enumerate() {
+            let mut messages = 0;
+            let is_complete = loop {
+                match pair.client.recv(id) {
+                    Recv::Message(_) => messages += 1,
+                    Recv::Complete => break true,
+                    Recv::Failed(_) => break false,
+                    Recv::Pending => unreachable!("the connection is closed"),
+                }
+            };
+            assert!(!is_complete || messages == index + 1, "cut at {cut}");
+        }
+        assert_eq!(pair.client.streams(), 0);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Open(usize),
+    Send(usize, usize),
+    Finish(usize),
+    Fail(usize),
+    Kill(usize),
+    Stop(usize),
+    Recv(usize),
+    /// Moves at most so many bytes to the server, or to the client.
+    ToServer(usize),
+    ToClient(usize),
+    GoAway,
+    Cut,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let size = prop_oneof![4 => 0usize..50, 2 => 0usize..3000, 1 => 0usize..40_000];
+    let pick = 0usize..8;
+    prop_oneof![
+        6 => size.clone().prop_map(Step::Open),
+        12 => (pick.clone(), size).prop_map(|(pick, size)| Step::Send(pick, size)),
+        4 => pick.clone().prop_map(Step::Finish),
+        1 => pick.clone().prop_map(Step::Fail),
+        1 => pick.clone().prop_map(Step::Kill),
+        1 => pick.clone().prop_map(Step::Stop),
+        12 => pick.prop_map(Step::Recv),
+        12 => (0usize..5000).prop_map(Step::ToServer),
+        12 => (0usize..5000).prop_map(Step::ToClient),
+        1 => Just(Step::GoAway),
+        1 => Just(Step::Cut),
+    ]
+}
+
+/// What became of a stream, by what each side was told.
+#[derive(Debug, Default)]
+struct Fate {
+    body: Bytes,
+    opened: u32,
+    sent: Vec<Bytes>,
+    finished: bool,
+    failed: bool,
+    received: usize,
+    terminals: u32,
+    killed: bool,
+}
+
+struct Run {
+    pair: Pair,
+    fates: BTreeMap<u32, Fate>,
+    cut: bool,
+}
+
+impl Run {
+    /// Picks one of the streams that the server answers.
+    fn answered(&self, pick: usize) -> Option<u32> {
+        let open = |fate: &Fate| fate.opened == 1 && !fate.finished && !fate.failed;
+        let ids: Vec<_> =
+            self.fates.iter().filter(|(_, fate)| open(fate)).map(|(id, _)| *id).collect();
+        (!ids.is_empty()).then(|| ids[pick % ids.len()])
+    }
+
+    /// Picks one of the streams that the client waits for.
+    fn awaited(&self, pick: usize) -> Option<u32> {
+        let open = |fate: &Fate| fate.terminals == 0 && !fate.killed;
+        let ids: Vec<_> =
+            self.fates.iter().filter(|(_, fate)| open(fate)).map(|(id, _)| *id).collect();
+        (!ids.is_empty()).then(|| ids[pick % ids.len()])
+    }
+
+    fn recv(&mut self, id: u32) -> bool {
+        let fate = self.fates.get_mut(&id).unwrap();
+        match self.pair.client.recv(id) {
+            Recv::Message(message) => {
+                assert!(message == fate.sent[fate.received], "stream {id}");
+                fate.received += 1;
+                true
+            }
+            Recv::Complete => {
+                assert!(fate.finished && fate.received == fate.sent.len(), "stream {id}");
+                fate.terminals += 1;
+                false
+            }
+            Recv::Failed(error) => {
+                assert!(!error.is_retryable() || fate.opened == 0, "stream {id}: {error}");
+                let said = error.message() == "boom";
+                assert!(!said || fate.failed && fate.received == fate.sent.len(), "stream {id}");
+                fate.terminals += 1;
+                false
+            }
+            Recv::Pending => false,
+        }
+    }
+
+    fn events(&mut self) {
+        while let Some(event) = self.pair.server.poll_event() {
+            if let Event::Opened { stream, body, .. } = event {
+                let fate = self.fates.get_mut(&stream).unwrap();
+                assert_eq!(body, fate.body);
+                fate.opened += 1;
+            }
+        }
+        while self.pair.client.poll_event().is_some() {}
+        let window = limits().stream_window as usize;
+        for side in [&self.pair.client, &self.pair.server] {
+            let unread = side.streams.values().map(|stream| {
+                stream.inbound.messages.iter().skip(1).map(|message| message.0.len()).sum()
+            });
+            assert!(unread.max().unwrap_or(0_usize) <= window, "unread messages are bounded");
+        }
+    }
+
+    fn step(&mut self, step: Step, seed: usize) {
+        let pair = &mut self.pair;
+        match step {
+            Step::Open(size) => {
+                let body = message(size, seed);
+                if let Ok(id) = pair.client.open(&head(), body.clone()) {
+                    self.fates.insert(id, Fate { body, ..Fate::default() });
+                }
+            }
+            Step::Send(pick, size) => {
+                let Some(id) = self.answered(pick) else { return };
+                let message = message(size, seed);
+                self.pair.server.send(id, message.clone()).unwrap();
+                self.fates.get_mut(&id).unwrap().sent.push(message);
+            }
+            Step::Finish(pick) => {
+                let Some(id) = self.answered(pick) else { return };
+                self.pair.server.finish(id);
+                self.fates.get_mut(&id).unwrap().finished = true;
+            }
+            Step::Fail(pick) => {
+                let Some(id) = self.answered(pick) else { return };
+                self.pair.server.fail(id, Error::internal("boom"));
+                self.fates.get_mut(&id).unwrap().failed = true;
+            }
+            Step::Kill(pick) => {
+                let Some(id) = self.awaited(pick) else { return };
+                self.pair.client.kill(id);
+                self.fates.get_mut(&id).unwrap().killed = true;
+            }
+            Step::Stop(pick) => {
+                if let Some(id) = self.awaited(pick) {
+                    self.pair.client.stop(id);
+                }
+            }
+            Step::Recv(pick) => {
+                if let Some(id) = self.awaited(pick) {
+                    self.recv(id);
+                }
+            }
+            Step::ToServer(bytes) if !self.cut => {
+                pair.client.transmit(&mut pair.to_server, bytes);
+                let len = pair.to_server.len().min(bytes);
+                let mut part = pair.to_server.split_to(len);
+                // What is cut in the middle of a frame waits for its rest.
+                pair.server.receive(&mut part, pair.now).unwrap();
+                let rest = std::mem::replace(&mut pair.to_server, part);
+                pair.to_server.extend_from_slice(&rest);
+            }
+            Step::ToClient(bytes) if !self.cut => {
+                pair.server.transmit(&mut pair.to_client, bytes);
+                let len = pair.to_client.len().min(bytes);
+                let mut part = pair.to_client.split_to(len);
+                pair.client.receive(&mut part, pair.now).unwrap();
+                let rest = std::mem::replace(&mut pair.to_client, part);
+                pair.to_client.extend_from_slice(&rest);
+            }
+            Step::GoAway => pair.server.go_away(),
+            Step::Cut => {
+                self.cut = true;
+                pair.client.close(ErrorKind::Unavailable, "cut");
+                pair.server.close(ErrorKind::Unavailable, "cut");
+            }
+            Step::ToServer(_) | Step::ToClient(_) => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn every_stream_ends_once_and_as_it_was_told(
+        steps in prop::collection::vec(step(), 1..200),
+    ) {
+        let mut run =
+            Run { pair: Pair::established(&limits()), fates: BTreeMap::new(), cut: false };
+        for (seed, step) in steps.into_iter().enumerate() {
+            run.step(step, seed);
+            run.events();
+        }
+        // Quiescence: everything arrives, everything is answered and read.
+        loop {
+            if !run.cut {
+                run.pair.settle();
+            }
+            run.events();
+            let ids: Vec<_> = run.fates.keys().copied().collect();
+            let mut moved = false;
+            for id in ids {
+                let fate = run.fates.get_mut(&id).unwrap();
+                if fate.opened == 1 && !fate.finished && !fate.failed {
+                    run.pair.server.finish(id);
+                    fate.finished = true;
+                    moved = true;
+                }
+                if fate.terminals == 0 && !fate.killed {
+                    let before = (fate.received, fate.terminals);
+                    while run.recv(id) {}
+                    let fate = &run.fates[&id];
+                    moved |= before != (fate.received, fate.terminals);
+                }
+            }
+            if !moved {
+                break;
+            }
+        }
+        for (id, fate) in &run.fates {
+            prop_assert_eq!(fate.terminals, u32::from(!fate.killed), "stream {}", id);
+            prop_assert!(fate.opened <= 1);
+        }
+        if run.cut {
+            prop_assert_eq!((run.pair.client.streams(), run.pair.server.streams()), (0, 0));
+        } else {
+            run.pair.settle();
+            run.events();
+            run.pair.assert_nothing_is_held();
+        }
+    }
+
+    #[test]
+    fn no_bytes_panic_and_nothing_grows(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        for is_server in [false, true] {
+            let mut pair = Pair::established(&limits());
+            let side = if is_server { &mut pair.server } else { &mut pair.client };
+            let mut bytes: BytesMut = bytes[..].into();
+            let _ = side.receive(&mut bytes, pair.now);
+            prop_assert!(side.control.len() <= CONTROL_BYTES_MAX + PAYLOAD);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+use bytes::BytesMut;
+
+use super::super::frame::{self, Kind, MORE, PAYLOAD_BYTES_MAX};
+use super::stream::{Outbound, Terminal, cost};
+use super::{Event, Session};
+
+impl Session {
+    /// Appends what is due to `out` until that has `bytes_max` bytes or nothing is left; tells
+    /// whether it appended anything.
+    ///
+    /// Control frames go first, then first messages and ends, then the rest in turns of a frame.
+    pub fn transmit(&mut self, out: &mut BytesMut, bytes_max: usize) -> bool {
+        let before = out.len();
+        if let Some(pong) = self.pong.take() {
+            frame::put(out, Kind::Pong, 0, 0, &pong.to_le_bytes());
+        }
+        if !self.control.is_empty() {
+            out.extend_from_slice(&self.control);
+            self.control.clear();
+        }
+        while out.len() < bytes_max {
+            let Some(id) = self.first.pop_front().or_else(|| self.bulk.pop_front()) else { break };
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            let outbound = &mut stream.outbound;
+            outbound.is_scheduled = false;
+            if !outbound.is_due() {
+                continue;
+            }
+            let had_room = outbound.queued < super::QUEUED_BYTES_MAX;
+            match put_next(out, id, outbound, &mut self.send_credit) {
+                Step::Sent => {
+                    let is_due = outbound.is_due();
+                    if !had_room && outbound.queued < super::QUEUED_BYTES_MAX {
+                        self.events.push_back(Event::Writable(id));
+                    }
+                    if is_due {
+                        self.schedule(id, false);
+                    }
+                }
+                Step::Ended => {
+                    self.remove(id);
+                }
+                // Scheduled again by the grant.
+                Step::Waits => {}
+                Step::ConnectionWaits => {
+                    outbound.is_scheduled = true;
+                    self.bulk.push_front(id);
+                    break;
+                }
+            }
+        }
+        out.len() > before
+    }
+}
+
+enum Step {
+    Sent,
+    Ended,
+    /// The stream has no credit.
+    Waits,
+    /// The connection has no credit.
+    ConnectionWaits,
+}
+
+/// Appends the next frame of a stream.
+fn put_next(out: &mut BytesMut, id: u32, outbound: &mut Outbound, connection: &mut u32) -> Step {
+    if let Some(mut head) = outbound.head.take() {
+        // The start of the body goes along, free of credit.
+        let room = PAYLOAD_BYTES_MAX - head.len();
+        let more = take_chunk(outbound, room, |chunk| head.extend_from_slice(chunk));
+        frame::put(out, Kind::Open, more, id, &head);
+        if outbound.is_stopped {
+            frame::put(out, Kind::Stop, 0, id, &[]);
+        }
+        return Step::Sent;
+    }
+    if outbound.messages.is_empty() {
+        match &outbound.ending {
+            Some(Terminal::Failed(error)) => {
+                frame::put(out, Kind::Reset, 0, id, &frame::encode_error(error));
+            }
+            _ => frame::put(out, Kind::End, 0, id, &outbound.sent.to_le_bytes()),
+        }
+        return Step::Ended;
+    }
+    let Some(len) = outbound.chunk(outbound.credit.min(*connection), PAYLOAD_BYTES_MAX) else {
+        let stream_waits = outbound.chunk(outbound.credit, PAYLOAD_BYTES_MAX).is_none();
+        return if stream_waits { Step::Waits } else { Step::ConnectionWaits };
+    };
+    outbound.credit -= cost(len);
+    *connection -= cost(len);
+    let at = out.len();
+    frame::put(out, Kind::Data, 0, id, &outbound.messages[0][outbound.at..outbound.at + len]);
+    let more = take_chunk(outbound, len, |_| {});
+    out[at + 3] |= more << 4;
+    Step::Sent
+}
+
+/// Takes up to `room` bytes of the first message; returns whether it goes on, as a flag.
+fn take_chunk(outbound: &mut Outbound, room: usize, use_chunk: impl FnOnce(&[u8])) -> u8 {
+    let Some(message) = outbound.messages.front() else { return 0 };
+    let end = message.len().min(outbound.at + room);
+    use_chunk(&message[outbound.at..end]);
+    outbound.queued -= end - outbound.at;
+    if end < message.len() {
+        outbound.at = end;
+        return MORE;
+    }
+    outbound.messages.pop_front();
+    (outbound.at, outbound.sent) = (0, outbound.sent + 1);
+    0
+}
