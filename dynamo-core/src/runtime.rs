@@ -68,7 +68,7 @@ impl Runtime {
         &self.0.event_plane
     }
 
-    /// Ends the tasks of this runtime and waits for them, for `patience` at most
+    /// Ends the tasks of this runtime and its planes and waits for them, for `patience` at most
     /// ([`DeadlineExceeded`](ErrorKind::DeadlineExceeded)).
     ///
     /// Serve no longer before: a [`Serving`](crate::Serving) is ended by its owner.
@@ -78,7 +78,11 @@ impl Runtime {
     pub async fn shutdown(&self, patience: Duration) -> Result<()> {
         self.0.shutdown.cancel();
         self.0.tasks.close();
-        tokio::time::timeout(patience, self.0.tasks.wait()).await.map_err(|_| {
+        let ends = async {
+            self.0.request_plane.shutdown().await;
+            self.0.tasks.wait().await;
+        };
+        tokio::time::timeout(patience, ends).await.map_err(|_| {
             let message = format!("{} tasks of the runtime did not end", self.0.tasks.len());
             Error::new(ErrorKind::DeadlineExceeded, message)
         })

@@ -21,6 +21,7 @@ use crate::engine::{Context, Engine, ResponseStream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
+use crate::request_plane::Message;
 use crate::runtime::Runtime;
 
 /// Calls the instances of one endpoint; itself an [`Engine`].
@@ -34,7 +35,7 @@ pub struct Client<Req, Resp> {
     types: PhantomData<fn(Req) -> Resp>,
 }
 
-impl<Req: Send + 'static, Resp: Send + 'static> Client<Req, Resp> {
+impl<Req: Message, Resp: Message> Client<Req, Resp> {
     /// Starts to watch `endpoint`; returns once the first list of instances is known, or fails
     /// with [`Unavailable`](ErrorKind::Unavailable) if discovery gives none.
     pub(crate) async fn connect(runtime: &Runtime, endpoint: EndpointPath) -> Result<Self> {
@@ -128,7 +129,7 @@ impl<Req: Send + 'static, Resp: Send + 'static> Client<Req, Resp> {
     }
 }
 
-impl<Req: Send + 'static, Resp: Send + 'static> Engine for Client<Req, Resp> {
+impl<Req: Message, Resp: Message> Engine for Client<Req, Resp> {
     type Request = Req;
     type Response = Resp;
 

@@ -5,6 +5,7 @@ use crate::client::Client;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::name::EndpointPath;
+use crate::request_plane::Message;
 use crate::runtime::Runtime;
 use crate::server::{self, ServeOptions, Serving};
 
@@ -15,7 +16,7 @@ pub struct Endpoint<Req, Resp> {
     types: PhantomData<fn(Req) -> Resp>,
 }
 
-impl<Req: Send + 'static, Resp: Send + 'static> Endpoint<Req, Resp> {
+impl<Req: Message, Resp: Message> Endpoint<Req, Resp> {
     pub(super) fn new(runtime: Runtime, path: EndpointPath) -> Self {
         Self { runtime, path, types: PhantomData }
     }

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::error::Result;
 use crate::event_plane::{Publisher, Subscriber, Topic};
 use crate::name::{EndpointPath, Name};
+use crate::request_plane::Message;
 use crate::runtime::Runtime;
 
 /// Isolates one deployment from another; cheap to clone.
@@ -46,8 +47,8 @@ impl Component {
     /// [`InvalidArgument`](crate::ErrorKind) if that is no [`Name`].
     pub fn endpoint<Req, Resp>(&self, name: &str) -> Result<Endpoint<Req, Resp>>
     where
-        Req: Send + 'static,
-        Resp: Send + 'static,
+        Req: Message,
+        Resp: Message,
     {
         let path = EndpointPath {
             namespace: self.namespace.name.clone(),

@@ -210,6 +210,11 @@ impl Context {
         }
     }
 
+    #[cfg(feature = "tcp")]
+    pub(crate) fn stop_token(&self) -> &CancellationToken {
+        &self.stop
+    }
+
     pub(super) fn kill_token(&self) -> &CancellationToken {
         &self.kill
     }

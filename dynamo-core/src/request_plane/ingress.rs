@@ -1,29 +1,56 @@
 use std::any::{Any, type_name};
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
-use crate::engine::SharedEngine;
-use crate::error::{Error, Result};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-/// The entrance to an endpoint: its engine, with the message types checked at run time.
+use crate::engine::{Context, DynEngine, Engine, ResponseStream, SharedEngine};
+use crate::error::{Error, Result};
+use crate::wire::codec;
+
+/// What a request or an item of an answer is: something that can cross a process boundary.
+pub trait Message: Serialize + DeserializeOwned + Send + 'static {}
+
+impl<T: Serialize + DeserializeOwned + Send + 'static> Message for T {}
+
+/// The entrance to an endpoint: its engine by types, by bytes, or by both.
 #[derive(Clone)]
 pub struct Ingress {
-    /// Holds a `SharedEngine<Req, Resp>`.
-    engine: Arc<dyn Any + Send + Sync>,
-    types: [&'static str; 2],
+    /// A `SharedEngine<Req, Resp>` of this process, and the names of its types.
+    typed: Option<(Arc<dyn Any + Send + Sync>, [&'static str; 2])>,
+    encoded: SharedEngine<Bytes, Bytes>,
 }
 
 impl Ingress {
-    /// Wraps an engine of any message types.
-    pub fn new<Req: 'static, Resp: 'static>(engine: SharedEngine<Req, Resp>) -> Self {
-        Self { engine: Arc::new(engine), types: [type_name::<Req>(), type_name::<Resp>()] }
+    /// Wraps an engine of this process.
+    pub fn new<Req: Message, Resp: Message>(engine: SharedEngine<Req, Resp>) -> Self {
+        let encoded = Arc::new(Encoded(Arc::clone(&engine)));
+        Self { typed: Some((Arc::new(engine), [type_name::<Req>(), type_name::<Resp>()])), encoded }
     }
 
-    /// Returns the engine if it takes and gives these types, else
-    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) naming both.
-    pub fn engine<Req: 'static, Resp: 'static>(&self) -> Result<SharedEngine<Req, Resp>> {
-        self.engine.downcast_ref::<SharedEngine<Req, Resp>>().cloned().ok_or_else(|| {
-            let [request, response] = self.types;
+    /// Wraps an engine of another process, reached by encoded messages.
+    pub fn remote(encoded: SharedEngine<Bytes, Bytes>) -> Self {
+        Self { typed: None, encoded }
+    }
+
+    /// Returns the engine by encoded messages.
+    pub fn encoded(&self) -> SharedEngine<Bytes, Bytes> {
+        Arc::clone(&self.encoded)
+    }
+
+    /// Returns the engine by types: values are moved if it is in this process, and encoded if not.
+    ///
+    /// Fails with [`InvalidArgument`](crate::ErrorKind::InvalidArgument), naming both, if the
+    /// engine is known to take or give other types.
+    pub fn engine<Req: Message, Resp: Message>(&self) -> Result<SharedEngine<Req, Resp>> {
+        let Some((engine, [request, response])) = &self.typed else {
+            return Ok(Arc::new(Decoded { encoded: self.encoded(), types: PhantomData }));
+        };
+        engine.downcast_ref::<SharedEngine<Req, Resp>>().cloned().ok_or_else(|| {
             Error::invalid(format!(
                 "endpoint takes {request} and gives {response}, the client was made for {} and {}",
                 type_name::<Req>(),
@@ -35,6 +62,37 @@ impl Ingress {
 
 impl fmt::Debug for Ingress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ingress").field("types", &self.types).finish_non_exhaustive()
+        let types = self.typed.as_ref().map(|(_, types)| types);
+        f.debug_struct("Ingress").field("types", &types).finish_non_exhaustive()
+    }
+}
+
+/// An engine of this process, by encoded messages.
+struct Encoded<Req, Resp>(SharedEngine<Req, Resp>);
+
+impl<Req: Message, Resp: Message> Engine for Encoded<Req, Resp> {
+    type Request = Bytes;
+    type Response = Bytes;
+
+    async fn generate(&self, ctx: Context, request: Bytes) -> Result<ResponseStream<Bytes>> {
+        let items = self.0.generate_dyn(ctx.clone(), codec::decode(&request)?).await?;
+        Ok(ResponseStream::new(&ctx, items.map(|item| codec::encode(&item?))))
+    }
+}
+
+/// An engine of another process, by types.
+struct Decoded<Req, Resp> {
+    encoded: SharedEngine<Bytes, Bytes>,
+    types: PhantomData<fn(Req) -> Resp>,
+}
+
+impl<Req: Message, Resp: Message> Engine for Decoded<Req, Resp> {
+    type Request = Req;
+    type Response = Resp;
+
+    async fn generate(&self, ctx: Context, request: Req) -> Result<ResponseStream<Resp>> {
+        let request = codec::encode(&request)?;
+        let items = self.encoded.generate_dyn(ctx.clone(), request).await?;
+        Ok(ResponseStream::new(&ctx, items.map(|item| codec::decode(&item?))))
     }
 }

@@ -1,14 +1,20 @@
 //! One request out, one stream back.
 
+#[cfg(any(test, feature = "test-util"))]
+pub mod conformance;
 mod ingress;
 mod memory;
+#[cfg(feature = "tcp")]
+mod tcp;
 
 use std::fmt;
 
 use async_trait::async_trait;
 
-pub use ingress::Ingress;
+pub use ingress::{Ingress, Message};
 pub use memory::MemoryRequestPlane;
+#[cfg(feature = "tcp")]
+pub use tcp::{TcpConfig, TcpRequestPlane};
 
 use crate::discovery::{Address, Instance};
 use crate::error::Result;
@@ -36,6 +42,9 @@ pub trait RequestPlane: Send + Sync + fmt::Debug + 'static {
 
     /// Returns the way to `instance`.
     async fn dial(&self, instance: &Instance) -> Result<Ingress>;
+
+    /// Ends what the plane runs and joins it; streams that have not ended fail.
+    async fn shutdown(&self) {}
 }
 
 /// Keeps an instance reachable; dropping it refuses further requests.

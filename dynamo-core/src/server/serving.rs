@@ -10,7 +10,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
-use crate::request_plane::{Binding, Ingress};
+use crate::request_plane::{Binding, Ingress, Message};
 use crate::runtime::Runtime;
 
 /// How an endpoint is served.
@@ -96,7 +96,7 @@ pub struct DrainReport {
 }
 
 /// Binds, then registers: an instance is never listed before it can be reached.
-pub(crate) async fn serve<E: Engine>(
+pub(crate) async fn serve<E: Engine<Request: Message, Response: Message>>(
     runtime: &Runtime,
     endpoint: &EndpointPath,
     engine: E,

@@ -1,0 +1,162 @@
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+
+use bytes::Bytes;
+use futures::Stream;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::TaskTracker;
+
+use super::connection::{Connection, Stage};
+use super::{CONNECT_MAX, Map, lock};
+use crate::discovery::Instance;
+use crate::engine::{Context, Engine, ResponseStream};
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::head::Head;
+use crate::wire::session::{Limits, Session};
+
+/// The connections to peers: one each, made anew when it is gone.
+pub(super) struct Dialer {
+    limits: Limits,
+    peers: Mutex<Map<SocketAddr, Peer>>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// Held while a connection is being made, so that it is made once.
+type Peer = Arc<tokio::sync::Mutex<Option<Connection>>>;
+
+impl Dialer {
+    pub(super) fn new(limits: Limits, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
+        Self { limits, peers: Mutex::default(), tasks, shutdown }
+    }
+
+    /// Returns the connection to `address`, made within [`CONNECT_MAX`].
+    pub(super) async fn connection(&self, address: SocketAddr) -> Result<Connection> {
+        let peer = {
+            let mut peers = lock(&self.peers);
+            // Peers come and go with discovery: what is gone is not kept.
+            if peers.len() >= PEERS_TIDY {
+                peers.retain(|_, peer| match peer.try_lock() {
+                    Ok(peer) => peer.as_ref().is_some_and(Connection::is_open),
+                    Err(_) => true,
+                });
+            }
+            Arc::clone(peers.entry(address).or_default())
+        };
+        let connected = async {
+            let mut known = peer.lock().await;
+            if let Some(connection) = known.as_ref().filter(|known| known.is_open()) {
+                return Ok(connection.clone());
+            }
+            let connection = self.connect(address).await?;
+            *known = Some(connection.clone());
+            Ok(connection)
+        };
+        tokio::time::timeout(CONNECT_MAX, connected).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Unavailable, format!("no answer in {CONNECT_MAX:?}")))
+        })
+    }
+
+    async fn connect(&self, address: SocketAddr) -> Result<Connection> {
+        if self.shutdown.is_cancelled() {
+            return Err(Error::new(ErrorKind::Closed, "the plane has shut down"));
+        }
+        let socket = TcpStream::connect(address)
+            .await
+            .map_err(|error| Error::new(ErrorKind::Unavailable, "connecting").with_source(error))?;
+        let now = Instant::now().into_std();
+        let connection = Connection::new(Session::client(self.limits.clone(), now));
+        let driven = connection.clone().drive(socket, self.shutdown.clone(), |_| {});
+        self.tasks.spawn(driven);
+        match connection.greeted().await {
+            Stage::Open => Ok(connection),
+            _ => Err(Error::new(ErrorKind::Unavailable, "the peer speaks another protocol")),
+        }
+    }
+}
+
+/// One instance behind a connection.
+pub(super) struct RemoteEngine {
+    connection: Connection,
+    endpoint: String,
+    instance: u64,
+    incarnation: u64,
+}
+
+impl RemoteEngine {
+    pub(super) fn new(connection: Connection, instance: &Instance) -> Self {
+        Self {
+            connection,
+            endpoint: instance.endpoint.to_string(),
+            instance: instance.id.0,
+            incarnation: instance.incarnation,
+        }
+    }
+}
+
+impl Engine for RemoteEngine {
+    type Request = Bytes;
+    type Response = Bytes;
+
+    async fn generate(&self, ctx: Context, request: Bytes) -> Result<ResponseStream<Bytes>> {
+        ctx.check()?;
+        let head = Head {
+            instance: self.instance,
+            incarnation: self.incarnation,
+            endpoint: self.endpoint.clone(),
+            request: ctx.id().as_str().to_owned(),
+            priority: ctx.priority().level(),
+            remaining: ctx.remaining(),
+            metadata: ctx.metadata().clone().into_iter().collect(),
+        };
+        let id = self.connection.open(&head, request)?;
+        let items = Items {
+            connection: self.connection.clone(),
+            id,
+            stopped: Some(Box::pin(ctx.stop_token().clone().cancelled_owned())),
+            ended: false,
+        };
+        ctx.bound(self.connection.started(id)).await?;
+        Ok(ResponseStream::new(&ctx, items))
+    }
+}
+
+/// The items of one answer; dropped before its end, it kills the request.
+struct Items {
+    connection: Connection,
+    id: u32,
+    stopped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    ended: bool,
+}
+
+impl Stream for Items {
+    type Item = Result<Bytes>;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Bytes>>> {
+        if self.stopped.as_mut().is_some_and(|stopped| stopped.as_mut().poll(cx).is_ready()) {
+            self.stopped = None;
+            self.connection.stop(self.id);
+        }
+        let next = self.connection.poll_recv(self.id, cx);
+        self.ended = matches!(next, Poll::Ready(None | Some(Err(_))));
+        next
+    }
+}
+
+impl Drop for Items {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.connection.kill(self.id);
+        }
+    }
+}
+
+/// Peers beyond which those that are gone are looked for.
+const PEERS_TIDY: usize = 64;

@@ -1,0 +1,303 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{FLUSH_MAX, lock};
+use crate::engine::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::head::Head;
+use crate::wire::session::{Event, Recv, Session};
+
+/// A session that a task drives; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Connection(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the driver: there is something to send.
+    due: Notify,
+    /// Whether streams can be opened.
+    open: watch::Sender<Stage>,
+}
+
+struct State {
+    session: Session,
+    /// Who waits for a stream: at the client to read, at the server to write.
+    waiting: HashMap<u32, Waker>,
+    /// At the server: the contexts of the requests that run.
+    running: HashMap<u32, Context>,
+}
+
+/// How far a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Greeting,
+    Open,
+    Gone,
+}
+
+/// A request that has arrived.
+pub(super) struct Arrival {
+    pub(super) stream: u32,
+    pub(super) head: Head,
+    pub(super) body: Bytes,
+}
+
+impl Connection {
+    pub(super) fn new(session: Session) -> Self {
+        let state = State { session, waiting: HashMap::new(), running: HashMap::new() };
+        let open = watch::Sender::new(Stage::Greeting);
+        Self(Arc::new(Shared { state: Mutex::new(state), due: Notify::new(), open }))
+    }
+
+    /// Waits until streams can be opened, or never will.
+    pub(super) async fn greeted(&self) -> Stage {
+        let mut open = self.0.open.subscribe();
+        // The sender lives in self.
+        let stage = open.wait_for(|stage| *stage != Stage::Greeting).await;
+        stage.map_or(Stage::Gone, |stage| *stage)
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        *self.0.open.borrow() == Stage::Open
+    }
+
+    pub(super) fn open(&self, head: &Head, body: Bytes) -> Result<u32> {
+        let id = lock(&self.0.state).session.open(head, body)?;
+        self.0.due.notify_one();
+        Ok(id)
+    }
+
+    /// Waits until the server has started the request, or fails with why it did not.
+    pub(super) async fn started(&self, id: u32) -> Result<()> {
+        std::future::poll_fn(|cx| {
+            let mut state = lock(&self.0.state);
+            if !state.session.is_decided(id) {
+                state.waiting.insert(id, cx.waker().clone());
+                return Poll::Pending;
+            }
+            if state.session.is_accepted(id) {
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(match state.session.recv(id) {
+                Recv::Failed(error) => Err(error),
+                _ => Err(Error::new(ErrorKind::Protocol, "an answer to a request not started")),
+            })
+        })
+        .await
+    }
+
+    /// Polls for the next message of a client's stream; `None` when it is complete.
+    pub(super) fn poll_recv(
+        &self,
+        id: u32,
+        cx: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Bytes>>> {
+        let mut state = lock(&self.0.state);
+        let received = state.session.recv(id);
+        if matches!(received, Recv::Pending) {
+            state.waiting.insert(id, cx.waker().clone());
+            return Poll::Pending;
+        }
+        let has_grant = state.session.has_control();
+        drop(state);
+        if has_grant {
+            self.0.due.notify_one();
+        }
+        Poll::Ready(match received {
+            Recv::Message(message) => Some(Ok(message)),
+            Recv::Failed(error) => Some(Err(error)),
+            Recv::Complete | Recv::Pending => None,
+        })
+    }
+
+    pub(super) fn stop(&self, id: u32) {
+        lock(&self.0.state).session.stop(id);
+        self.0.due.notify_one();
+    }
+
+    pub(super) fn kill(&self, id: u32) {
+        let mut state = lock(&self.0.state);
+        state.waiting.remove(&id);
+        state.session.kill(id);
+        drop(state);
+        self.0.due.notify_one();
+    }
+
+    /// Notes the context of a request that runs; tells whether its stream is still there.
+    pub(super) fn run_in(&self, id: u32, ctx: &Context) -> bool {
+        let mut state = lock(&self.0.state);
+        let is_there = state.session.has_stream(id);
+        if is_there {
+            state.running.insert(id, ctx.clone());
+        }
+        is_there
+    }
+
+    pub(super) fn accept(&self, id: u32) {
+        lock(&self.0.state).session.accept(id);
+        self.0.due.notify_one();
+    }
+
+    /// Queues a message of an answer, then waits while too much is queued.
+    pub(super) async fn send(&self, id: u32, message: Bytes) -> Result<()> {
+        lock(&self.0.state).session.send(id, message)?;
+        self.0.due.notify_one();
+        std::future::poll_fn(|cx| {
+            let mut state = lock(&self.0.state);
+            if state.session.has_room(id) {
+                return Poll::Ready(Ok(()));
+            }
+            state.waiting.insert(id, cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Ends an answer.
+    pub(super) fn settle(&self, id: u32, outcome: Result<()>) {
+        let mut state = lock(&self.0.state);
+        state.running.remove(&id);
+        state.waiting.remove(&id);
+        match outcome {
+            Ok(()) => state.session.finish(id),
+            Err(error) => state.session.fail(id, error),
+        }
+        drop(state);
+        self.0.due.notify_one();
+    }
+
+    /// Moves bytes until the connection is of no use, or `shutdown` fires; then every stream ends.
+    ///
+    /// Requests that arrive are handed to `on_arrival`.
+    pub(super) async fn drive(
+        self,
+        socket: TcpStream,
+        shutdown: CancellationToken,
+        mut on_arrival: impl FnMut(Arrival),
+    ) {
+        let outcome = self.exchange(socket, &shutdown, &mut on_arrival).await;
+        let reason = match outcome {
+            Ok(()) => "the connection was closed".to_owned(),
+            Err(error) => error.message().to_owned(),
+        };
+        lock(&self.0.state).session.close(ErrorKind::Unavailable, reason);
+        self.dispatch(&mut on_arrival);
+    }
+
+    async fn exchange(
+        &self,
+        socket: TcpStream,
+        shutdown: &CancellationToken,
+        on_arrival: &mut impl FnMut(Arrival),
+    ) -> Result<()> {
+        socket.set_nodelay(true).map_err(broken)?;
+        let (mut reader, mut writer) = socket.into_split();
+        let mut incoming = BytesMut::with_capacity(READ_BYTES);
+        let mut outgoing = BytesMut::with_capacity(WRITE_BYTES);
+        let mut leave_by: Option<Instant> = None;
+        let timer = tokio::time::sleep_until(Instant::now());
+        tokio::pin!(timer);
+        loop {
+            let (is_closed, is_idle) = {
+                let session = &mut lock(&self.0.state).session;
+                if outgoing.is_empty() {
+                    session.transmit(&mut outgoing, WRITE_BYTES);
+                }
+                (session.is_closed(), session.streams() == 0)
+            };
+            self.dispatch(on_arrival);
+            let is_done = leave_by.is_some() && is_idle && outgoing.is_empty();
+            if is_closed || is_done {
+                return Ok(());
+            }
+            tokio::select! {
+                read = reader.read_buf(&mut incoming) => {
+                    if read.map_err(broken)? == 0 {
+                        return Ok(());
+                    }
+                    let now = Instant::now().into_std();
+                    lock(&self.0.state).session.receive(&mut incoming, now)?;
+                    incoming.reserve(READ_BYTES);
+                }
+                written = writer.write_buf(&mut outgoing), if !outgoing.is_empty() => {
+                    written.map_err(broken)?;
+                }
+                () = self.0.due.notified(), if outgoing.is_empty() => {}
+                () = &mut timer => {
+                    let now = Instant::now();
+                    if leave_by.is_some_and(|at| now >= at) {
+                        return Ok(());
+                    }
+                    let session = &mut lock(&self.0.state).session;
+                    session.on_timeout(now.into_std());
+                    // Armed anew only here: what arrives meanwhile costs no timer.
+                    let next = session.poll_timeout().map(Instant::from_std);
+                    let next = [next, leave_by].into_iter().flatten().min();
+                    timer.as_mut().reset(next.unwrap_or(now).max(now + TICK_MIN));
+                }
+                () = shutdown.cancelled(), if leave_by.is_none() => {
+                    leave_by = Some(Instant::now() + FLUSH_MAX);
+                    timer.as_mut().reset(Instant::now() + FLUSH_MAX);
+                    lock(&self.0.state).session.go_away();
+                }
+            }
+        }
+    }
+
+    /// Tells everyone what the session has for them.
+    fn dispatch(&self, on_arrival: &mut impl FnMut(Arrival)) {
+        loop {
+            let mut state = lock(&self.0.state);
+            let Some(event) = state.session.poll_event() else { return };
+            match event {
+                Event::Established => {
+                    drop(state);
+                    self.0.open.send_replace(Stage::Open);
+                }
+                Event::GoingAway => {
+                    drop(state);
+                    self.0.open.send_replace(Stage::Gone);
+                }
+                Event::Opened { stream, head, body } => {
+                    drop(state);
+                    on_arrival(Arrival { stream, head, body });
+                }
+                Event::Readable(id) | Event::Writable(id) => {
+                    let waker = state.waiting.remove(&id);
+                    drop(state);
+                    waker.into_iter().for_each(Waker::wake);
+                }
+                Event::Stopped(id) => {
+                    let ctx = state.running.get(&id).cloned();
+                    drop(state);
+                    ctx.iter().for_each(Context::stop);
+                }
+                Event::Killed(id) => {
+                    let (ctx, waker) = (state.running.remove(&id), state.waiting.remove(&id));
+                    drop(state);
+                    ctx.iter().for_each(Context::kill);
+                    waker.into_iter().for_each(Waker::wake);
+                }
+            }
+        }
+    }
+}
+
+fn broken(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("the connection broke: {error}"))
+}
+
+/// A few hundred small messages, or four frames of a large one.
+const READ_BYTES: usize = 64 << 10;
+const WRITE_BYTES: usize = 64 << 10;
+
+/// Keeps a timer that is due from spinning.
+const TICK_MIN: std::time::Duration = std::time::Duration::from_millis(10);

@@ -1,0 +1,196 @@
+//! The plane between processes: few long-lived connections, answers on the one that asked.
+//!
+//! ```text
+//! client  RemoteEngine ─► Connection ─┐            ┌─ Connection ─► a task per request ─► engine
+//!                         one task    └── Session ─┘  one task
+//! ```
+//!
+//! Each connection is one task that moves bytes between the socket and a
+//! [`Session`](crate::wire::session::Session): whatever is due when the socket takes more goes into
+//! one write, and nothing waits for company.
+
+mod client;
+mod connection;
+mod server;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::{Binding, Ingress, RequestPlane};
+use crate::discovery::{Address, Instance};
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::EndpointPath;
+use crate::protocol::InstanceId;
+use crate::wire::session::Limits;
+use client::Dialer;
+use server::Bound;
+
+/// How the plane is set up.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct TcpConfig {
+    /// Where to listen; a plane without it only calls. Port 0 takes a free one.
+    pub listen: Option<SocketAddr>,
+    /// Where peers find `listen`, if that is not the address they reach it by; port 0 stands for
+    /// the port listened on. Has to be given when listening on a wildcard address.
+    pub advertise: Option<SocketAddr>,
+    /// Requests and answers may cross a network in plain text: has to be said for an address
+    /// that is not the loopback.
+    pub plaintext_allowed: bool,
+    /// What a connection allows its peer.
+    pub limits: Limits,
+}
+
+impl TcpConfig {
+    /// Listens at `address`.
+    #[must_use]
+    pub fn with_listen(mut self, address: SocketAddr) -> Self {
+        self.listen = Some(address);
+        self
+    }
+
+    /// Tells peers to connect to `address`.
+    #[must_use]
+    pub fn with_advertise(mut self, address: SocketAddr) -> Self {
+        self.advertise = Some(address);
+        self
+    }
+
+    /// Allows plain text beyond the loopback.
+    #[must_use]
+    pub fn with_plaintext_allowed(mut self) -> Self {
+        self.plaintext_allowed = true;
+        self
+    }
+
+    /// Allows a peer as much as `limits` say.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+}
+
+/// Serves and calls over TCP.
+///
+/// It owns its tasks: [`shutdown`](RequestPlane::shutdown) ends and joins them, dropping it ends
+/// them.
+pub struct TcpRequestPlane {
+    address: Option<SocketAddr>,
+    bound: Arc<Bound>,
+    dialer: Dialer,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    _shutdown_on_drop: DropGuard,
+}
+
+impl TcpRequestPlane {
+    /// Starts the plane, and listens if `config` says where.
+    ///
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) on a config that cannot work, and
+    /// [`Unavailable`](ErrorKind::Unavailable) if it cannot listen.
+    ///
+    /// # Cancel safety
+    /// Dropping the future starts nothing.
+    pub async fn start(config: TcpConfig) -> Result<Self> {
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let shutdown_on_drop = shutdown.clone().drop_guard();
+        let bound = Arc::<Bound>::default();
+        let address = match config.listen {
+            None => None,
+            Some(listen) => {
+                check(listen, &config)?;
+                let own = (tasks.clone(), shutdown.clone());
+                let limits = config.limits.clone();
+                let port = server::listen(listen, limits, Arc::clone(&bound), own).await?.port();
+                let mut address = config.advertise.unwrap_or(listen);
+                if address.port() == 0 || config.advertise.is_none() {
+                    address.set_port(port);
+                }
+                Some(address)
+            }
+        };
+        let dialer = Dialer::new(config.limits, tasks.clone(), shutdown.clone());
+        Ok(Self { address, bound, dialer, tasks, shutdown, _shutdown_on_drop: shutdown_on_drop })
+    }
+
+    /// Returns where peers reach this plane, if it listens.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+}
+
+#[async_trait]
+impl RequestPlane for TcpRequestPlane {
+    async fn bind(
+        &self,
+        endpoint: &EndpointPath,
+        id: (InstanceId, u64),
+        ingress: Ingress,
+    ) -> Result<Binding> {
+        let Some(address) = self.address else {
+            return Err(Error::invalid("a TCP plane that does not listen cannot serve"));
+        };
+        let unbind = self.bound.insert(endpoint, id, ingress.encoded())?;
+        Ok(Binding::new(Address(format!("{SCHEME}{address}")), unbind))
+    }
+
+    async fn dial(&self, instance: &Instance) -> Result<Ingress> {
+        let address = instance.address.0.strip_prefix(SCHEME).and_then(|at| at.parse().ok());
+        let address = address.ok_or_else(|| {
+            Error::invalid(format!("{instance} has address {}, not one of TCP", instance.address))
+        })?;
+        let connection = self.dialer.connection(address).await.map_err(|error| {
+            let message = format!("{instance} cannot be reached at {address}");
+            Error::new(ErrorKind::Unavailable, message).with_source(error).unprocessed()
+        })?;
+        Ok(Ingress::remote(Arc::new(client::RemoteEngine::new(connection, instance))))
+    }
+
+    async fn shutdown(&self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl fmt::Debug for TcpRequestPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TcpRequestPlane").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+fn check(listen: SocketAddr, config: &TcpConfig) -> Result<()> {
+    let reached = config.advertise.unwrap_or(listen);
+    if reached.ip().is_unspecified() {
+        let message = format!("listening on {listen} needs an address to advertise");
+        return Err(Error::invalid(message));
+    }
+    if !listen.ip().is_loopback() && !config.plaintext_allowed {
+        let message = format!("{listen} is no loopback address: plain text has to be allowed");
+        return Err(Error::invalid(message));
+    }
+    Ok(())
+}
+
+/// What the addresses of this plane start with.
+const SCHEME: &str = "tcp:";
+
+/// A host that is there answers within this even over long distance.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+
+/// What is queued when a connection ends goes out within this, or not at all.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Map<K, V> = HashMap<K, V>;

@@ -1,0 +1,154 @@
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::connection::{Arrival, Connection};
+use super::{Map, lock};
+use crate::engine::{Context, DynEngine, Priority, RequestId, SharedEngine};
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::EndpointPath;
+use crate::protocol::InstanceId;
+use crate::wire::session::{Limits, Session};
+
+/// What can be asked here: endpoint, instance and incarnation → engine.
+#[derive(Default)]
+pub(super) struct Bound(Mutex<Map<Key, SharedEngine<Bytes, Bytes>>>);
+
+type Key = (String, u64, u64);
+
+impl Bound {
+    /// Makes an engine reachable until the returned function is called.
+    pub(super) fn insert(
+        self: &Arc<Self>,
+        endpoint: &EndpointPath,
+        (id, incarnation): (InstanceId, u64),
+        engine: SharedEngine<Bytes, Bytes>,
+    ) -> Result<impl FnOnce() + Send + Sync + 'static> {
+        let key = (endpoint.to_string(), id.0, incarnation);
+        let mut bound = lock(&self.0);
+        if bound.contains_key(&key) {
+            let message = format!("instance {id} of {endpoint} is bound");
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+        bound.insert(key.clone(), engine);
+        drop(bound);
+        let own = Arc::clone(self);
+        Ok(move || {
+            lock(&own.0).remove(&key);
+        })
+    }
+
+    fn find(&self, key: &Key) -> Result<SharedEngine<Bytes, Bytes>> {
+        lock(&self.0).get(key).cloned().ok_or_else(|| {
+            let message = format!("instance {:x}.{} of {} is gone", key.1, key.2, key.0);
+            Error::new(ErrorKind::Unavailable, message).unprocessed()
+        })
+    }
+}
+
+/// Listens at `address` and serves whoever connects; returns where that is.
+pub(super) async fn listen(
+    address: SocketAddr,
+    limits: Limits,
+    bound: Arc<Bound>,
+    (tasks, shutdown): (TaskTracker, CancellationToken),
+) -> Result<SocketAddr> {
+    let unavailable = |error| {
+        let message = format!("cannot listen on {address}");
+        Error::new(ErrorKind::Unavailable, message).with_source(error)
+    };
+    let listener = TcpListener::bind(address).await.map_err(unavailable)?;
+    let at = listener.local_addr().map_err(unavailable)?;
+    let (own, stop) = (tasks.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = accept(listener, &limits, &bound, &own, &shutdown) => {}
+        }
+    });
+    Ok(at)
+}
+
+async fn accept(
+    listener: TcpListener,
+    limits: &Limits,
+    bound: &Arc<Bound>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        // At the limit, further peers wait in the kernel's bounded backlog.
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                let now = Instant::now().into_std();
+                let connection = Connection::new(Session::server(limits.clone(), now));
+                let (bound, own, tasks_of) = (Arc::clone(bound), connection.clone(), tasks.clone());
+                let driven = connection.drive(socket, shutdown.clone(), move |arrival| {
+                    tasks_of.spawn(answer(own.clone(), arrival, Arc::clone(&bound)));
+                });
+                tasks.spawn(async move {
+                    driven.await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connection not accepted");
+                // Out of descriptors, for instance: trying again at once would spin.
+                tokio::time::sleep(ACCEPT_BACK_OFF).await;
+            }
+        }
+    }
+}
+
+/// Runs one request and sends its answer.
+async fn answer(connection: Connection, arrival: Arrival, bound: Arc<Bound>) {
+    let Arrival { stream, head, body } = arrival;
+    let mut ctx = Context::with_id(RequestId::from(&*head.request))
+        .with_priority(Priority::new(head.priority).unwrap_or(Priority::NORMAL));
+    for (key, value) in head.metadata {
+        ctx = ctx.with_metadata(key, value);
+    }
+    if let Some(remaining) = head.remaining {
+        ctx = ctx.with_timeout(remaining);
+    }
+    // The client may have left before the task ran.
+    if !connection.run_in(stream, &ctx) {
+        return;
+    }
+    let key = (head.endpoint, head.instance, head.incarnation);
+    let outcome = run(&connection, stream, &ctx, &key, body, &bound).await;
+    connection.settle(stream, outcome);
+}
+
+async fn run(
+    connection: &Connection,
+    stream: u32,
+    ctx: &Context,
+    key: &Key,
+    body: Bytes,
+    bound: &Bound,
+) -> Result<()> {
+    let engine = bound.find(key)?;
+    let mut items = engine.generate_dyn(ctx.clone(), body).await?;
+    connection.accept(stream);
+    while let Some(item) = items.next().await {
+        let item = item?;
+        // A client that does not read holds the engine, to the deadline or its kill.
+        ctx.bound(connection.send(stream, item)).await?;
+    }
+    Ok(())
+}
+
+/// A few per process of a large fleet; each costs a socket and a task.
+const CONNECTIONS_MAX: usize = 1024;
+
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);

@@ -1,0 +1,237 @@
+//! Every plane passes the suite; the memory plane knows types, the TCP plane fails in its own ways.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dynamo_core::discovery::MemoryDiscovery;
+use dynamo_core::event_plane::MemoryEventPlane;
+use dynamo_core::request_plane::{RequestPlane, TcpConfig, TcpRequestPlane, conformance};
+use dynamo_core::{
+    Client, Context, Engine, ErrorKind, ResponseStream, Runtime, ServeOptions, engine_fn,
+};
+use futures::{StreamExt, stream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+#[tokio::test]
+async fn the_memory_plane_conforms() {
+    conformance::run(async || Runtime::in_process()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tcp_plane_conforms() {
+    conformance::run(async || runtime(&Arc::default(), true).await).await;
+}
+
+/// A process of its own, as far as requests are concerned; all share a directory.
+async fn runtime(discovery: &Arc<MemoryDiscovery>, listens: bool) -> Runtime {
+    let plane = Arc::new(plane(listens).await);
+    let discovery = Arc::<MemoryDiscovery>::clone(discovery);
+    Runtime::new(discovery, plane, Arc::new(MemoryEventPlane::default()))
+}
+
+async fn plane(listens: bool) -> TcpRequestPlane {
+    let config = TcpConfig::default();
+    let config = if listens { config.with_listen(loopback()) } else { config };
+    TcpRequestPlane::start(config).await.unwrap()
+}
+
+fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn endpoint<Req, Resp>(runtime: &Runtime) -> dynamo_core::Endpoint<Req, Resp>
+where
+    Req: dynamo_core::Message,
+    Resp: dynamo_core::Message,
+{
+    runtime.namespace("n").unwrap().component("c").unwrap().endpoint("e").unwrap()
+}
+
+fn counting() -> impl Engine<Request = u32, Response = u32> {
+    engine_fn(
+        |ctx: Context, count: u32| async move { Ok(ResponseStream::from_items(&ctx, 0..count)) },
+    )
+}
+
+#[tokio::test]
+async fn a_client_of_other_types_is_told_both() {
+    let runtime = Runtime::in_process();
+    let _serving = endpoint::<u32, u32>(&runtime).serve(counting()).await.unwrap();
+    let client: Client<String, u32> = endpoint(&runtime).client().await.unwrap();
+    let error = client.generate(Context::new(), String::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert!(error.message().contains("u32") && error.message().contains("String"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_its_patience_and_no_longer() {
+    let runtime = Runtime::in_process();
+    let hang = engine_fn(|ctx: Context, _: u32| async move {
+        Ok(ResponseStream::<u32>::new(&ctx, stream::pending()))
+    });
+    let serving = endpoint(&runtime).serve(hang).await.unwrap();
+    let client: Client<u32, u32> = endpoint(&runtime).client().await.unwrap();
+    let _stream = client.generate(Context::new(), 0).await.unwrap();
+    let before = tokio::time::Instant::now();
+    serving.drain(Duration::from_secs(7)).await;
+    assert_eq!(before.elapsed().as_secs(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_streams_share_one_connection() {
+    let discovery = Arc::default();
+    let (server, caller) = (runtime(&discovery, true).await, runtime(&discovery, false).await);
+    let _serving = endpoint(&server).serve(counting()).await.unwrap();
+    let client: Client<u32, u32> = endpoint(&caller).client().await.unwrap();
+    let before = sockets();
+    let mut streams = Vec::new();
+    for _ in 0..1000 {
+        streams.push(client.generate(Context::new(), 50).await.unwrap());
+    }
+    assert!(sockets() <= before + 2, "one connection has two ends in this process");
+    let counts = stream::iter(streams).map(ResponseStream::collect).buffer_unordered(1000);
+    let counts: Vec<_> = counts.map(|items| items.unwrap().len()).collect().await;
+    assert_eq!(counts, [50; 1000]);
+    drop(client);
+    for runtime in [server, caller] {
+        runtime.shutdown(Duration::from_secs(20)).await.unwrap();
+    }
+}
+
+/// Returns how many sockets this process has open.
+fn sockets() -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let targets = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_ends_its_streams_and_one_that_comes_back_is_called_again() {
+    let discovery = Arc::default();
+    let caller = runtime(&discovery, false).await;
+    let client: Client<u32, u32> = endpoint(&caller).client().await.unwrap();
+    for _ in 0..3 {
+        let server = runtime(&discovery, true).await;
+        let engine = engine_fn(|ctx: Context, _: u32| async move {
+            let items = stream::once(async { Ok(1) }).chain(stream::pending());
+            Ok(ResponseStream::<u32>::new(&ctx, items))
+        });
+        let serving = endpoint(&server).serve(engine).await.unwrap();
+        client.wait_ready(Duration::from_secs(20)).await.unwrap();
+        let mut stream = client.generate(Context::new(), 0).await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        // The plane goes first, so that this is no orderly end of the instance.
+        server.shutdown(Duration::from_secs(20)).await.unwrap();
+        let error = stream.next().await.unwrap().unwrap_err();
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, false));
+        let error = client.generate(Context::new(), 0).await.unwrap_err();
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, true));
+        drop(serving);
+        while !client.instances().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_process_that_dies_kills_what_it_asked_for() {
+    let discovery = Arc::default();
+    let (server, caller) = (runtime(&discovery, true).await, runtime(&discovery, false).await);
+    let engine = engine_fn(|ctx: Context, _: u32| async move {
+        Ok(ResponseStream::<u32>::new(&ctx, stream::pending()))
+    });
+    let serving = endpoint(&server).serve(engine).await.unwrap();
+    let client: Client<u32, u32> = endpoint(&caller).client().await.unwrap();
+    let stream = client.generate(Context::new(), 0).await.unwrap();
+    assert_eq!(serving.inflight(), 1);
+    caller.request_plane().shutdown().await;
+    let idle = async {
+        while serving.inflight() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), idle).await.unwrap();
+    drop(stream);
+}
+
+#[tokio::test]
+async fn whoever_does_not_speak_the_protocol_is_cut_off_and_the_server_goes_on() {
+    let discovery = Arc::default();
+    let plane = Arc::new(plane(true).await);
+    let address = plane.address().unwrap();
+    let server = Runtime::new(
+        Arc::<MemoryDiscovery>::clone(&discovery),
+        plane,
+        Arc::new(MemoryEventPlane::default()),
+    );
+    let _serving = endpoint(&server).serve(counting()).await.unwrap();
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64], &[]] {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(garbage).await.unwrap();
+        // Nothing at all is cut off as well, once the peer has been silent for long enough.
+        let mut said = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(20), socket.read_to_end(&mut said));
+        let _ = ended.await.unwrap();
+    }
+    let caller = runtime(&discovery, false).await;
+    let client: Client<u32, u32> = endpoint(&caller).client().await.unwrap();
+    let stream = client.generate(Context::new(), 3).await.unwrap();
+    assert_eq!(stream.collect().await.unwrap(), [0, 1, 2]);
+}
+
+#[tokio::test]
+async fn a_peer_that_is_silent_or_speaks_otherwise_is_unreachable_in_time() {
+    let silent = TcpListener::bind(loopback()).await.unwrap();
+    let plane = plane(false).await;
+    let name = |name| dynamo_core::name::Name::new(name).unwrap();
+    let instance = |address: String| dynamo_core::Instance {
+        id: dynamo_core::protocol::InstanceId(1),
+        incarnation: 0,
+        endpoint: dynamo_core::name::EndpointPath {
+            namespace: name("n"),
+            component: name("c"),
+            endpoint: name("e"),
+        },
+        address: dynamo_core::discovery::Address(address),
+        labels: std::collections::BTreeMap::new(),
+    };
+    let address = silent.local_addr().unwrap();
+    let error = plane.dial(&instance(format!("tcp:{address}"))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, true));
+    drop(silent);
+    let error = plane.dial(&instance(format!("tcp:{address}"))).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, true));
+    for bad in ["memory:x", "tcp:", "tcp:host"] {
+        let error = plane.dial(&instance(bad.to_owned())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn addresses_that_nobody_reaches_or_that_need_a_word_are_refused() {
+    let config = |listen: &str| TcpConfig::default().with_listen(listen.parse().unwrap());
+    for bad in [
+        config("0.0.0.0:0"),
+        config("0.0.0.0:0").with_plaintext_allowed(),
+        config("0.0.0.0:0").with_advertise(loopback()),
+    ] {
+        let error = TcpRequestPlane::start(bad).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    }
+    let good = config("0.0.0.0:0").with_advertise(loopback()).with_plaintext_allowed();
+    let plane = TcpRequestPlane::start(good).await.unwrap();
+    assert!(plane.address().unwrap().port() != 0);
+    let taken = TcpConfig::default().with_listen(plane.address().unwrap());
+    assert_eq!(TcpRequestPlane::start(taken).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let caller = Runtime::new(
+        Arc::<MemoryDiscovery>::default(),
+        Arc::new(self::plane(false).await),
+        Arc::new(MemoryEventPlane::default()),
+    );
+    let error =
+        endpoint(&caller).serve_with(counting(), ServeOptions::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+}
