@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use dynamo_core::protocol::{KvEvent, KvEventData, WorkerId};
+use dynamo_core::protocol::{KvChange, KvEvent, WorkerId};
 use dynamo_transfer::HostBuffer;
 
 use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
@@ -119,7 +119,7 @@ pub struct Snapshot {
     /// The number of the next event: the snapshot stands for all before it.
     pub seq: u64,
     /// The blocks, parents before what follows them.
-    pub stored: Vec<KvEventData>,
+    pub stored: Vec<KvChange>,
 }
 
 impl BlockManager {

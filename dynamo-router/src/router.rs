@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dynamo_core::protocol::{GenerateRequest, InstanceId, KvEvent, KvEventData, Stage, WorkerId};
+use dynamo_core::protocol::{GenerateRequest, InstanceId, KvChange, KvEvent, Stage, WorkerId};
 use dynamo_core::time::Clock;
 use dynamo_core::{Context, Error, ErrorKind, Instance, Pick, Picker, Result};
 
@@ -196,14 +196,14 @@ impl KvRouter {
                 state.index.clear(worker);
             }
         }
-        match &event.data {
-            KvEventData::BlockStored { blocks, .. } => {
+        match &event.change {
+            KvChange::BlockStored { blocks, .. } => {
                 state.index.store(worker, blocks.iter().map(|block| block.sequence));
             }
-            KvEventData::BlockRemoved { sequence_hashes, .. } => {
+            KvChange::BlockRemoved { sequence_hashes, .. } => {
                 state.index.remove(worker, sequence_hashes.iter().copied());
             }
-            KvEventData::AllBlocksCleared => state.index.clear(worker),
+            KvChange::AllBlocksCleared => state.index.clear(worker),
             _ => tracing::warn!(%worker, "KV event of an unknown kind"),
         }
     }

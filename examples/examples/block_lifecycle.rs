@@ -7,7 +7,7 @@ use dynamo_kv::{BlockLayout, BlockManager, DType, ManagerConfig, TokenSequence};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let layout = BlockLayout::new(2, 1, 8, BlockSize::DEFAULT, DType::F32)?;
     println!("a block of {} tokens has {} bytes", layout.block_size(), layout.block_bytes());
-    let print = |event: KvEvent| println!("    event {}: {:?}", event.seq, event.data);
+    let print = |event: KvEvent| println!("    event {}: {:?}", event.seq, event.change);
     let worker = WorkerId::new(InstanceId(1));
     let manager = BlockManager::new(ManagerConfig::new(layout, 2), worker, Box::new(print))?;
     let show = |what: &str| {

@@ -30,13 +30,13 @@ pub struct KvEvent {
     /// The number of this event within its epoch.
     pub seq: u64,
     /// What happened.
-    pub data: KvEventData,
+    pub change: KvChange,
 }
 
 /// What happened to the cache; the names are vLLM's.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
-pub enum KvEventData {
+pub enum KvChange {
     /// A run of blocks became readable; the first one follows `parent`, each other its predecessor.
     BlockStored {
         /// The block before the run; `None` when the run starts a sequence.
@@ -57,7 +57,7 @@ pub enum KvEventData {
     AllBlocksCleared,
 }
 
-/// A block named in [`KvEventData::BlockStored`].
+/// A block named in [`KvChange::BlockStored`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StoredBlock {
     /// The block's content and prefix.

@@ -16,7 +16,7 @@ pub use generate::{
 };
 pub use handoff::HandoffTicket;
 pub use hash::{CacheNamespace, LocalHash, PromptBlocks, SequenceHash};
-pub use kv_event::{KvEvent, KvEventData, StoredBlock, Tier};
+pub use kv_event::{KvChange, KvEvent, StoredBlock, Tier};
 pub use load::LoadReport;
 pub use token::{BlockSize, TokenId};
 pub use worker::{InstanceId, WorkerId};

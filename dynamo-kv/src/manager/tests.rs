@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use dynamo_core::protocol::{
-    BlockSize, CacheNamespace, InstanceId, KvEvent, KvEventData, SequenceHash, WorkerId,
+    BlockSize, CacheNamespace, InstanceId, KvChange, KvEvent, SequenceHash, WorkerId,
 };
 use proptest::prelude::*;
 
@@ -173,8 +173,8 @@ fn replay(events: &[KvEvent]) -> BTreeSet<SequenceHash> {
     let mut stored = BTreeSet::new();
     for (index, event) in events.iter().enumerate() {
         assert_eq!((event.epoch, event.seq), (1, index as u64));
-        match &event.data {
-            KvEventData::BlockStored { parent, blocks, .. } => {
+        match &event.change {
+            KvChange::BlockStored { parent, blocks, .. } => {
                 assert!(parent.is_none_or(|parent| stored.contains(&parent)), "parents come first");
                 for (index, block) in blocks.iter().enumerate() {
                     let before = index.checked_sub(1).map_or(*parent, |i| Some(blocks[i].sequence));
@@ -182,10 +182,10 @@ fn replay(events: &[KvEvent]) -> BTreeSet<SequenceHash> {
                     assert!(stored.insert(block.sequence), "stored twice");
                 }
             }
-            KvEventData::BlockRemoved { sequence_hashes, .. } => {
+            KvChange::BlockRemoved { sequence_hashes, .. } => {
                 assert!(sequence_hashes.iter().all(|hash| stored.remove(hash)), "removed twice");
             }
-            KvEventData::AllBlocksCleared => stored.clear(),
+            KvChange::AllBlocksCleared => stored.clear(),
             other => unreachable!("{other:?}"),
         }
     }
@@ -334,11 +334,11 @@ fn a_snapshot_says_what_the_events_said() {
         .stored
         .into_iter()
         .enumerate()
-        .map(|(seq, data)| KvEvent {
+        .map(|(seq, change)| KvEvent {
             worker: WorkerId::new(InstanceId(1)),
             epoch: 1,
             seq: seq as u64,
-            data,
+            change,
         })
         .collect();
     assert_eq!(replay(&as_events), replay(&events.lock().unwrap()));

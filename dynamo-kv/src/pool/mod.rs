@@ -4,7 +4,7 @@ mod registry;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dynamo_core::protocol::{KvEvent, KvEventData, StoredBlock, Tier, WorkerId};
+use dynamo_core::protocol::{KvChange, KvEvent, StoredBlock, Tier, WorkerId};
 use dynamo_transfer::HostBuffer;
 
 use crate::evict::Eviction;
@@ -150,7 +150,7 @@ impl Pool {
         if cached > 0 && cached == state.registry.len() {
             // Nothing stays: one word says it all.
             state.drop_cached(cached);
-            state.publisher.publish(KvEventData::AllBlocksCleared);
+            state.publisher.publish(KvChange::AllBlocksCleared);
         } else {
             state.evict(cached);
         }
@@ -192,7 +192,7 @@ impl State {
         if !evicted.is_empty() {
             let sequence_hashes = evicted.iter().map(|key| key.sequence).collect();
             let tier = Tier::Host;
-            self.publisher.publish(KvEventData::BlockRemoved { sequence_hashes, tier });
+            self.publisher.publish(KvChange::BlockRemoved { sequence_hashes, tier });
         }
     }
 
@@ -222,16 +222,16 @@ impl Publisher {
         }
     }
 
-    fn publish(&mut self, data: KvEventData) {
+    fn publish(&mut self, change: KvChange) {
         let Self { worker, epoch, seq, .. } = *self;
         self.seq += 1;
-        self.events.publish(KvEvent { worker, epoch, seq, data });
+        self.events.publish(KvEvent { worker, epoch, seq, change });
     }
 }
 
-fn stored(run: &[BlockKey]) -> KvEventData {
+fn stored(run: &[BlockKey]) -> KvChange {
     let block = |key: &BlockKey| StoredBlock { sequence: key.sequence, local: key.local };
-    KvEventData::BlockStored {
+    KvChange::BlockStored {
         parent: run.first().and_then(|first| first.parent_sequence),
         blocks: run.iter().map(block).collect(),
         tier: Tier::Host,

@@ -58,7 +58,7 @@ mod tests {
 
     use dynamo_core::Runtime;
     use dynamo_core::protocol::{
-        InstanceId, KvEventData, LocalHash, SequenceHash, StoredBlock, Tier, WorkerId,
+        InstanceId, KvChange, LocalHash, SequenceHash, StoredBlock, Tier, WorkerId,
     };
     use dynamo_core::time::SystemClock;
 
@@ -67,8 +67,8 @@ mod tests {
 
     fn stored(seq: u64) -> KvEvent {
         let blocks = vec![StoredBlock { sequence: SequenceHash(seq), local: LocalHash(seq) }];
-        let data = KvEventData::BlockStored { parent: None, blocks, tier: Tier::Device };
-        KvEvent { worker: WorkerId::new(InstanceId(1)), epoch: 0, seq, data }
+        let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Device };
+        KvEvent { worker: WorkerId::new(InstanceId(1)), epoch: 0, seq, change }
     }
 
     async fn until(holds: impl Fn() -> bool) {

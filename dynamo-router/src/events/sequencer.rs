@@ -46,17 +46,17 @@ impl Sequencer {
 
 #[cfg(test)]
 mod tests {
-    use dynamo_core::protocol::{InstanceId, KvEventData, WorkerId};
+    use dynamo_core::protocol::{InstanceId, KvChange, WorkerId};
 
     use super::*;
 
     fn judge(numbers: impl IntoIterator<Item = (u64, u64)>) -> Vec<Verdict> {
         let mut sequencer = Sequencer::default();
         let worker = WorkerId::new(InstanceId(1));
-        let data = KvEventData::AllBlocksCleared;
+        let change = KvChange::AllBlocksCleared;
         numbers
             .into_iter()
-            .map(|(epoch, seq)| KvEvent { worker, epoch, seq, data: data.clone() })
+            .map(|(epoch, seq)| KvEvent { worker, epoch, seq, change: change.clone() })
             .map(|event| sequencer.judge(&event))
             .collect()
     }

@@ -36,8 +36,8 @@ fn request(tokens: u32) -> GenerateRequest {
 fn stored(id: u64, epoch: u64, seq: u64, blocks: &PromptBlocks) -> KvEvent {
     let blocks = blocks.sequence().iter().zip(blocks.local());
     let blocks = blocks.map(|(&sequence, &local)| StoredBlock { sequence, local }).collect();
-    let data = KvEventData::BlockStored { parent: None, blocks, tier: Tier::Host };
-    KvEvent { worker: worker(id), epoch, seq, data }
+    let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Host };
+    KvEvent { worker: worker(id), epoch, seq, change }
 }
 
 #[test]
@@ -211,15 +211,15 @@ proptest! {
                 since_loss.clear();
             }
             let hash = SequenceHash(block);
-            let data = if store {
+            let change = if store {
                 truth.insert(hash);
                 let stored = StoredBlock { sequence: hash, local: LocalHash(block) };
-                KvEventData::BlockStored { parent: None, blocks: vec![stored], tier: Tier::Host }
+                KvChange::BlockStored { parent: None, blocks: vec![stored], tier: Tier::Host }
             } else {
                 truth.remove(&hash);
-                KvEventData::BlockRemoved { sequence_hashes: vec![hash], tier: Tier::Host }
+                KvChange::BlockRemoved { sequence_hashes: vec![hash], tier: Tier::Host }
             };
-            let event = KvEvent { worker: worker(1), epoch, seq, data };
+            let event = KvEvent { worker: worker(1), epoch, seq, change };
             seq += 1;
             if matches!(fault, Fault::Drop | Fault::RestartUnheard) {
                 lost = true;

@@ -12,7 +12,7 @@ use super::error::{Error, Result};
 /// A parsed file: metadata, and tensors as ranges of the file's bytes.
 pub(super) struct Gguf<'a> {
     metadata: HashMap<String, Value>,
-    tensors: HashMap<String, TensorInfo>,
+    tensors: HashMap<String, TensorEntry>,
     data: &'a [u8],
 }
 
@@ -25,7 +25,7 @@ pub(super) enum Value {
     List(Vec<Self>),
 }
 
-struct TensorInfo {
+struct TensorEntry {
     /// Outermost axis first, as candle has it.
     dims: Vec<usize>,
     dtype: GgmlDType,
@@ -61,8 +61,8 @@ impl<'a> Gguf<'a> {
         }
         let mut tensors = HashMap::new();
         for _ in 0..tensor_count {
-            let (name, info) = reader.tensor()?;
-            tensors.insert(name, info);
+            let (name, entry) = reader.tensor()?;
+            tensors.insert(name, entry);
         }
         let alignment = match metadata.get("general.alignment") {
             None => 32,
@@ -73,9 +73,10 @@ impl<'a> Gguf<'a> {
             }
             Some(_) => return Err(Error::Corrupt("general.alignment".to_owned())),
         };
-        let misplaced = |(_, info): &(&String, &TensorInfo)| !info.offset.is_multiple_of(alignment);
-        if let Some((name, info)) = tensors.iter().find(misplaced) {
-            return Err(Error::Corrupt(format!("tensor {name} at odd offset {}", info.offset)));
+        let misplaced =
+            |(_, entry): &(&String, &TensorEntry)| !entry.offset.is_multiple_of(alignment);
+        if let Some((name, entry)) = tensors.iter().find(misplaced) {
+            return Err(Error::Corrupt(format!("tensor {name} at odd offset {}", entry.offset)));
         }
         let start = reader.at.next_multiple_of(alignment);
         let data = file.get(start..).ok_or_else(|| Error::Truncated("tensor data".to_owned()))?;
@@ -95,20 +96,20 @@ impl<'a> Gguf<'a> {
     }
 
     pub(super) fn tensor(&self, name: &str) -> Result<RawTensor<'a>> {
-        let info =
+        let entry =
             self.tensors.get(name).ok_or_else(|| Error::Missing(format!("tensor {name}")))?;
-        let corrupt = || Error::Corrupt(format!("tensor {name} of shape {:?}", info.dims));
-        let elements = info.dims.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
+        let corrupt = || Error::Corrupt(format!("tensor {name} of shape {:?}", entry.dims));
+        let elements = entry.dims.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
         let elements = elements.filter(|n| *n > 0).ok_or_else(corrupt)?;
-        if !info.dims.last().is_some_and(|row| row.is_multiple_of(info.dtype.block_size())) {
+        if !entry.dims.last().is_some_and(|row| row.is_multiple_of(entry.dtype.block_size())) {
             return Err(corrupt());
         }
-        let bytes = (elements / info.dtype.block_size())
-            .checked_mul(info.dtype.type_size())
-            .and_then(|len| info.offset.checked_add(len))
-            .and_then(|end| self.data.get(info.offset..end))
+        let bytes = (elements / entry.dtype.block_size())
+            .checked_mul(entry.dtype.type_size())
+            .and_then(|len| entry.offset.checked_add(len))
+            .and_then(|end| self.data.get(entry.offset..end))
             .ok_or_else(|| Error::Truncated(format!("tensor {name}")))?;
-        Ok(RawTensor { dims: info.dims.clone(), dtype: info.dtype, bytes })
+        Ok(RawTensor { dims: entry.dims.clone(), dtype: entry.dtype, bytes })
     }
 }
 
@@ -208,7 +209,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn tensor(&mut self) -> Result<(String, TensorInfo)> {
+    fn tensor(&mut self) -> Result<(String, TensorEntry)> {
         let name = self.text("tensor name")?;
         let axes = self.u32(&name)?;
         if !(1..=4).contains(&axes) {
@@ -224,7 +225,7 @@ impl<'a> Reader<'a> {
         let dtype = dtype(self.u32(&name)?)
             .ok_or_else(|| Error::Unsupported(format!("type of tensor {name}")))?;
         let offset = usize::try_from(self.u64(&name)?).map_err(|_| too_large())?;
-        Ok((name, TensorInfo { dims, dtype, offset }))
+        Ok((name, TensorEntry { dims, dtype, offset }))
     }
 }
 

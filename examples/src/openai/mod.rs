@@ -6,9 +6,9 @@
 
 mod answer;
 mod error;
-mod handlers;
 mod metrics;
 mod request;
+mod routes;
 mod stop;
 
 use std::fmt;
@@ -98,14 +98,14 @@ impl Server {
     /// Returns the routes.
     pub fn into_router(self) -> Router {
         Router::new()
-            .route("/v1/models", get(handlers::models))
-            .route("/v1/chat/completions", post(handlers::chat_completions))
-            .route("/v1/completions", post(handlers::completions))
-            .route("/health", get(handlers::health))
-            .route("/metrics", get(handlers::metrics))
-            .fallback(handlers::not_found)
-            .method_not_allowed_fallback(handlers::method_not_allowed)
-            .layer(DefaultBodyLimit::max(handlers::BODY_BYTES_MAX))
+            .route("/v1/models", get(routes::models))
+            .route("/v1/chat/completions", post(routes::chat_completions))
+            .route("/v1/completions", post(routes::completions))
+            .route("/health", get(routes::health))
+            .route("/metrics", get(routes::metrics))
+            .fallback(routes::not_found)
+            .method_not_allowed_fallback(routes::method_not_allowed)
+            .layer(DefaultBodyLimit::max(routes::BODY_BYTES_MAX))
             .with_state(Arc::new(self))
     }
 }
