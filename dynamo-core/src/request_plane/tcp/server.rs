@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,11 +18,12 @@ use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
 use crate::wire::session::{Limits, Session};
 
-/// What can be asked here: endpoint, instance and incarnation → engine.
+/// What can be asked here: endpoint and instance → incarnation → engine.
 #[derive(Default)]
-pub(super) struct Bound(Mutex<Map<Key, SharedEngine<Bytes, Bytes>>>);
+pub(super) struct Bound(Mutex<Map<Key, Incarnations>>);
 
-type Key = (String, u64, u64);
+type Key = (String, u64);
+type Incarnations = BTreeMap<u64, SharedEngine<Bytes, Bytes>>;
 
 impl Bound {
     /// Makes an engine reachable until the returned function is called.
@@ -31,23 +33,34 @@ impl Bound {
         (id, incarnation): (InstanceId, u64),
         engine: SharedEngine<Bytes, Bytes>,
     ) -> Result<impl FnOnce() + Send + Sync + 'static> {
-        let key = (endpoint.to_string(), id.0, incarnation);
+        let key = (endpoint.to_string(), id.0);
         let mut bound = lock(&self.0);
-        if bound.contains_key(&key) {
+        let incarnations = bound.entry(key.clone()).or_default();
+        if incarnations.contains_key(&incarnation) {
             let message = format!("instance {id} of {endpoint} is bound");
             return Err(Error::new(ErrorKind::Conflict, message));
         }
-        bound.insert(key.clone(), engine);
+        incarnations.insert(incarnation, engine);
         drop(bound);
         let own = Arc::clone(self);
         Ok(move || {
-            lock(&own.0).remove(&key);
+            let mut bound = lock(&own.0);
+            if let Some(incarnations) = bound.get_mut(&key) {
+                incarnations.remove(&incarnation);
+                if incarnations.is_empty() {
+                    bound.remove(&key);
+                }
+            }
         })
     }
 
-    fn find(&self, key: &Key) -> Result<SharedEngine<Bytes, Bytes>> {
-        lock(&self.0).get(key).cloned().ok_or_else(|| {
-            let message = format!("instance {:x}.{} of {} is gone", key.1, key.2, key.0);
+    /// Returns the engine of an incarnation, or of the last one before it: an instance whose lease
+    /// was lost goes on under a later one.
+    fn find(&self, key: &Key, incarnation: u64) -> Result<SharedEngine<Bytes, Bytes>> {
+        let bound = lock(&self.0);
+        let found = bound.get(key).and_then(|known| known.range(..=incarnation).next_back());
+        found.map(|(_, engine)| Arc::clone(engine)).ok_or_else(|| {
+            let message = format!("instance {:x}.{incarnation} of {} is gone", key.1, key.0);
             Error::new(ErrorKind::Unavailable, message).unprocessed()
         })
     }
@@ -124,8 +137,10 @@ async fn answer(connection: Connection, arrival: Arrival, bound: Arc<Bound>) {
     if !connection.run_in(stream, &ctx) {
         return;
     }
-    let key = (head.endpoint, head.instance, head.incarnation);
-    let outcome = run(&connection, stream, &ctx, &key, body, &bound).await;
+    let outcome = match bound.find(&(head.endpoint, head.instance), head.incarnation) {
+        Ok(engine) => run(&connection, stream, &ctx, &engine, body).await,
+        Err(error) => Err(error),
+    };
     connection.settle(stream, outcome);
 }
 
@@ -133,11 +148,9 @@ async fn run(
     connection: &Connection,
     stream: u32,
     ctx: &Context,
-    key: &Key,
+    engine: &SharedEngine<Bytes, Bytes>,
     body: Bytes,
-    bound: &Bound,
 ) -> Result<()> {
-    let engine = bound.find(key)?;
     let mut items = engine.generate_dyn(ctx.clone(), body).await?;
     connection.accept(stream);
     while let Some(item) = items.next().await {

@@ -1,0 +1,303 @@
+//! A directory in etcd: instances live under a lease, watches follow from a listing on.
+//!
+//! ```text
+//! register ─► Wanted ─► keeper (lease, keep-alive) ─► etcd ─► follower per endpoint ─► watch
+//! ```
+//!
+//! All of it runs on a thread of its own, so that a busy application cannot starve the keep-alive.
+//! etcd is asked who is there and nothing else: while it is away, what was known stays, and what was
+//! registered is registered again when it is back, even if it has lost everything.
+
+mod follow;
+mod keep;
+mod key;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{Client, ConnectOptions};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Change, Discovery, Instance, Registration};
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::EndpointPath;
+use follow::Known;
+use keep::Wanted;
+
+/// How etcd is used.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct EtcdConfig {
+    /// Where etcd answers, such as `http://127.0.0.1:2379`.
+    pub endpoints: Vec<String>,
+    /// What all keys start with.
+    pub root: String,
+    /// How long instances outlive the last sign of life of their process; whole seconds.
+    pub ttl: Duration,
+    /// Name and password, if etcd asks for them.
+    pub user: Option<(String, String)>,
+}
+
+impl EtcdConfig {
+    /// Asks etcd at `endpoints`.
+    pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            root: "/dynamo".to_owned(),
+            // A few keep-alives may be lost; a dead instance is noticed by its connection first.
+            ttl: Duration::from_secs(10),
+            user: None,
+        }
+    }
+
+    /// Starts all keys with `root`.
+    #[must_use]
+    pub fn with_root(mut self, root: impl Into<String>) -> Self {
+        self.root = root.into();
+        self
+    }
+
+    /// Lets instances outlive their process by `ttl`.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Identifies by name and password.
+    #[must_use]
+    pub fn with_user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
+        self.user = Some((name.into(), password.into()));
+        self
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.endpoints.is_empty() {
+            return Err(Error::invalid("no endpoint of etcd is given"));
+        }
+        if !(2..=3600).contains(&self.ttl.as_secs()) {
+            return Err(Error::invalid(format!("etcd TTL of {:?}", self.ttl)));
+        }
+        if !self.root.starts_with('/') || self.root.ends_with('/') {
+            let root = &self.root;
+            return Err(Error::invalid(format!("etcd root {root:?} is not of the form /name")));
+        }
+        Ok(())
+    }
+
+    /// Connects, within a bound.
+    async fn connect(&self) -> Result<Client> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(ANSWER_MAX)
+            .with_keep_alive(ANSWER_MAX, ANSWER_MAX);
+        if let Some((name, password)) = &self.user {
+            options = options.with_user(name, password);
+        }
+        answered(Box::pin(Client::connect(&self.endpoints, Some(options)))).await
+    }
+}
+
+/// Instances in etcd; cheap to clone.
+///
+/// It owns a thread; dropping the last clone revokes the lease, so that what was registered is
+/// gone at once, and ends the thread. [`shutdown`](Self::shutdown) waits for that.
+#[derive(Clone)]
+pub struct EtcdDiscovery(Arc<Inner>);
+
+struct Inner {
+    config: Arc<EtcdConfig>,
+    wanted: Arc<Wanted>,
+    follows: Arc<Follows>,
+    runtime: tokio::runtime::Handle,
+    ended: watch::Receiver<bool>,
+    shutdown: CancellationToken,
+    _shutdown_on_drop: DropGuard,
+}
+
+/// The endpoints that are followed, as long as someone listens.
+type Follows = Mutex<HashMap<EndpointPath, watch::Sender<Known>>>;
+
+impl EtcdDiscovery {
+    /// Starts to use etcd; does not wait until it answers.
+    ///
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) on a config that cannot work, and
+    /// [`Unavailable`](ErrorKind::Unavailable) if the system gives no thread.
+    pub fn start(config: EtcdConfig) -> Result<Self> {
+        config.validate()?;
+        let no_thread =
+            |error| Error::new(ErrorKind::Unavailable, "thread for etcd").with_source(error);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(no_thread)?;
+        let (config, wanted) = (Arc::new(config), Arc::<Wanted>::default());
+        let (shutdown, handle) = (CancellationToken::new(), runtime.handle().clone());
+        let (has_ended, ended) = watch::channel(false);
+        let keeper = keep::keep(Arc::clone(&config), Arc::clone(&wanted), shutdown.clone());
+        // Joined through `ended`: the thread does nothing behind it.
+        std::thread::Builder::new()
+            .name("etcd".to_owned())
+            .spawn(move || {
+                runtime.block_on(keeper);
+                runtime.shutdown_background();
+                has_ended.send_replace(true);
+            })
+            .map_err(no_thread)?;
+        Ok(Self(Arc::new(Inner {
+            config,
+            wanted,
+            follows: Arc::default(),
+            runtime: handle,
+            ended,
+            _shutdown_on_drop: shutdown.clone().drop_guard(),
+            shutdown,
+        })))
+    }
+
+    /// Takes everything that is registered out of etcd, and ends the thread.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; it all ends all the same.
+    pub async fn shutdown(&self) {
+        self.0.shutdown.cancel();
+        // The sender is dropped only with the thread.
+        let _ = self.0.ended.clone().wait_for(|ended| *ended).await;
+    }
+}
+
+#[async_trait]
+impl Discovery for EtcdDiscovery {
+    async fn register(&self, instance: Instance) -> Result<Registration> {
+        let inner = &self.0;
+        if inner.shutdown.is_cancelled() {
+            return Err(Error::new(ErrorKind::Closed, "discovery has shut down"));
+        }
+        let key = key::key(&inner.config.root, &instance);
+        let (number, published) = inner.wanted.add(&key, instance.clone())?;
+        let wanted = Arc::clone(&inner.wanted);
+        // From here on dropping the future takes it out again.
+        let registration = Registration::new(move || wanted.remove(&key, number));
+        match tokio::time::timeout(REGISTER_MAX, published).await {
+            Ok(Ok(outcome)) => outcome.map(|()| registration),
+            Ok(Err(_)) => Err(Error::new(ErrorKind::Closed, "discovery has shut down")),
+            Err(_) => {
+                let message = format!("{instance} is not registered: etcd does not answer");
+                Err(Error::new(ErrorKind::Unavailable, message))
+            }
+        }
+    }
+
+    async fn watch(&self, endpoint: &EndpointPath) -> Result<BoxStream<'static, Change>> {
+        let inner = &self.0;
+        let mut follows = lock(&inner.follows);
+        let known = match follows.get(endpoint) {
+            Some(known) => known.subscribe(),
+            None => {
+                let (sender, known) = watch::channel(Known::default());
+                follows.insert(endpoint.clone(), sender.clone());
+                let prefix = key::prefix(&inner.config.root, endpoint);
+                let following = follow::follow(Arc::clone(&inner.config), prefix, sender.clone());
+                let (follows, endpoint) = (Arc::clone(&inner.follows), endpoint.clone());
+                let shutdown = inner.shutdown.clone();
+                // Ends with its last listener or the thread's runtime, which owns it.
+                inner.runtime.spawn(async move {
+                    tokio::select! {
+                        () = shutdown.cancelled() => {}
+                        () = following => {}
+                        () = forgotten(&sender, &follows, &endpoint) => {}
+                    }
+                });
+                known
+            }
+        };
+        drop(follows);
+        Ok(changes(known).boxed())
+    }
+}
+
+/// Completes when nobody listens to an endpoint any more; it is not followed then.
+async fn forgotten(sender: &watch::Sender<Known>, follows: &Follows, endpoint: &EndpointPath) {
+    loop {
+        sender.closed().await;
+        // Someone may have come meanwhile.
+        let mut follows = lock(follows);
+        if sender.receiver_count() == 0 {
+            follows.remove(endpoint);
+            return;
+        }
+    }
+}
+
+/// Says what is known, and what changes of it: the latest, if the listener is slow.
+fn changes(mut known: watch::Receiver<Known>) -> impl futures::Stream<Item = Change> + Send {
+    known.mark_changed();
+    let said = (None, false);
+    futures::stream::unfold((known, said), |(mut known, (mut said, mut was_degraded))| async move {
+        loop {
+            let (listed, is_degraded) = {
+                let now = known.borrow_and_update();
+                (now.instances.clone(), now.is_degraded)
+            };
+            // The word that it is degraded goes behind a first listing.
+            if let Some(listed) = listed.filter(|listed| said.as_ref() != Some(listed)) {
+                known.mark_changed();
+                let snapshot = Change::Snapshot(listed.values().cloned().collect());
+                said = Some(listed);
+                return Some((snapshot, (known, (said, was_degraded))));
+            }
+            if said.is_some() && is_degraded != was_degraded {
+                was_degraded = is_degraded;
+                let word = if is_degraded { Change::Degraded } else { Change::Recovered };
+                return Some((word, (known, (said, was_degraded))));
+            }
+            known.changed().await.ok()?;
+        }
+    })
+}
+
+impl fmt::Debug for EtcdDiscovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The config has a password.
+        f.debug_struct("EtcdDiscovery")
+            .field("endpoints", &self.0.config.endpoints)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs one call of etcd, within a bound.
+async fn answered<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T> {
+    match tokio::time::timeout(ANSWER_MAX, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Error::new(ErrorKind::Unavailable, "etcd").with_source(error)),
+        Err(_) => Err(Error::new(ErrorKind::Unavailable, "etcd does not answer")),
+    }
+}
+
+/// Returns how long to wait before try number `tries`: doubling, and never all at once.
+fn back_off(tries: u32) -> Duration {
+    let longest = BACK_OFF_MIN.saturating_mul(1 << tries.min(10)).min(BACK_OFF_MAX);
+    longest.mul_f64(0.5 + 0.5 * jitter())
+}
+
+/// Returns a number from 0 to 1 that differs from process to process.
+fn jitter() -> f64 {
+    let random = crate::protocol::InstanceId::random().0;
+    (random >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An etcd that is there answers within this.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+
+/// A start-up waits this long for an etcd that is being restarted.
+const REGISTER_MAX: Duration = Duration::from_secs(30);
+
+const BACK_OFF_MIN: Duration = Duration::from_millis(100);
+const BACK_OFF_MAX: Duration = Duration::from_secs(5);

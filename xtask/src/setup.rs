@@ -1,0 +1,22 @@
+//! The Debian packages that builds with all features and the tests need.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::shell::{apt_install, succeeds};
+
+/// Installs what is missing; needs nothing if all is there.
+pub(crate) fn packages() -> Result<()> {
+    let runs = |program| succeeds(Command::new(program).arg("--version"));
+    let mut missing = Vec::new();
+    // The etcd client compiles its protocol when it is built.
+    if !runs("protoc") || !Path::new("/usr/include/google/protobuf/descriptor.proto").exists() {
+        missing.extend(["protobuf-compiler", "libprotobuf-dev"]);
+    }
+    if !runs("etcd") {
+        missing.push("etcd-server");
+    }
+    if missing.is_empty() { Ok(()) } else { apt_install(&missing) }
+}
