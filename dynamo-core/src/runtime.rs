@@ -80,6 +80,8 @@ impl Runtime {
         self.0.tasks.close();
         let ends = async {
             self.0.request_plane.shutdown().await;
+            self.0.event_plane.shutdown().await;
+            self.0.discovery.shutdown().await;
             self.0.tasks.wait().await;
         };
         tokio::time::timeout(patience, ends).await.map_err(|_| {

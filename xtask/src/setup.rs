@@ -18,5 +18,8 @@ pub(crate) fn packages() -> Result<()> {
     if !runs("etcd") {
         missing.push("etcd-server");
     }
+    if !runs("nats-server") {
+        missing.push("nats-server");
+    }
     if missing.is_empty() { Ok(()) } else { apt_install(&missing) }
 }

@@ -43,6 +43,9 @@ pub trait Discovery: Send + Sync + fmt::Debug + 'static {
 
     /// Follows the instances of `endpoint`.
     async fn watch(&self, endpoint: &EndpointPath) -> Result<BoxStream<'static, Change>>;
+
+    /// Removes what is registered, ends what the directory runs and joins it.
+    async fn shutdown(&self) {}
 }
 
 /// What a watch says; fold it with [`View::apply`].

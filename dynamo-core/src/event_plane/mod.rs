@@ -1,6 +1,8 @@
 //! One publisher, many listeners: lossy by contract, and honest about every loss.
 
 mod memory;
+#[cfg(feature = "nats")]
+mod nats;
 mod publisher;
 mod subscriber;
 
@@ -10,6 +12,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use memory::MemoryEventPlane;
+#[cfg(feature = "nats")]
+pub use nats::{NatsConfig, NatsEventPlane};
 pub use publisher::Publisher;
 pub use subscriber::{Delivery, Subscriber};
 
@@ -29,6 +33,9 @@ pub trait EventPlane: Send + Sync + fmt::Debug + 'static {
 
     /// Starts to listen to `topic`.
     async fn subscribe(&self, topic: &Topic) -> Result<Box<dyn RawSubscriber>>;
+
+    /// Ends what the plane runs and joins it; listeners hear nothing any more.
+    async fn shutdown(&self) {}
 }
 
 /// The listening end of one topic, before decoding.

@@ -106,7 +106,7 @@ impl EtcdConfig {
 /// Instances in etcd; cheap to clone.
 ///
 /// It owns a thread; dropping the last clone revokes the lease, so that what was registered is
-/// gone at once, and ends the thread. [`shutdown`](Self::shutdown) waits for that.
+/// gone at once, and ends the thread. [`shutdown`](Discovery::shutdown) waits for that.
 #[derive(Clone)]
 pub struct EtcdDiscovery(Arc<Inner>);
 
@@ -157,16 +157,6 @@ impl EtcdDiscovery {
             shutdown,
         })))
     }
-
-    /// Takes everything that is registered out of etcd, and ends the thread.
-    ///
-    /// # Cancel safety
-    /// Cancel safe; it all ends all the same.
-    pub async fn shutdown(&self) {
-        self.0.shutdown.cancel();
-        // The sender is dropped only with the thread.
-        let _ = self.0.ended.clone().wait_for(|ended| *ended).await;
-    }
 }
 
 #[async_trait]
@@ -216,6 +206,12 @@ impl Discovery for EtcdDiscovery {
         };
         drop(follows);
         Ok(changes(known).boxed())
+    }
+
+    async fn shutdown(&self) {
+        self.0.shutdown.cancel();
+        // The sender is dropped only with the thread.
+        let _ = self.0.ended.clone().wait_for(|ended| *ended).await;
     }
 }
 
