@@ -5,6 +5,9 @@
 //!                               └► KvRouter ─► decode workers ◄─┘
 //! aggregated      Client ─► one worker
 //! ```
+//!
+//! A front end and workers may as well be processes of their own: the same graph on a [`Runtime`]
+//! whose planes and directory reach further ([`Graph::front_end`], [`GraphWorker::start`]).
 
 use std::fmt;
 use std::sync::Arc;
@@ -73,6 +76,40 @@ pub struct GraphWorker {
 }
 
 impl GraphWorker {
+    /// Starts a worker of `role` that peers reach as `agent` says.
+    pub async fn start(
+        runtime: &Runtime,
+        role: &str,
+        name: &str,
+        model: &Arc<Model>,
+        agent: AgentConfig,
+        config: &GraphConfig,
+    ) -> Result<Self> {
+        let component = namespace(runtime)?.component(role)?;
+        let id = InstanceId::random();
+        let agent = Agent::start(agent.with_name(name))
+            .await
+            .map_err(|error| Error::internal(format!("agent of {name}")).with_source(error))?;
+        let layout = block_layout(model.config(), config.block_size)?;
+        let publisher = component.publisher::<KvEvent>(KV_EVENTS)?;
+        let publish = move |event: KvEvent| {
+            if let Err(error) = publisher.publish(&event) {
+                tracing::warn!(%error, "KV event not published");
+            }
+        };
+        let manager = ManagerConfig::new(layout, config.blocks);
+        let manager =
+            BlockManager::new(manager, WorkerId::new(id), Box::new(publish)).map_err(|error| {
+                Error::internal(format!("block manager of {name}")).with_source(error)
+            })?;
+        let handoff = HandoffConfig::default().with_ttl(config.hold_ttl);
+        let handoff = Handoff::new(agent.clone(), manager.clone(), handoff)?;
+        let worker = LlamaWorker::new(Arc::clone(model), manager, handoff, config.worker.clone());
+        let options = ServeOptions::default().with_instance(id).with_label(WORKER, name);
+        let serving = component.endpoint("generate")?.serve_with(worker.clone(), options).await?;
+        Ok(Self { name: name.to_owned(), worker, serving, agent })
+    }
+
     /// Returns the instance that requests are routed to.
     pub fn instance(&self) -> InstanceId {
         self.serving.instance().id
@@ -87,7 +124,8 @@ impl GraphWorker {
         &self.serving.instance().endpoint
     }
 
-    async fn end(self, patience: Duration) {
+    /// Lets requests in flight finish for `patience`, then ends the worker.
+    pub async fn end(self, patience: Duration) {
         let report = self.serving.drain(patience).await;
         if report.killed > 0 {
             tracing::warn!(worker = self.name, ?report, "requests ended by shutdown");
@@ -101,9 +139,9 @@ impl Graph {
     /// Starts one worker that does everything.
     pub async fn aggregated(model: &Arc<Model>, config: &GraphConfig) -> Result<Self> {
         let runtime = Runtime::in_process();
+        let agent = in_process(&MemoryFabric::new());
+        let worker = GraphWorker::start(&runtime, "llm", "worker-0", model, agent, config).await?;
         let component = namespace(&runtime)?.component("llm")?;
-        let fabric = MemoryFabric::new();
-        let worker = start_worker("worker-0", &component, model, &fabric, config).await?;
         let endpoint = component.endpoint::<GenerateRequest, GenerateChunk>("generate")?;
         let client = endpoint.client().await?;
         let (engine, clients) = (Arc::new(client.clone()), vec![client]);
@@ -121,29 +159,31 @@ impl Graph {
         config: &GraphConfig,
         observer: impl Observer,
     ) -> Result<Self> {
-        let runtime = Runtime::in_process();
         let fabric = MemoryFabric::new();
-        let (mut workers, mut feeds, mut pools) = (Vec::new(), Vec::new(), Vec::new());
-        for (role, count) in [("prefill", prefill), ("decode", decode)] {
-            let component = namespace(&runtime)?.component(role)?;
-            // The router listens before the first worker speaks, so it misses no event.
-            let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
-            let events = component.subscriber::<KvEvent>(KV_EVENTS).await?;
-            feeds.push(EventFeed::start(router.clone(), events));
+        let front_end = FrontEnd::new(Runtime::in_process()).await?;
+        let mut workers = Vec::new();
+        for (role, count) in ROLES.into_iter().zip([prefill, decode]) {
             for index in 0..count {
-                let name = format!("{role}-{index}");
-                workers.push(start_worker(&name, &component, model, &fabric, config).await?);
+                let (name, agent) = (format!("{role}-{index}"), in_process(&fabric));
+                let runtime = &front_end.runtime;
+                workers.push(GraphWorker::start(runtime, role, &name, model, agent, config).await?);
             }
-            let client = component.endpoint("generate")?.client().await?;
-            client.wait_ready(READY_MAX).await?;
-            pools.push(Pool { client, router });
         }
-        let clients = pools.iter().map(|pool| pool.client.clone()).collect();
-        let routers = pools.iter().map(|pool| pool.router.clone()).collect();
-        let [prefill, decode]: [Pool; 2] =
-            pools.try_into().map_err(|_| Error::internal("a graph has two pools"))?;
-        let engine = Arc::new(PrefillDecode::new(prefill, decode).with_observer(observer));
-        Ok(Self { runtime, engine, workers, clients, routers, feeds })
+        front_end.graph(workers, [prefill, decode], observer).await
+    }
+
+    /// Starts the front end of a graph whose workers are other processes, once as many as that of
+    /// each role are there.
+    ///
+    /// `observer` is told how each request went.
+    pub async fn front_end(
+        runtime: Runtime,
+        prefill: usize,
+        decode: usize,
+        observer: impl Observer,
+    ) -> Result<Self> {
+        let front_end = FrontEnd::new(runtime).await?;
+        front_end.graph(Vec::new(), [prefill, decode], observer).await
     }
 
     /// Returns a probe that tells whether each pool has a worker.
@@ -167,10 +207,12 @@ impl Graph {
         &self.routers
     }
 
-    /// Returns the name of the worker behind `instance`.
-    pub fn worker_name(&self, instance: InstanceId) -> &str {
-        let worker = self.workers.iter().find(|worker| worker.instance() == instance);
-        worker.map_or("?", |worker| &worker.name)
+    /// Returns the name of the worker behind `instance`, as it says itself.
+    pub fn worker_name(&self, instance: InstanceId) -> String {
+        let known = self.clients.iter().flat_map(|client| client.instances().to_vec());
+        let mut named = known.filter(|known| known.id == instance);
+        let name = named.find_map(|known| known.labels.get(WORKER).cloned());
+        name.unwrap_or_else(|| instance.to_string())
     }
 
     /// Lets requests in flight finish for `patience`, then ends everything and joins it.
@@ -204,34 +246,53 @@ impl fmt::Debug for Graph {
     }
 }
 
-async fn start_worker(
-    name: &str,
-    component: &Component,
-    model: &Arc<Model>,
-    fabric: &MemoryFabric,
-    config: &GraphConfig,
-) -> Result<GraphWorker> {
-    let id = InstanceId::random();
-    let agent = AgentConfig::default().with_name(name).with_fabric(fabric.clone());
-    let agent = Agent::start(agent)
-        .await
-        .map_err(|error| Error::internal(format!("agent of {name}")).with_source(error))?;
-    let layout = block_layout(model.config(), config.block_size)?;
-    let publisher = component.publisher::<KvEvent>(KV_EVENTS)?;
-    let publish = move |event: KvEvent| {
-        if let Err(error) = publisher.publish(&event) {
-            tracing::warn!(%error, "KV event not published");
+/// What stands before the workers: a router for each role, and what feeds it.
+struct FrontEnd {
+    runtime: Runtime,
+    pools: Vec<(Component, KvRouter)>,
+    feeds: Vec<EventFeed>,
+}
+
+impl FrontEnd {
+    /// Listens before the first worker speaks, so that it misses no event.
+    async fn new(runtime: Runtime) -> Result<Self> {
+        let (mut pools, mut feeds) = (Vec::new(), Vec::new());
+        for role in ROLES {
+            let component = namespace(&runtime)?.component(role)?;
+            let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+            let events = component.subscriber::<KvEvent>(KV_EVENTS).await?;
+            feeds.push(EventFeed::start(router.clone(), events));
+            pools.push((component, router));
         }
-    };
-    let manager = ManagerConfig::new(layout, config.blocks);
-    let manager = BlockManager::new(manager, WorkerId::new(id), Box::new(publish))
-        .map_err(|error| Error::internal(format!("block manager of {name}")).with_source(error))?;
-    let handoff = HandoffConfig::default().with_ttl(config.hold_ttl);
-    let handoff = Handoff::new(agent.clone(), manager.clone(), handoff)?;
-    let worker = LlamaWorker::new(Arc::clone(model), manager, handoff, config.worker.clone());
-    let options = ServeOptions::default().with_instance(id).with_label("worker", name);
-    let serving = component.endpoint("generate")?.serve_with(worker.clone(), options).await?;
-    Ok(GraphWorker { name: name.to_owned(), worker, serving, agent })
+        Ok(Self { runtime, pools, feeds })
+    }
+
+    /// Waits for the workers, and makes it one engine.
+    async fn graph(
+        self,
+        workers: Vec<GraphWorker>,
+        counts: [usize; 2],
+        observer: impl Observer,
+    ) -> Result<Graph> {
+        let Self { runtime, pools: known, feeds } = self;
+        let mut pools = Vec::new();
+        for ((component, router), count) in known.into_iter().zip(counts) {
+            let client = component.endpoint("generate")?.client().await?;
+            client.wait_for(count, READY_MAX).await?;
+            pools.push(Pool { client, router });
+        }
+        let clients = pools.iter().map(|pool| pool.client.clone()).collect();
+        let routers = pools.iter().map(|pool| pool.router.clone()).collect();
+        let [prefill, decode]: [Pool; 2] =
+            pools.try_into().map_err(|_| Error::internal("a graph has two pools"))?;
+        let engine = Arc::new(PrefillDecode::new(prefill, decode).with_observer(observer));
+        Ok(Graph { runtime, engine, workers, clients, routers, feeds })
+    }
+}
+
+/// An agent that its peers reach by memcpy.
+fn in_process(fabric: &MemoryFabric) -> AgentConfig {
+    AgentConfig::default().with_fabric(fabric.clone())
 }
 
 fn namespace(runtime: &Runtime) -> Result<Namespace> {
@@ -240,8 +301,14 @@ fn namespace(runtime: &Runtime) -> Result<Namespace> {
 
 const KV_EVENTS: &str = "kv_events";
 
+/// The components of a disaggregated graph.
+const ROLES: [&str; 2] = ["prefill", "decode"];
+
+/// The label under which a worker says its name.
+const WORKER: &str = "worker";
+
 /// A worker that was told to end does so after the chunk it computes.
 const ENDING_MAX: Duration = Duration::from_secs(30);
 
-/// Workers of this process register before the client is made; more would be a bug.
-const READY_MAX: Duration = Duration::from_secs(5);
+/// Workers of this process are there already; a process loads its model first.
+const READY_MAX: Duration = Duration::from_secs(120);

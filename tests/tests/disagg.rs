@@ -6,17 +6,21 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use dynamo_core::discovery::MemoryDiscovery;
+use dynamo_core::event_plane::MemoryEventPlane;
 use dynamo_core::protocol::{
     BlockSize, CacheNamespace, FinishReason, GenerateChunk, GenerateRequest, HandoffTicket,
     Sampling, Stage, TokenId, Usage,
 };
-use dynamo_core::{Context, Engine, ErrorKind};
+use dynamo_core::request_plane::{TcpConfig, TcpRequestPlane};
+use dynamo_core::{Context, Engine, ErrorKind, Runtime};
 use dynamo_examples::engine::WorkerOptions;
-use dynamo_examples::graph::{Graph, GraphConfig};
+use dynamo_examples::graph::{Graph, GraphConfig, GraphWorker};
 use dynamo_examples::model::{Loaded, Model, Tokenizer};
 use dynamo_examples::openai::{self, Server};
 use dynamo_examples::text::ModelText;
 use dynamo_router::{DisaggReport, Outcome};
+use dynamo_transfer::AgentConfig;
 
 /// Returns where something is that `cargo xtask test` sets up, or says visibly how to get it.
 #[expect(clippy::disallowed_methods, reason = "tests are told by the environment what there is")]
@@ -242,6 +246,51 @@ async fn a_pool_without_room_is_an_overload() {
     let error = stream.collect().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Overloaded);
     graph.shutdown(Duration::from_secs(10)).await.unwrap();
+}
+
+/// The same graph with each worker behind a plane and an agent of its own, as processes have them:
+/// requests and blocks cross real sockets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_behind_sockets_give_the_same_tokens() {
+    let Some(real) = real() else { return };
+    let config = config(64);
+    let single = Graph::aggregated(&real.model, &config).await.unwrap();
+    let discovery = Arc::<MemoryDiscovery>::default();
+    let events = Arc::<MemoryEventPlane>::default();
+    let loopback: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let process = async || {
+        let requests = TcpConfig::default().with_listen(loopback);
+        let requests = Arc::new(TcpRequestPlane::start(requests).await.unwrap());
+        let discovery = Arc::<MemoryDiscovery>::clone(&discovery);
+        Runtime::new(discovery, requests, Arc::<MemoryEventPlane>::clone(&events))
+    };
+    let mut workers = Vec::new();
+    for (role, name) in [("prefill", "prefill-0"), ("decode", "decode-0")] {
+        let runtime = process().await;
+        let agent = AgentConfig::default().with_tcp_listen(loopback);
+        let worker = GraphWorker::start(&runtime, role, name, &real.model, agent, &config).await;
+        workers.push((runtime, worker.unwrap()));
+    }
+    let front_end = process().await;
+    let reports = Arc::<Mutex<Vec<DisaggReport>>>::default();
+    let sink = Arc::clone(&reports);
+    let observer = move |report: &DisaggReport| sink.lock().unwrap().push(report.clone());
+    let graph = Graph::front_end(front_end, 1, 1, observer).await.unwrap();
+    for prompt in [STORY, "The capital of France is", STORY] {
+        let request = request(real, prompt, 8);
+        assert_eq!(ask(&single, &request).await.tokens, ask(&graph, &request).await.tokens);
+    }
+    let last = reports.lock().unwrap().last().cloned().unwrap();
+    assert!(last.cached_tokens >= 16, "the router heard what the worker holds: {last:?}");
+    assert_eq!(graph.worker_name(last.decode_worker().unwrap().instance), "decode-0");
+    let patience = Duration::from_secs(10);
+    graph.shutdown(patience).await.unwrap();
+    for (runtime, worker) in workers {
+        assert_eq!(worker.worker.handoff().staged_blocks(), 0);
+        worker.end(patience).await;
+        runtime.shutdown(patience).await.unwrap();
+    }
+    single.shutdown(patience).await.unwrap();
 }
 
 /// A stream that is held and not read: what computes behind it ends with the worker all the same.

@@ -5,8 +5,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
-use crate::model;
 use crate::shell::{self, step};
+use crate::{model, setup};
 
 /// Runs the demo; a path in `args` is relative to `called_in`.
 pub(crate) fn run(args: &[String], called_in: &Path) -> Result<ExitCode> {
@@ -18,11 +18,15 @@ pub(crate) fn run(args: &[String], called_in: &Path) -> Result<ExitCode> {
         None => (model::fetch()?, args.to_vec()),
     };
     step("building the demo (release; minutes the first time)");
-    let demo = ["--release", "--locked", "--package", "dynamo-examples", "--bin", "demo"];
-    shell::run(Command::new("cargo").arg("build").args(demo))?;
+    let mut demo = vec!["--release", "--locked", "--package", "dynamo-examples", "--bin", "demo"];
+    if args.iter().any(|arg| arg == "--processes") {
+        setup::packages()?;
+        demo.extend(["--features", "processes"]);
+    }
+    shell::run(Command::new("cargo").arg("build").args(&demo))?;
     step("running the demo");
     let mut command = Command::new("cargo");
-    command.arg("run").arg("--quiet").args(demo).arg("--").arg("--model").arg(&model).args(&args);
+    command.arg("run").arg("--quiet").args(&demo).arg("--").arg("--model").arg(&model).args(&args);
     let status = command.status().context("running the demo")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     Ok(ExitCode::from(code))

@@ -35,7 +35,7 @@ fn main() -> Result<ExitCode> {
 }
 
 const USAGE: &str = "\
-usage: cargo xtask demo [--serve] [--aggregated] [--prompt TEXT] [--model PATH] [--port PORT]
+usage: cargo xtask demo [--processes | --aggregated] [--serve] [--prompt TEXT] [--model PATH] [--port PORT]
        cargo xtask test     pass the tests; sets up what they need
        cargo xtask setup    install the Debian packages that builds with all features and tests need
        cargo xtask model    fetch the model and print where it is";

@@ -88,11 +88,24 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn wait_ready(&self, patience: Duration) -> Result<()> {
+        self.wait_for(1, patience).await
+    }
+
+    /// Waits until at least `count` instances are known, for `patience` at most
+    /// ([`Unavailable`](ErrorKind::Unavailable)).
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn wait_for(&self, count: usize, patience: Duration) -> Result<()> {
         let mut instances = self.instances.clone();
-        let ready = instances.wait_for(|instances| !instances.is_empty());
+        let ready = instances.wait_for(|instances| instances.len() >= count);
         match tokio::time::timeout(patience, ready).await {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(self.no_instance()),
+            _ => {
+                let (endpoint, known) = (&self.endpoint, self.instances().len());
+                let message = format!("{known} of {count} instances serve {endpoint}");
+                Err(Error::new(ErrorKind::Unavailable, message).unprocessed())
+            }
         }
     }
 

@@ -12,27 +12,48 @@ pub(crate) struct Args {
     pub(crate) serve: bool,
     pub(crate) prompt: Option<String>,
     pub(crate) port: Option<u16>,
+    pub(crate) processes: bool,
+    /// This process is a worker of `--processes`.
+    pub(crate) worker: Option<Worker>,
+}
+
+/// What a worker process is told by the front end that starts it.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) name: String,
+    pub(crate) etcd: String,
+    pub(crate) nats: String,
 }
 
 impl Args {
     pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
         let (mut model, mut prompt, mut port) = (None, None, None);
-        let (mut aggregated, mut serve) = (false, false);
+        let (mut aggregated, mut serve, mut processes) = (false, false, false);
+        let (mut worker, mut etcd, mut nats) = (None, None, None);
         while let Some(arg) = args.next() {
             let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
             match arg.as_str() {
                 "--model" => model = Some(PathBuf::from(value()?)),
                 "--prompt" => prompt = Some(value()?),
                 "--port" => port = Some(value()?.parse().context("--port takes 0 to 65535")?),
+                "--worker" => worker = Some(value()?),
+                "--etcd" => etcd = Some(value()?),
+                "--nats" => nats = Some(value()?),
+                "--processes" => processes = true,
                 "--aggregated" => aggregated = true,
                 "--serve" => serve = true,
                 other => bail!("unknown argument {other}; {USAGE}"),
             }
         }
         let model = model.with_context(|| format!("--model is missing; {USAGE}"))?;
-        Ok(Self { model, aggregated, serve, prompt, port })
+        let worker = match (worker, etcd, nats) {
+            (None, None, None) => None,
+            (Some(name), Some(etcd), Some(nats)) => Some(Worker { name, etcd, nats }),
+            _ => bail!("--worker, --etcd and --nats go together"),
+        };
+        Ok(Self { model, aggregated, serve, prompt, port, processes, worker })
     }
 }
 
 const USAGE: &str =
-    "usage: demo --model PATH [--aggregated] [--serve] [--prompt TEXT] [--port PORT]";
+    "usage: demo --model PATH [--aggregated | --processes] [--serve] [--prompt TEXT] [--port PORT]";

@@ -4,6 +4,8 @@
 mod args;
 mod client;
 mod conversation;
+#[cfg_attr(not(feature = "processes"), path = "no_processes.rs")]
+mod processes;
 mod report;
 mod screen;
 mod tap;
@@ -28,6 +30,7 @@ use tokio::net::TcpListener;
 
 use args::Args;
 use conversation::Turn;
+use processes::Processes;
 use screen::{Line, Screen};
 use tap::Tap;
 
@@ -41,6 +44,12 @@ async fn main() -> Result<ExitCode> {
         worker: WorkerOptions { on_progress: screen.prefills(), ..WorkerOptions::default() },
         ..GraphConfig::default()
     };
+    if let Some(worker) = &args.worker {
+        let config = GraphConfig { worker: WorkerOptions::default(), ..config };
+        processes::work(worker, &model, &config).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut others = None;
     let graph = if args.aggregated {
         println!("graph: HTTP -> 1 aggregated worker");
         Graph::aggregated(&model, &config).await?
@@ -53,7 +62,17 @@ async fn main() -> Result<ExitCode> {
                 sink.lock().unwrap_or_else(PoisonError::into_inner).push(report.clone());
             }
         };
-        Graph::disaggregated(&model, 2, 2, &config, observer).await?
+        if args.processes {
+            println!("each in a process of its own, with etcd and NATS between them");
+            let (mut processes, runtime) = Processes::start().await?;
+            for name in ["prefill-0", "prefill-1", "decode-0", "decode-1"] {
+                processes.worker(name, &args.model)?;
+            }
+            others = Some(processes);
+            Graph::front_end(runtime, 2, 2, observer).await?
+        } else {
+            Graph::disaggregated(&model, 2, 2, &config, observer).await?
+        }
     };
     let tap = Tap::new(graph.engine());
     let engine = if args.serve { graph.engine() } else { Arc::new(tap.clone()) };
@@ -93,6 +112,9 @@ async fn main() -> Result<ExitCode> {
         ended.context("HTTP server")?.context("HTTP server")?;
     }
     graph.shutdown(PATIENCE).await?;
+    if let Some(others) = others {
+        others.end().await?;
+    }
     outcome
 }
 

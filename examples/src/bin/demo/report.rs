@@ -21,7 +21,7 @@ pub(crate) fn print(requests: &[String], reports: &[DisaggReport], graph: &Graph
     );
     let name = |explain: &Option<RouteExplain>| {
         let worker: Option<WorkerId> = explain.as_ref().map(|explain| explain.chosen.worker);
-        worker.map_or("-", |worker| graph.worker_name(worker.instance)).to_owned()
+        worker.map_or_else(none, |worker| graph.worker_name(worker.instance))
     };
     for (index, request) in requests.iter().enumerate() {
         let number = index + 1;
