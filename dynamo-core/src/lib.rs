@@ -52,13 +52,14 @@ pub mod error;
 pub mod event_plane;
 pub mod name;
 pub mod protocol;
+pub mod random;
 pub mod request_plane;
 pub mod runtime;
 pub mod server;
 pub mod time;
 pub mod wire;
 
-pub use client::{Client, LeastLoaded, Pick, Picker, RoundRobin};
+pub use client::{Client, LeastLoaded, Pick, Picker, PowerOfTwo, RandomPicker, RoundRobin};
 pub use component::{Component, Endpoint, Namespace};
 pub use discovery::Instance;
 pub use engine::{

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dynamo_core::discovery::MemoryDiscovery;
 use dynamo_core::event_plane::MemoryEventPlane;
+use dynamo_core::protocol::GenerateChunk;
 use dynamo_core::request_plane::{RequestPlane, TcpConfig, TcpRequestPlane, conformance};
 use dynamo_core::{
     Client, Context, Engine, ErrorKind, ResponseStream, Runtime, ServeOptions, engine_fn,
@@ -99,6 +100,40 @@ async fn a_thousand_streams_share_one_connection() {
     for runtime in [server, caller] {
         runtime.shutdown(Duration::from_secs(20)).await.unwrap();
     }
+}
+
+/// What a token costs on the wire, counted: bytes, calls that write, connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_of_many_streams_share_their_writes() {
+    const STREAMS: usize = 256;
+    const TOKENS: u32 = 200;
+    let discovery = Arc::<MemoryDiscovery>::default();
+    let plane = Arc::new(plane(true).await);
+    let server = Runtime::new(
+        Arc::<MemoryDiscovery>::clone(&discovery),
+        Arc::<TcpRequestPlane>::clone(&plane),
+        Arc::new(MemoryEventPlane::default()),
+    );
+    let token = |token_ids: Vec<u32>| GenerateChunk { token_ids, ..GenerateChunk::default() };
+    let engine = engine_fn(move |ctx: Context, count: u32| async move {
+        let tokens = stream::iter(0..count).map(move |n| Ok(token(vec![40_000 + n % 9000])));
+        Ok(ResponseStream::new(&ctx, tokens))
+    });
+    let _serving = endpoint(&server).serve(engine).await.unwrap();
+    let caller = runtime(&discovery, false).await;
+    let client: Client<u32, GenerateChunk> = endpoint(&caller).client().await.unwrap();
+    let streams = stream::iter(0..STREAMS).map(|_| async {
+        client.generate(Context::new(), TOKENS).await.unwrap().collect().await.unwrap().len()
+    });
+    let counts: Vec<_> = streams.buffer_unordered(STREAMS).collect().await;
+    assert_eq!(counts, [TOKENS as usize; STREAMS]);
+    let stats = plane.stats();
+    let tokens = STREAMS as u64 * u64::from(TOKENS);
+    assert_eq!(stats.connections_total, 1);
+    assert!(stats.writes_total * 10 <= tokens, "{stats:?} for {tokens} tokens");
+    // Besides the tokens, each stream is accepted and ended, and each connection greeted.
+    let bytes = stats.written_bytes_total - STREAMS as u64 * (8 + 16) - 26;
+    assert!(bytes <= tokens * 16, "{stats:?} for {tokens} tokens");
 }
 
 /// Returns how many sockets this process has open.

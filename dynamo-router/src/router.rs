@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dynamo_core::protocol::{GenerateRequest, InstanceId, KvChange, KvEvent, Stage, WorkerId};
+use dynamo_core::random::Random;
 use dynamo_core::time::Clock;
 use dynamo_core::{Context, Error, ErrorKind, Instance, Pick, Picker, Result};
 
-use crate::choose::{CostModel, Random, Rates, RouteExplain, Work, cost, pick};
+use crate::choose::{CostModel, Rates, RouteExplain, Work, cost, pick};
 use crate::events::{Sequencer, Verdict};
 use crate::index::{Matches, PrefixIndex};
 use crate::load::{Booking, Ledger, Load};
@@ -114,7 +115,7 @@ impl KvRouter {
             listed: BTreeSet::new(),
             absent_since: HashMap::new(),
             matches: Matches::default(),
-            random: Random(config.seed),
+            random: Random::new(config.seed),
             events_total: 0,
             gaps_total: 0,
         };

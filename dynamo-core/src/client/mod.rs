@@ -1,7 +1,10 @@
 //! The calling side of an endpoint: who is there, who is picked, one call.
 
+mod counts;
 mod least_loaded;
 mod picker;
+mod power_of_two;
+mod random;
 mod round_robin;
 
 use std::fmt;
@@ -14,6 +17,8 @@ use tokio::sync::watch;
 
 pub use least_loaded::LeastLoaded;
 pub use picker::{Pick, Picker};
+pub use power_of_two::PowerOfTwo;
+pub use random::RandomPicker;
 pub use round_robin::RoundRobin;
 
 use crate::discovery::{Instance, View};

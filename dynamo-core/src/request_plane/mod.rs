@@ -14,7 +14,7 @@ use async_trait::async_trait;
 pub use ingress::{Ingress, Message};
 pub use memory::MemoryRequestPlane;
 #[cfg(feature = "tcp")]
-pub use tcp::{TcpConfig, TcpRequestPlane};
+pub use tcp::{TcpConfig, TcpRequestPlane, TcpStats};
 
 use crate::discovery::{Address, Instance};
 use crate::error::Result;

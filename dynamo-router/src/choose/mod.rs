@@ -8,4 +8,4 @@ pub use cost::{CandidateCost, CostModel};
 pub use explain::RouteExplain;
 
 pub(crate) use cost::{Rates, Work, cost};
-pub(crate) use pick::{Random, pick};
+pub(crate) use pick::pick;

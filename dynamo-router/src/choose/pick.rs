@@ -1,3 +1,5 @@
+use dynamo_core::random::Random;
+
 use super::cost::{CandidateCost, CostModel};
 
 /// Chooses among candidates: the cheapest, at random among those that cost almost the same.
@@ -25,22 +27,6 @@ const NEAR: f64 = 1.05;
 /// A microsecond: separates nothing, and makes zero costs equal.
 const NEAR_S: f64 = 1e-6;
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the same seed gives the same choices.
-#[derive(Debug)]
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    fn below(&mut self, count: usize) -> Option<usize> {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        let nth = z.checked_rem(count as u64)?;
-        usize::try_from(nth).ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -59,7 +45,7 @@ mod tests {
     }
 
     fn picks(model: &CostModel, candidates: &[CandidateCost]) -> BTreeSet<Option<usize>> {
-        let mut random = Random(1);
+        let mut random = Random::new(1);
         (0..64).map(|_| pick(model, candidates, &mut random)).collect()
     }
 
@@ -93,7 +79,7 @@ mod tests {
     fn the_same_seed_gives_the_same_picks() {
         let candidates: Vec<_> = (0..8).map(|id| candidate(id, 0, 0, 100)).collect();
         let run = |seed| {
-            let mut random = Random(seed);
+            let mut random = Random::new(seed);
             let model = CostModel::default();
             (0..16).map(|_| pick(&model, &candidates, &mut random)).collect::<Vec<_>>()
         };

@@ -11,7 +11,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, Stage};
-use super::{CONNECT_MAX, Map, lock};
+use super::{CONNECT_MAX, Counters, Map, lock};
 use crate::discovery::Instance;
 use crate::engine::{Context, Engine, ResponseStream};
 use crate::error::{Error, ErrorKind, Result};
@@ -20,20 +20,17 @@ use crate::wire::session::{Limits, Session};
 
 /// The connections to peers: one each, made anew when it is gone.
 pub(super) struct Dialer {
-    limits: Limits,
-    peers: Mutex<Map<SocketAddr, Peer>>,
-    tasks: TaskTracker,
-    shutdown: CancellationToken,
+    pub(super) limits: Limits,
+    pub(super) peers: Mutex<Map<SocketAddr, Peer>>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) tasks: TaskTracker,
+    pub(super) shutdown: CancellationToken,
 }
 
 /// Held while a connection is being made, so that it is made once.
 type Peer = Arc<tokio::sync::Mutex<Option<Connection>>>;
 
 impl Dialer {
-    pub(super) fn new(limits: Limits, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
-        Self { limits, peers: Mutex::default(), tasks, shutdown }
-    }
-
     /// Returns the connection to `address`, made within [`CONNECT_MAX`].
     pub(super) async fn connection(&self, address: SocketAddr) -> Result<Connection> {
         let peer = {
@@ -69,7 +66,8 @@ impl Dialer {
             .await
             .map_err(|error| Error::new(ErrorKind::Unavailable, "connecting").with_source(error))?;
         let now = Instant::now().into_std();
-        let connection = Connection::new(Session::client(self.limits.clone(), now));
+        let session = Session::client(self.limits.clone(), now);
+        let connection = Connection::new(session, Arc::clone(&self.counters));
         let driven = connection.clone().drive(socket, self.shutdown.clone(), |_| {});
         self.tasks.spawn(driven);
         match connection.greeted().await {

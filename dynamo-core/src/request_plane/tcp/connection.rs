@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
@@ -9,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{FLUSH_MAX, lock};
+use super::{Counters, FLUSH_MAX, lock};
 use crate::engine::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::head::Head;
@@ -25,6 +26,7 @@ struct Shared {
     due: Notify,
     /// Whether streams can be opened.
     open: watch::Sender<Stage>,
+    counters: Arc<Counters>,
 }
 
 struct State {
@@ -51,10 +53,11 @@ pub(super) struct Arrival {
 }
 
 impl Connection {
-    pub(super) fn new(session: Session) -> Self {
+    pub(super) fn new(session: Session, counters: Arc<Counters>) -> Self {
+        counters.connections.fetch_add(1, Ordering::Relaxed);
         let state = State { session, waiting: HashMap::new(), running: HashMap::new() };
         let open = watch::Sender::new(Stage::Greeting);
-        Self(Arc::new(Shared { state: Mutex::new(state), due: Notify::new(), open }))
+        Self(Arc::new(Shared { state: Mutex::new(state), due: Notify::new(), open, counters }))
     }
 
     /// Waits until streams can be opened, or never will.
@@ -228,7 +231,9 @@ impl Connection {
                     incoming.reserve(READ_BYTES);
                 }
                 written = writer.write_buf(&mut outgoing), if !outgoing.is_empty() => {
-                    written.map_err(broken)?;
+                    let bytes = written.map_err(broken)? as u64;
+                    self.0.counters.writes.fetch_add(1, Ordering::Relaxed);
+                    self.0.counters.written_bytes.fetch_add(bytes, Ordering::Relaxed);
                 }
                 () = self.0.due.notified(), if outgoing.is_empty() => {}
                 () = &mut timer => {

@@ -16,6 +16,7 @@ mod server;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
 use crate::wire::session::Limits;
 use client::Dialer;
-use server::Bound;
+use server::{Acceptor, Bound};
 
 /// How the plane is set up.
 #[derive(Debug, Clone, Default)]
@@ -86,9 +87,29 @@ pub struct TcpRequestPlane {
     address: Option<SocketAddr>,
     bound: Arc<Bound>,
     dialer: Dialer,
+    counters: Arc<Counters>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
     _shutdown_on_drop: DropGuard,
+}
+
+/// What a plane has done so far, over all its connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TcpStats {
+    /// Connections made or accepted.
+    pub connections_total: u64,
+    /// Calls that wrote to a socket.
+    pub writes_total: u64,
+    /// Bytes that they wrote.
+    pub written_bytes_total: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    connections: AtomicU64,
+    writes: AtomicU64,
+    written_bytes: AtomicU64,
 }
 
 impl TcpRequestPlane {
@@ -102,14 +123,19 @@ impl TcpRequestPlane {
     pub async fn start(config: TcpConfig) -> Result<Self> {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let shutdown_on_drop = shutdown.clone().drop_guard();
-        let bound = Arc::<Bound>::default();
+        let (bound, counters) = (Arc::<Bound>::default(), Arc::<Counters>::default());
         let address = match config.listen {
             None => None,
             Some(listen) => {
                 check(listen, &config)?;
-                let own = (tasks.clone(), shutdown.clone());
-                let limits = config.limits.clone();
-                let port = server::listen(listen, limits, Arc::clone(&bound), own).await?.port();
+                let acceptor = Acceptor {
+                    limits: config.limits.clone(),
+                    bound: Arc::clone(&bound),
+                    counters: Arc::clone(&counters),
+                    tasks: tasks.clone(),
+                    shutdown: shutdown.clone(),
+                };
+                let port = acceptor.listen(listen).await?.port();
                 let mut address = config.advertise.unwrap_or(listen);
                 if address.port() == 0 || config.advertise.is_none() {
                     address.set_port(port);
@@ -117,8 +143,25 @@ impl TcpRequestPlane {
                 Some(address)
             }
         };
-        let dialer = Dialer::new(config.limits, tasks.clone(), shutdown.clone());
-        Ok(Self { address, bound, dialer, tasks, shutdown, _shutdown_on_drop: shutdown_on_drop })
+        let dialer = Dialer {
+            limits: config.limits,
+            peers: Mutex::default(),
+            counters: Arc::clone(&counters),
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
+        };
+        let _shutdown_on_drop = shutdown_on_drop;
+        Ok(Self { address, bound, dialer, counters, tasks, shutdown, _shutdown_on_drop })
+    }
+
+    /// Returns what the plane has done so far.
+    pub fn stats(&self) -> TcpStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        TcpStats {
+            connections_total: read(&self.counters.connections),
+            writes_total: read(&self.counters.writes),
+            written_bytes_total: read(&self.counters.written_bytes),
+        }
     }
 
     /// Returns where peers reach this plane, if it listens.

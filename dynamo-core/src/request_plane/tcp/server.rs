@@ -4,14 +4,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Arrival, Connection};
-use super::{Map, lock};
+use super::{Counters, Map, lock};
 use crate::engine::{Context, DynEngine, Priority, RequestId, SharedEngine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::EndpointPath;
@@ -66,59 +66,60 @@ impl Bound {
     }
 }
 
-/// Listens at `address` and serves whoever connects; returns where that is.
-pub(super) async fn listen(
-    address: SocketAddr,
-    limits: Limits,
-    bound: Arc<Bound>,
-    (tasks, shutdown): (TaskTracker, CancellationToken),
-) -> Result<SocketAddr> {
-    let unavailable = |error| {
-        let message = format!("cannot listen on {address}");
-        Error::new(ErrorKind::Unavailable, message).with_source(error)
-    };
-    let listener = TcpListener::bind(address).await.map_err(unavailable)?;
-    let at = listener.local_addr().map_err(unavailable)?;
-    let (own, stop) = (tasks.clone(), shutdown.clone());
-    tasks.spawn(async move {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = accept(listener, &limits, &bound, &own, &shutdown) => {}
-        }
-    });
-    Ok(at)
+/// Serves whoever connects.
+pub(super) struct Acceptor {
+    pub(super) limits: Limits,
+    pub(super) bound: Arc<Bound>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) tasks: TaskTracker,
+    pub(super) shutdown: CancellationToken,
 }
 
-async fn accept(
-    listener: TcpListener,
-    limits: &Limits,
-    bound: &Arc<Bound>,
-    tasks: &TaskTracker,
-    shutdown: &CancellationToken,
-) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        // At the limit, further peers wait in the kernel's bounded backlog.
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((socket, _)) => {
-                let now = Instant::now().into_std();
-                let connection = Connection::new(Session::server(limits.clone(), now));
-                let (bound, own, tasks_of) = (Arc::clone(bound), connection.clone(), tasks.clone());
-                let driven = connection.drive(socket, shutdown.clone(), move |arrival| {
-                    tasks_of.spawn(answer(own.clone(), arrival, Arc::clone(&bound)));
-                });
-                tasks.spawn(async move {
-                    driven.await;
-                    drop(permit);
-                });
+impl Acceptor {
+    /// Listens at `address`; returns where that is.
+    pub(super) async fn listen(self, address: SocketAddr) -> Result<SocketAddr> {
+        let unavailable = |error| {
+            let message = format!("cannot listen on {address}");
+            Error::new(ErrorKind::Unavailable, message).with_source(error)
+        };
+        let listener = TcpListener::bind(address).await.map_err(unavailable)?;
+        let at = listener.local_addr().map_err(unavailable)?;
+        self.tasks.clone().spawn(async move {
+            tokio::select! {
+                () = self.shutdown.cancelled() => {}
+                () = self.accept(listener) => {}
             }
-            Err(error) => {
-                tracing::warn!(%error, "connection not accepted");
-                // Out of descriptors, for instance: trying again at once would spin.
-                tokio::time::sleep(ACCEPT_BACK_OFF).await;
+        });
+        Ok(at)
+    }
+
+    async fn accept(&self, listener: TcpListener) {
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            // At the limit, further peers wait in the kernel's bounded backlog.
+            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((socket, _)) => self.serve(socket, permit),
+                Err(error) => {
+                    tracing::warn!(%error, "connection not accepted");
+                    // Out of descriptors, for instance: trying again at once would spin.
+                    tokio::time::sleep(ACCEPT_BACK_OFF).await;
+                }
             }
         }
+    }
+
+    fn serve(&self, socket: TcpStream, permit: OwnedSemaphorePermit) {
+        let session = Session::server(self.limits.clone(), Instant::now().into_std());
+        let connection = Connection::new(session, Arc::clone(&self.counters));
+        let (bound, own, tasks) = (Arc::clone(&self.bound), connection.clone(), self.tasks.clone());
+        let driven = connection.drive(socket, self.shutdown.clone(), move |arrival| {
+            tasks.spawn(answer(own.clone(), arrival, Arc::clone(&bound)));
+        });
+        self.tasks.spawn(async move {
+            driven.await;
+            drop(permit);
+        });
     }
 }
 
