@@ -1,7 +1,8 @@
-//! The repository's own commands: `cargo xtask demo | test | setup | model`.
+//! The repository's own commands: `cargo xtask demo | test | bench | setup | model`.
 #![expect(clippy::print_stdout, reason = "commands say what they do")]
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod model;
 mod python;
@@ -22,6 +23,10 @@ fn main() -> Result<ExitCode> {
     match command.as_str() {
         "demo" => demo::run(&args, &called_in),
         "test" => test::run(),
+        "bench" => {
+            bench::run(&args)?;
+            Ok(ExitCode::SUCCESS)
+        }
         "setup" => {
             setup::packages()?;
             Ok(ExitCode::SUCCESS)
@@ -37,5 +42,6 @@ fn main() -> Result<ExitCode> {
 const USAGE: &str = "\
 usage: cargo xtask demo [--processes | --aggregated] [--serve] [--prompt TEXT] [--model PATH] [--port PORT]
        cargo xtask test     pass the tests; sets up what they need
+       cargo xtask bench NAME   our figures beside the peers': request-plane
        cargo xtask setup    install the Debian packages that builds with all features and tests need
        cargo xtask model    fetch the model and print where it is";
