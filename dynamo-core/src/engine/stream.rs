@@ -25,11 +25,13 @@ pub struct ResponseStream<T> {
 
 /// What is held until the terminal event; the order of fields is the order of release.
 struct Live<T> {
-    items: Pin<Box<dyn Stream<Item = Result<T>> + Send>>,
+    items: Items<T>,
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
     guards: Vec<Box<dyn Send>>,
 }
+
+type Items<T> = Pin<Box<dyn Stream<Item = Result<T>> + Send>>;
 
 impl<T> ResponseStream<T> {
     /// Wraps `items` so that they obey `ctx`.
@@ -82,6 +84,21 @@ impl<T> ResponseStream<T> {
         (sender, Self::new(ctx, items))
     }
 
+    /// Turns each item into what `map` makes of it; guards and context stay.
+    pub fn map<U>(
+        mut self,
+        mut map: impl FnMut(T) -> Result<U> + Send + 'static,
+    ) -> ResponseStream<U>
+    where
+        T: 'static,
+    {
+        let live = self.live.take().map(|Live { items, killed, deadline, guards }| {
+            let items = futures::StreamExt::map(items, move |item| map(item?));
+            Live { items: Box::pin(items) as Items<U>, killed, deadline, guards }
+        });
+        ResponseStream { live, ctx: self.ctx.clone() }
+    }
+
     /// Puts `guard` inside the stream: it is released when the stream ends or is dropped.
     pub fn with_guard(mut self, guard: impl Send + 'static) -> Self {
         if let Some(live) = &mut self.live {
@@ -131,17 +148,24 @@ impl<T> Stream for ResponseStream<T> {
     ) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         let Some(live) = &mut this.live else { return Poll::Ready(None) };
-        let overdue = live.deadline.as_mut().is_some_and(|at| at.as_mut().poll(cx).is_ready());
-        let terminal = if live.killed.as_mut().poll(cx).is_ready() {
-            Some(Err(this.ctx.cancelled_error()))
-        } else if overdue {
-            Some(Err(this.ctx.deadline_error()))
-        } else {
-            match live.items.as_mut().poll_next(cx) {
-                Poll::Pending => return Poll::Pending,
+        // A look at the context is cheap; being woken by it is arranged for only when waiting.
+        let terminal = match this.ctx.check() {
+            Err(error) => Some(Err(error)),
+            Ok(()) => match live.items.as_mut().poll_next(cx) {
                 Poll::Ready(Some(Ok(item))) => return Poll::Ready(Some(Ok(item))),
                 Poll::Ready(terminal) => terminal,
-            }
+                Poll::Pending => {
+                    let is_due =
+                        |at: &mut Pin<Box<tokio::time::Sleep>>| at.as_mut().poll(cx).is_ready();
+                    if live.deadline.as_mut().is_some_and(is_due) {
+                        Some(Err(this.ctx.deadline_error()))
+                    } else if live.killed.as_mut().poll(cx).is_ready() {
+                        Some(Err(this.ctx.cancelled_error()))
+                    } else {
+                        return Poll::Pending;
+                    }
+                }
+            },
         };
         this.end(terminal.is_none());
         Poll::Ready(terminal)
@@ -298,6 +322,21 @@ mod tests {
         drop(stream);
         assert_eq!(Arc::strong_count(&guard), 1);
         assert!(ctx.is_killed());
+    }
+
+    #[tokio::test]
+    async fn a_mapped_stream_keeps_its_guards_and_ends_at_an_error_of_the_map() {
+        let (ctx, guard) = (Context::new(), Arc::new(()));
+        let stream = ResponseStream::from_items(&ctx, [1, 2, 3]).with_guard(Arc::clone(&guard));
+        let map = |n| if n < 3 { Ok(n * 10) } else { Err(Error::internal("three")) };
+        let mut stream = stream.map(map);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 10);
+        assert_eq!(stream.next().await.unwrap().unwrap(), 20);
+        assert_eq!(Arc::strong_count(&guard), 2);
+        assert_eq!(stream.next().await.unwrap().unwrap_err().message(), "three");
+        assert!(stream.next().await.is_none() && ctx.is_killed());
+        assert_eq!(Arc::strong_count(&guard), 1);
+        assert!(!ResponseStream::from_items(&Context::new(), [1]).map(Ok).context().is_killed());
     }
 
     #[tokio::test]

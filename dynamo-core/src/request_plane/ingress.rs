@@ -4,7 +4,6 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -75,8 +74,9 @@ impl<Req: Message, Resp: Message> Engine for Encoded<Req, Resp> {
     type Response = Bytes;
 
     async fn generate(&self, ctx: Context, request: Bytes) -> Result<ResponseStream<Bytes>> {
-        let items = self.0.generate_dyn(ctx.clone(), codec::decode(&request)?).await?;
-        Ok(ResponseStream::new(&ctx, items.map(|item| codec::encode(&item?))))
+        let items = self.0.generate_dyn(ctx, codec::decode(&request)?).await?;
+        let mut encoder = codec::Encoder::default();
+        Ok(items.map(move |item| encoder.encode(&item)))
     }
 }
 
@@ -92,7 +92,7 @@ impl<Req: Message, Resp: Message> Engine for Decoded<Req, Resp> {
 
     async fn generate(&self, ctx: Context, request: Req) -> Result<ResponseStream<Resp>> {
         let request = codec::encode(&request)?;
-        let items = self.encoded.generate_dyn(ctx.clone(), request).await?;
-        Ok(ResponseStream::new(&ctx, items.map(|item| codec::decode(&item?))))
+        let items = self.encoded.generate_dyn(ctx, request).await?;
+        Ok(items.map(|item| codec::decode(&item)))
     }
 }

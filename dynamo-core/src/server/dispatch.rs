@@ -42,9 +42,13 @@ impl<E: Engine> Engine for Dispatch<E> {
         let mut items = AssertUnwindSafe(items)
             .catch_unwind()
             .map(|item| item.unwrap_or_else(|payload| Err(panicked(&*payload))));
-        let items = stream::poll_fn(move |cx| match gone.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Some(Err(went_away()))),
-            Poll::Pending => items.poll_next_unpin(cx),
+        let inflight = Arc::clone(&self.inflight);
+        let items = stream::poll_fn(move |cx| match items.poll_next_unpin(cx) {
+            Poll::Ready(Some(Ok(item))) => Poll::Ready(Some(Ok(item))),
+            // The engine was killed, and may say so in its own way.
+            Poll::Ready(_) if inflight.gone().is_cancelled() => Poll::Ready(Some(Err(went_away()))),
+            Poll::Ready(end) => Poll::Ready(end),
+            Poll::Pending => gone.as_mut().poll(cx).map(|()| Some(Err(went_away()))),
         });
         Ok(ResponseStream::new(&ctx, items).with_guard(guard))
     }

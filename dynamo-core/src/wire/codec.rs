@@ -1,6 +1,6 @@
 //! Messages as bytes: bincode 2 through serde, with a limit on what decoding may allocate.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -9,14 +9,32 @@ use crate::error::{Error, ErrorKind, Result};
 /// Encodes a message; fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if it is larger
 /// than [`MESSAGE_BYTES_MAX`] or cannot be serialised.
 pub fn encode<T: Serialize>(message: &T) -> Result<Bytes> {
-    let bytes = bincode::serde::encode_to_vec(message, CONFIG).map_err(|error| {
-        Error::invalid(format!("{} does not encode", std::any::type_name::<T>())).with_source(error)
-    })?;
-    if bytes.len() > MESSAGE_BYTES_MAX {
-        let message = format!("message of {} bytes, at most {MESSAGE_BYTES_MAX}", bytes.len());
-        return Err(Error::invalid(message));
+    Encoder::default().encode(message)
+}
+
+/// Encodes the messages of one stream: small ones share their memory.
+#[derive(Debug, Default)]
+pub struct Encoder(BytesMut);
+
+impl Encoder {
+    /// Encodes a message; fails like [`encode`].
+    pub fn encode<T: Serialize>(&mut self, message: &T) -> Result<Bytes> {
+        let mut writer = (&mut self.0).writer();
+        let encoded = bincode::serde::encode_into_std_write(message, &mut writer, CONFIG);
+        let bytes = self.0.split().freeze();
+        encoded.map_err(|error| {
+            let name = std::any::type_name::<T>();
+            Error::invalid(format!("{name} does not encode")).with_source(error)
+        })?;
+        if bytes.len() > MESSAGE_BYTES_MAX {
+            let message = format!("message of {} bytes, at most {MESSAGE_BYTES_MAX}", bytes.len());
+            return Err(Error::invalid(message));
+        }
+        if self.0.capacity() < ROOM_MIN {
+            self.0 = BytesMut::with_capacity(ROOM);
+        }
+        Ok(bytes)
     }
-    Ok(bytes.into())
 }
 
 /// Decodes a message; fails with [`Protocol`](ErrorKind::Protocol) on bytes that are not exactly
@@ -32,6 +50,10 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
         Err(error) => Err(bad().with_source(error)),
     }
 }
+
+/// What the small messages of a stream are allocated by, and when anew: about a hundred tokens.
+const ROOM: usize = 1024;
+const ROOM_MIN: usize = 32;
 
 /// The largest message: a prompt of a few million tokens.
 pub const MESSAGE_BYTES_MAX: usize = 32 << 20;

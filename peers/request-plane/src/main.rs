@@ -23,6 +23,11 @@ trait Subject: Send + Sync {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
     let path = std::env::args().nth(1);
+    // On a worker of the runtime, where requests are made in a server.
+    tokio::spawn(compare(path)).await?
+}
+
+async fn compare(path: Option<String>) -> Result<()> {
     let (memory, tcp) = (ours::memory().await?, ours::tcp().await?);
     let (grpc, raw) = (grpc::start().await?, raw::start().await?);
     let mut table = Table::default();
@@ -61,7 +66,7 @@ async fn main() -> Result<()> {
 
     // Tokens per second over many streams.
     for streams in [64, 1024] {
-        let rates = rates(&subjects[..3], streams, TOKENS, streams * 2).await?;
+        let rates = rates(&subjects[..3], streams, TOKENS, 5000).await?;
         let workload = format!("{streams} streams of {TOKENS} tokens");
         let grpc = Some(("tonic", rates[2].0));
         let name = format!("{workload}, tcp");

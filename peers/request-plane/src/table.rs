@@ -42,13 +42,20 @@ impl Table {
         );
         for row in &self.rows {
             let (name, peer) = row.peer.map_or(("", String::new()), |(name, v)| (name, figure(v)));
-            let ratio = row.peer.map_or(String::new(), |(_, peer)| format!("{:.2}", row.ours / peer));
+            let ratio =
+                row.peer.map_or(String::new(), |(_, peer)| format!("{:.2}", row.ours / peer));
             let bound = if row.better == "lower" { "<=" } else { ">=" };
             let target = row.target.map_or(String::new(), |target| format!("{bound} {target}"));
             let metric = format!("{} [{}]", row.metric, row.unit);
             println!(
                 "{:<36} {:<18} {:>12} {:>12} {:<12} {:>7} {:>9}",
-                row.workload, metric, figure(row.ours), peer, name, ratio, target
+                row.workload,
+                metric,
+                figure(row.ours),
+                peer,
+                name,
+                ratio,
+                target
             );
         }
     }

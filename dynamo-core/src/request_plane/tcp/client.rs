@@ -1,7 +1,8 @@
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::task::{Poll, ready};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -115,8 +116,9 @@ impl Engine for RemoteEngine {
         let items = Items {
             connection: self.connection.clone(),
             id,
+            ready: VecDeque::new(),
+            end: None,
             stopped: Some(Box::pin(ctx.stop_token().clone().cancelled_owned())),
-            ended: false,
         };
         ctx.bound(self.connection.started(id)).await?;
         Ok(ResponseStream::new(&ctx, items))
@@ -127,8 +129,11 @@ impl Engine for RemoteEngine {
 struct Items {
     connection: Connection,
     id: u32,
+    /// Messages that have arrived.
+    ready: VecDeque<Bytes>,
+    /// How the stream ends behind them, once that is known.
+    end: Option<Option<Error>>,
     stopped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    ended: bool,
 }
 
 impl Stream for Items {
@@ -138,19 +143,30 @@ impl Stream for Items {
         mut self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> Poll<Option<Result<Bytes>>> {
-        if self.stopped.as_mut().is_some_and(|stopped| stopped.as_mut().poll(cx).is_ready()) {
-            self.stopped = None;
-            self.connection.stop(self.id);
+        let this = &mut *self;
+        loop {
+            if let Some(message) = this.ready.pop_front() {
+                return Poll::Ready(Some(Ok(message)));
+            }
+            if let Some(end) = &mut this.end {
+                return Poll::Ready(end.take().map(Err));
+            }
+            if this.stopped.as_mut().is_some_and(|stopped| stopped.as_mut().poll(cx).is_ready()) {
+                this.stopped = None;
+                this.connection.stop(this.id);
+            }
+            match ready!(this.connection.poll_recv(this.id, &mut this.ready, cx)) {
+                Some(Ok(())) => {}
+                None => this.end = Some(None),
+                Some(Err(error)) => this.end = Some(Some(error)),
+            }
         }
-        let next = self.connection.poll_recv(self.id, cx);
-        self.ended = matches!(next, Poll::Ready(None | Some(Err(_))));
-        next
     }
 }
 
 impl Drop for Items {
     fn drop(&mut self) {
-        if !self.ended {
+        if self.end.is_none() {
             self.connection.kill(self.id);
         }
     }

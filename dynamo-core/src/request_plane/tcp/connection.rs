@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
@@ -97,28 +97,33 @@ impl Connection {
         .await
     }
 
-    /// Polls for the next message of a client's stream; `None` when it is complete.
+    /// Polls for what has arrived on a client's stream: takes all messages that are there, or how
+    /// the stream ended.
     pub(super) fn poll_recv(
         &self,
         id: u32,
+        messages: &mut VecDeque<Bytes>,
         cx: &mut std::task::Context<'_>,
-    ) -> Poll<Option<Result<Bytes>>> {
+    ) -> Poll<Option<Result<()>>> {
         let mut state = lock(&self.0.state);
-        let received = state.session.recv(id);
-        if matches!(received, Recv::Pending) {
-            state.waiting.insert(id, cx.waker().clone());
-            return Poll::Pending;
-        }
+        let ended = loop {
+            match state.session.recv(id) {
+                Recv::Message(message) => messages.push_back(message),
+                Recv::Pending if messages.is_empty() => {
+                    state.waiting.insert(id, cx.waker().clone());
+                    return Poll::Pending;
+                }
+                Recv::Pending => break Some(Ok(())),
+                Recv::Complete => break None,
+                Recv::Failed(error) => break Some(Err(error)),
+            }
+        };
         let has_grant = state.session.has_control();
         drop(state);
         if has_grant {
             self.0.due.notify_one();
         }
-        Poll::Ready(match received {
-            Recv::Message(message) => Some(Ok(message)),
-            Recv::Failed(error) => Some(Err(error)),
-            Recv::Complete | Recv::Pending => None,
-        })
+        Poll::Ready(ended)
     }
 
     pub(super) fn stop(&self, id: u32) {
@@ -144,15 +149,26 @@ impl Connection {
         is_there
     }
 
+    /// Queues the word that a request was started; [`flush`](Self::flush) sends it.
     pub(super) fn accept(&self, id: u32) {
         lock(&self.0.state).session.accept(id);
+    }
+
+    /// Wakes the driver for what is queued.
+    pub(super) fn flush(&self) {
         self.0.due.notify_one();
     }
 
-    /// Queues a message of an answer, then waits while too much is queued.
-    pub(super) async fn send(&self, id: u32, message: Bytes) -> Result<()> {
-        lock(&self.0.state).session.send(id, message)?;
-        self.0.due.notify_one();
+    /// Queues messages of an answer, up to the first error; tells whether there is room for more.
+    /// [`flush`](Self::flush) sends them.
+    pub(super) fn send(&self, id: u32, messages: Vec<Result<Bytes>>) -> Result<bool> {
+        let mut state = lock(&self.0.state);
+        let sent = messages.into_iter().try_for_each(|message| state.session.send(id, message?));
+        sent.map(|()| state.session.has_room(id))
+    }
+
+    /// Waits while too much of an answer is queued.
+    pub(super) async fn room(&self, id: u32) -> Result<()> {
         std::future::poll_fn(|cx| {
             let mut state = lock(&self.0.state);
             if state.session.has_room(id) {
@@ -259,41 +275,49 @@ impl Connection {
 
     /// Tells everyone what the session has for them.
     fn dispatch(&self, on_arrival: &mut impl FnMut(Arrival)) {
-        loop {
-            let mut state = lock(&self.0.state);
-            let Some(event) = state.session.poll_event() else { return };
-            match event {
-                Event::Established => {
-                    drop(state);
-                    self.0.open.send_replace(Stage::Open);
-                }
-                Event::GoingAway => {
-                    drop(state);
-                    self.0.open.send_replace(Stage::Gone);
-                }
-                Event::Opened { stream, head, body } => {
-                    drop(state);
-                    on_arrival(Arrival { stream, head, body });
-                }
-                Event::Readable(id) | Event::Writable(id) => {
-                    let waker = state.waiting.remove(&id);
-                    drop(state);
-                    waker.into_iter().for_each(Waker::wake);
-                }
-                Event::Stopped(id) => {
-                    let ctx = state.running.get(&id).cloned();
-                    drop(state);
-                    ctx.iter().for_each(Context::stop);
-                }
-                Event::Killed(id) => {
-                    let (ctx, waker) = (state.running.remove(&id), state.waiting.remove(&id));
-                    drop(state);
-                    ctx.iter().for_each(Context::kill);
-                    waker.into_iter().for_each(Waker::wake);
+        let mut words = Vec::new();
+        {
+            let State { session, waiting, running } = &mut *lock(&self.0.state);
+            while let Some(event) = session.poll_event() {
+                match event {
+                    Event::Established => words.push(Word::Stage(Stage::Open)),
+                    Event::GoingAway => words.push(Word::Stage(Stage::Gone)),
+                    Event::Opened { stream, head, body } => {
+                        words.push(Word::Arrival(Arrival { stream, head, body }));
+                    }
+                    Event::Readable(id) | Event::Writable(id) => {
+                        words.extend(waiting.remove(&id).map(Word::Wake));
+                    }
+                    Event::Stopped(id) => words.extend(running.get(&id).cloned().map(Word::Stop)),
+                    Event::Killed(id) => {
+                        words.extend(running.remove(&id).map(Word::Kill));
+                        words.extend(waiting.remove(&id).map(Word::Wake));
+                    }
                 }
             }
         }
+        // Whoever is told may come back at once: not under the lock.
+        for word in words {
+            match word {
+                Word::Stage(stage) => {
+                    self.0.open.send_replace(stage);
+                }
+                Word::Arrival(arrival) => on_arrival(arrival),
+                Word::Wake(waker) => waker.wake(),
+                Word::Stop(ctx) => ctx.stop(),
+                Word::Kill(ctx) => ctx.kill(),
+            }
+        }
     }
+}
+
+/// What someone has to be told.
+enum Word {
+    Stage(Stage),
+    Arrival(Arrival),
+    Wake(Waker),
+    Stop(Context),
+    Kill(Context),
 }
 
 fn broken(error: std::io::Error) -> Error {

@@ -1,9 +1,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -152,17 +154,36 @@ async fn run(
     engine: &SharedEngine<Bytes, Bytes>,
     body: Bytes,
 ) -> Result<()> {
-    let mut items = engine.generate_dyn(ctx.clone(), body).await?;
+    let items = engine.generate_dyn(ctx.clone(), body).await?;
     connection.accept(stream);
-    while let Some(item) = items.next().await {
-        let item = item?;
-        // A client that does not read holds the engine, to the deadline or its kill.
-        ctx.bound(connection.send(stream, item)).await?;
+    // What is ready goes out together, and at the latest when the engine has nothing ready.
+    let mut items = items.ready_chunks(ITEMS_AT_ONCE);
+    loop {
+        let mut next = items.next();
+        let next = match futures::poll!(&mut next) {
+            Poll::Ready(next) => next,
+            Poll::Pending => {
+                connection.flush();
+                next.await
+            }
+        };
+        let Some(ready) = next else { return Ok(()) };
+        let is_burst = ready.len() == ITEMS_AT_ONCE;
+        let has_room = connection.send(stream, ready)?;
+        if is_burst || !has_room {
+            connection.flush();
+        }
+        if !has_room {
+            // A client that does not read holds the engine, to the deadline or its kill.
+            ctx.bound(connection.room(stream)).await?;
+        }
     }
-    Ok(())
 }
 
 /// A few per process of a large fleet; each costs a socket and a task.
 const CONNECTIONS_MAX: usize = 1024;
+
+/// One lock for a burst; a client that stops to read is noticed after as many.
+const ITEMS_AT_ONCE: usize = 32;
 
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);

@@ -21,7 +21,7 @@ use super::codec::MESSAGE_BYTES_MAX;
 use super::frame::{self, Hello, Kind};
 use super::head::Head;
 use crate::error::{Error, ErrorKind, Result};
-use stream::{Stream, Terminal};
+use stream::{Stream, StreamIds, Terminal};
 
 /// One side of a connection.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct Session {
     is_server: bool,
     limits: Limits,
     peer: Option<Hello>,
-    streams: HashMap<u32, Stream>,
+    streams: HashMap<u32, Stream, StreamIds>,
     /// The client's next stream; at the server, behind the last one seen.
     next_stream: u32,
     /// What may still be sent over the connection.
@@ -146,7 +146,7 @@ impl Session {
         Self {
             is_server,
             peer: None,
-            streams: HashMap::new(),
+            streams: HashMap::default(),
             next_stream: 1,
             send_credit: 0,
             credit: limits.connection_window,

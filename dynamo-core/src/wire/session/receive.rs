@@ -1,6 +1,6 @@
 use std::time::Instant;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 
 use super::super::codec::MESSAGE_BYTES_MAX;
 use super::super::frame::{
@@ -162,6 +162,10 @@ impl Session {
             return Err(protocol(format!("message of more than {MESSAGE_BYTES_MAX} bytes")));
         }
         inbound.partial_credit += cost;
+        if inbound.partial.is_empty() && inbound.partial.capacity() < part.len() {
+            // Small messages of a stream share their memory, and no other stream's.
+            inbound.partial = BytesMut::with_capacity(part.len().max(ROOM));
+        }
         if flags & MORE != 0 {
             inbound.partial.extend_from_slice(part);
             self.assembling += part.len();
@@ -174,13 +178,9 @@ impl Session {
             }
             return Ok(());
         }
-        let message = if inbound.partial.is_empty() {
-            Bytes::copy_from_slice(part)
-        } else {
-            self.assembling -= inbound.partial.len();
-            inbound.partial.extend_from_slice(part);
-            std::mem::take(&mut inbound.partial).freeze()
-        };
+        self.assembling -= inbound.partial.len();
+        inbound.partial.extend_from_slice(part);
+        let message = inbound.partial.split().freeze();
         inbound.received += 1;
         let credit = std::mem::take(&mut inbound.partial_credit);
         if let Some(head) = inbound.head.take() {
@@ -276,6 +276,9 @@ impl Session {
         Ok(())
     }
 }
+
+/// What the small messages of a stream are allocated by: about a hundred tokens.
+const ROOM: usize = 1024;
 
 /// Room for a few frames at least: below it, credit could run dry for good.
 const WINDOW_MIN: u32 = 4 << 10;

@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use bytes::{Bytes, BytesMut};
 
@@ -86,6 +87,30 @@ impl Outbound {
         let len = left.min(payload_max).min(room);
         // Crumbs cost more than waiting for the grant that is on its way.
         (len >= left.min(CHUNK_BYTES_MIN)).then_some(len)
+    }
+}
+
+/// Hashes stream ids. A client that chooses ids to collide slows down its own connection only, and
+/// that by no more than its streams at once.
+pub(super) type StreamIds = BuildHasherDefault<IdHasher>;
+
+/// Multiplies by 2^64 over the golden ratio (Knuth, The Art of Computer Programming 3, 6.4).
+#[derive(Default)]
+pub(super) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        let spread = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // The table looks at both ends.
+        self.0 = spread ^ (spread >> 32);
     }
 }
 
