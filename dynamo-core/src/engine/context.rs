@@ -215,7 +215,7 @@ impl Context {
         &self.stop
     }
 
-    pub(super) fn kill_token(&self) -> &CancellationToken {
+    pub(crate) fn kill_token(&self) -> &CancellationToken {
         &self.kill
     }
 

@@ -23,6 +23,7 @@ pub async fn run(make: impl AsyncFn() -> Runtime) {
     a_stream_that_fails_or_vanishes_ends_with_an_error_never_short(make().await).await;
     large_messages_cross_in_whole(make().await).await;
     dropping_the_stream_kills_the_work_behind_it(make().await).await;
+    a_kill_reaches_the_work_though_nobody_reads(make().await).await;
     a_stop_asks_for_an_end_and_what_follows_still_arrives(make().await).await;
     a_hanging_engine_is_cut_at_the_deadline(make().await).await;
     a_reader_that_stops_holds_the_engine_and_nobody_else(make().await).await;
@@ -197,6 +198,18 @@ async fn dropping_the_stream_kills_the_work_behind_it(runtime: Runtime) {
     drop(call);
     soon(ctx.killed()).await;
     idle(&serving).await;
+}
+
+async fn a_kill_reaches_the_work_though_nobody_reads(runtime: Runtime) {
+    let mut puppet = Puppet::new(&runtime, ServeOptions::default()).await;
+    let (mut stream, (ctx, sender)) = puppet.call().await;
+    sender.send(1).await.expect("listens");
+    stream.context().kill();
+    soon(ctx.killed()).await;
+    assert_eq!(kind(stream.next().await.expect("an end")), ErrorKind::Cancelled);
+    assert!(stream.next().await.is_none());
+    drop(sender);
+    puppet.idle().await;
 }
 
 async fn a_stop_asks_for_an_end_and_what_follows_still_arrives(runtime: Runtime) {

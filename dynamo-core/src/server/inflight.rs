@@ -66,12 +66,12 @@ impl Inflight {
 
     /// Ends what is running and returns how many requests that were.
     pub(super) fn kill_all(&self) -> usize {
-        // Streams learn why before their work is killed.
-        self.gone.cancel();
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let contexts: Vec<_> = state.contexts.values().cloned().collect();
         // A kill wakes tasks that may drop their guard at once: not under the lock.
         drop(state);
+        // Streams learn why before their work is killed.
+        self.gone.cancel();
         contexts.iter().for_each(Context::kill);
         contexts.len()
     }

@@ -118,6 +118,13 @@ impl Wanted {
         }
     }
 
+    /// Wants nothing any more.
+    fn remove_all(&self) {
+        let State { instances, removed, .. } = &mut *lock(&self.state);
+        let leaving = std::mem::take(instances).into_iter();
+        removed.extend(leaving.filter_map(|(key, entry)| Some((key, entry.published?))));
+    }
+
     fn removed(&self) -> Vec<(String, Vec<u8>)> {
         lock(&self.state).removed.clone()
     }
@@ -151,7 +158,7 @@ pub(super) async fn keep(
     }
     if let Some(lease) = lease {
         // Without an answer the lease expires by itself.
-        let _ = revoke(&config, lease).await;
+        let _ = Box::pin(leave(&config, &wanted, lease)).await;
     }
 }
 
@@ -216,9 +223,12 @@ async fn hold(
 async fn reconcile(client: &mut Client, wanted: &Wanted, lease: i64) -> Result<()> {
     for gone in wanted.removed() {
         let (key, value) = &gone;
-        let is_ours = Compare::value(key.as_str(), CompareOp::Equal, value.clone());
+        let is = |value: &[u8]| Compare::value(key.as_str(), CompareOp::Equal, value);
+        let lease = Some(PutOptions::new().with_ignore_lease());
+        let leaving = TxnOp::put(key.as_str(), key::LEAVING, lease);
+        answered(client.txn(Txn::new().when([is(value)]).and_then([leaving]))).await?;
         let take_out = TxnOp::delete(key.as_str(), None);
-        answered(client.txn(Txn::new().when([is_ours]).and_then([take_out]))).await?;
+        answered(client.txn(Txn::new().when([is(key::LEAVING)]).and_then([take_out]))).await?;
         wanted.forget_removed(&gone);
     }
     for (key, registration, instance) in wanted.unpublished() {
@@ -262,8 +272,11 @@ async fn publish(
     Err(Error::new(ErrorKind::Conflict, format!("{instance} is registered by several at once")))
 }
 
-async fn revoke(config: &EtcdConfig, lease: i64) -> Result<()> {
+/// Takes everything out, and the lease with it.
+async fn leave(config: &EtcdConfig, wanted: &Wanted, lease: i64) -> Result<()> {
+    wanted.remove_all();
     let mut client = config.connect().await?;
+    reconcile(&mut client, wanted, lease).await?;
     answered(client.lease_revoke(lease)).await.map(|_| ())
 }
 

@@ -18,6 +18,10 @@ pub(super) fn key(root: &str, instance: &Instance) -> String {
     format!("{}{:016x}", prefix(root, &instance.endpoint), instance.id.0)
 }
 
+/// Stands in the place of an instance that leaves, for a moment before its key goes: a key that goes
+/// without it has lost its lease, which is no proof of death.
+pub(super) const LEAVING: &[u8] = b"leaving";
+
 pub(super) fn encode(instance: &Instance) -> Result<Vec<u8>> {
     serde_json::to_vec(instance)
         .map_err(|error| Error::invalid(format!("{instance} does not encode")).with_source(error))

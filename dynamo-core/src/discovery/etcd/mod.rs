@@ -38,7 +38,8 @@ pub struct EtcdConfig {
     pub endpoints: Vec<String>,
     /// What all keys start with.
     pub root: String,
-    /// How long instances outlive the last sign of life of their process; whole seconds.
+    /// How long keys outlive the last sign of life of their process, in whole seconds; listeners
+    /// keep an instance that has not said that it leaves for as long again, and two seconds.
     pub ttl: Duration,
     /// Name and password, if etcd asks for them.
     pub user: Option<(String, String)>,
@@ -51,7 +52,7 @@ impl EtcdConfig {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
             root: "/dynamo".to_owned(),
             // A few keep-alives may be lost; a dead instance is noticed by its connection first.
-            ttl: Duration::from_secs(10),
+            ttl: Duration::from_secs(5),
             user: None,
         }
     }
@@ -296,4 +297,4 @@ const ANSWER_MAX: Duration = Duration::from_secs(3);
 const REGISTER_MAX: Duration = Duration::from_secs(30);
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
-const BACK_OFF_MAX: Duration = Duration::from_secs(5);
+const BACK_OFF_MAX: Duration = Duration::from_secs(1);

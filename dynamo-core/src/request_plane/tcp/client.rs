@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::Stream;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, Stage};
@@ -112,8 +112,10 @@ impl Engine for RemoteEngine {
             remaining: ctx.remaining(),
             metadata: ctx.metadata().clone().into_iter().collect(),
         };
-        let id = self.connection.open(&head, request)?;
+        let done = CancellationToken::new();
+        let id = self.connection.open(&ctx, &head, request, done.clone())?;
         let items = Items {
+            _done: done.drop_guard(),
             connection: self.connection.clone(),
             id,
             ready: VecDeque::new(),
@@ -127,6 +129,7 @@ impl Engine for RemoteEngine {
 
 /// The items of one answer; dropped before its end, it kills the request.
 struct Items {
+    _done: DropGuard,
     connection: Connection,
     id: u32,
     /// Messages that have arrived.

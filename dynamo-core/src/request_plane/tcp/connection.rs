@@ -4,6 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
@@ -35,7 +38,12 @@ struct State {
     waiting: HashMap<u32, Waker>,
     /// At the server: the contexts of the requests that run.
     running: HashMap<u32, Context>,
+    /// At the client: requests whose kill the driver has to look out for, and does not yet.
+    watches: Vec<Watch>,
 }
+
+/// Completes with the stream once its request is killed, or with nothing once that is over.
+type Watch = BoxFuture<'static, Option<u32>>;
 
 /// How far a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +63,8 @@ pub(super) struct Arrival {
 impl Connection {
     pub(super) fn new(session: Session, counters: Arc<Counters>) -> Self {
         counters.connections.fetch_add(1, Ordering::Relaxed);
-        let state = State { session, waiting: HashMap::new(), running: HashMap::new() };
+        let (waiting, running, watches) = (HashMap::new(), HashMap::new(), Vec::new());
+        let state = State { session, waiting, running, watches };
         let open = watch::Sender::new(Stage::Greeting);
         Self(Arc::new(Shared { state: Mutex::new(state), due: Notify::new(), open, counters }))
     }
@@ -72,8 +81,25 @@ impl Connection {
         *self.0.open.borrow() == Stage::Open
     }
 
-    pub(super) fn open(&self, head: &Head, body: Bytes) -> Result<u32> {
-        let id = lock(&self.0.state).session.open(head, body)?;
+    /// Opens a stream for the request of `ctx`: a kill reaches the server even if nobody reads the
+    /// answer. The driver looks out for it until `done` fires.
+    pub(super) fn open(
+        &self,
+        ctx: &Context,
+        head: &Head,
+        body: Bytes,
+        done: CancellationToken,
+    ) -> Result<u32> {
+        let kill = ctx.kill_token().clone();
+        let mut state = lock(&self.0.state);
+        let id = state.session.open(head, body)?;
+        state.watches.push(Box::pin(async move {
+            tokio::select! {
+                () = done.cancelled() => None,
+                () = kill.cancelled() => Some(id),
+            }
+        }));
+        drop(state);
         self.0.due.notify_one();
         Ok(id)
     }
@@ -221,12 +247,14 @@ impl Connection {
         let (mut reader, mut writer) = socket.into_split();
         let mut incoming = BytesMut::with_capacity(READ_BYTES);
         let mut outgoing = BytesMut::with_capacity(WRITE_BYTES);
+        let mut watches = FuturesUnordered::new();
         let mut leave_by: Option<Instant> = None;
         let timer = tokio::time::sleep_until(Instant::now());
         tokio::pin!(timer);
         loop {
             let (is_closed, is_idle) = {
-                let session = &mut lock(&self.0.state).session;
+                let State { session, watches: new, .. } = &mut *lock(&self.0.state);
+                watches.extend(new.drain(..));
                 if outgoing.is_empty() {
                     session.transmit(&mut outgoing, WRITE_BYTES);
                 }
@@ -252,6 +280,11 @@ impl Connection {
                     self.0.counters.written_bytes.fetch_add(bytes, Ordering::Relaxed);
                 }
                 () = self.0.due.notified(), if outgoing.is_empty() => {}
+                Some(killed) = watches.next(), if !watches.is_empty() => {
+                    if let Some(id) = killed {
+                        self.kill(id);
+                    }
+                }
                 () = &mut timer => {
                     let now = Instant::now();
                     if leave_by.is_some_and(|at| now >= at) {
@@ -277,7 +310,7 @@ impl Connection {
     fn dispatch(&self, on_arrival: &mut impl FnMut(Arrival)) {
         let mut words = Vec::new();
         {
-            let State { session, waiting, running } = &mut *lock(&self.0.state);
+            let State { session, waiting, running, .. } = &mut *lock(&self.0.state);
             while let Some(event) = session.poll_event() {
                 match event {
                     Event::Established => words.push(Word::Stage(Stage::Open)),
