@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, ready};
 
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use futures::Stream;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, Stage};
@@ -112,10 +113,10 @@ impl Engine for RemoteEngine {
             remaining: ctx.remaining(),
             metadata: ctx.metadata().clone().into_iter().collect(),
         };
-        let done = CancellationToken::new();
-        let id = self.connection.open(&ctx, &head, request, done.clone())?;
+        let is_over = Arc::<AtomicBool>::default();
+        let id = self.connection.open(&ctx, &head, request, Arc::clone(&is_over))?;
         let items = Items {
-            _done: done.drop_guard(),
+            is_over,
             connection: self.connection.clone(),
             id,
             ready: VecDeque::new(),
@@ -129,7 +130,8 @@ impl Engine for RemoteEngine {
 
 /// The items of one answer; dropped before its end, it kills the request.
 struct Items {
-    _done: DropGuard,
+    /// Set when nobody waits for the answer any more.
+    is_over: Arc<AtomicBool>,
     connection: Connection,
     id: u32,
     /// Messages that have arrived.
@@ -169,6 +171,7 @@ impl Stream for Items {
 
 impl Drop for Items {
     fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
         if self.end.is_none() {
             self.connection.kill(self.id);
         }

@@ -1,17 +1,17 @@
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::Ordering;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
-use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{Counters, FLUSH_MAX, lock};
 use crate::engine::Context;
@@ -42,8 +42,21 @@ struct State {
     watches: Vec<Watch>,
 }
 
-/// Completes with the stream once its request is killed, or with nothing once that is over.
-type Watch = BoxFuture<'static, Option<u32>>;
+/// Completes with the stream once its request is killed.
+struct Watch {
+    id: u32,
+    killed: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Nobody waits for the answer any more: the watch may go, and nobody is woken for that.
+    is_over: Arc<AtomicBool>,
+}
+
+impl Future for Watch {
+    type Output = u32;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<u32> {
+        self.killed.as_mut().poll(cx).map(|()| self.id)
+    }
+}
 
 /// How far a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,23 +95,18 @@ impl Connection {
     }
 
     /// Opens a stream for the request of `ctx`: a kill reaches the server even if nobody reads the
-    /// answer. The driver looks out for it until `done` fires.
+    /// answer. The driver looks out for it until `is_over` is set.
     pub(super) fn open(
         &self,
         ctx: &Context,
         head: &Head,
         body: Bytes,
-        done: CancellationToken,
+        is_over: Arc<AtomicBool>,
     ) -> Result<u32> {
-        let kill = ctx.kill_token().clone();
+        let killed = Box::pin(ctx.kill_token().clone().cancelled_owned());
         let mut state = lock(&self.0.state);
         let id = state.session.open(head, body)?;
-        state.watches.push(Box::pin(async move {
-            tokio::select! {
-                () = done.cancelled() => None,
-                () = kill.cancelled() => Some(id),
-            }
-        }));
+        state.watches.push(Watch { id, killed, is_over });
         drop(state);
         self.0.due.notify_one();
         Ok(id)
@@ -247,7 +255,7 @@ impl Connection {
         let (mut reader, mut writer) = socket.into_split();
         let mut incoming = BytesMut::with_capacity(READ_BYTES);
         let mut outgoing = BytesMut::with_capacity(WRITE_BYTES);
-        let mut watches = FuturesUnordered::new();
+        let mut watches = FuturesUnordered::<Watch>::new();
         let mut leave_by: Option<Instant> = None;
         let timer = tokio::time::sleep_until(Instant::now());
         tokio::pin!(timer);
@@ -257,6 +265,10 @@ impl Connection {
                 watches.extend(new.drain(..));
                 if outgoing.is_empty() {
                     session.transmit(&mut outgoing, WRITE_BYTES);
+                }
+                if watches.len() > 2 * session.streams() + WATCHES_SPARE {
+                    let running = |watch: &Watch| !watch.is_over.load(Ordering::Relaxed);
+                    watches = std::mem::take(&mut watches).into_iter().filter(running).collect();
                 }
                 (session.is_closed(), session.streams() == 0)
             };
@@ -280,11 +292,7 @@ impl Connection {
                     self.0.counters.written_bytes.fetch_add(bytes, Ordering::Relaxed);
                 }
                 () = self.0.due.notified(), if outgoing.is_empty() => {}
-                Some(killed) = watches.next(), if !watches.is_empty() => {
-                    if let Some(id) = killed {
-                        self.kill(id);
-                    }
-                }
+                Some(killed) = watches.next(), if !watches.is_empty() => self.kill(killed),
                 () = &mut timer => {
                     let now = Instant::now();
                     if leave_by.is_some_and(|at| now >= at) {
@@ -360,6 +368,9 @@ fn broken(error: std::io::Error) -> Error {
 /// A few hundred small messages, or four frames of a large one.
 const READ_BYTES: usize = 64 << 10;
 const WRITE_BYTES: usize = 64 << 10;
+
+/// Watches of requests that are over are swept out now and then, not one by one.
+const WATCHES_SPARE: usize = 64;
 
 /// Keeps a timer that is due from spinning.
 const TICK_MIN: std::time::Duration = std::time::Duration::from_millis(10);
