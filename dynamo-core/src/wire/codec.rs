@@ -26,15 +26,22 @@ impl Encoder {
             let name = std::any::type_name::<T>();
             Error::invalid(format!("{name} does not encode")).with_source(error)
         })?;
-        if bytes.len() > MESSAGE_BYTES_MAX {
-            let message = format!("message of {} bytes, at most {MESSAGE_BYTES_MAX}", bytes.len());
-            return Err(Error::invalid(message));
-        }
+        check_size(&bytes)?;
         if self.0.capacity() < ROOM_MIN {
             self.0 = BytesMut::with_capacity(ROOM);
         }
         Ok(bytes)
     }
+}
+
+/// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if a message is larger than
+/// [`MESSAGE_BYTES_MAX`].
+pub(super) fn check_size(message: &[u8]) -> Result<()> {
+    let len = message.len();
+    if len > MESSAGE_BYTES_MAX {
+        return Err(Error::invalid(format!("message of {len} bytes, at most {MESSAGE_BYTES_MAX}")));
+    }
+    Ok(())
 }
 
 /// Decodes a message; fails with [`Protocol`](ErrorKind::Protocol) on bytes that are not exactly

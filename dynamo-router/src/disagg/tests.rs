@@ -87,6 +87,17 @@ impl Graph {
         tokio::spawn(async move { engine.generate(ctx, request()).await })
     }
 
+    /// Starts a request, lets the one prefill worker answer it, and takes the first token; the
+    /// worker's call goes on.
+    async fn first_token(&mut self) -> (ResponseStream<GenerateChunk>, Call) {
+        let started = self.start();
+        let call = self.prefill[0].call().await;
+        call.2.send(prefilled()).await.unwrap();
+        let mut stream = started.await.unwrap().unwrap();
+        assert!(stream.next().await.unwrap().is_ok());
+        (stream, call)
+    }
+
     /// Nothing is booked and nothing runs; one report says how it ended.
     fn assert_at_rest(&self, outcome: Outcome) {
         for pool in [&self.engine.prefill, &self.engine.decode] {
@@ -195,11 +206,7 @@ async fn a_prefill_worker_that_is_gone_is_replaced_by_another() {
 #[tokio::test]
 async fn a_decode_worker_that_is_gone_is_replaced_with_the_same_ticket() {
     let mut graph = Graph::new(1, 2).await;
-    let started = graph.start();
-    let (_, _, prefill) = graph.prefill[0].call().await;
-    prefill.send(prefilled()).await.unwrap();
-    let mut stream = started.await.unwrap().unwrap();
-    assert!(stream.next().await.unwrap().is_ok());
+    let (stream, _prefill) = graph.first_token().await;
     #[expect(clippy::disallowed_methods, reason = "the test joins it")]
     let rest = tokio::spawn(stream.collect());
     let (chosen, (_, _, refused)) = whichever(&mut graph.decode).await;
@@ -220,11 +227,7 @@ async fn a_hand_off_that_fails_is_no_fault_of_the_client() {
         (ErrorKind::DeadlineExceeded, ErrorKind::DeadlineExceeded),
     ] {
         let mut graph = Graph::new(1, 1).await;
-        let started = graph.start();
-        let (_, _, prefill) = graph.prefill[0].call().await;
-        prefill.send(prefilled()).await.unwrap();
-        let mut stream = started.await.unwrap().unwrap();
-        assert!(stream.next().await.unwrap().is_ok());
+        let (stream, _prefill) = graph.first_token().await;
         #[expect(clippy::disallowed_methods, reason = "the test joins it")]
         let rest = tokio::spawn(stream.collect());
         let (_, _, decode) = graph.decode[0].call().await;
@@ -237,11 +240,7 @@ async fn a_hand_off_that_fails_is_no_fault_of_the_client() {
 #[tokio::test]
 async fn an_answer_that_is_stopped_after_its_first_token_needs_no_decode_worker() {
     let mut graph = Graph::new(1, 1).await;
-    let started = graph.start();
-    let (hold, _, prefill) = graph.prefill[0].call().await;
-    prefill.send(prefilled()).await.unwrap();
-    let mut stream = started.await.unwrap().unwrap();
-    assert!(stream.next().await.unwrap().is_ok());
+    let (mut stream, (hold, _, _prefill)) = graph.first_token().await;
     stream.context().stop();
     let last = stream.next().await.unwrap().unwrap();
     assert_eq!(last.finish, Some(FinishReason::Length));
@@ -256,29 +255,17 @@ async fn an_answer_that_is_stopped_after_its_first_token_needs_no_decode_worker(
 async fn a_failure_of_the_request_or_in_mid_stream_is_not_tried_again() {
     let mut graph = Graph::new(2, 1).await;
     let started = graph.start();
-    let [first, second] = &mut graph.prefill[..] else { unreachable!() };
-    let (_, _, refused) = tokio::select! {
-        call = first.call() => call,
-        call = second.call() => call,
-    };
+    let (_, (_, _, refused)) = whichever(&mut graph.prefill).await;
     refused.fail(Error::invalid("prompt too long"));
     let error = started.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     graph.assert_at_rest(Outcome::Failed(ErrorKind::InvalidArgument));
 
     let mut graph = Graph::new(1, 2).await;
-    let started = graph.start();
-    let (_, _, prefill) = graph.prefill[0].call().await;
-    prefill.send(prefilled()).await.unwrap();
-    let mut stream = started.await.unwrap().unwrap();
-    assert!(stream.next().await.unwrap().is_ok());
+    let (stream, _prefill) = graph.first_token().await;
     #[expect(clippy::disallowed_methods, reason = "the test joins it")]
     let rest = tokio::spawn(stream.collect());
-    let [first, second] = &mut graph.decode[..] else { unreachable!() };
-    let (_, _, decode) = tokio::select! {
-        call = first.call() => call,
-        call = second.call() => call,
-    };
+    let (_, (_, _, decode)) = whichever(&mut graph.decode).await;
     decode.send(pulled()).await.unwrap();
     decode.fail(Error::new(ErrorKind::Unavailable, "died"));
     assert_eq!(rest.await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Connection, Stage};
-use super::{CONNECT_MAX, Counters, Map, lock};
+use super::{CONNECT_MAX, Counters, lock};
 use crate::discovery::Instance;
 use crate::engine::{Context, Engine, ResponseStream};
 use crate::error::{Error, ErrorKind, Result};
@@ -23,7 +23,7 @@ use crate::wire::session::{Limits, Session};
 /// The connections to peers: one each, made anew when it is gone.
 pub(super) struct Dialer {
     pub(super) limits: Limits,
-    pub(super) peers: Mutex<Map<SocketAddr, Peer>>,
+    pub(super) peers: Mutex<HashMap<SocketAddr, Peer>>,
     pub(super) counters: Arc<Counters>,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,

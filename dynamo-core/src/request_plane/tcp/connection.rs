@@ -108,7 +108,7 @@ impl Connection {
         let id = state.session.open(head, body)?;
         state.watches.push(Watch { id, killed, is_over });
         drop(state);
-        self.0.due.notify_one();
+        self.flush();
         Ok(id)
     }
 
@@ -155,14 +155,14 @@ impl Connection {
         let has_grant = state.session.has_control();
         drop(state);
         if has_grant {
-            self.0.due.notify_one();
+            self.flush();
         }
         Poll::Ready(ended)
     }
 
     pub(super) fn stop(&self, id: u32) {
         lock(&self.0.state).session.stop(id);
-        self.0.due.notify_one();
+        self.flush();
     }
 
     pub(super) fn kill(&self, id: u32) {
@@ -170,7 +170,7 @@ impl Connection {
         state.waiting.remove(&id);
         state.session.kill(id);
         drop(state);
-        self.0.due.notify_one();
+        self.flush();
     }
 
     /// Notes the context of a request that runs; tells whether its stream is still there.
@@ -224,7 +224,7 @@ impl Connection {
             Err(error) => state.session.fail(id, error),
         }
         drop(state);
-        self.0.due.notify_one();
+        self.flush();
     }
 
     /// Moves bytes until the connection is of no use, or `shutdown` fires; then every stream ends.

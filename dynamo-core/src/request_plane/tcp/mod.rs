@@ -13,7 +13,6 @@ mod client;
 mod connection;
 mod server;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -235,5 +234,3 @@ const FLUSH_MAX: Duration = Duration::from_secs(1);
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-type Map<K, V> = HashMap<K, V>;

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Arrival, Connection};
-use super::{Counters, Map, lock};
+use super::{Counters, lock};
 use crate::engine::{Context, DynEngine, Priority, RequestId, SharedEngine};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::EndpointPath;
@@ -22,7 +22,7 @@ use crate::wire::session::{Limits, Session};
 
 /// What can be asked here: endpoint and instance → incarnation → engine.
 #[derive(Default)]
-pub(super) struct Bound(Mutex<Map<Key, Incarnations>>);
+pub(super) struct Bound(Mutex<HashMap<Key, Incarnations>>);
 
 type Key = (String, u64);
 type Incarnations = BTreeMap<u64, SharedEngine<Bytes, Bytes>>;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::codec::MESSAGE_BYTES_MAX;
+use super::codec::check_size;
 use super::frame::{self, Hello, Kind};
 use super::head::Head;
 use crate::error::{Error, ErrorKind, Result};
@@ -201,10 +201,7 @@ impl Session {
     /// head or body is too large, [`Overloaded`](ErrorKind::Overloaded) at the server's limit of
     /// streams, and [`Unavailable`](ErrorKind::Unavailable) if the connection takes no stream.
     pub fn open(&mut self, head: &Head, body: Bytes) -> Result<u32> {
-        if body.len() > MESSAGE_BYTES_MAX {
-            let message = format!("request of {} bytes, at most {MESSAGE_BYTES_MAX}", body.len());
-            return Err(Error::invalid(message));
-        }
+        check_size(&body)?;
         let unavailable = |message| Error::new(ErrorKind::Unavailable, message).unprocessed();
         let Some(peer) = self.peer.as_ref().filter(|_| self.is_open()) else {
             return Err(unavailable("the connection takes no requests"));
@@ -306,10 +303,7 @@ impl Session {
     ///
     /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if it is too large.
     pub fn send(&mut self, id: u32, message: Bytes) -> Result<()> {
-        if message.len() > MESSAGE_BYTES_MAX {
-            let size = format!("message of {} bytes, at most {MESSAGE_BYTES_MAX}", message.len());
-            return Err(Error::invalid(size));
-        }
+        check_size(&message)?;
         if let Some(stream) = self.streams.get_mut(&id) {
             let outbound = &mut stream.outbound;
             outbound.queued += message.len();

@@ -7,11 +7,7 @@ use super::*;
 #[tokio::test]
 async fn a_complete_answer_kills_no_worker_that_decoded_it() {
     let mut graph = Graph::new(1, 1).await;
-    let started = graph.start();
-    let (_, _, prefill) = graph.prefill[0].call().await;
-    prefill.send(prefilled()).await.unwrap();
-    let mut stream = started.await.unwrap().unwrap();
-    assert!(stream.next().await.unwrap().is_ok());
+    let (mut stream, _prefill) = graph.first_token().await;
     let mut last = Box::pin(stream.next());
     assert!(futures::poll!(&mut last).is_pending());
     let (ctx, _, decode) = graph.decode[0].call().await;

@@ -1,0 +1,249 @@
+//! Two peers under random steps, deliveries in pieces, and cuts.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Open(usize),
+    Send(usize, usize),
+    Finish(usize),
+    Fail(usize),
+    Kill(usize),
+    Stop(usize),
+    Recv(usize),
+    /// Moves at most so many bytes to the server, or to the client.
+    ToServer(usize),
+    ToClient(usize),
+    GoAway,
+    Cut,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let size = prop_oneof![4 => 0usize..50, 2 => 0usize..3000, 1 => 0usize..40_000];
+    let pick = 0usize..8;
+    prop_oneof![
+        6 => size.clone().prop_map(Step::Open),
+        12 => (pick.clone(), size).prop_map(|(pick, size)| Step::Send(pick, size)),
+        4 => pick.clone().prop_map(Step::Finish),
+        1 => pick.clone().prop_map(Step::Fail),
+        1 => pick.clone().prop_map(Step::Kill),
+        1 => pick.clone().prop_map(Step::Stop),
+        12 => pick.prop_map(Step::Recv),
+        12 => (0usize..5000).prop_map(Step::ToServer),
+        12 => (0usize..5000).prop_map(Step::ToClient),
+        1 => Just(Step::GoAway),
+        1 => Just(Step::Cut),
+    ]
+}
+
+/// What became of a stream, by what each side was told.
+#[derive(Debug, Default)]
+struct Fate {
+    body: Bytes,
+    opened: u32,
+    sent: Vec<Bytes>,
+    finished: bool,
+    failed: bool,
+    received: usize,
+    terminals: u32,
+    killed: bool,
+}
+
+struct Run {
+    pair: Pair,
+    fates: BTreeMap<u32, Fate>,
+    cut: bool,
+}
+
+impl Run {
+    /// Picks one of the streams that the server answers.
+    fn answered(&self, pick: usize) -> Option<u32> {
+        let open = |fate: &Fate| fate.opened == 1 && !fate.finished && !fate.failed;
+        let ids: Vec<_> =
+            self.fates.iter().filter(|(_, fate)| open(fate)).map(|(id, _)| *id).collect();
+        (!ids.is_empty()).then(|| ids[pick % ids.len()])
+    }
+
+    /// Picks one of the streams that the client waits for.
+    fn awaited(&self, pick: usize) -> Option<u32> {
+        let open = |fate: &Fate| fate.terminals == 0 && !fate.killed;
+        let ids: Vec<_> =
+            self.fates.iter().filter(|(_, fate)| open(fate)).map(|(id, _)| *id).collect();
+        (!ids.is_empty()).then(|| ids[pick % ids.len()])
+    }
+
+    fn recv(&mut self, id: u32) -> bool {
+        let fate = self.fates.get_mut(&id).unwrap();
+        match self.pair.client.recv(id) {
+            Recv::Message(message) => {
+                assert!(message == fate.sent[fate.received], "stream {id}");
+                fate.received += 1;
+                true
+            }
+            Recv::Complete => {
+                assert!(fate.finished && fate.received == fate.sent.len(), "stream {id}");
+                fate.terminals += 1;
+                false
+            }
+            Recv::Failed(error) => {
+                assert!(!error.is_retryable() || fate.opened == 0, "stream {id}: {error}");
+                let said = error.message() == "boom";
+                assert!(!said || fate.failed && fate.received == fate.sent.len(), "stream {id}");
+                fate.terminals += 1;
+                false
+            }
+            Recv::Pending => false,
+        }
+    }
+
+    fn events(&mut self) {
+        while let Some(event) = self.pair.server.poll_event() {
+            if let Event::Opened { stream, body, .. } = event {
+                let fate = self.fates.get_mut(&stream).unwrap();
+                assert_eq!(body, fate.body);
+                fate.opened += 1;
+            }
+        }
+        while self.pair.client.poll_event().is_some() {}
+        let window = limits().stream_window as usize;
+        for side in [&self.pair.client, &self.pair.server] {
+            let unread = side.streams.values().map(|stream| {
+                stream.inbound.messages.iter().skip(1).map(|message| message.0.len()).sum()
+            });
+            assert!(unread.max().unwrap_or(0_usize) <= window, "unread messages are bounded");
+        }
+    }
+
+    fn step(&mut self, step: Step, seed: usize) {
+        let pair = &mut self.pair;
+        match step {
+            Step::Open(size) => {
+                let body = message(size, seed);
+                if let Ok(id) = pair.client.open(&head(), body.clone()) {
+                    self.fates.insert(id, Fate { body, ..Fate::default() });
+                }
+            }
+            Step::Send(pick, size) => {
+                let Some(id) = self.answered(pick) else { return };
+                let message = message(size, seed);
+                self.pair.server.send(id, message.clone()).unwrap();
+                self.fates.get_mut(&id).unwrap().sent.push(message);
+            }
+            Step::Finish(pick) => {
+                let Some(id) = self.answered(pick) else { return };
+                self.pair.server.finish(id);
+                self.fates.get_mut(&id).unwrap().finished = true;
+            }
+            Step::Fail(pick) => {
+                let Some(id) = self.answered(pick) else { return };
+                self.pair.server.fail(id, Error::internal("boom"));
+                self.fates.get_mut(&id).unwrap().failed = true;
+            }
+            Step::Kill(pick) => {
+                let Some(id) = self.awaited(pick) else { return };
+                self.pair.client.kill(id);
+                self.fates.get_mut(&id).unwrap().killed = true;
+            }
+            Step::Stop(pick) => {
+                if let Some(id) = self.awaited(pick) {
+                    self.pair.client.stop(id);
+                }
+            }
+            Step::Recv(pick) => {
+                if let Some(id) = self.awaited(pick) {
+                    self.recv(id);
+                }
+            }
+            Step::ToServer(bytes) if !self.cut => {
+                pair.client.transmit(&mut pair.to_server, bytes);
+                let len = pair.to_server.len().min(bytes);
+                let mut part = pair.to_server.split_to(len);
+                // What is cut in the middle of a frame waits for its rest.
+                pair.server.receive(&mut part, pair.now).unwrap();
+                let rest = std::mem::replace(&mut pair.to_server, part);
+                pair.to_server.extend_from_slice(&rest);
+            }
+            Step::ToClient(bytes) if !self.cut => {
+                pair.server.transmit(&mut pair.to_client, bytes);
+                let len = pair.to_client.len().min(bytes);
+                let mut part = pair.to_client.split_to(len);
+                pair.client.receive(&mut part, pair.now).unwrap();
+                let rest = std::mem::replace(&mut pair.to_client, part);
+                pair.to_client.extend_from_slice(&rest);
+            }
+            Step::GoAway => pair.server.go_away(),
+            Step::Cut => {
+                self.cut = true;
+                pair.client.close(ErrorKind::Unavailable, "cut");
+                pair.server.close(ErrorKind::Unavailable, "cut");
+            }
+            Step::ToServer(_) | Step::ToClient(_) => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn every_stream_ends_once_and_as_it_was_told(
+        steps in prop::collection::vec(step(), 1..200),
+    ) {
+        let mut run =
+            Run { pair: Pair::established(&limits()), fates: BTreeMap::new(), cut: false };
+        for (seed, step) in steps.into_iter().enumerate() {
+            run.step(step, seed);
+            run.events();
+        }
+        // Quiescence: everything arrives, everything is answered and read.
+        loop {
+            if !run.cut {
+                run.pair.settle();
+            }
+            run.events();
+            let ids: Vec<_> = run.fates.keys().copied().collect();
+            let mut moved = false;
+            for id in ids {
+                let fate = run.fates.get_mut(&id).unwrap();
+                if fate.opened == 1 && !fate.finished && !fate.failed {
+                    run.pair.server.finish(id);
+                    fate.finished = true;
+                    moved = true;
+                }
+                if fate.terminals == 0 && !fate.killed {
+                    let before = (fate.received, fate.terminals);
+                    while run.recv(id) {}
+                    let fate = &run.fates[&id];
+                    moved |= before != (fate.received, fate.terminals);
+                }
+            }
+            if !moved {
+                break;
+            }
+        }
+        for (id, fate) in &run.fates {
+            prop_assert_eq!(fate.terminals, u32::from(!fate.killed), "stream {}", id);
+            prop_assert!(fate.opened <= 1);
+        }
+        if run.cut {
+            prop_assert_eq!((run.pair.client.streams(), run.pair.server.streams()), (0, 0));
+        } else {
+            run.pair.settle();
+            run.events();
+            run.pair.assert_nothing_is_held();
+        }
+    }
+
+    #[test]
+    fn no_bytes_panic_and_nothing_grows(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        for is_server in [false, true] {
+            let mut pair = Pair::established(&limits());
+            let side = if is_server { &mut pair.server } else { &mut pair.client };
+            let mut bytes: BytesMut = bytes[..].into();
+            let _ = side.receive(&mut bytes, pair.now);
+            prop_assert!(side.control.len() <= CONTROL_BYTES_MAX + PAYLOAD);
+        }
+    }
+}
