@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 /// The result of a fallible operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -66,13 +67,16 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     unprocessed: bool,
+    retry_after: Option<Duration>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     /// Creates an error of `kind` whose message names the thing concerned.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), unprocessed: false, source: None }))
+        let message = message.into();
+        let (unprocessed, retry_after, source) = (false, None, None);
+        Self(Box::new(Inner { kind, message, unprocessed, retry_after, source }))
     }
 
     /// Creates an [`ErrorKind::InvalidArgument`] error.
@@ -99,6 +103,13 @@ impl Error {
         self
     }
 
+    /// Says when there may be room again.
+    #[must_use]
+    pub fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.0.retry_after = Some(retry_after);
+        self
+    }
+
     /// Returns what kind of failure this is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -112,6 +123,11 @@ impl Error {
     /// Tells whether sending the same request to another instance is safe: no one started it.
     pub fn is_retryable(&self) -> bool {
         self.0.unprocessed
+    }
+
+    /// Returns when whoever refused may have room again, if it said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
     }
 }
 

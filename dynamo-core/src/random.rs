@@ -1,5 +1,8 @@
 //! Random numbers for choices that need no secret: seeded, so that a run can be repeated.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
 /// SplitMix64 (Steele, Lea, Flood 2014): the same seed gives the same numbers.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
@@ -8,6 +11,11 @@ impl Random {
     /// Starts from `seed`.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
+    }
+
+    /// Starts from a seed that differs each time.
+    pub fn unseeded() -> Self {
+        Self::new(RandomState::new().build_hasher().finish())
     }
 
     /// Returns the next 64 random bits.
@@ -25,6 +33,13 @@ impl Random {
     pub fn below(&mut self, count: usize) -> Option<usize> {
         let number = self.next_u64().checked_rem(count as u64)?;
         usize::try_from(number).ok()
+    }
+
+    /// Returns a time from half of `about` to one and a half: so that many who wait alike do not
+    /// come back together.
+    pub fn around(&mut self, about: Duration) -> Duration {
+        let thousandths = 500 + u32::try_from(self.next_u64() % 1001).unwrap_or(0);
+        about * thousandths / 1000
     }
 }
 
@@ -45,6 +60,12 @@ mod tests {
             assert!((900..1100).contains(&count), "{number} came {count} times");
         }
         assert_eq!(Random::new(1).below(0), None);
+        assert_ne!(Random::unseeded().next_u64(), Random::unseeded().next_u64());
+        let second = Duration::from_secs(1);
+        let mut random = Random::new(1);
+        let waits: Vec<_> = (0..100).map(|_| random.around(second)).collect();
+        assert!(waits.iter().all(|wait| (second / 2..=second * 3 / 2).contains(wait)));
+        assert!(waits.iter().min() < waits.iter().max());
     }
 
     #[test]

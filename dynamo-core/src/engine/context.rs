@@ -1,13 +1,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use super::Priority;
 use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{InstanceId, TraceContext};
 use crate::time::{Clock, SystemClock};
 
 /// Identifies one request over all the hops of its graph.
@@ -56,9 +57,15 @@ pub struct Context {
     deadline: Option<Instant>,
     priority: Priority,
     metadata: Arc<BTreeMap<String, String>>,
+    trace: Option<TraceContext>,
+    tried: Option<Tried>,
     stop: CancellationToken,
     kill: CancellationToken,
 }
+
+/// The instances that the attempts at one request have asked.
+#[derive(Debug, Clone, Default)]
+struct Tried(Arc<Mutex<Vec<InstanceId>>>);
 
 impl Context {
     /// Creates the context of a new request with a random id, no deadline and normal priority.
@@ -73,6 +80,8 @@ impl Context {
             deadline: None,
             priority: Priority::NORMAL,
             metadata: Arc::default(),
+            trace: None,
+            tried: None,
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
         }
@@ -108,6 +117,22 @@ impl Context {
         self
     }
 
+    /// Places the request in a distributed trace.
+    #[must_use]
+    pub fn with_trace(mut self, trace: TraceContext) -> Self {
+        self.trace = Some(trace);
+        self
+    }
+
+    /// Returns a context whose attempts at this request share what they tried: a
+    /// [`Client`](crate::Client) notes the instance it asks, and asks another one for the next
+    /// attempt if there is one.
+    #[must_use]
+    pub fn with_attempts(mut self) -> Self {
+        self.tried = Some(Tried::default());
+        self
+    }
+
     /// Returns a context for a part of this request: same id, deadline, priority and metadata,
     /// cancelled with this one, and cancellable on its own.
     #[must_use]
@@ -139,6 +164,25 @@ impl Context {
     /// Returns the metadata that travels with the request.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    /// Returns where the request stands in a distributed trace.
+    pub fn trace(&self) -> Option<&TraceContext> {
+        self.trace.as_ref()
+    }
+
+    /// Returns the instances that attempts at this request have asked so far.
+    pub fn tried(&self) -> Vec<InstanceId> {
+        self.tried.as_ref().map_or_else(Vec::new, |tried| {
+            tried.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        })
+    }
+
+    /// Notes that `instance` is asked, if the attempts of this request are noted.
+    pub fn note_tried(&self, instance: InstanceId) {
+        if let Some(tried) = &self.tried {
+            tried.0.lock().unwrap_or_else(PoisonError::into_inner).push(instance);
+        }
     }
 
     /// Asks for an early, orderly end of the answer.

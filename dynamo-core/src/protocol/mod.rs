@@ -9,6 +9,7 @@ mod hash;
 mod kv_event;
 mod load;
 mod token;
+mod trace;
 mod worker;
 
 pub use generate::{
@@ -19,4 +20,5 @@ pub use hash::{CacheNamespace, LocalHash, PromptBlocks, SequenceHash};
 pub use kv_event::{KvChange, KvEvent, StoredBlock, Tier};
 pub use load::LoadReport;
 pub use token::{BlockSize, TokenId};
+pub use trace::TraceContext;
 pub use worker::{InstanceId, WorkerId};

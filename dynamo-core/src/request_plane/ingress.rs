@@ -11,10 +11,11 @@ use crate::engine::{Context, DynEngine, Engine, ResponseStream, SharedEngine};
 use crate::error::{Error, Result};
 use crate::wire::codec;
 
-/// What a request or an item of an answer is: something that can cross a process boundary.
-pub trait Message: Serialize + DeserializeOwned + Send + 'static {}
+/// What a request or an item of an answer is: something that can cross a process boundary, and be
+/// sent again.
+pub trait Message: Serialize + DeserializeOwned + Clone + Send + 'static {}
 
-impl<T: Serialize + DeserializeOwned + Send + 'static> Message for T {}
+impl<T: Serialize + DeserializeOwned + Clone + Send + 'static> Message for T {}
 
 /// The entrance to an endpoint: its engine by types, by bytes, or by both.
 #[derive(Clone)]

@@ -43,6 +43,13 @@ pub trait RequestPlane: Send + Sync + fmt::Debug + 'static {
     /// Returns the way to `instance`.
     async fn dial(&self, instance: &Instance) -> Result<Ingress>;
 
+    /// Asks whether `instance` is there; a request to it would start.
+    ///
+    /// Fails like a request would that is never started.
+    async fn probe(&self, instance: &Instance) -> Result<()> {
+        self.dial(instance).await.map(drop)
+    }
+
     /// Ends what the plane runs and joins it; streams that have not ended fail.
     async fn shutdown(&self) {}
 }

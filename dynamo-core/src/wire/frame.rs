@@ -4,6 +4,8 @@
 //! payload length u24 │ kind: low 4 bits, flags: high 4 bits │ stream u32 │ payload
 //! ```
 
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, BytesMut};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -167,7 +169,12 @@ pub(super) fn encode_error(error: &Error) -> BytesMut {
     let mut out = BytesMut::new();
     let code = KINDS.iter().position(|kind| *kind == error.kind());
     out.put_u8(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX));
-    out.put_u8(u8::from(error.is_retryable()));
+    let retry_after = error.retry_after();
+    let flags = [(error.is_retryable(), UNPROCESSED), (retry_after.is_some(), RETRY_AFTER)];
+    out.put_u8(flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum());
+    if let Some(retry_after) = retry_after {
+        out.put_u32_le(u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX));
+    }
     let message = error.message().as_bytes();
     out.put_slice(&message[..message.len().min(MESSAGE_BYTES_MAX)]);
     out
@@ -175,12 +182,25 @@ pub(super) fn encode_error(error: &Error) -> BytesMut {
 
 /// Decodes the payload of a reset.
 pub(super) fn decode_error(body: &[u8]) -> Result<Error> {
-    let Some((&[code, unprocessed], message)) = body.split_first_chunk() else {
+    let Some((&[code, flags], mut message)) = body.split_first_chunk() else {
         return Err(short());
     };
+    if flags & !(UNPROCESSED | RETRY_AFTER) != 0 {
+        return Err(protocol(format!("reset with flags {flags:#x}")));
+    }
     let kind = KINDS.get(usize::from(code)).copied().unwrap_or(ErrorKind::Internal);
-    let error = Error::new(kind, String::from_utf8_lossy(message));
-    Ok(if unprocessed == 1 { error.unprocessed() } else { error })
+    let retry_after = match flags & RETRY_AFTER {
+        0 => None,
+        _ => Some(Duration::from_millis(message.try_get_u32_le().map_err(|_| short())?.into())),
+    };
+    let mut error = Error::new(kind, String::from_utf8_lossy(message));
+    if flags & UNPROCESSED != 0 {
+        error = error.unprocessed();
+    }
+    if let Some(retry_after) = retry_after {
+        error = error.with_retry_after(retry_after);
+    }
+    Ok(error)
 }
 
 pub(super) fn take_u32(mut body: &[u8]) -> Result<u32> {
@@ -212,6 +232,10 @@ const VERSION: u16 = 1;
 
 /// Enough for any message of ours; what is longer is cut.
 const MESSAGE_BYTES_MAX: usize = 2 << 10;
+
+/// Flags of a reset: the request provably did not start; a time in milliseconds follows.
+const UNPROCESSED: u8 = 1;
+const RETRY_AFTER: u8 = 2;
 
 /// Error kinds by code; the order is part of the format.
 const KINDS: [ErrorKind; 10] = [
@@ -274,6 +298,14 @@ mod tests {
                 (kind, "text", false)
             );
         }
+        let later = Error::new(ErrorKind::Overloaded, "full")
+            .unprocessed()
+            .with_retry_after(Duration::from_millis(1500));
+        let bytes = encode_error(&later);
+        assert_eq!(&bytes[..], b"\x03\x03\xdc\x05\x00\x00full");
+        let decoded = decode_error(&bytes).unwrap();
+        assert!(decoded.is_retryable() && decoded.retry_after() == later.retry_after());
+        assert!(decode_error(b"\x03\x04full").is_err() && decode_error(b"\x03\x02no").is_err());
         let long = Error::internal("ä".repeat(PAYLOAD_BYTES_MAX));
         assert!(encode_error(&long).len() <= PAYLOAD_BYTES_MAX);
     }

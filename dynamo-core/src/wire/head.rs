@@ -2,8 +2,9 @@
 //! travels.
 //!
 //! ```text
-//! head length u16 │ instance u64 │ incarnation u64 │ priority u8
+//! head length u16 │ instance u64 │ incarnation u64 │ priority u8 │ flags u8
 //! deadline u64: microseconds left + 1, or 0 for none
+//! with flag TRACE (2): trace id u128 │ span id u64 │ trace flags u8
 //! endpoint text │ request id text │ pair count u16 │ per pair: key text, value text
 //! text: length u16, UTF-8
 //! ```
@@ -14,6 +15,7 @@ use bytes::{Buf, BufMut, BytesMut};
 
 use super::frame::{PAYLOAD_BYTES_MAX, ended, protocol, short};
 use crate::error::{Error, Result};
+use crate::protocol::TraceContext;
 
 /// What stands before the body of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +30,10 @@ pub struct Head {
     pub request: String,
     /// How urgent it is, 0 to 7.
     pub priority: u8,
+    /// Nothing is asked but whether the instance is there.
+    pub is_probe: bool,
+    /// Where the request stands in a trace.
+    pub trace: Option<TraceContext>,
     /// How much time is left: relative, because clocks differ.
     pub remaining: Option<Duration>,
     /// What travels with the request.
@@ -45,8 +51,15 @@ impl Head {
         out.put_u64_le(self.instance);
         out.put_u64_le(self.incarnation);
         out.put_u8(self.priority);
+        let probe = if self.is_probe { PROBE } else { 0 };
+        out.put_u8(probe | if self.trace.is_some() { TRACE } else { 0 });
         let micros = |left: Duration| u64::try_from(left.as_micros()).unwrap_or(u64::MAX - 1);
         out.put_u64_le(self.remaining.map_or(0, |left| micros(left).saturating_add(1)));
+        if let Some(trace) = &self.trace {
+            out.put_u128_le(trace.trace_id());
+            out.put_u64_le(trace.span_id());
+            out.put_u8(trace.flags());
+        }
         put_text(&mut out, &self.endpoint)?;
         put_text(&mut out, &self.request)?;
         let pairs = u16::try_from(self.metadata.len()).map_err(|_| too_large())?;
@@ -73,7 +86,12 @@ impl Head {
         let instance = body.try_get_u64_le().map_err(|_| short())?;
         let incarnation = body.try_get_u64_le().map_err(|_| short())?;
         let priority = body.try_get_u8().map_err(|_| short())?;
+        let flags = body.try_get_u8().map_err(|_| short())?;
+        if flags & !(PROBE | TRACE) != 0 {
+            return Err(protocol(format!("head with flags {flags:#x}")));
+        }
         let deadline = body.try_get_u64_le().map_err(|_| short())?;
+        let trace = if flags & TRACE == 0 { None } else { Some(take_trace(body)?) };
         let endpoint = take_text(body)?;
         let request = take_text(body)?;
         let pairs = body.try_get_u16_le().map_err(|_| short())?;
@@ -81,9 +99,26 @@ impl Head {
             (0..pairs).map(|_| Ok((take_text(body)?, take_text(body)?))).collect::<Result<_>>()?;
         ended(body)?;
         let remaining = deadline.checked_sub(1).map(Duration::from_micros);
-        let head = Self { instance, incarnation, endpoint, request, priority, remaining, metadata };
+        let head = Self {
+            instance,
+            incarnation,
+            endpoint,
+            request,
+            priority,
+            is_probe: flags & PROBE != 0,
+            trace,
+            remaining,
+            metadata,
+        };
         Ok((head, rest))
     }
+}
+
+fn take_trace(body: &mut &[u8]) -> Result<TraceContext> {
+    let trace_id = body.try_get_u128_le().map_err(|_| short())?;
+    let span_id = body.try_get_u64_le().map_err(|_| short())?;
+    let flags = body.try_get_u8().map_err(|_| short())?;
+    TraceContext::new(trace_id, span_id, flags).ok_or_else(|| protocol("a trace without id"))
 }
 
 fn put_text(out: &mut BytesMut, text: &str) -> Result<()> {
@@ -97,6 +132,10 @@ fn take_text(body: &mut &[u8]) -> Result<String> {
     let bytes = body.split_off(..usize::from(len)).ok_or_else(short)?;
     String::from_utf8(bytes.to_vec()).map_err(|_| protocol("text is not UTF-8"))
 }
+
+/// Flags of a head.
+const PROBE: u8 = 1;
+const TRACE: u8 = 2;
 
 fn too_large() -> Error {
     Error::invalid(format!("request head of more than {PAYLOAD_BYTES_MAX} bytes"))
@@ -115,6 +154,8 @@ mod tests {
             endpoint: "n/c/e".into(),
             request: "r".into(),
             priority: 3,
+            is_probe: false,
+            trace: None,
             remaining: Some(Duration::from_micros(4)),
             metadata: vec![("k".into(), "v".into())],
         }
@@ -123,10 +164,11 @@ mod tests {
     #[test]
     fn the_format_does_not_change_unseen() {
         let golden = [
-            &[43, 0][..],
+            &[44, 0][..],
             &[1, 0, 0, 0, 0, 0, 0, 0],
             &[2, 0, 0, 0, 0, 0, 0, 0],
             &[3],
+            &[0],
             &[5, 0, 0, 0, 0, 0, 0, 0],
             b"\x05\x00n/c/e",
             b"\x01\x00r",
@@ -134,12 +176,18 @@ mod tests {
         ]
         .concat();
         assert_eq!(&head().encode().unwrap()[..], golden);
+        let trace = TraceContext::new(6, 7, 1);
+        let traced = Head { trace, is_probe: true, ..head() }.encode().unwrap();
+        assert_eq!(traced[19], 3);
+        assert_eq!(traced[28..53], [&[6][..], &[0; 15], &[7], &[0; 7], &[1]].concat());
+        assert_eq!(traced[53..], golden[28..]);
     }
 
     #[test]
     fn a_head_survives_the_way_and_every_cut_is_refused() {
         for remaining in [None, Some(Duration::ZERO), Some(Duration::from_secs(9))] {
-            let head = Head { remaining, ..head() };
+            let trace = remaining.and_then(|_| TraceContext::new(1 << 100, 1 << 60, 0));
+            let head = Head { remaining, trace, is_probe: trace.is_none(), ..head() };
             let mut bytes = head.encode().unwrap();
             let len = bytes.len();
             bytes.extend_from_slice(b"body");

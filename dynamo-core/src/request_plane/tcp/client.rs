@@ -110,6 +110,8 @@ impl Engine for RemoteEngine {
             endpoint: self.endpoint.clone(),
             request: ctx.id().as_str().to_owned(),
             priority: ctx.priority().level(),
+            is_probe: false,
+            trace: ctx.trace().copied(),
             remaining: ctx.remaining(),
             metadata: ctx.metadata().clone().into_iter().collect(),
         };

@@ -130,6 +130,9 @@ async fn answer(connection: Connection, arrival: Arrival, bound: Arc<Bound>) {
     let Arrival { stream, head, body } = arrival;
     let mut ctx = Context::with_id(RequestId::from(&*head.request))
         .with_priority(Priority::new(head.priority).unwrap_or(Priority::NORMAL));
+    if let Some(trace) = head.trace {
+        ctx = ctx.with_trace(trace);
+    }
     for (key, value) in head.metadata {
         ctx = ctx.with_metadata(key, value);
     }

@@ -82,6 +82,8 @@ fn head() -> Head {
         endpoint: "n/c/e".into(),
         request: "r".into(),
         priority: 4,
+        is_probe: false,
+        trace: None,
         remaining: None,
         metadata: Vec::new(),
     }
