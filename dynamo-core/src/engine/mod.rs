@@ -3,6 +3,7 @@
 
 mod context;
 mod function;
+pub mod layers;
 mod priority;
 mod stream;
 
