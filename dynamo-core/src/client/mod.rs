@@ -1,6 +1,8 @@
 //! The calling side of an endpoint: who is there, who is picked, one call.
 
 mod counts;
+mod fleet;
+mod health;
 mod least_loaded;
 mod picker;
 mod power_of_two;
@@ -12,17 +14,16 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
-use tokio::sync::watch;
-
+use fleet::Fleet;
 pub use least_loaded::LeastLoaded;
 pub use picker::{Pick, Picker};
 pub use power_of_two::PowerOfTwo;
 pub use random::RandomPicker;
 pub use round_robin::RoundRobin;
 
-use crate::discovery::{Instance, View};
-use crate::engine::{Context, Engine, ResponseStream};
+use crate::discovery::Instance;
+use crate::engine::layers::{Retries, RetryPolicy};
+use crate::engine::{Context, Ending, Engine, ResponseStream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
@@ -31,49 +32,39 @@ use crate::runtime::Runtime;
 
 /// Calls the instances of one endpoint; itself an [`Engine`].
 ///
-/// Cheap to clone. Each call goes to at most one instance, at most once.
+/// Cheap to clone. Each attempt at a request goes to at most one instance, at most once; what
+/// provably was not started is tried again elsewhere ([`RetryPolicy`]). An instance that did not
+/// answer is left out until a probe succeeds, at most half of them at a time; one without room is
+/// left out as long as it asked for.
 pub struct Client<Req, Resp> {
     runtime: Runtime,
     endpoint: EndpointPath,
-    instances: watch::Receiver<Arc<[Instance]>>,
+    fleet: Arc<Fleet>,
     picker: Arc<dyn Picker<Req>>,
+    retries: Retries,
     types: PhantomData<fn(Req) -> Resp>,
 }
 
 impl<Req: Message, Resp: Message> Client<Req, Resp> {
-    /// Starts to watch `endpoint`; returns once the first list of instances is known, or fails
-    /// with [`Unavailable`](ErrorKind::Unavailable) if discovery gives none.
     pub(crate) async fn connect(runtime: &Runtime, endpoint: EndpointPath) -> Result<Self> {
-        let mut changes = runtime.discovery().watch(&endpoint).await?;
-        let mut view = View::default();
-        match tokio::time::timeout(FIRST_LIST_MAX, changes.next()).await {
-            Ok(Some(change)) => view.apply(change),
-            _ => {
-                let message = format!("discovery gave no list of {endpoint}");
-                return Err(Error::new(ErrorKind::Unavailable, message).unprocessed());
-            }
-        }
-        let (sender, instances) = watch::channel(view.instances());
-        runtime.spawn(async move {
-            loop {
-                let change = tokio::select! {
-                    () = sender.closed() => return,
-                    change = changes.next() => change,
-                };
-                // The directory has ended: the last good set stays.
-                let Some(change) = change else { return sender.closed().await };
-                view.apply(change);
-                sender.send_replace(view.instances());
-            }
-        });
+        let fleet = Arc::new(Fleet::follow(runtime, &endpoint).await?);
         let picker = Arc::new(RoundRobin::default());
-        Ok(Self { runtime: runtime.clone(), endpoint, instances, picker, types: PhantomData })
+        let retries = Retries::new(RetryPolicy::default());
+        let runtime = runtime.clone();
+        Ok(Self { runtime, endpoint, fleet, picker, retries, types: PhantomData })
     }
 
     /// Chooses instances by `picker` instead of in turn.
     #[must_use]
     pub fn with_picker(mut self, picker: impl Picker<Req>) -> Self {
         self.picker = Arc::new(picker);
+        self
+    }
+
+    /// Tries requests again by `policy`.
+    #[must_use]
+    pub fn with_retry(mut self, policy: RetryPolicy) -> Self {
+        self.retries = Retries::new(policy);
         self
     }
 
@@ -84,7 +75,12 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
 
     /// Returns the instances known at this moment, ordered by id.
     pub fn instances(&self) -> Arc<[Instance]> {
-        Arc::clone(&self.instances.borrow())
+        self.fleet.instances()
+    }
+
+    /// Returns those of them that requests go to: who did not answer, or has no room, is left out.
+    pub fn candidates(&self) -> Arc<[Instance]> {
+        self.fleet.candidates()
     }
 
     /// Waits until at least one instance is known, for `patience` at most
@@ -102,19 +98,14 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn wait_for(&self, count: usize, patience: Duration) -> Result<()> {
-        let mut instances = self.instances.clone();
-        let ready = instances.wait_for(|instances| instances.len() >= count);
-        match tokio::time::timeout(patience, ready).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => {
-                let (endpoint, known) = (&self.endpoint, self.instances().len());
-                let message = format!("{known} of {count} instances serve {endpoint}");
-                Err(Error::new(ErrorKind::Unavailable, message).unprocessed())
-            }
-        }
+        tokio::time::timeout(patience, self.fleet.wait_for(count)).await.map_err(|_| {
+            let (endpoint, known) = (&self.endpoint, self.instances().len());
+            let message = format!("{known} of {count} instances serve {endpoint}");
+            Error::new(ErrorKind::Unavailable, message).unprocessed()
+        })
     }
 
-    /// Sends `request` to one given instance.
+    /// Sends `request` to one given instance, once.
     ///
     /// Fails with a retryable [`Unavailable`](ErrorKind::Unavailable) if it is not there, and with
     /// whatever the instance answers.
@@ -128,17 +119,81 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
         request: Req,
     ) -> Result<ResponseStream<Resp>> {
         let instances = self.instances();
-        let known = instances.iter().find(|known| known.id == instance).ok_or_else(|| {
+        let known = instances.binary_search_by_key(&instance, |known| known.id).map_err(|_| {
             let message = format!("instance {instance} of {} is not known", self.endpoint);
             Error::new(ErrorKind::Unavailable, message).unprocessed()
         })?;
-        // A context of its own: this call ends without ending the caller's whole request.
-        let ctx = ctx.child();
+        self.ask(instances, known, &ctx, request).await
+    }
+
+    /// Sends `request` to one of `instances`, and learns from how it goes.
+    async fn ask(
+        &self,
+        instances: Arc<[Instance]>,
+        at: usize,
+        ctx: &Context,
+        request: Req,
+    ) -> Result<ResponseStream<Resp>> {
+        let instance = &instances[at];
+        ctx.note_tried(instance.id);
+        let started = self.start(instance, ctx.child(), request).await;
+        let stream = match started {
+            Ok(stream) => stream,
+            Err(error) => {
+                self.fleet.health.failed(instance, self.instances().len(), &error);
+                return Err(error);
+            }
+        };
+        self.fleet.health.worked(instance.id);
+        let fleet = Arc::clone(&self.fleet);
+        Ok(stream.on_end(move |ending| {
+            if let Ending::Failed(error) = ending {
+                fleet.health.failed(&instances[at], fleet.instances().len(), error);
+            }
+        }))
+    }
+
+    /// Starts the request in a context of its own: this call ends without ending the caller's
+    /// whole request.
+    async fn start(
+        &self,
+        instance: &Instance,
+        ctx: Context,
+        request: Req,
+    ) -> Result<ResponseStream<Resp>> {
         let on_drop = KillOnDrop(Some(ctx.clone()));
-        let ingress = ctx.bound(self.runtime.request_plane().dial(known)).await?;
+        let ingress = ctx.bound(self.runtime.request_plane().dial(instance)).await?;
         let stream = ingress.engine::<Req, Resp>()?.generate(ctx, request).await?;
         on_drop.disarm();
         Ok(stream)
+    }
+
+    /// Makes one attempt at `request`, with an instance that is not in `failed` if there is one.
+    async fn attempt(
+        &self,
+        ctx: &Context,
+        failed: &mut Vec<InstanceId>,
+        request: Req,
+    ) -> Result<ResponseStream<Resp>> {
+        let mut candidates = self.candidates();
+        if candidates.is_empty() {
+            return Err(self.no_instance());
+        }
+        let mut tried = ctx.tried();
+        tried.extend_from_slice(failed);
+        if !tried.is_empty() {
+            let others = candidates.iter().filter(|candidate| !tried.contains(&candidate.id));
+            let others: Arc<[Instance]> = others.cloned().collect();
+            if !others.is_empty() {
+                candidates = others;
+            }
+        }
+        let pick = self.picker.pick(ctx, &request, &candidates)?;
+        let (id, guard) = pick.into_parts();
+        let picked = candidates.binary_search_by_key(&id, |candidate| candidate.id);
+        let picked = picked.map_err(|_| Error::internal(format!("{id} was picked of others")))?;
+        let stream = self.ask(candidates, picked, ctx, request).await;
+        Ok(stream.inspect_err(|_| failed.push(id))?.with_guard(guard))
     }
 
     fn no_instance(&self) -> Error {
@@ -152,13 +207,21 @@ impl<Req: Message, Resp: Message> Engine for Client<Req, Resp> {
     type Response = Resp;
 
     async fn generate(&self, ctx: Context, request: Req) -> Result<ResponseStream<Resp>> {
-        let instances = self.instances();
-        if instances.is_empty() {
-            return Err(self.no_instance());
+        let mut attempts = self.retries.begin();
+        let mut failed = Vec::new();
+        while !attempts.is_last() {
+            match self.attempt(&ctx, &mut failed, request.clone()).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => {
+                    // Another instance may have room at once.
+                    let is_other = |candidate: &Instance| !failed.contains(&candidate.id);
+                    let has_other = self.candidates().iter().any(is_other);
+                    let retry_after = if has_other { None } else { error.retry_after() };
+                    attempts.again(&ctx, error, retry_after).await?;
+                }
+            }
         }
-        let pick = self.picker.pick(&ctx, &request, &instances)?;
-        let (instance, guard) = pick.into_parts();
-        Ok(self.direct(instance, ctx, request).await?.with_guard(guard))
+        self.attempt(&ctx, &mut failed, request).await
     }
 }
 
@@ -167,8 +230,9 @@ impl<Req, Resp> Clone for Client<Req, Resp> {
         Self {
             runtime: self.runtime.clone(),
             endpoint: self.endpoint.clone(),
-            instances: self.instances.clone(),
+            fleet: Arc::clone(&self.fleet),
             picker: Arc::clone(&self.picker),
+            retries: self.retries.clone(),
             types: PhantomData,
         }
     }
@@ -179,9 +243,6 @@ impl<Req, Resp> fmt::Debug for Client<Req, Resp> {
         f.debug_struct("Client").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }
-
-/// A directory that answers gives its list at once.
-const FIRST_LIST_MAX: Duration = Duration::from_secs(10);
 
 /// Kills a call whose future is dropped before it has a stream.
 struct KillOnDrop(Option<Context>);

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Change, Instance};
@@ -7,10 +7,13 @@ use crate::protocol::InstanceId;
 /// The set of instances that a sequence of [`Change`]s amounts to; pure.
 ///
 /// A lower incarnation of a known id is ignored: it is a ghost of a restarted instance. While the
-/// directory is degraded the last good set stays.
+/// directory is degraded the last good set stays. A snapshot that lacks more than half of the
+/// instances is rather a directory that lost its data than a fleet that died: they stay, doubtful,
+/// until someone has [asked](Self::settle) them.
 #[derive(Debug, Clone, Default)]
 pub struct View {
     instances: BTreeMap<InstanceId, Instance>,
+    doubtful: BTreeSet<InstanceId>,
     degraded: bool,
 }
 
@@ -19,30 +22,52 @@ impl View {
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::Snapshot(instances) => {
-                let known = std::mem::take(&mut self.instances);
-                for instance in instances {
-                    let newest = match known.get(&instance.id) {
-                        Some(old) if old.incarnation > instance.incarnation => old.clone(),
-                        _ => instance,
-                    };
-                    self.instances.insert(newest.id, newest);
+                let listed: BTreeSet<_> = instances.iter().map(|instance| instance.id).collect();
+                instances.into_iter().for_each(|instance| self.upsert(instance));
+                let known: Vec<_> = self.instances.keys().copied().collect();
+                let sure = known.iter().filter(|id| !self.doubtful.contains(id));
+                let (there, missing): (Vec<_>, Vec<_>) = sure.partition(|id| listed.contains(id));
+                if missing.len() > there.len() {
+                    self.doubtful.extend(missing);
+                } else {
+                    self.instances.retain(|id, _| !missing.contains(&id));
                 }
             }
-            Change::Upsert(instance) => {
-                let stale = self
-                    .instances
-                    .get(&instance.id)
-                    .is_some_and(|known| known.incarnation > instance.incarnation);
-                if !stale {
-                    self.instances.insert(instance.id, instance);
-                }
-            }
+            Change::Upsert(instance) => self.upsert(instance),
             Change::Remove(id) => {
                 self.instances.remove(&id);
+                self.doubtful.remove(&id);
             }
             Change::Degraded => self.degraded = true,
             Change::Recovered => self.degraded = false,
         }
+    }
+
+    fn upsert(&mut self, instance: Instance) {
+        self.doubtful.remove(&instance.id);
+        let known = self.instances.get(&instance.id);
+        if known.is_none_or(|known| known.incarnation <= instance.incarnation) {
+            self.instances.insert(instance.id, instance);
+        }
+    }
+
+    /// Returns the instances that a snapshot lacked, and nobody has said to be gone.
+    pub fn doubtful(&self) -> impl Iterator<Item = InstanceId> {
+        self.doubtful.iter().copied()
+    }
+
+    /// Says whether a doubtful instance has answered; one that has not is gone. Tells whether that
+    /// changed anything.
+    pub fn settle(&mut self, id: InstanceId, is_there: bool) -> bool {
+        if is_there || !self.doubtful.remove(&id) {
+            return false;
+        }
+        self.instances.remove(&id).is_some()
+    }
+
+    /// Returns an instance.
+    pub fn get(&self, id: InstanceId) -> Option<&Instance> {
+        self.instances.get(&id)
     }
 
     /// Returns the instances, ordered by id.
@@ -96,7 +121,31 @@ mod tests {
         assert!(view.is_degraded());
         assert_eq!(view.instances().len(), 1);
         view.apply(Change::Recovered);
-        view.apply(Change::Snapshot(vec![]));
+        view.apply(Change::Remove(InstanceId(1)));
         assert!(!view.is_degraded() && view.instances().is_empty());
+    }
+
+    #[test]
+    fn a_snapshot_that_lacks_more_than_half_removes_nobody_who_still_answers() {
+        let ids = |view: &View| -> Vec<_> { view.instances().iter().map(|i| i.id.0).collect() };
+        let doubtful = |view: &View| -> Vec<_> { view.doubtful().map(|id| id.0).collect() };
+        let mut view = View::default();
+        view.apply(Change::Snapshot((0..4).map(|id| instance(id, 0)).collect()));
+        view.apply(Change::Snapshot(vec![instance(0, 0), instance(1, 0)]));
+        assert_eq!((ids(&view), doubtful(&view)), (vec![0, 1], vec![]), "half of them may go");
+
+        view.apply(Change::Snapshot(vec![]));
+        assert_eq!((ids(&view), doubtful(&view)), (vec![0, 1], vec![0, 1]));
+        assert!(!view.settle(InstanceId(0), true) && view.settle(InstanceId(1), false));
+        assert_eq!((ids(&view), doubtful(&view)), (vec![0], vec![0]));
+        // Those who come back are sure again, those in doubt stay so.
+        view.apply(Change::Upsert(instance(2, 0)));
+        view.apply(Change::Snapshot(vec![instance(2, 0)]));
+        assert_eq!((ids(&view), doubtful(&view)), (vec![0, 2], vec![0]));
+        view.apply(Change::Snapshot(vec![instance(0, 1), instance(2, 0)]));
+        assert_eq!((ids(&view), doubtful(&view)), (vec![0, 2], vec![]));
+        view.apply(Change::Snapshot(vec![]));
+        view.apply(Change::Remove(InstanceId(2)));
+        assert_eq!((ids(&view), doubtful(&view)), (vec![0], vec![0]));
     }
 }

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 pub use context::{Context, RequestId};
 pub use function::{FnEngine, engine_fn};
 pub use priority::Priority;
-pub use stream::{ResponseSender, ResponseStream};
+pub use stream::{Ending, ResponseSender, ResponseStream};
 
 use crate::error::Result;
 

@@ -29,6 +29,21 @@ struct Live<T> {
     killed: Pin<Box<WaitForCancellationFutureOwned>>,
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
     guards: Vec<Box<dyn Send>>,
+    told: Vec<Told>,
+}
+
+/// Who is told how a stream ended.
+type Told = Box<dyn FnOnce(Ending<'_>) + Send>;
+
+/// How a stream ended.
+#[derive(Debug, Clone, Copy)]
+pub enum Ending<'a> {
+    /// The answer is complete.
+    Complete,
+    /// It failed.
+    Failed(&'a Error),
+    /// Its reader dropped it first.
+    Dropped,
 }
 
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T>> + Send>>;
@@ -44,6 +59,7 @@ impl<T> ResponseStream<T> {
             killed: Box::pin(ctx.kill_token().clone().cancelled_owned()),
             deadline: ctx.deadline().map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
             guards: Vec::new(),
+            told: Vec::new(),
         };
         Self { live: Some(live), ctx: ctx.clone() }
     }
@@ -92,9 +108,9 @@ impl<T> ResponseStream<T> {
     where
         T: 'static,
     {
-        let live = self.live.take().map(|Live { items, killed, deadline, guards }| {
+        let live = self.live.take().map(|Live { items, killed, deadline, guards, told }| {
             let items = futures::StreamExt::map(items, move |item| map(item?));
-            Live { items: Box::pin(items) as Items<U>, killed, deadline, guards }
+            Live { items: Box::pin(items) as Items<U>, killed, deadline, guards, told }
         });
         ResponseStream { live, ctx: self.ctx.clone() }
     }
@@ -103,6 +119,14 @@ impl<T> ResponseStream<T> {
     pub fn with_guard(mut self, guard: impl Send + 'static) -> Self {
         if let Some(live) = &mut self.live {
             live.guards.push(Box::new(guard));
+        }
+        self
+    }
+
+    /// Tells `told` how the stream ended, once, before its guards are released.
+    pub fn on_end(mut self, told: impl FnOnce(Ending<'_>) + Send + 'static) -> Self {
+        if let Some(live) = &mut self.live {
+            live.told.push(Box::new(told));
         }
         self
     }
@@ -132,8 +156,13 @@ impl<T> ResponseStream<T> {
         Ok(items)
     }
 
-    fn end(&mut self, complete: bool) {
-        if self.live.take().is_some() && !complete {
+    fn end(&mut self, ending: Ending<'_>) {
+        let Some(mut live) = self.live.take() else { return };
+        for told in live.told.drain(..) {
+            told(ending);
+        }
+        drop(live);
+        if !matches!(ending, Ending::Complete) {
             self.ctx.kill();
         }
     }
@@ -167,14 +196,17 @@ impl<T> Stream for ResponseStream<T> {
                 }
             },
         };
-        this.end(terminal.is_none());
+        this.end(match &terminal {
+            Some(Err(error)) => Ending::Failed(error),
+            _ => Ending::Complete,
+        });
         Poll::Ready(terminal)
     }
 }
 
 impl<T> Drop for ResponseStream<T> {
     fn drop(&mut self) {
-        self.end(false);
+        self.end(Ending::Dropped);
     }
 }
 
@@ -322,6 +354,29 @@ mod tests {
         drop(stream);
         assert_eq!(Arc::strong_count(&guard), 1);
         assert!(ctx.is_killed());
+    }
+
+    #[tokio::test]
+    async fn whoever_asked_is_told_once_how_the_stream_ended() {
+        let told = Arc::<Mutex<Vec<String>>>::default();
+        let failing = futures::stream::iter([Ok(1), Err(Error::internal("boom"))]);
+        let streams = [
+            ResponseStream::from_items(&Context::new(), [1]),
+            ResponseStream::new(&Context::new(), failing),
+            ResponseStream::new(&Context::new(), futures::stream::pending()),
+        ];
+        for (at, stream) in streams.into_iter().enumerate() {
+            let told = Arc::clone(&told);
+            let mut stream = stream.map(Ok).on_end(move |ending| {
+                told.lock().unwrap().push(match ending {
+                    Ending::Complete => "complete".to_owned(),
+                    Ending::Failed(error) => error.message().to_owned(),
+                    Ending::Dropped => "dropped".to_owned(),
+                });
+            });
+            while at < 2 && stream.next().await.is_some() {}
+        }
+        assert_eq!(*told.lock().unwrap(), ["complete", "boom", "dropped"]);
     }
 
     #[tokio::test]

@@ -152,7 +152,7 @@ async fn call(
 ) -> Result<Called> {
     let mut failed: Vec<InstanceId> = Vec::new();
     loop {
-        let candidates = pool.client.instances();
+        let candidates = pool.client.candidates();
         if candidates.is_empty() {
             let message = format!("no instance serves {}", pool.client.endpoint());
             return Err(Error::new(ErrorKind::Unavailable, message).unprocessed());
