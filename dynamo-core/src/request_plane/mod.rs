@@ -5,6 +5,8 @@ pub mod conformance;
 mod ingress;
 mod memory;
 #[cfg(feature = "tcp")]
+mod remote;
+#[cfg(feature = "tcp")]
 mod tcp;
 
 use std::fmt;

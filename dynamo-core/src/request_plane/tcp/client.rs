@@ -1,63 +1,28 @@
-use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::task::{Poll, ready};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use futures::Stream;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{Connection, Stage};
-use super::{CONNECT_MAX, Counters, lock};
-use crate::discovery::Instance;
-use crate::engine::{Context, Engine, ResponseStream};
+use super::super::remote::{Connection, Counters, Peers, Stage};
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::head::Head;
 use crate::wire::session::{Limits, Session};
 
-/// The connections to peers: one each, made anew when it is gone.
+/// Makes connections to peers.
 pub(super) struct Dialer {
     pub(super) limits: Limits,
-    pub(super) peers: Mutex<HashMap<SocketAddr, Peer>>,
+    pub(super) peers: Peers<SocketAddr>,
     pub(super) counters: Arc<Counters>,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
 }
 
-/// Held while a connection is being made, so that it is made once.
-type Peer = Arc<tokio::sync::Mutex<Option<Connection>>>;
-
 impl Dialer {
-    /// Returns the connection to `address`, made within [`CONNECT_MAX`].
+    /// Returns the connection to `address`.
     pub(super) async fn connection(&self, address: SocketAddr) -> Result<Connection> {
-        let peer = {
-            let mut peers = lock(&self.peers);
-            // Peers come and go with discovery: what is gone is not kept.
-            if peers.len() >= PEERS_TIDY {
-                peers.retain(|_, peer| match peer.try_lock() {
-                    Ok(peer) => peer.as_ref().is_some_and(Connection::is_open),
-                    Err(_) => true,
-                });
-            }
-            Arc::clone(peers.entry(address).or_default())
-        };
-        let connected = async {
-            let mut known = peer.lock().await;
-            if let Some(connection) = known.as_ref().filter(|known| known.is_open()) {
-                return Ok(connection.clone());
-            }
-            let connection = self.connect(address).await?;
-            *known = Some(connection.clone());
-            Ok(connection)
-        };
-        tokio::time::timeout(CONNECT_MAX, connected).await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Unavailable, format!("no answer in {CONNECT_MAX:?}")))
-        })
+        self.peers.connection(address, self.connect(address)).await
     }
 
     async fn connect(&self, address: SocketAddr) -> Result<Connection> {
@@ -78,107 +43,3 @@ impl Dialer {
         }
     }
 }
-
-/// One instance behind a connection.
-pub(super) struct RemoteEngine {
-    connection: Connection,
-    endpoint: String,
-    instance: u64,
-    incarnation: u64,
-}
-
-impl RemoteEngine {
-    pub(super) fn new(connection: Connection, instance: &Instance) -> Self {
-        Self {
-            connection,
-            endpoint: instance.endpoint.to_string(),
-            instance: instance.id.0,
-            incarnation: instance.incarnation,
-        }
-    }
-}
-
-impl Engine for RemoteEngine {
-    type Request = Bytes;
-    type Response = Bytes;
-
-    async fn generate(&self, ctx: Context, request: Bytes) -> Result<ResponseStream<Bytes>> {
-        ctx.check()?;
-        let head = Head {
-            instance: self.instance,
-            incarnation: self.incarnation,
-            endpoint: self.endpoint.clone(),
-            request: ctx.id().as_str().to_owned(),
-            priority: ctx.priority().level(),
-            is_probe: false,
-            trace: ctx.trace().copied(),
-            remaining: ctx.remaining(),
-            metadata: ctx.metadata().clone().into_iter().collect(),
-        };
-        let is_over = Arc::<AtomicBool>::default();
-        let id = self.connection.open(&ctx, &head, request, Arc::clone(&is_over))?;
-        let items = Items {
-            is_over,
-            connection: self.connection.clone(),
-            id,
-            ready: VecDeque::new(),
-            end: None,
-            stopped: Some(Box::pin(ctx.stop_token().clone().cancelled_owned())),
-        };
-        ctx.bound(self.connection.started(id)).await?;
-        Ok(ResponseStream::new(&ctx, items))
-    }
-}
-
-/// The items of one answer; dropped before its end, it kills the request.
-struct Items {
-    /// Set when nobody waits for the answer any more.
-    is_over: Arc<AtomicBool>,
-    connection: Connection,
-    id: u32,
-    /// Messages that have arrived.
-    ready: VecDeque<Bytes>,
-    /// How the stream ends behind them, once that is known.
-    end: Option<Option<Error>>,
-    stopped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-}
-
-impl Stream for Items {
-    type Item = Result<Bytes>;
-
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> Poll<Option<Result<Bytes>>> {
-        let this = &mut *self;
-        loop {
-            if let Some(message) = this.ready.pop_front() {
-                return Poll::Ready(Some(Ok(message)));
-            }
-            if let Some(end) = &mut this.end {
-                return Poll::Ready(end.take().map(Err));
-            }
-            if this.stopped.as_mut().is_some_and(|stopped| stopped.as_mut().poll(cx).is_ready()) {
-                this.stopped = None;
-                this.connection.stop(this.id);
-            }
-            match ready!(this.connection.poll_recv(this.id, &mut this.ready, cx)) {
-                Some(Ok(())) => {}
-                None => this.end = Some(None),
-                Some(Err(error)) => this.end = Some(Some(error)),
-            }
-        }
-    }
-}
-
-impl Drop for Items {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        if self.end.is_none() {
-            self.connection.kill(self.id);
-        }
-    }
-}
-
-/// Peers beyond which those that are gone are looked for.
-const PEERS_TIDY: usize = 64;

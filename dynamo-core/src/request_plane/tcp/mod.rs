@@ -1,28 +1,18 @@
 //! The plane between processes: few long-lived connections, answers on the one that asked.
-//!
-//! ```text
-//! client  RemoteEngine ─► Connection ─┐            ┌─ Connection ─► a task per request ─► engine
-//!                         one task    └── Session ─┘  one task
-//! ```
-//!
-//! Each connection is one task that moves bytes between the socket and a
-//! [`Session`](crate::wire::session::Session): whatever is due when the socket takes more goes into
-//! one write, and nothing waits for company.
 
 mod client;
-mod connection;
 mod server;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::remote::{Bound, Counters, Peers, RemoteEngine};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,7 +20,7 @@ use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
 use crate::wire::session::Limits;
 use client::Dialer;
-use server::{Acceptor, Bound};
+use server::Acceptor;
 
 /// How the plane is set up.
 #[derive(Debug, Clone, Default)]
@@ -104,13 +94,6 @@ pub struct TcpStats {
     pub written_bytes_total: u64,
 }
 
-#[derive(Default)]
-struct Counters {
-    connections: AtomicU64,
-    writes: AtomicU64,
-    written_bytes: AtomicU64,
-}
-
 impl TcpRequestPlane {
     /// Starts the plane, and listens if `config` says where.
     ///
@@ -144,7 +127,7 @@ impl TcpRequestPlane {
         };
         let dialer = Dialer {
             limits: config.limits,
-            peers: Mutex::default(),
+            peers: Peers::default(),
             counters: Arc::clone(&counters),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
@@ -167,6 +150,18 @@ impl TcpRequestPlane {
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
+
+    async fn reach(&self, instance: &Instance) -> Result<RemoteEngine> {
+        let address = instance.address.0.strip_prefix(SCHEME).and_then(|at| at.parse().ok());
+        let address = address.ok_or_else(|| {
+            Error::invalid(format!("{instance} has address {}, not one of TCP", instance.address))
+        })?;
+        let connection = self.dialer.connection(address).await.map_err(|error| {
+            let message = format!("{instance} cannot be reached at {address}");
+            Error::new(ErrorKind::Unavailable, message).with_source(error).unprocessed()
+        })?;
+        Ok(RemoteEngine::new(connection, instance))
+    }
 }
 
 #[async_trait]
@@ -185,15 +180,11 @@ impl RequestPlane for TcpRequestPlane {
     }
 
     async fn dial(&self, instance: &Instance) -> Result<Ingress> {
-        let address = instance.address.0.strip_prefix(SCHEME).and_then(|at| at.parse().ok());
-        let address = address.ok_or_else(|| {
-            Error::invalid(format!("{instance} has address {}, not one of TCP", instance.address))
-        })?;
-        let connection = self.dialer.connection(address).await.map_err(|error| {
-            let message = format!("{instance} cannot be reached at {address}");
-            Error::new(ErrorKind::Unavailable, message).with_source(error).unprocessed()
-        })?;
-        Ok(Ingress::remote(Arc::new(client::RemoteEngine::new(connection, instance))))
+        Ok(Ingress::remote(Arc::new(self.reach(instance).await?)))
+    }
+
+    async fn probe(&self, instance: &Instance) -> Result<()> {
+        self.reach(instance).await?.probe().await
     }
 
     async fn shutdown(&self) {
@@ -224,13 +215,3 @@ fn check(listen: SocketAddr, config: &TcpConfig) -> Result<()> {
 
 /// What the addresses of this plane start with.
 const SCHEME: &str = "tcp:";
-
-/// A host that is there answers within this even over long distance.
-const CONNECT_MAX: Duration = Duration::from_secs(3);
-
-/// What is queued when a connection ends goes out within this, or not at all.
-const FLUSH_MAX: Duration = Duration::from_secs(1);
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

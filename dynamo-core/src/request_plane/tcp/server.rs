@@ -1,72 +1,16 @@
-use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::task::Poll;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{Arrival, Connection};
-use super::{Counters, lock};
-use crate::engine::{Context, DynEngine, Priority, RequestId, SharedEngine};
+use super::super::remote::{Bound, Connection, Counters, answer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::EndpointPath;
-use crate::protocol::InstanceId;
 use crate::wire::session::{Limits, Session};
-
-/// What can be asked here: endpoint and instance → incarnation → engine.
-#[derive(Default)]
-pub(super) struct Bound(Mutex<HashMap<Key, Incarnations>>);
-
-type Key = (String, u64);
-type Incarnations = BTreeMap<u64, SharedEngine<Bytes, Bytes>>;
-
-impl Bound {
-    /// Makes an engine reachable until the returned function is called.
-    pub(super) fn insert(
-        self: &Arc<Self>,
-        endpoint: &EndpointPath,
-        (id, incarnation): (InstanceId, u64),
-        engine: SharedEngine<Bytes, Bytes>,
-    ) -> Result<impl FnOnce() + Send + Sync + 'static> {
-        let key = (endpoint.to_string(), id.0);
-        let mut bound = lock(&self.0);
-        let incarnations = bound.entry(key.clone()).or_default();
-        if incarnations.contains_key(&incarnation) {
-            let message = format!("instance {id} of {endpoint} is bound");
-            return Err(Error::new(ErrorKind::Conflict, message));
-        }
-        incarnations.insert(incarnation, engine);
-        drop(bound);
-        let own = Arc::clone(self);
-        Ok(move || {
-            let mut bound = lock(&own.0);
-            if let Some(incarnations) = bound.get_mut(&key) {
-                incarnations.remove(&incarnation);
-                if incarnations.is_empty() {
-                    bound.remove(&key);
-                }
-            }
-        })
-    }
-
-    /// Returns the engine of an incarnation, or of the last one before it: an instance whose lease
-    /// was lost goes on under a later one.
-    fn find(&self, key: &Key, incarnation: u64) -> Result<SharedEngine<Bytes, Bytes>> {
-        let bound = lock(&self.0);
-        let found = bound.get(key).and_then(|known| known.range(..=incarnation).next_back());
-        found.map(|(_, engine)| Arc::clone(engine)).ok_or_else(|| {
-            let message = format!("instance {:x}.{incarnation} of {} is gone", key.1, key.0);
-            Error::new(ErrorKind::Unavailable, message).unprocessed()
-        })
-    }
-}
 
 /// Serves whoever connects.
 pub(super) struct Acceptor {
@@ -125,68 +69,7 @@ impl Acceptor {
     }
 }
 
-/// Runs one request and sends its answer.
-async fn answer(connection: Connection, arrival: Arrival, bound: Arc<Bound>) {
-    let Arrival { stream, head, body } = arrival;
-    let mut ctx = Context::with_id(RequestId::from(&*head.request))
-        .with_priority(Priority::new(head.priority).unwrap_or(Priority::NORMAL));
-    if let Some(trace) = head.trace {
-        ctx = ctx.with_trace(trace);
-    }
-    for (key, value) in head.metadata {
-        ctx = ctx.with_metadata(key, value);
-    }
-    if let Some(remaining) = head.remaining {
-        ctx = ctx.with_timeout(remaining);
-    }
-    // The client may have left before the task ran.
-    if !connection.run_in(stream, &ctx) {
-        return;
-    }
-    let outcome = match bound.find(&(head.endpoint, head.instance), head.incarnation) {
-        Ok(engine) => run(&connection, stream, &ctx, &engine, body).await,
-        Err(error) => Err(error),
-    };
-    connection.settle(stream, outcome);
-}
-
-async fn run(
-    connection: &Connection,
-    stream: u32,
-    ctx: &Context,
-    engine: &SharedEngine<Bytes, Bytes>,
-    body: Bytes,
-) -> Result<()> {
-    let items = engine.generate_dyn(ctx.clone(), body).await?;
-    connection.accept(stream);
-    // What is ready goes out together, and at the latest when the engine has nothing ready.
-    let mut items = items.ready_chunks(ITEMS_AT_ONCE);
-    loop {
-        let mut next = items.next();
-        let next = match futures::poll!(&mut next) {
-            Poll::Ready(next) => next,
-            Poll::Pending => {
-                connection.flush();
-                next.await
-            }
-        };
-        let Some(ready) = next else { return Ok(()) };
-        let is_burst = ready.len() == ITEMS_AT_ONCE;
-        let has_room = connection.send(stream, ready)?;
-        if is_burst || !has_room {
-            connection.flush();
-        }
-        if !has_room {
-            // A client that does not read holds the engine, to the deadline or its kill.
-            ctx.bound(connection.room(stream)).await?;
-        }
-    }
-}
-
 /// A few per process of a large fleet; each costs a socket and a task.
 const CONNECTIONS_MAX: usize = 1024;
-
-/// One lock for a burst; a client that stops to read is noticed after as many.
-const ITEMS_AT_ONCE: usize = 32;
 
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);

@@ -21,7 +21,7 @@ use crate::wire::session::{Event, Recv, Session};
 
 /// A session that a task drives; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Connection(Arc<Shared>);
+pub(crate) struct Connection(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
@@ -60,21 +60,21 @@ impl Future for Watch {
 
 /// How far a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(crate) enum Stage {
     Greeting,
     Open,
     Gone,
 }
 
 /// A request that has arrived.
-pub(super) struct Arrival {
-    pub(super) stream: u32,
-    pub(super) head: Head,
-    pub(super) body: Bytes,
+pub(crate) struct Arrival {
+    pub(crate) stream: u32,
+    pub(crate) head: Head,
+    pub(crate) body: Bytes,
 }
 
 impl Connection {
-    pub(super) fn new(session: Session, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(session: Session, counters: Arc<Counters>) -> Self {
         counters.connections.fetch_add(1, Ordering::Relaxed);
         let (waiting, running, watches) = (HashMap::new(), HashMap::new(), Vec::new());
         let state = State { session, waiting, running, watches };
@@ -83,20 +83,20 @@ impl Connection {
     }
 
     /// Waits until streams can be opened, or never will.
-    pub(super) async fn greeted(&self) -> Stage {
+    pub(crate) async fn greeted(&self) -> Stage {
         let mut open = self.0.open.subscribe();
         // The sender lives in self.
         let stage = open.wait_for(|stage| *stage != Stage::Greeting).await;
         stage.map_or(Stage::Gone, |stage| *stage)
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         *self.0.open.borrow() == Stage::Open
     }
 
     /// Opens a stream for the request of `ctx`: a kill reaches the server even if nobody reads the
     /// answer. The driver looks out for it until `is_over` is set.
-    pub(super) fn open(
+    pub(crate) fn open(
         &self,
         ctx: &Context,
         head: &Head,
@@ -113,7 +113,7 @@ impl Connection {
     }
 
     /// Waits until the server has started the request, or fails with why it did not.
-    pub(super) async fn started(&self, id: u32) -> Result<()> {
+    pub(crate) async fn started(&self, id: u32) -> Result<()> {
         std::future::poll_fn(|cx| {
             let mut state = lock(&self.0.state);
             if !state.session.is_decided(id) {
@@ -133,7 +133,7 @@ impl Connection {
 
     /// Polls for what has arrived on a client's stream: takes all messages that are there, or how
     /// the stream ended.
-    pub(super) fn poll_recv(
+    pub(crate) fn poll_recv(
         &self,
         id: u32,
         messages: &mut VecDeque<Bytes>,
@@ -160,12 +160,12 @@ impl Connection {
         Poll::Ready(ended)
     }
 
-    pub(super) fn stop(&self, id: u32) {
+    pub(crate) fn stop(&self, id: u32) {
         lock(&self.0.state).session.stop(id);
         self.flush();
     }
 
-    pub(super) fn kill(&self, id: u32) {
+    pub(crate) fn kill(&self, id: u32) {
         let mut state = lock(&self.0.state);
         state.waiting.remove(&id);
         state.session.kill(id);
@@ -174,7 +174,7 @@ impl Connection {
     }
 
     /// Notes the context of a request that runs; tells whether its stream is still there.
-    pub(super) fn run_in(&self, id: u32, ctx: &Context) -> bool {
+    pub(crate) fn run_in(&self, id: u32, ctx: &Context) -> bool {
         let mut state = lock(&self.0.state);
         let is_there = state.session.has_stream(id);
         if is_there {
@@ -184,25 +184,25 @@ impl Connection {
     }
 
     /// Queues the word that a request was started; [`flush`](Self::flush) sends it.
-    pub(super) fn accept(&self, id: u32) {
+    pub(crate) fn accept(&self, id: u32) {
         lock(&self.0.state).session.accept(id);
     }
 
     /// Wakes the driver for what is queued.
-    pub(super) fn flush(&self) {
+    pub(crate) fn flush(&self) {
         self.0.due.notify_one();
     }
 
     /// Queues messages of an answer, up to the first error; tells whether there is room for more.
     /// [`flush`](Self::flush) sends them.
-    pub(super) fn send(&self, id: u32, messages: Vec<Result<Bytes>>) -> Result<bool> {
+    pub(crate) fn send(&self, id: u32, messages: Vec<Result<Bytes>>) -> Result<bool> {
         let mut state = lock(&self.0.state);
         let sent = messages.into_iter().try_for_each(|message| state.session.send(id, message?));
         sent.map(|()| state.session.has_room(id))
     }
 
     /// Waits while too much of an answer is queued.
-    pub(super) async fn room(&self, id: u32) -> Result<()> {
+    pub(crate) async fn room(&self, id: u32) -> Result<()> {
         std::future::poll_fn(|cx| {
             let mut state = lock(&self.0.state);
             if state.session.has_room(id) {
@@ -215,7 +215,7 @@ impl Connection {
     }
 
     /// Ends an answer.
-    pub(super) fn settle(&self, id: u32, outcome: Result<()>) {
+    pub(crate) fn settle(&self, id: u32, outcome: Result<()>) {
         let mut state = lock(&self.0.state);
         state.running.remove(&id);
         state.waiting.remove(&id);
@@ -230,7 +230,7 @@ impl Connection {
     /// Moves bytes until the connection is of no use, or `shutdown` fires; then every stream ends.
     ///
     /// Requests that arrive are handed to `on_arrival`.
-    pub(super) async fn drive(
+    pub(crate) async fn drive(
         self,
         socket: TcpStream,
         shutdown: CancellationToken,

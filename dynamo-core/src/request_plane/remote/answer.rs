@@ -1,0 +1,75 @@
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::bound::Bound;
+use super::connection::{Arrival, Connection};
+use crate::engine::{Context, DynEngine, Priority, RequestId, SharedEngine};
+use crate::error::Result;
+
+/// Runs one request and sends its answer.
+pub(crate) async fn answer(connection: Connection, arrival: Arrival, bound: Arc<Bound>) {
+    let Arrival { stream, head, body } = arrival;
+    let mut ctx = Context::with_id(RequestId::from(&*head.request))
+        .with_priority(Priority::new(head.priority).unwrap_or(Priority::NORMAL));
+    if let Some(trace) = head.trace {
+        ctx = ctx.with_trace(trace);
+    }
+    for (key, value) in head.metadata {
+        ctx = ctx.with_metadata(key, value);
+    }
+    if let Some(remaining) = head.remaining {
+        ctx = ctx.with_timeout(remaining);
+    }
+    // The client may have left before the task ran.
+    if !connection.run_in(stream, &ctx) {
+        return;
+    }
+    let outcome = match bound.find(&(head.endpoint, head.instance), head.incarnation) {
+        Ok(_) if head.is_probe => {
+            connection.accept(stream);
+            Ok(())
+        }
+        Ok(engine) => run(&connection, stream, &ctx, &engine, body).await,
+        Err(error) => Err(error),
+    };
+    connection.settle(stream, outcome);
+}
+
+async fn run(
+    connection: &Connection,
+    stream: u32,
+    ctx: &Context,
+    engine: &SharedEngine<Bytes, Bytes>,
+    body: Bytes,
+) -> Result<()> {
+    let items = engine.generate_dyn(ctx.clone(), body).await?;
+    connection.accept(stream);
+    // What is ready goes out together, and at the latest when the engine has nothing ready.
+    let mut items = items.ready_chunks(ITEMS_AT_ONCE);
+    loop {
+        let mut next = items.next();
+        let next = match futures::poll!(&mut next) {
+            Poll::Ready(next) => next,
+            Poll::Pending => {
+                connection.flush();
+                next.await
+            }
+        };
+        let Some(ready) = next else { return Ok(()) };
+        let is_burst = ready.len() == ITEMS_AT_ONCE;
+        let has_room = connection.send(stream, ready)?;
+        if is_burst || !has_room {
+            connection.flush();
+        }
+        if !has_room {
+            // A client that does not read holds the engine, to the deadline or its kill.
+            ctx.bound(connection.room(stream)).await?;
+        }
+    }
+}
+
+/// One lock for a burst; a client that stops to read is noticed after as many.
+const ITEMS_AT_ONCE: usize = 32;
