@@ -1,6 +1,7 @@
 //! Everything that answers a request is an [`Engine`]: a model, a remote client, a router, a
 //! prefill/decode pipeline. A graph is a composition of engines.
 
+mod admission;
 mod context;
 mod function;
 pub mod layers;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+pub use admission::{Admission, Permit};
 pub use context::{Context, RequestId};
 pub use function::{FnEngine, engine_fn};
 pub use priority::Priority;
