@@ -30,7 +30,7 @@ impl<E: Engine> Engine for Dispatch<E> {
         ctx.check()?;
         // A context of the instance's own: ending it is no hang-up of the client.
         let served = ctx.child();
-        let guard = self.inflight.admit(&served)?;
+        let guard = self.inflight.admit(&served).await?;
         let start = AssertUnwindSafe(self.engine.generate(served, request)).catch_unwind();
         let start = async { start.await.unwrap_or_else(|p| Err(panicked(&*p))) };
         let mut gone = Box::pin(self.inflight.gone().clone().cancelled_owned());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::dispatch::Dispatch;
 use super::inflight::Inflight;
 use crate::discovery::{Instance, Registration};
-use crate::engine::Engine;
+use crate::engine::{Admission, Engine};
 use crate::error::Result;
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
@@ -23,9 +23,12 @@ pub struct ServeOptions {
     pub incarnation: u64,
     /// What the instance says of itself.
     pub labels: BTreeMap<String, String>,
-    /// How many requests are served at once; further ones get
-    /// [`Overloaded`](crate::ErrorKind::Overloaded).
+    /// How many requests are served at once.
     pub inflight_max: usize,
+    /// How many more may wait here, by priority; further ones get
+    /// [`Overloaded`](crate::ErrorKind::Overloaded) and when to come back. None by default: a
+    /// client told at once may find room elsewhere.
+    pub waiting_max: usize,
 }
 
 impl Default for ServeOptions {
@@ -35,6 +38,7 @@ impl Default for ServeOptions {
             incarnation: 0,
             labels: BTreeMap::new(),
             inflight_max: INFLIGHT_MAX,
+            waiting_max: 0,
         }
     }
 }
@@ -65,6 +69,13 @@ impl ServeOptions {
     #[must_use]
     pub fn with_inflight_max(mut self, inflight_max: usize) -> Self {
         self.inflight_max = inflight_max;
+        self
+    }
+
+    /// Lets so many more requests wait.
+    #[must_use]
+    pub fn with_waiting_max(mut self, waiting_max: usize) -> Self {
+        self.waiting_max = waiting_max;
         self
     }
 }
@@ -102,7 +113,8 @@ pub(crate) async fn serve<E: Engine<Request: Message, Response: Message>>(
     engine: E,
     options: ServeOptions,
 ) -> Result<Serving> {
-    let inflight = Arc::new(Inflight::new(options.inflight_max));
+    let admission = Admission::new(options.inflight_max, options.waiting_max);
+    let inflight = Arc::new(Inflight::new(admission));
     let dispatch = Dispatch { engine, inflight: Arc::clone(&inflight) };
     let ingress = Ingress::new::<E::Request, E::Response>(Arc::new(dispatch));
     let id = (options.instance, options.incarnation);
@@ -126,7 +138,12 @@ impl Serving {
 
     /// Returns the number of requests in flight.
     pub fn inflight(&self) -> usize {
-        self.inflight.count()
+        self.inflight.admission().running()
+    }
+
+    /// Returns the number of requests that wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.inflight.admission().waiting()
     }
 
     /// Leaves discovery, refuses further requests, and waits until those in flight have ended or
@@ -137,8 +154,8 @@ impl Serving {
     pub async fn drain(mut self, patience: Duration) -> DrainReport {
         self.registration.take();
         self.inflight.close();
-        let before = self.inflight.count();
-        let idle = tokio::time::timeout(patience, self.inflight.idle()).await;
+        let before = self.inflight();
+        let idle = tokio::time::timeout(patience, self.inflight.admission().idle()).await;
         let killed = if idle.is_ok() { 0 } else { self.inflight.kill_all() };
         self.binding.take();
         DrainReport { finished: before.saturating_sub(killed), killed }
