@@ -69,4 +69,4 @@ pub use engine::{
 pub use error::{Error, ErrorKind, Result};
 pub use request_plane::Message;
 pub use runtime::Runtime;
-pub use server::{DrainReport, ServeOptions, Serving};
+pub use server::{Canary, DrainReport, ServeOptions, Serving};

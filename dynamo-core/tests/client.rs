@@ -14,8 +14,8 @@ use dynamo_core::name::EndpointPath;
 use dynamo_core::protocol::InstanceId;
 use dynamo_core::request_plane::{RequestPlane, TcpConfig, TcpRequestPlane};
 use dynamo_core::{
-    Client, Context, Endpoint, Engine, Error, ErrorKind, Instance, ResponseStream, Result, Runtime,
-    ServeOptions, Serving, engine_fn,
+    Canary, Client, Context, Endpoint, Engine, Error, ErrorKind, Instance, ResponseStream, Result,
+    Runtime, ServeOptions, Serving, engine_fn,
 };
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -300,3 +300,56 @@ impl dynamo_core::Picker<u32> for First {
         Ok(dynamo_core::Pick::new(candidates[0].id))
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_fails_its_canary_is_off_the_list_until_it_answers_again() {
+    let runtime = Runtime::in_process();
+    let (is_stuck, asked) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (stuck, count) = (Arc::clone(&is_stuck), Arc::clone(&asked));
+    let engine = engine_fn(move |ctx: Context, n: u32| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let is_stuck = stuck.load(Ordering::Relaxed) == 1;
+        async move {
+            Ok(match is_stuck {
+                true => ResponseStream::new(&ctx, stream::pending()),
+                false => ResponseStream::from_items(&ctx, 0..n),
+            })
+        }
+    });
+    let canary = Canary::new(1).with_after(Duration::from_secs(10));
+    let serving = endpoint(&runtime).serve_watched(engine, options(1), canary).await.unwrap();
+    let client = endpoint(&runtime).client().await.unwrap();
+    let listed = |count: usize| {
+        let client = &client;
+        async move {
+            while client.instances().len() != count {
+                tokio::time::sleep(STEP).await
+            }
+        }
+    };
+    // Requests that are served are canaries enough.
+    for _ in 0..10 {
+        assert_eq!(ask(&client).await.unwrap(), 3);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 10);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!((11..=14).contains(&asked.load(Ordering::Relaxed)) && serving.is_healthy());
+
+    is_stuck.store(1, Ordering::Relaxed);
+    tokio::time::timeout(Duration::from_secs(20), listed(0)).await.unwrap();
+    assert!(!serving.is_healthy());
+    is_stuck.store(0, Ordering::Relaxed);
+    tokio::time::timeout(Duration::from_secs(20), listed(1)).await.unwrap();
+    assert!(serving.is_healthy());
+    assert_eq!(client.instances()[0].incarnation, 1);
+    assert_eq!(ask(&client).await.unwrap(), 3);
+    // An instance that has left is not listed again.
+    serving.drain(Duration::ZERO).await;
+    tokio::time::timeout(Duration::from_secs(5), listed(0)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(client.instances().len(), 0);
+    runtime.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+const STEP: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::name::EndpointPath;
 use crate::request_plane::Message;
 use crate::runtime::Runtime;
-use crate::server::{self, ServeOptions, Serving};
+use crate::server::{self, Canary, ServeOptions, Serving};
 
 /// One operation of a component: takes `Req`, answers with a stream of `Resp`; cheap to clone.
 pub struct Endpoint<Req, Resp> {
@@ -47,7 +47,25 @@ impl<Req: Message, Resp: Message> Endpoint<Req, Resp> {
     where
         E: Engine<Request = Req, Response = Resp>,
     {
-        server::serve(&self.runtime, &self.path, engine, options).await
+        server::serve(&self.runtime, &self.path, engine, options, None).await
+    }
+
+    /// Serves the endpoint as told by `options`, listed as long as the engine answers `canary`.
+    ///
+    /// Fails like [`serve_with`](Self::serve_with).
+    ///
+    /// # Cancel safety
+    /// Dropping the future serves nothing.
+    pub async fn serve_watched<E>(
+        &self,
+        engine: E,
+        options: ServeOptions,
+        canary: Canary<Req>,
+    ) -> Result<Serving>
+    where
+        E: Engine<Request = Req, Response = Resp>,
+    {
+        server::serve(&self.runtime, &self.path, engine, options, Some(canary)).await
     }
 
     /// Returns a client of all instances, which picks them in turn.

@@ -29,6 +29,7 @@ pub async fn run(make: impl AsyncFn() -> Runtime) {
     a_reader_that_stops_holds_the_engine_and_nobody_else(make().await).await;
     a_panic_is_one_failed_request_and_the_instance_goes_on(make().await).await;
     a_full_instance_refuses_with_a_retryable_overload(make().await).await;
+    waiting_requests_start_by_priority_and_those_that_expire_never(make().await).await;
     expired_or_killed_work_never_starts(make().await).await;
     the_context_travels(make().await).await;
     a_drain_lets_work_finish_and_refuses_more(make().await).await;
@@ -308,9 +309,39 @@ async fn a_full_instance_refuses_with_a_retryable_overload(runtime: Runtime) {
     let (stream, _call) = puppet.call().await;
     let error = puppet.client.generate(Context::new(), 0).await.expect_err("full");
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Overloaded, true));
+    assert!(error.retry_after().is_some(), "{error}");
     drop(stream);
     puppet.idle().await;
     let (_stream, _call) = puppet.call().await;
+}
+
+async fn waiting_requests_start_by_priority_and_those_that_expire_never(runtime: Runtime) {
+    let options = ServeOptions::default().with_inflight_max(1).with_waiting_max(3);
+    let mut puppet = Puppet::new(&runtime, options).await;
+    let (stream, _call) = puppet.call().await;
+    let mut waiting = Vec::new();
+    for (level, timeout) in [(1, SOON), (5, SOON), (7, Duration::from_millis(50))] {
+        let priority = crate::engine::Priority::new(level).expect("a level");
+        let ctx = Context::new().with_priority(priority).with_timeout(timeout);
+        let client = puppet.client.clone();
+        let mut call = Box::pin(async move { client.generate(ctx, 0).await });
+        while puppet.serving.waiting() == waiting.len() {
+            assert!(futures::poll!(&mut call).is_pending());
+            tokio::task::yield_now().await;
+        }
+        waiting.push(call);
+    }
+    let expired = waiting.pop().expect("the third");
+    assert_eq!(kind(soon(expired).await), ErrorKind::DeadlineExceeded);
+    until(|| puppet.serving.waiting() == 2).await;
+    drop(stream);
+    for (level, call) in [5, 1].into_iter().zip(waiting.into_iter().rev()) {
+        let stream = soon(call).await.expect("its turn");
+        let (ctx, _) = soon(puppet.calls.recv()).await.expect("the engine is there");
+        assert_eq!(ctx.priority().level(), level);
+        drop(stream);
+    }
+    puppet.idle().await;
 }
 
 async fn expired_or_killed_work_never_starts(runtime: Runtime) {

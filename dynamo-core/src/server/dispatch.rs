@@ -5,6 +5,7 @@ use std::task::Poll;
 
 use futures::{FutureExt, StreamExt, stream};
 
+use super::canary::Activity;
 use super::inflight::Inflight;
 use crate::engine::{Context, Engine, ResponseStream};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) struct Dispatch<E> {
     pub(super) engine: E,
     pub(super) inflight: Arc<Inflight>,
+    pub(super) activity: Option<Arc<Activity>>,
 }
 
 impl<E: Engine> Engine for Dispatch<E> {
@@ -42,9 +44,12 @@ impl<E: Engine> Engine for Dispatch<E> {
         let mut items = AssertUnwindSafe(items)
             .catch_unwind()
             .map(|item| item.unwrap_or_else(|payload| Err(panicked(&*payload))));
-        let inflight = Arc::clone(&self.inflight);
+        let (inflight, activity) = (Arc::clone(&self.inflight), self.activity.clone());
         let items = stream::poll_fn(move |cx| match items.poll_next_unpin(cx) {
-            Poll::Ready(Some(Ok(item))) => Poll::Ready(Some(Ok(item))),
+            Poll::Ready(Some(Ok(item))) => {
+                activity.as_deref().into_iter().for_each(Activity::note);
+                Poll::Ready(Some(Ok(item)))
+            }
             // The engine was killed, and may say so in its own way.
             Poll::Ready(_) if inflight.gone().is_cancelled() => Poll::Ready(Some(Err(went_away()))),
             Poll::Ready(end) => Poll::Ready(end),

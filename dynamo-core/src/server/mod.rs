@@ -1,9 +1,12 @@
 //! The serving side of an endpoint: admission, accounting, panics, drain.
 
+mod canary;
 mod dispatch;
 mod inflight;
+mod listing;
 mod serving;
 
+pub use canary::Canary;
 pub use serving::{DrainReport, ServeOptions, Serving};
 
 pub(crate) use serving::serve;

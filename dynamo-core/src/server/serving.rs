@@ -3,9 +3,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::canary::{self, Activity, Canary};
 use super::dispatch::Dispatch;
 use super::inflight::Inflight;
-use crate::discovery::{Instance, Registration};
+use super::listing::Listing;
+use crate::discovery::Instance;
 use crate::engine::{Admission, Engine};
 use crate::error::Result;
 use crate::name::EndpointPath;
@@ -92,7 +94,7 @@ const INFLIGHT_MAX: usize = 1024;
 pub struct Serving {
     instance: Instance,
     inflight: Arc<Inflight>,
-    registration: Option<Registration>,
+    listing: Arc<Listing>,
     binding: Option<Binding>,
 }
 
@@ -112,11 +114,14 @@ pub(crate) async fn serve<E: Engine<Request: Message, Response: Message>>(
     endpoint: &EndpointPath,
     engine: E,
     options: ServeOptions,
+    canary: Option<Canary<E::Request>>,
 ) -> Result<Serving> {
     let admission = Admission::new(options.inflight_max, options.waiting_max);
     let inflight = Arc::new(Inflight::new(admission));
-    let dispatch = Dispatch { engine, inflight: Arc::clone(&inflight) };
-    let ingress = Ingress::new::<E::Request, E::Response>(Arc::new(dispatch));
+    let activity = canary.as_ref().map(|_| Arc::new(Activity::new()));
+    let dispatch = Dispatch { engine, inflight: Arc::clone(&inflight), activity: activity.clone() };
+    let dispatch = Arc::new(dispatch);
+    let ingress = Ingress::new::<E::Request, E::Response>(dispatch.clone());
     let id = (options.instance, options.incarnation);
     let binding = runtime.request_plane().bind(endpoint, id, ingress).await?;
     let instance = Instance {
@@ -126,14 +131,23 @@ pub(crate) async fn serve<E: Engine<Request: Message, Response: Message>>(
         address: binding.address().clone(),
         labels: options.labels,
     };
-    let registration = runtime.discovery().register(instance.clone()).await?;
-    Ok(Serving { instance, inflight, registration: Some(registration), binding: Some(binding) })
+    let listing = Listing::new(Arc::clone(runtime.discovery()), instance.clone()).await?;
+    let listing = Arc::new(listing);
+    if let Some((canary, activity)) = canary.zip(activity) {
+        runtime.spawn(canary::watch(dispatch, canary, activity, Arc::clone(&listing)));
+    }
+    Ok(Serving { instance, inflight, listing, binding: Some(binding) })
 }
 
 impl Serving {
     /// Returns the instance as registered.
     pub fn instance(&self) -> &Instance {
         &self.instance
+    }
+
+    /// Tells whether the engine answers its [`Canary`]; without one it is taken to.
+    pub fn is_healthy(&self) -> bool {
+        self.listing.is_healthy()
     }
 
     /// Returns the number of requests in flight.
@@ -152,7 +166,7 @@ impl Serving {
     /// # Cancel safety
     /// Dropping the future ends what is still in flight.
     pub async fn drain(mut self, patience: Duration) -> DrainReport {
-        self.registration.take();
+        self.listing.leave();
         self.inflight.close();
         let before = self.inflight();
         let idle = tokio::time::timeout(patience, self.inflight.admission().idle()).await;
@@ -164,7 +178,7 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.registration.take();
+        self.listing.leave();
         self.inflight.close();
         self.binding.take();
         self.inflight.kill_all();
