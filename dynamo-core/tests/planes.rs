@@ -26,6 +26,18 @@ async fn the_tcp_plane_conforms() {
     conformance::run(async || runtime(&Arc::default(), true).await).await;
 }
 
+#[cfg(feature = "json")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tcp_plane_conforms_with_messages_as_json() {
+    use dynamo_core::wire::codec::Codec;
+    conformance::run(async || {
+        let config = TcpConfig::default().with_listen(loopback()).with_codec(Codec::Json);
+        let plane = Arc::new(TcpRequestPlane::start(config).await.unwrap());
+        Runtime::new(Arc::<MemoryDiscovery>::default(), plane, Arc::<MemoryEventPlane>::default())
+    })
+    .await;
+}
+
 /// A process of its own, as far as requests are concerned; all share a directory.
 async fn runtime(discovery: &Arc<MemoryDiscovery>, listens: bool) -> Runtime {
     let plane = Arc::new(plane(listens).await);
@@ -269,4 +281,19 @@ async fn addresses_that_nobody_reaches_or_that_need_a_word_are_refused() {
     let error =
         endpoint(&caller).serve_with(counting(), ServeOptions::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+}
+
+/// A graph may carry bytes that it does not look into: they are not copied into another form.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_cross_as_they_are() {
+    let discovery = Arc::default();
+    let (server, caller) = (runtime(&discovery, true).await, runtime(&discovery, false).await);
+    let echo = engine_fn(|ctx: Context, bytes: bytes::Bytes| async move {
+        Ok(ResponseStream::from_items(&ctx, [bytes]))
+    });
+    let _serving = endpoint(&server).serve(echo).await.unwrap();
+    let client: Client<bytes::Bytes, bytes::Bytes> = endpoint(&caller).client().await.unwrap();
+    let sent = bytes::Bytes::from(vec![0xa5; 100_000]);
+    let got = client.generate(Context::new(), sent.clone()).await.unwrap().collect().await.unwrap();
+    assert_eq!(got, [sent]);
 }

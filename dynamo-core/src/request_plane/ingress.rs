@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::engine::{Context, DynEngine, Engine, ResponseStream, SharedEngine};
 use crate::error::{Error, Result};
-use crate::wire::codec;
+use crate::wire::codec::{Codec, Encoder};
 
 /// What a request or an item of an answer is: something that can cross a process boundary, and be
 /// sent again.
@@ -17,29 +17,50 @@ pub trait Message: Serialize + DeserializeOwned + Clone + Send + 'static {}
 
 impl<T: Serialize + DeserializeOwned + Clone + Send + 'static> Message for T {}
 
-/// The entrance to an endpoint: its engine by types, by bytes, or by both.
+/// The entrance to an endpoint.
 #[derive(Clone)]
-pub struct Ingress {
-    /// A `SharedEngine<Req, Resp>` of this process, and the names of its types.
-    typed: Option<(Arc<dyn Any + Send + Sync>, [&'static str; 2])>,
-    encoded: SharedEngine<Bytes, Bytes>,
+pub struct Ingress(Entrance);
+
+#[derive(Clone)]
+enum Entrance {
+    /// An engine of this process: by types, and by encoded messages of each codec.
+    Local {
+        /// A `SharedEngine<Req, Resp>`, and the names of its types.
+        typed: (Arc<dyn Any + Send + Sync>, [&'static str; 2]),
+        encoded: Arc<[(Codec, SharedEngine<Bytes, Bytes>)]>,
+    },
+    /// An engine of another process, by encoded messages.
+    Remote(SharedEngine<Bytes, Bytes>, Codec),
 }
 
 impl Ingress {
     /// Wraps an engine of this process.
     pub fn new<Req: Message, Resp: Message>(engine: SharedEngine<Req, Resp>) -> Self {
-        let encoded = Arc::new(Encoded(Arc::clone(&engine)));
-        Self { typed: Some((Arc::new(engine), [type_name::<Req>(), type_name::<Resp>()])), encoded }
+        let encoded = |codec: &Codec| -> (Codec, SharedEngine<Bytes, Bytes>) {
+            (*codec, Arc::new(Encoded { engine: Arc::clone(&engine), codec: *codec }))
+        };
+        let encoded = Codec::ALL.iter().map(encoded).collect();
+        let typed: Arc<dyn Any + Send + Sync> = Arc::new(engine);
+        Self(Entrance::Local { typed: (typed, [type_name::<Req>(), type_name::<Resp>()]), encoded })
     }
 
-    /// Wraps an engine of another process, reached by encoded messages.
-    pub fn remote(encoded: SharedEngine<Bytes, Bytes>) -> Self {
-        Self { typed: None, encoded }
+    /// Wraps an engine of another process, reached by messages that `codec` encodes.
+    pub fn remote(encoded: SharedEngine<Bytes, Bytes>, codec: Codec) -> Self {
+        Self(Entrance::Remote(encoded, codec))
     }
 
-    /// Returns the engine by encoded messages.
-    pub fn encoded(&self) -> SharedEngine<Bytes, Bytes> {
-        Arc::clone(&self.encoded)
+    /// Returns the engine by messages that `codec` encodes.
+    ///
+    /// Fails with [`InvalidArgument`](crate::ErrorKind::InvalidArgument) if it is in another process
+    /// and reached by another codec.
+    pub fn encoded(&self, codec: Codec) -> Result<&SharedEngine<Bytes, Bytes>> {
+        let found = match &self.0 {
+            Entrance::Local { encoded, .. } => {
+                encoded.iter().find(|(its, _)| *its == codec).map(|(_, engine)| engine)
+            }
+            Entrance::Remote(engine, its) => (*its == codec).then_some(engine),
+        };
+        found.ok_or_else(|| Error::invalid(format!("the engine does not speak {codec:?}")))
     }
 
     /// Returns the engine by types: values are moved if it is in this process, and encoded if not.
@@ -47,36 +68,46 @@ impl Ingress {
     /// Fails with [`InvalidArgument`](crate::ErrorKind::InvalidArgument), naming both, if the
     /// engine is known to take or give other types.
     pub fn engine<Req: Message, Resp: Message>(&self) -> Result<SharedEngine<Req, Resp>> {
-        let Some((engine, [request, response])) = &self.typed else {
-            return Ok(Arc::new(Decoded { encoded: self.encoded(), types: PhantomData }));
-        };
-        engine.downcast_ref::<SharedEngine<Req, Resp>>().cloned().ok_or_else(|| {
-            Error::invalid(format!(
-                "endpoint takes {request} and gives {response}, the client was made for {} and {}",
-                type_name::<Req>(),
-                type_name::<Resp>(),
-            ))
-        })
+        match &self.0 {
+            Entrance::Remote(encoded, codec) => {
+                let (encoded, codec) = (Arc::clone(encoded), *codec);
+                Ok(Arc::new(Decoded { encoded, codec, types: PhantomData }))
+            }
+            Entrance::Local { typed: (engine, [request, response]), .. } => {
+                engine.downcast_ref::<SharedEngine<Req, Resp>>().cloned().ok_or_else(|| {
+                    let (req, resp) = (type_name::<Req>(), type_name::<Resp>());
+                    Error::invalid(format!(
+                        "endpoint takes {request} and gives {response}, the client was made for \
+                         {req} and {resp}",
+                    ))
+                })
+            }
+        }
     }
 }
 
 impl fmt::Debug for Ingress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let types = self.typed.as_ref().map(|(_, types)| types);
-        f.debug_struct("Ingress").field("types", &types).finish_non_exhaustive()
+        match &self.0 {
+            Entrance::Local { typed, .. } => f.debug_tuple("Ingress").field(&typed.1).finish(),
+            Entrance::Remote(_, codec) => f.debug_tuple("Ingress").field(codec).finish(),
+        }
     }
 }
 
 /// An engine of this process, by encoded messages.
-struct Encoded<Req, Resp>(SharedEngine<Req, Resp>);
+struct Encoded<Req, Resp> {
+    engine: SharedEngine<Req, Resp>,
+    codec: Codec,
+}
 
 impl<Req: Message, Resp: Message> Engine for Encoded<Req, Resp> {
     type Request = Bytes;
     type Response = Bytes;
 
     async fn generate(&self, ctx: Context, request: Bytes) -> Result<ResponseStream<Bytes>> {
-        let items = self.0.generate_dyn(ctx, codec::decode(&request)?).await?;
-        let mut encoder = codec::Encoder::default();
+        let items = self.engine.generate_dyn(ctx, self.codec.decode(request)?).await?;
+        let mut encoder = Encoder::new(self.codec);
         Ok(items.map(move |item| encoder.encode(&item)))
     }
 }
@@ -84,6 +115,7 @@ impl<Req: Message, Resp: Message> Engine for Encoded<Req, Resp> {
 /// An engine of another process, by types.
 struct Decoded<Req, Resp> {
     encoded: SharedEngine<Bytes, Bytes>,
+    codec: Codec,
     types: PhantomData<fn(Req) -> Resp>,
 }
 
@@ -92,8 +124,9 @@ impl<Req: Message, Resp: Message> Engine for Decoded<Req, Resp> {
     type Response = Resp;
 
     async fn generate(&self, ctx: Context, request: Req) -> Result<ResponseStream<Resp>> {
-        let request = codec::encode(&request)?;
+        let codec = self.codec;
+        let request = codec.encode(&request)?;
         let items = self.encoded.generate_dyn(ctx, request).await?;
-        Ok(items.map(|item| codec::decode(&item)))
+        Ok(items.map(move |item| codec.decode(item)))
     }
 }

@@ -1,4 +1,9 @@
-//! Messages as bytes: bincode 2 through serde, with a limit on what decoding may allocate.
+//! Messages as bytes, with a limit on what decoding may allocate.
+//!
+//! A connection has one codec, chosen by the client. `Bytes` are never encoded: they cross as they
+//! are, whatever the codec.
+
+use std::any::{Any, type_name};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::Serialize;
@@ -6,29 +11,112 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Encodes a message; fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if it is larger
-/// than [`MESSAGE_BYTES_MAX`] or cannot be serialised.
-pub fn encode<T: Serialize>(message: &T) -> Result<Bytes> {
-    Encoder::default().encode(message)
+/// How messages are encoded.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Codec {
+    /// bincode 2 in its standard configuration: small and fast, for types that need no
+    /// description of themselves.
+    #[default]
+    Bincode,
+    /// JSON, for types that serde describes by their form (untagged enums, skipped fields,
+    /// `serde_json::Value`) and for peers in other languages.
+    #[cfg(feature = "json")]
+    Json,
+}
+
+impl Codec {
+    /// Returns the number that stands for the codec on the wire.
+    pub const fn id(self) -> u8 {
+        match self {
+            Self::Bincode => 0,
+            #[cfg(feature = "json")]
+            Self::Json => 1,
+        }
+    }
+
+    /// Returns the codec of a number; fails with [`Protocol`](ErrorKind::Protocol) if it is not
+    /// known here.
+    pub fn from_id(id: u8) -> Result<Self> {
+        let known = Self::ALL.iter().find(|codec| codec.id() == id);
+        known
+            .copied()
+            .ok_or_else(|| Error::new(ErrorKind::Protocol, format!("codec {id} is not known here")))
+    }
+
+    /// Encodes a message; fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if it is
+    /// larger than [`MESSAGE_BYTES_MAX`] or cannot be serialised.
+    pub fn encode<T: Serialize + 'static>(self, message: &T) -> Result<Bytes> {
+        Encoder::new(self).encode(message)
+    }
+
+    /// Decodes a message; fails with [`Protocol`](ErrorKind::Protocol) on bytes that are not
+    /// exactly one `T`.
+    pub fn decode<T: DeserializeOwned + 'static>(self, bytes: Bytes) -> Result<T> {
+        let mut raw = Some(bytes);
+        if let Some(same) = (&mut raw as &mut dyn Any).downcast_mut::<Option<T>>() {
+            return same.take().ok_or_else(|| Error::internal("bytes were there"));
+        }
+        let bytes = raw.unwrap_or_default();
+        let bad = || {
+            let name = type_name::<T>();
+            Error::new(ErrorKind::Protocol, format!("{} bytes are no {name}", bytes.len()))
+        };
+        match self {
+            Self::Bincode => match bincode::serde::decode_from_slice(&bytes, CONFIG) {
+                Ok((message, len)) if len == bytes.len() => Ok(message),
+                Ok(_) => Err(bad()),
+                Err(error) => Err(bad().with_source(error)),
+            },
+            #[cfg(feature = "json")]
+            Self::Json => serde_json::from_slice(&bytes).map_err(|error| bad().with_source(error)),
+        }
+    }
+
+    /// All codecs that are known here, by their number.
+    pub(crate) const ALL: &[Self] = &[
+        Self::Bincode,
+        #[cfg(feature = "json")]
+        Self::Json,
+    ];
 }
 
 /// Encodes the messages of one stream: small ones share their memory.
-#[derive(Debug, Default)]
-pub struct Encoder(BytesMut);
+#[derive(Debug)]
+pub struct Encoder {
+    codec: Codec,
+    room: BytesMut,
+}
 
 impl Encoder {
-    /// Encodes a message; fails like [`encode`].
-    pub fn encode<T: Serialize>(&mut self, message: &T) -> Result<Bytes> {
-        let mut writer = (&mut self.0).writer();
-        let encoded = bincode::serde::encode_into_std_write(message, &mut writer, CONFIG);
-        let bytes = self.0.split().freeze();
-        encoded.map_err(|error| {
-            let name = std::any::type_name::<T>();
-            Error::invalid(format!("{name} does not encode")).with_source(error)
-        })?;
+    /// Encodes by `codec`.
+    pub fn new(codec: Codec) -> Self {
+        Self { codec, room: BytesMut::new() }
+    }
+
+    /// Encodes a message; fails like [`Codec::encode`].
+    pub fn encode<T: Serialize + 'static>(&mut self, message: &T) -> Result<Bytes> {
+        if let Some(raw) = (message as &dyn Any).downcast_ref::<Bytes>() {
+            return check_size(raw).map(|()| raw.clone());
+        }
+        let bad = || Error::invalid(format!("{} does not encode", type_name::<T>()));
+        let mut writer = (&mut self.room).writer();
+        let encoded = match self.codec {
+            Codec::Bincode => bincode::serde::encode_into_std_write(message, &mut writer, CONFIG)
+                .map(drop)
+                .map_err(|error| bad().with_source(error)),
+            #[cfg(feature = "json")]
+            Codec::Json => serde_json::to_writer(&mut writer, message)
+                .map_err(|error| bad().with_source(error)),
+        };
+        let bytes = self.room.split().freeze();
+        encoded?;
         check_size(&bytes)?;
-        if self.0.capacity() < ROOM_MIN {
-            self.0 = BytesMut::with_capacity(ROOM);
+        if self.room.capacity() < ROOM_MIN {
+            self.room = BytesMut::with_capacity(ROOM);
         }
         Ok(bytes)
     }
@@ -42,20 +130,6 @@ pub(super) fn check_size(message: &[u8]) -> Result<()> {
         return Err(Error::invalid(format!("message of {len} bytes, at most {MESSAGE_BYTES_MAX}")));
     }
     Ok(())
-}
-
-/// Decodes a message; fails with [`Protocol`](ErrorKind::Protocol) on bytes that are not exactly
-/// one `T`.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    let bad = || {
-        let name = std::any::type_name::<T>();
-        Error::new(ErrorKind::Protocol, format!("{} bytes are no {name}", bytes.len()))
-    };
-    match bincode::serde::decode_from_slice(bytes, CONFIG) {
-        Ok((message, len)) if len == bytes.len() => Ok(message),
-        Ok(_) => Err(bad()),
-        Err(error) => Err(bad().with_source(error)),
-    }
 }
 
 /// What the small messages of a stream are allocated by, and when anew: about a hundred tokens.
@@ -80,43 +154,82 @@ mod tests {
         BlockSize, CacheNamespace, FinishReason, GenerateChunk, GenerateRequest, Sampling,
     };
 
+    const BINCODE: Codec = Codec::Bincode;
+
     #[test]
-    fn messages_survive_the_way_and_a_token_is_small() {
+    fn messages_survive_the_way() {
         let namespace = CacheNamespace::model("m");
         let prompt: Vec<u32> = (0..100).collect();
         let request =
             GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default());
-        assert_eq!(decode::<GenerateRequest>(&encode(&request).unwrap()).unwrap(), request);
         let chunk = GenerateChunk { token_ids: vec![49_151], ..GenerateChunk::default() };
-        let bytes = encode(&chunk).unwrap();
-        assert_eq!(decode::<GenerateChunk>(&bytes).unwrap(), chunk);
-        let len = bytes.len() + super::super::frame::HEADER_BYTES;
+        let last = GenerateChunk { finish: Some(FinishReason::Stop), ..chunk.clone() };
+        for codec in Codec::ALL.iter().copied() {
+            assert_eq!(Codec::from_id(codec.id()).unwrap(), codec);
+            let bytes = codec.encode(&request).unwrap();
+            assert_eq!(codec.decode::<GenerateRequest>(bytes).unwrap(), request);
+            for chunk in [&chunk, &last] {
+                let bytes = codec.encode(chunk).unwrap();
+                assert_eq!(codec.decode::<GenerateChunk>(bytes).unwrap(), *chunk);
+            }
+        }
+        assert_eq!(Codec::from_id(200).unwrap_err().kind(), ErrorKind::Protocol);
+    }
+
+    #[test]
+    fn a_token_is_small() {
+        let chunk = GenerateChunk { token_ids: vec![49_151], ..GenerateChunk::default() };
+        let len = BINCODE.encode(&chunk).unwrap().len() + super::super::frame::HEADER_BYTES;
         assert!(len <= 16, "a token takes {len} bytes on the wire");
-        let last = GenerateChunk { finish: Some(FinishReason::Stop), ..chunk };
-        assert_eq!(decode::<GenerateChunk>(&encode(&last).unwrap()).unwrap(), last);
+    }
+
+    #[test]
+    fn bytes_cross_as_they_are_without_a_copy() {
+        let bytes = Bytes::from(vec![7; 1000]);
+        for codec in Codec::ALL.iter().copied() {
+            let encoded = codec.encode(&bytes).unwrap();
+            let decoded: Bytes = codec.decode(encoded).unwrap();
+            assert_eq!((decoded.as_ptr(), decoded.len()), (bytes.as_ptr(), bytes.len()));
+        }
+    }
+
+    #[cfg(feature = "json")]
+    #[test]
+    fn json_carries_what_only_its_form_describes() {
+        let value = serde_json::json!({ "model": "m", "stop": ["a", 1, null] });
+        let bytes = Codec::Json.encode(&value).unwrap();
+        assert_eq!(Codec::Json.decode::<serde_json::Value>(bytes).unwrap(), value);
+        assert!(BINCODE.decode::<serde_json::Value>(BINCODE.encode(&value).unwrap()).is_err());
+        let cut = Bytes::from_static(b"{\"model\": ");
+        assert!(Codec::Json.decode::<serde_json::Value>(cut).is_err());
     }
 
     #[test]
     fn what_is_cut_longer_or_too_large_is_refused() {
-        let bytes = encode(&("text", 7u64)).unwrap();
+        let bytes = BINCODE.encode(&("text".to_owned(), 7u64)).unwrap();
         for at in 0..bytes.len() {
-            let error = decode::<(String, u64)>(&bytes[..at]).unwrap_err();
+            let error = BINCODE.decode::<(String, u64)>(bytes.slice(..at)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Protocol);
         }
-        let longer = [&bytes[..], &[0]].concat();
-        assert_eq!(decode::<(String, u64)>(&longer).unwrap_err().kind(), ErrorKind::Protocol);
+        let longer = Bytes::from([&bytes[..], &[0]].concat());
+        assert!(BINCODE.decode::<(String, u64)>(longer).is_err());
         // A length that is announced is not allocated.
-        let announced = [253, 255, 255, 255, 255, 255, 255, 255, 127];
-        assert!(decode::<Vec<u64>>(&announced).is_err());
+        let announced = Bytes::from_static(&[253, 255, 255, 255, 255, 255, 255, 255, 127]);
+        assert!(BINCODE.decode::<Vec<u64>>(announced).is_err());
         let large = vec![0u8; MESSAGE_BYTES_MAX + 1];
-        assert_eq!(encode(&large).unwrap_err().kind(), ErrorKind::InvalidArgument);
+        assert_eq!(BINCODE.encode(&large).unwrap_err().kind(), ErrorKind::InvalidArgument);
+        let raw = Bytes::from(large);
+        assert_eq!(BINCODE.encode(&raw).unwrap_err().kind(), ErrorKind::InvalidArgument);
     }
 
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode::<GenerateRequest>(&bytes);
-            let _ = decode::<GenerateChunk>(&bytes);
+            let bytes = Bytes::from(bytes);
+            for codec in Codec::ALL.iter().copied() {
+                let _ = codec.decode::<GenerateRequest>(bytes.clone());
+                let _ = codec.decode::<GenerateChunk>(bytes.clone());
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 
+use super::codec::Codec;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a frame is for.
@@ -128,17 +129,20 @@ pub struct Hello {
     pub connection_window: u32,
     /// The streams that the server takes at once; 0 from a client.
     pub streams_max: u32,
+    /// How messages are encoded: the client's word counts.
+    pub codec: Codec,
 }
 
 impl Hello {
     /// Encodes the payload.
     pub fn encode(&self) -> BytesMut {
-        let mut out = BytesMut::with_capacity(18);
+        let mut out = BytesMut::with_capacity(19);
         out.put_slice(MAGIC);
         out.put_u16_le(VERSION);
         out.put_u32_le(self.stream_window);
         out.put_u32_le(self.connection_window);
         out.put_u32_le(self.streams_max);
+        out.put_u8(self.codec.id());
         out
     }
 
@@ -158,6 +162,7 @@ impl Hello {
             stream_window: body.try_get_u32_le().map_err(|_| short())?,
             connection_window: body.try_get_u32_le().map_err(|_| short())?,
             streams_max: body.try_get_u32_le().map_err(|_| short())?,
+            codec: Codec::from_id(body.try_get_u8().map_err(|_| short())?)?,
         };
         ended(body)?;
         Ok(hello)
@@ -260,15 +265,16 @@ mod tests {
     #[test]
     fn the_format_does_not_change_unseen() {
         let mut out = BytesMut::new();
-        let hello = Hello { stream_window: 1, connection_window: 2, streams_max: 3 };
+        let hello =
+            Hello { stream_window: 1, connection_window: 2, streams_max: 3, codec: Codec::Bincode };
         put(&mut out, Kind::Hello, 0, 0, &hello.encode());
         put(&mut out, Kind::Data, MORE, 0x0102_0304, b"ab");
         put(&mut out, Kind::End, 0, 5, &7u64.to_le_bytes());
         let error = Error::new(ErrorKind::Overloaded, "full").unprocessed();
         put(&mut out, Kind::Reset, 0, 6, &encode_error(&error));
         let golden = [
-            &[18, 0, 0, 0, 0, 0, 0, 0][..],
-            b"DYNW\x01\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00",
+            &[19, 0, 0, 0, 0, 0, 0, 0][..],
+            b"DYNW\x01\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00\x00",
             &[2, 0, 0, 0x13, 4, 3, 2, 1],
             b"ab",
             &[8, 0, 0, 4, 5, 0, 0, 0],
@@ -320,7 +326,9 @@ mod tests {
         ] {
             assert_eq!(Header::decode(&bad).unwrap_err().kind(), ErrorKind::Protocol, "{bad:?}");
         }
-        let good = Hello { stream_window: 1, connection_window: 2, streams_max: 3 }.encode();
+        let good =
+            Hello { stream_window: 1, connection_window: 2, streams_max: 3, codec: Codec::Bincode }
+                .encode();
         for at in 0..good.len() {
             assert!(Hello::decode(&good[..at]).is_err(), "cut at {at}");
         }

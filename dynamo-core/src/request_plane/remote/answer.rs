@@ -24,15 +24,16 @@ pub(crate) async fn answer(connection: Connection, arrival: Arrival, bound: Arc<
         ctx = ctx.with_timeout(remaining);
     }
     // The client may have left before the task ran.
-    if !connection.run_in(stream, &ctx) {
-        return;
-    }
+    let Some(codec) = connection.run_in(stream, &ctx) else { return };
     let outcome = match bound.find(&(head.endpoint, head.instance), head.incarnation) {
         Ok(_) if head.is_probe => {
             connection.accept(stream);
             Ok(())
         }
-        Ok(engine) => run(&connection, stream, &ctx, &engine, body).await,
+        Ok(ingress) => match ingress.encoded(codec) {
+            Ok(engine) => run(&connection, stream, &ctx, engine, body).await,
+            Err(error) => Err(error.unprocessed()),
+        },
         Err(error) => Err(error),
     };
     connection.settle(stream, outcome);

@@ -1,20 +1,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-
+use super::super::Ingress;
 use super::lock;
-use crate::engine::SharedEngine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
 
-/// What can be asked here: endpoint and instance → incarnation → engine.
+/// What can be asked here: endpoint and instance → incarnation → entrance.
 #[derive(Default)]
 pub(crate) struct Bound(Mutex<HashMap<Key, Incarnations>>);
 
 type Key = (String, u64);
-type Incarnations = BTreeMap<u64, SharedEngine<Bytes, Bytes>>;
+type Incarnations = BTreeMap<u64, Ingress>;
 
 impl Bound {
     /// Makes an engine reachable until the returned function is called.
@@ -22,7 +20,7 @@ impl Bound {
         self: &Arc<Self>,
         endpoint: &EndpointPath,
         (id, incarnation): (InstanceId, u64),
-        engine: SharedEngine<Bytes, Bytes>,
+        ingress: Ingress,
     ) -> Result<impl FnOnce() + Send + Sync + 'static> {
         let key = (endpoint.to_string(), id.0);
         let mut bound = lock(&self.0);
@@ -31,7 +29,7 @@ impl Bound {
             let message = format!("instance {id} of {endpoint} is bound");
             return Err(Error::new(ErrorKind::Conflict, message));
         }
-        incarnations.insert(incarnation, engine);
+        incarnations.insert(incarnation, ingress);
         drop(bound);
         let own = Arc::clone(self);
         Ok(move || {
@@ -45,12 +43,12 @@ impl Bound {
         })
     }
 
-    /// Returns the engine of an incarnation, or of the last one before it: an instance whose lease
+    /// Returns the entrance of an incarnation, or of the last one before it: an instance whose lease
     /// was lost goes on under a later one.
-    pub(super) fn find(&self, key: &Key, incarnation: u64) -> Result<SharedEngine<Bytes, Bytes>> {
+    pub(super) fn find(&self, key: &Key, incarnation: u64) -> Result<Ingress> {
         let bound = lock(&self.0);
         let found = bound.get(key).and_then(|known| known.range(..=incarnation).next_back());
-        found.map(|(_, engine)| Arc::clone(engine)).ok_or_else(|| {
+        found.map(|(_, ingress)| ingress.clone()).ok_or_else(|| {
             let message = format!("instance {:x}.{incarnation} of {} is gone", key.1, key.0);
             Error::new(ErrorKind::Unavailable, message).unprocessed()
         })

@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::{Counters, FLUSH_MAX, lock};
 use crate::engine::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::codec::Codec;
 use crate::wire::head::Head;
 use crate::wire::session::{Event, Recv, Session};
 
@@ -173,14 +174,15 @@ impl Connection {
         self.flush();
     }
 
-    /// Notes the context of a request that runs; tells whether its stream is still there.
-    pub(crate) fn run_in(&self, id: u32, ctx: &Context) -> bool {
+    /// Notes the context of a request that runs; returns how its messages are encoded if its
+    /// stream is still there.
+    pub(crate) fn run_in(&self, id: u32, ctx: &Context) -> Option<Codec> {
         let mut state = lock(&self.0.state);
         let is_there = state.session.has_stream(id);
         if is_there {
             state.running.insert(id, ctx.clone());
         }
-        is_there
+        is_there.then(|| state.session.codec())
     }
 
     /// Queues the word that a request was started; [`flush`](Self::flush) sends it.

@@ -8,11 +8,13 @@ use tokio_util::task::TaskTracker;
 
 use super::super::remote::{Connection, Counters, Peers, Stage};
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::codec::Codec;
 use crate::wire::session::{Limits, Session};
 
 /// Makes connections to peers.
 pub(super) struct Dialer {
     pub(super) limits: Limits,
+    pub(super) codec: Codec,
     pub(super) peers: Peers<SocketAddr>,
     pub(super) counters: Arc<Counters>,
     pub(super) tasks: TaskTracker,
@@ -33,7 +35,7 @@ impl Dialer {
             .await
             .map_err(|error| Error::new(ErrorKind::Unavailable, "connecting").with_source(error))?;
         let now = Instant::now().into_std();
-        let session = Session::client(self.limits.clone(), now);
+        let session = Session::client(self.limits.clone(), self.codec, now);
         let connection = Connection::new(session, Arc::clone(&self.counters));
         let driven = connection.clone().drive(socket, self.shutdown.clone(), |_| {});
         self.tasks.spawn(driven);

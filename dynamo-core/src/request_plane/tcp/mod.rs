@@ -18,6 +18,7 @@ use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
+use crate::wire::codec::Codec;
 use crate::wire::session::Limits;
 use client::Dialer;
 use server::Acceptor;
@@ -36,6 +37,8 @@ pub struct TcpConfig {
     pub plaintext_allowed: bool,
     /// What a connection allows its peer.
     pub limits: Limits,
+    /// How the requests of this plane and their answers are encoded; whoever serves follows.
+    pub codec: Codec,
 }
 
 impl TcpConfig {
@@ -57,6 +60,13 @@ impl TcpConfig {
     #[must_use]
     pub fn with_plaintext_allowed(mut self) -> Self {
         self.plaintext_allowed = true;
+        self
+    }
+
+    /// Encodes requests and their answers by `codec`.
+    #[must_use]
+    pub fn with_codec(mut self, codec: Codec) -> Self {
+        self.codec = codec;
         self
     }
 
@@ -127,6 +137,7 @@ impl TcpRequestPlane {
         };
         let dialer = Dialer {
             limits: config.limits,
+            codec: config.codec,
             peers: Peers::default(),
             counters: Arc::clone(&counters),
             tasks: tasks.clone(),
@@ -175,12 +186,13 @@ impl RequestPlane for TcpRequestPlane {
         let Some(address) = self.address else {
             return Err(Error::invalid("a TCP plane that does not listen cannot serve"));
         };
-        let unbind = self.bound.insert(endpoint, id, ingress.encoded())?;
+        let unbind = self.bound.insert(endpoint, id, ingress)?;
         Ok(Binding::new(Address(format!("{SCHEME}{address}")), unbind))
     }
 
     async fn dial(&self, instance: &Instance) -> Result<Ingress> {
-        Ok(Ingress::remote(Arc::new(self.reach(instance).await?)))
+        let codec = self.dialer.codec;
+        Ok(Ingress::remote(Arc::new(self.reach(instance).await?), codec))
     }
 
     async fn probe(&self, instance: &Instance) -> Result<()> {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::codec::check_size;
+use super::codec::{Codec, check_size};
 use super::frame::{self, Hello, Kind};
 use super::head::Head;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +27,8 @@ use stream::{Stream, StreamIds, Terminal};
 #[derive(Debug)]
 pub struct Session {
     is_server: bool,
+    /// Of all messages of the connection: the client's choice.
+    codec: Codec,
     limits: Limits,
     peer: Option<Hello>,
     streams: HashMap<u32, Stream, StreamIds>,
@@ -125,26 +127,28 @@ pub enum Recv {
 }
 
 impl Session {
-    /// Creates the side that opens streams.
-    pub fn client(limits: Limits, now: Instant) -> Self {
-        Self::new(false, limits, now)
+    /// Creates the side that opens streams; all messages are encoded by `codec`.
+    pub fn client(limits: Limits, codec: Codec, now: Instant) -> Self {
+        Self::new(false, limits, codec, now)
     }
 
     /// Creates the side that answers.
     pub fn server(limits: Limits, now: Instant) -> Self {
-        Self::new(true, limits, now)
+        Self::new(true, limits, Codec::default(), now)
     }
 
-    fn new(is_server: bool, limits: Limits, now: Instant) -> Self {
+    fn new(is_server: bool, limits: Limits, codec: Codec, now: Instant) -> Self {
         let hello = Hello {
             stream_window: limits.stream_window,
             connection_window: limits.connection_window,
             streams_max: if is_server { limits.streams_max } else { 0 },
+            codec,
         };
         let mut control = BytesMut::new();
         frame::put(&mut control, Kind::Hello, 0, 0, &hello.encode());
         Self {
             is_server,
+            codec,
             peer: None,
             streams: HashMap::default(),
             next_stream: 1,
@@ -178,6 +182,11 @@ impl Session {
     /// Tells whether the connection is of no use any more.
     pub fn is_closed(&self) -> bool {
         self.closed.is_some()
+    }
+
+    /// Returns how the messages of the connection are encoded.
+    pub fn codec(&self) -> Codec {
+        self.codec
     }
 
     /// Returns the number of streams that have not ended.

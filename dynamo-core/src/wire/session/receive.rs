@@ -95,6 +95,9 @@ impl Session {
             }
         }
         self.send_credit = hello.connection_window;
+        if self.is_server {
+            self.codec = hello.codec;
+        }
         self.peer = Some(hello);
         self.events.push_back(Event::Established);
         Ok(())

@@ -22,7 +22,7 @@ impl Pair {
         #[expect(clippy::disallowed_methods, reason = "any time will do")]
         let now = Instant::now();
         Self {
-            client: Session::client(limits.clone(), now),
+            client: Session::client(limits.clone(), Codec::default(), now),
             server: Session::server(limits.clone(), now),
             to_server: BytesMut::new(),
             to_client: BytesMut::new(),
