@@ -34,6 +34,25 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// All kinds; the order is that of the codes on the wire.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::NotFound,
+        Self::Conflict,
+        Self::Unavailable,
+        Self::Overloaded,
+        Self::DeadlineExceeded,
+        Self::Cancelled,
+        Self::Closed,
+        Self::InvalidArgument,
+        Self::Protocol,
+        Self::Internal,
+    ];
+
+    /// Returns the place of the kind in [`ALL`](Self::ALL).
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+
     /// Returns the stable lower-case name used in metrics and on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -165,6 +184,13 @@ mod tests {
         assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("socket closed"));
         assert!(!error.is_retryable());
         assert!(error.unprocessed().is_retryable());
+    }
+
+    #[test]
+    fn every_kind_has_its_place() {
+        for (index, kind) in ErrorKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind.index(), index, "{kind}");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@
 //!
 //! Beside the way of a request: [`discovery`] (who is there), [`event_plane`] (one publisher, many
 //! listeners), [`protocol`] (the words that crates share), [`runtime`] (the ground), and the floor
-//! under all: [`error`], [`name`], [`time`].
+//! under all: [`error`], [`metrics`], [`name`], [`time`].
 //!
 //! # Promises
 //! - Every stream ends in exactly one of: complete, a typed error, cancelled. A deadline or a kill
@@ -50,6 +50,7 @@ pub mod discovery;
 pub mod engine;
 pub mod error;
 pub mod event_plane;
+pub mod metrics;
 pub mod name;
 pub mod protocol;
 pub mod random;

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use crate::discovery::{Discovery, MemoryDiscovery};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event_plane::{EventPlane, MemoryEventPlane};
+use crate::metrics::Registry;
 use crate::request_plane::{MemoryRequestPlane, RequestPlane};
 
 /// The ground a graph stands on; cheap to clone.
@@ -24,6 +25,7 @@ struct Inner {
     discovery: Arc<dyn Discovery>,
     request_plane: Arc<dyn RequestPlane>,
     event_plane: Arc<dyn EventPlane>,
+    metrics: Registry,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -44,10 +46,13 @@ impl Runtime {
         request_plane: Arc<dyn RequestPlane>,
         event_plane: Arc<dyn EventPlane>,
     ) -> Self {
+        let metrics = Registry::default();
+        request_plane.measure(&metrics);
         Self(Arc::new(Inner {
             discovery,
             request_plane,
             event_plane,
+            metrics,
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         }))
@@ -66,6 +71,11 @@ impl Runtime {
     /// Returns the plane that carries events.
     pub fn event_plane(&self) -> &Arc<dyn EventPlane> {
         &self.0.event_plane
+    }
+
+    /// Returns what the clients and instances of this runtime count, and its request plane.
+    pub fn metrics(&self) -> &Registry {
+        &self.0.metrics
     }
 
     /// Ends the tasks of this runtime and its planes and waits for them, for `patience` at most

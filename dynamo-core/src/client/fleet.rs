@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use super::health::Health;
 use crate::discovery::{Change, Instance, View};
+use crate::engine::{Measures, Names};
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::{self, Counter, Sample, Source, plain};
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
 use crate::runtime::Runtime;
@@ -16,8 +18,11 @@ use crate::runtime::Runtime;
 /// The instances of one endpoint: who is there, and who answers.
 #[derive(Debug)]
 pub(super) struct Fleet {
+    endpoint: EndpointPath,
     instances: watch::Receiver<Arc<[Instance]>>,
     pub(super) health: Arc<Health>,
+    pub(super) measures: Measures,
+    pub(super) retries: Counter,
 }
 
 impl Fleet {
@@ -37,7 +42,9 @@ impl Fleet {
         let health = Arc::<Health>::default();
         let probes = Follower { runtime: runtime.clone(), view, sender, health: health.clone() };
         runtime.spawn(probes.run(changes));
-        Ok(Self { instances, health })
+        let (measures, retries) = (Measures::default(), Counter::default());
+        let endpoint = endpoint.clone();
+        Ok(Self { endpoint, instances, health, measures, retries })
     }
 
     /// Returns the instances known at this moment, ordered by id.
@@ -56,6 +63,26 @@ impl Fleet {
         let _ = self.instances.clone().wait_for(|instances| instances.len() >= count).await;
     }
 }
+
+impl Source for Fleet {
+    fn collect(&self, samples: &mut Vec<Sample>) {
+        let labels = [("endpoint", self.endpoint.to_string())];
+        self.measures.collect(&NAMES, &labels, samples);
+        let count = |instances: Arc<[Instance]>| instances.len() as u64;
+        plain(metrics::CLIENT_RETRIES, &labels, self.retries.read(), samples);
+        plain(metrics::CLIENT_EJECTIONS, &labels, self.health.ejections(), samples);
+        plain(metrics::CLIENT_INSTANCES, &labels, count(self.instances()), samples);
+        plain(metrics::CLIENT_CANDIDATES, &labels, count(self.candidates()), samples);
+    }
+}
+
+const NAMES: Names = Names {
+    requests: metrics::CLIENT_REQUESTS,
+    items: metrics::CLIENT_ITEMS,
+    first_item: metrics::CLIENT_FIRST_ITEM,
+    item_interval: metrics::CLIENT_ITEM_INTERVAL,
+    request: metrics::CLIENT_REQUEST,
+};
 
 /// Folds what discovery says, and probes who is doubtful or did not answer.
 struct Follower {

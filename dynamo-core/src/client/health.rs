@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use crate::discovery::Instance;
 use crate::error::{Error, ErrorKind};
+use crate::metrics::Counter;
 use crate::protocol::InstanceId;
 use crate::random::Random;
 use crate::time::{Clock, SystemClock};
@@ -20,6 +21,7 @@ pub(super) struct Health {
     is_troubled: AtomicBool,
     /// Wakes whoever probes: somebody was ejected.
     ejected: Notify,
+    ejections_total: Counter,
 }
 
 impl Health {
@@ -30,6 +32,7 @@ impl Health {
             ErrorKind::Unavailable => {
                 if self.lock().failed(instance, live, now) {
                     tracing::debug!(%instance, %error, "ejected until a probe succeeds");
+                    self.ejections_total.add(1);
                     self.ejected.notify_one();
                 }
             }
@@ -40,6 +43,11 @@ impl Health {
             _ => return,
         }
         self.is_troubled.store(true, Ordering::Release);
+    }
+
+    /// Returns how often an instance was left out so far.
+    pub(super) fn ejections(&self) -> u64 {
+        self.ejections_total.read()
     }
 
     /// Notes that a call of an instance was started.

@@ -14,6 +14,9 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
+
 use fleet::Fleet;
 pub use least_loaded::LeastLoaded;
 pub use picker::{Pick, Picker};
@@ -26,9 +29,10 @@ use crate::engine::layers::{Retries, RetryPolicy};
 use crate::engine::{Context, Ending, Engine, ResponseStream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::EndpointPath;
-use crate::protocol::InstanceId;
+use crate::protocol::{InstanceId, TraceContext};
 use crate::request_plane::Message;
 use crate::runtime::Runtime;
+use crate::time::{Clock, SystemClock};
 
 /// Calls the instances of one endpoint; itself an [`Engine`].
 ///
@@ -48,6 +52,7 @@ pub struct Client<Req, Resp> {
 impl<Req: Message, Resp: Message> Client<Req, Resp> {
     pub(crate) async fn connect(runtime: &Runtime, endpoint: EndpointPath) -> Result<Self> {
         let fleet = Arc::new(Fleet::follow(runtime, &endpoint).await?);
+        runtime.metrics().add(&fleet);
         let picker = Arc::new(RoundRobin::default());
         let retries = Retries::new(RetryPolicy::default());
         let runtime = runtime.clone();
@@ -135,25 +140,44 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
         request: Req,
     ) -> Result<ResponseStream<Resp>> {
         let instance = &instances[at];
+        let (fleet, started) = (Arc::clone(&self.fleet), SystemClock.now());
         ctx.note_tried(instance.id);
-        let started = self.start(instance, ctx.child(), request).await;
-        let stream = match started {
-            Ok(stream) => stream,
+        let (ctx, span) = self.trace(ctx, instance);
+        let call = self.start(instance, ctx, request);
+        match call.instrument(span.clone()).await {
+            Ok(stream) => {
+                fleet.health.worked(instance.id);
+                let stream = stream.in_span(span).on_end(move |course| {
+                    fleet.measures.ended(started, course);
+                    if let Ending::Failed(error) = course.ending {
+                        fleet.health.failed(&instances[at], fleet.instances().len(), error);
+                    }
+                });
+                Ok(stream)
+            }
             Err(error) => {
-                self.fleet.health.failed(instance, self.instances().len(), &error);
-                return Err(error);
+                fleet.measures.refused(&error);
+                fleet.health.failed(instance, fleet.instances().len(), &error);
+                Err(error)
             }
-        };
-        self.fleet.health.worked(instance.id);
-        let fleet = Arc::clone(&self.fleet);
-        Ok(stream.on_end(move |ending| {
-            if let Ending::Failed(error) = ending {
-                fleet.health.failed(&instances[at], fleet.instances().len(), error);
-            }
-        }))
+        }
     }
 
-    /// Starts the request in a context of its own: this call ends without ending the caller's
+    /// Returns a context of the call's own, one span further in the trace, and the span.
+    fn trace(&self, ctx: &Context, instance: &Instance) -> (Context, Span) {
+        let (endpoint, id) = (&self.endpoint, instance.id);
+        let span = tracing::info_span!(
+            "call", %endpoint, instance = %id, request = %ctx.id(), trace = Empty, span = Empty
+        );
+        let mut ctx = ctx.child();
+        if let Some(trace) = ctx.trace().map(TraceContext::child) {
+            ctx = ctx.with_trace(trace);
+            trace.record(&span);
+        }
+        (ctx, span)
+    }
+
+    /// Starts the request; `ctx` is of this call alone, which ends without ending the caller's
     /// whole request.
     async fn start(
         &self,
@@ -218,6 +242,7 @@ impl<Req: Message, Resp: Message> Engine for Client<Req, Resp> {
                     let has_other = self.candidates().iter().any(is_other);
                     let retry_after = if has_other { None } else { error.retry_after() };
                     attempts.again(&ctx, error, retry_after).await?;
+                    self.fleet.retries.add(1);
                 }
             }
         }

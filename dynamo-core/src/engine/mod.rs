@@ -5,6 +5,7 @@ mod admission;
 mod context;
 mod function;
 pub mod layers;
+mod measure;
 mod priority;
 mod stream;
 
@@ -16,8 +17,9 @@ use async_trait::async_trait;
 pub use admission::{Admission, Permit};
 pub use context::{Context, RequestId};
 pub use function::{FnEngine, engine_fn};
+pub(crate) use measure::{Measures, Names};
 pub use priority::Priority;
-pub use stream::{Ending, ResponseSender, ResponseStream};
+pub use stream::{Course, Ending, ResponseSender, ResponseStream};
 
 use crate::error::Result;
 

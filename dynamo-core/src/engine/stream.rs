@@ -2,6 +2,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
+use std::time::Instant;
 
 use futures::Stream;
 use tokio::sync::mpsc;
@@ -9,6 +10,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::Context;
 use crate::error::{Error, Result};
+use crate::time::{Clock, SystemClock};
 
 /// The stream that answers a request.
 ///
@@ -30,10 +32,25 @@ struct Live<T> {
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
     guards: Vec<Box<dyn Send>>,
     told: Vec<Told>,
+    span: tracing::Span,
+    items_taken: u64,
+    first_item: Option<Instant>,
 }
 
-/// Who is told how a stream ended.
-type Told = Box<dyn FnOnce(Ending<'_>) + Send>;
+/// Who is told how a stream went.
+type Told = Box<dyn FnOnce(&Course<'_>) + Send>;
+
+/// How a stream went.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Course<'a> {
+    /// How it ended.
+    pub ending: Ending<'a>,
+    /// How many items were taken.
+    pub items: u64,
+    /// When the first one was.
+    pub first_item: Option<Instant>,
+}
 
 /// How a stream ended.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +77,9 @@ impl<T> ResponseStream<T> {
             deadline: ctx.deadline().map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
             guards: Vec::new(),
             told: Vec::new(),
+            span: tracing::Span::none(),
+            items_taken: 0,
+            first_item: None,
         };
         Self { live: Some(live), ctx: ctx.clone() }
     }
@@ -108,9 +128,11 @@ impl<T> ResponseStream<T> {
     where
         T: 'static,
     {
-        let live = self.live.take().map(|Live { items, killed, deadline, guards, told }| {
-            let items = futures::StreamExt::map(items, move |item| map(item?));
-            Live { items: Box::pin(items) as Items<U>, killed, deadline, guards, told }
+        let live = self.live.take().map(|live| {
+            let items = futures::StreamExt::map(live.items, move |item| map(item?));
+            let Live { killed, deadline, guards, told, span, items_taken, first_item, .. } = live;
+            let items: Items<U> = Box::pin(items);
+            Live { items, killed, deadline, guards, told, span, items_taken, first_item }
         });
         ResponseStream { live, ctx: self.ctx.clone() }
     }
@@ -123,8 +145,16 @@ impl<T> ResponseStream<T> {
         self
     }
 
-    /// Tells `told` how the stream ended, once, before its guards are released.
-    pub fn on_end(mut self, told: impl FnOnce(Ending<'_>) + Send + 'static) -> Self {
+    /// Polls the stream inside `span`.
+    pub fn in_span(mut self, span: tracing::Span) -> Self {
+        if let Some(live) = &mut self.live {
+            live.span = span;
+        }
+        self
+    }
+
+    /// Tells `told` how the stream went, once it has ended and before its guards are released.
+    pub fn on_end(mut self, told: impl FnOnce(&Course<'_>) + Send + 'static) -> Self {
         if let Some(live) = &mut self.live {
             live.told.push(Box::new(told));
         }
@@ -158,8 +188,10 @@ impl<T> ResponseStream<T> {
 
     fn end(&mut self, ending: Ending<'_>) {
         let Some(mut live) = self.live.take() else { return };
+        let (items, first_item) = (live.items_taken, live.first_item);
+        let _in_span = live.span.clone().entered();
         for told in live.told.drain(..) {
-            told(ending);
+            told(&Course { ending, items, first_item });
         }
         drop(live);
         if !matches!(ending, Ending::Complete) {
@@ -180,8 +212,15 @@ impl<T> Stream for ResponseStream<T> {
         // A look at the context is cheap; being woken by it is arranged for only when waiting.
         let terminal = match this.ctx.check() {
             Err(error) => Some(Err(error)),
-            Ok(()) => match live.items.as_mut().poll_next(cx) {
-                Poll::Ready(Some(Ok(item))) => return Poll::Ready(Some(Ok(item))),
+            Ok(()) => match live.span.in_scope(|| live.items.as_mut().poll_next(cx)) {
+                Poll::Ready(Some(Ok(item))) => {
+                    live.items_taken += 1;
+                    // The time is of interest only to those who are told.
+                    if live.items_taken == 1 && !live.told.is_empty() {
+                        live.first_item = Some(SystemClock.now());
+                    }
+                    return Poll::Ready(Some(Ok(item)));
+                }
                 Poll::Ready(terminal) => terminal,
                 Poll::Pending => {
                     let is_due =
@@ -358,7 +397,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_asked_is_told_once_how_the_stream_ended() {
-        let told = Arc::<Mutex<Vec<String>>>::default();
+        let told = Arc::<Mutex<Vec<(String, u64)>>>::default();
         let failing = futures::stream::iter([Ok(1), Err(Error::internal("boom"))]);
         let streams = [
             ResponseStream::from_items(&Context::new(), [1]),
@@ -367,16 +406,19 @@ mod tests {
         ];
         for (at, stream) in streams.into_iter().enumerate() {
             let told = Arc::clone(&told);
-            let mut stream = stream.map(Ok).on_end(move |ending| {
-                told.lock().unwrap().push(match ending {
+            let mut stream = stream.map(Ok).on_end(move |course| {
+                let ending = match course.ending {
                     Ending::Complete => "complete".to_owned(),
                     Ending::Failed(error) => error.message().to_owned(),
                     Ending::Dropped => "dropped".to_owned(),
-                });
+                };
+                assert_eq!(course.first_item.is_some(), course.items > 0);
+                told.lock().unwrap().push((ending, course.items));
             });
             while at < 2 && stream.next().await.is_some() {}
         }
-        assert_eq!(*told.lock().unwrap(), ["complete", "boom", "dropped"]);
+        let expected = [("complete", 1), ("boom", 1), ("dropped", 0)];
+        assert_eq!(*told.lock().unwrap(), expected.map(|(how, items)| (how.to_owned(), items)));
     }
 
     #[tokio::test]

@@ -45,6 +45,14 @@ impl TraceContext {
         Self { span_id: random_id(), ..*self }
     }
 
+    /// Notes the ids in the fields `trace` and `span` of a tracing span, if anyone listens.
+    pub(crate) fn record(&self, span: &tracing::Span) {
+        if !span.is_disabled() {
+            span.record("trace", tracing::field::display(format_args!("{:032x}", self.trace_id)));
+            span.record("span", tracing::field::display(format_args!("{:016x}", self.span_id)));
+        }
+    }
+
     /// Returns the id that all spans of the trace share.
     pub const fn trace_id(&self) -> u128 {
         self.trace_id

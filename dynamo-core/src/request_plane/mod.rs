@@ -20,6 +20,7 @@ pub use tcp::{TcpConfig, TcpRequestPlane, TcpStats};
 
 use crate::discovery::{Address, Instance};
 use crate::error::Result;
+use crate::metrics::Registry;
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
 
@@ -51,6 +52,9 @@ pub trait RequestPlane: Send + Sync + fmt::Debug + 'static {
     async fn probe(&self, instance: &Instance) -> Result<()> {
         self.dial(instance).await.map(drop)
     }
+
+    /// Lets `metrics` tell what the plane counts.
+    fn measure(&self, _metrics: &Registry) {}
 
     /// Ends what the plane runs and joins it; streams that have not ended fail.
     async fn shutdown(&self) {}

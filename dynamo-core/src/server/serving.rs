@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::canary::{self, Activity, Canary};
-use super::dispatch::Dispatch;
+use super::dispatch::{Dispatch, Served};
 use super::inflight::Inflight;
 use super::listing::Listing;
 use crate::discovery::Instance;
-use crate::engine::{Admission, Engine};
+use crate::engine::{Admission, Engine, Measures};
 use crate::error::Result;
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
@@ -119,8 +119,14 @@ pub(crate) async fn serve<E: Engine<Request: Message, Response: Message>>(
     let admission = Admission::new(options.inflight_max, options.waiting_max);
     let inflight = Arc::new(Inflight::new(admission));
     let activity = canary.as_ref().map(|_| Arc::new(Activity::new()));
-    let dispatch = Dispatch { engine, inflight: Arc::clone(&inflight), activity: activity.clone() };
-    let dispatch = Arc::new(dispatch);
+    let served = Arc::new(Served {
+        endpoint: endpoint.clone(),
+        instance: options.instance,
+        inflight: Arc::clone(&inflight),
+        measures: Measures::default(),
+    });
+    runtime.metrics().add(&served);
+    let dispatch = Arc::new(Dispatch { engine, served, activity: activity.clone() });
     let ingress = Ingress::new::<E::Request, E::Response>(dispatch.clone());
     let id = (options.instance, options.incarnation);
     let binding = runtime.request_plane().bind(endpoint, id, ingress).await?;

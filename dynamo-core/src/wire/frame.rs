@@ -172,8 +172,7 @@ impl Hello {
 /// Encodes an error as the payload of a reset.
 pub(super) fn encode_error(error: &Error) -> BytesMut {
     let mut out = BytesMut::new();
-    let code = KINDS.iter().position(|kind| *kind == error.kind());
-    out.put_u8(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX));
+    out.put_u8(u8::try_from(error.kind().index()).unwrap_or(u8::MAX));
     let retry_after = error.retry_after();
     let flags = [(error.is_retryable(), UNPROCESSED), (retry_after.is_some(), RETRY_AFTER)];
     out.put_u8(flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum());
@@ -193,7 +192,7 @@ pub(super) fn decode_error(body: &[u8]) -> Result<Error> {
     if flags & !(UNPROCESSED | RETRY_AFTER) != 0 {
         return Err(protocol(format!("reset with flags {flags:#x}")));
     }
-    let kind = KINDS.get(usize::from(code)).copied().unwrap_or(ErrorKind::Internal);
+    let kind = ErrorKind::ALL.get(usize::from(code)).copied().unwrap_or(ErrorKind::Internal);
     let retry_after = match flags & RETRY_AFTER {
         0 => None,
         _ => Some(Duration::from_millis(message.try_get_u32_le().map_err(|_| short())?.into())),
@@ -242,20 +241,6 @@ const MESSAGE_BYTES_MAX: usize = 2 << 10;
 const UNPROCESSED: u8 = 1;
 const RETRY_AFTER: u8 = 2;
 
-/// Error kinds by code; the order is part of the format.
-const KINDS: [ErrorKind; 10] = [
-    ErrorKind::NotFound,
-    ErrorKind::Conflict,
-    ErrorKind::Unavailable,
-    ErrorKind::Overloaded,
-    ErrorKind::DeadlineExceeded,
-    ErrorKind::Cancelled,
-    ErrorKind::Closed,
-    ErrorKind::InvalidArgument,
-    ErrorKind::Protocol,
-    ErrorKind::Internal,
-];
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -297,7 +282,7 @@ mod tests {
             assert_eq!(Header::decode(&out).unwrap(), Some(header));
             assert_eq!(Header::decode(&out[..7]).unwrap(), None);
         }
-        for kind in KINDS {
+        for kind in ErrorKind::ALL {
             let error = decode_error(&encode_error(&Error::new(kind, "text"))).unwrap();
             assert_eq!(
                 (error.kind(), error.message(), error.is_retryable()),

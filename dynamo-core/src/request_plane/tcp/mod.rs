@@ -16,6 +16,7 @@ use super::remote::{Bound, Counters, Peers, RemoteEngine};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::Registry;
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
 use crate::wire::codec::Codec;
@@ -197,6 +198,10 @@ impl RequestPlane for TcpRequestPlane {
 
     async fn probe(&self, instance: &Instance) -> Result<()> {
         self.reach(instance).await?.probe().await
+    }
+
+    fn measure(&self, metrics: &Registry) {
+        metrics.add(&self.counters);
     }
 
     async fn shutdown(&self) {

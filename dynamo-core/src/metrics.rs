@@ -1,0 +1,326 @@
+//! What a runtime counts, under one list of names.
+//!
+//! Counting is a few atomic additions per request and none per item. A [`Registry`] belongs to a
+//! [`Runtime`](crate::Runtime); nothing is global. [`Registry::render`] writes the Prometheus text
+//! format, [`Registry::collect`] gives the samples to whatever else exports them.
+
+use std::fmt::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+/// A metric: its name says the unit, as Prometheus has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Metric {
+    /// The name.
+    pub name: &'static str,
+    /// How its values are to be read.
+    pub kind: Kind,
+    /// What is counted, and in which unit.
+    pub help: &'static str,
+}
+
+/// How the values of a metric are to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts values by buckets.
+    Histogram,
+}
+
+macro_rules! metrics {
+    ($($constant:ident: $kind:ident $name:literal $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub const $constant: Metric =
+                Metric { name: $name, kind: Kind::$kind, help: $help };
+        )*
+        /// All metrics of this crate.
+        pub const ALL: &[Metric] = &[$($constant),*];
+    };
+}
+
+metrics! {
+    CLIENT_REQUESTS: Counter "dynamo_client_requests_total"
+        "Attempts at requests of a client that have ended, by outcome.";
+    CLIENT_RETRIES: Counter "dynamo_client_retries_total"
+        "Attempts of a client that followed a failed one.";
+    CLIENT_EJECTIONS: Counter "dynamo_client_ejections_total"
+        "Instances that a client left out because they did not answer.";
+    CLIENT_INSTANCES: Gauge "dynamo_client_instances"
+        "Instances that a client knows.";
+    CLIENT_CANDIDATES: Gauge "dynamo_client_candidates"
+        "Instances that requests of a client go to.";
+    CLIENT_ITEMS: Counter "dynamo_client_items_total"
+        "Items of answers that a client's callers took.";
+    CLIENT_FIRST_ITEM: Histogram "dynamo_client_first_item_seconds"
+        "Time from the start of an attempt to its first item (TTFT).";
+    CLIENT_ITEM_INTERVAL: Histogram "dynamo_client_item_interval_seconds"
+        "Mean time between the items of one answer (ITL).";
+    CLIENT_REQUEST: Histogram "dynamo_client_request_seconds"
+        "Time from the start of an attempt to its end.";
+    SERVER_REQUESTS: Counter "dynamo_server_requests_total"
+        "Requests of an instance that have ended, by outcome.";
+    SERVER_RUNNING: Gauge "dynamo_server_running"
+        "Requests that run at an instance.";
+    SERVER_WAITING: Gauge "dynamo_server_waiting"
+        "Requests that wait at an instance.";
+    SERVER_ITEMS: Counter "dynamo_server_items_total"
+        "Items that an instance gave.";
+    SERVER_FIRST_ITEM: Histogram "dynamo_server_first_item_seconds"
+        "Time from the arrival of a request to its first item, waiting included.";
+    SERVER_ITEM_INTERVAL: Histogram "dynamo_server_item_interval_seconds"
+        "Mean time between the items of one answer.";
+    SERVER_REQUEST: Histogram "dynamo_server_request_seconds"
+        "Time from the arrival of a request to its end.";
+    TCP_CONNECTIONS: Counter "dynamo_tcp_connections_total"
+        "Connections that a TCP request plane made or accepted.";
+    TCP_WRITES: Counter "dynamo_tcp_writes_total"
+        "Calls of a TCP request plane that wrote to a socket.";
+    TCP_WRITTEN: Counter "dynamo_tcp_written_bytes_total"
+        "Bytes that a TCP request plane wrote.";
+}
+
+/// One value of a metric, or of one bucket of it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Sample {
+    /// The metric.
+    pub metric: Metric,
+    /// What stands behind the name: `_bucket`, `_sum` or `_count` of a histogram.
+    pub suffix: &'static str,
+    /// What it is a value of.
+    pub labels: Vec<(&'static str, String)>,
+    /// The value.
+    pub value: f64,
+}
+
+/// Something that counts.
+pub trait Source: Send + Sync {
+    /// Appends its samples.
+    fn collect(&self, samples: &mut Vec<Sample>);
+}
+
+/// The sources of one runtime; cheap to clone.
+#[derive(Clone, Default)]
+pub struct Registry(Arc<Mutex<Vec<Weak<dyn Source>>>>);
+
+impl Registry {
+    /// Asks `source` too from now on, as long as somebody else keeps it.
+    pub fn add<S: Source + 'static>(&self, source: &Arc<S>) {
+        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.retain(|source| source.strong_count() > 0);
+        let source: Weak<S> = Arc::downgrade(source);
+        sources.push(source);
+    }
+
+    /// Returns the values at this moment.
+    pub fn collect(&self) -> Vec<Sample> {
+        let sources: Vec<_> = {
+            let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            sources.iter().filter_map(Weak::upgrade).collect()
+        };
+        let mut samples = Vec::new();
+        sources.iter().for_each(|source| source.collect(&mut samples));
+        samples
+    }
+
+    /// Returns the values at this moment in the Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> String {
+        let mut samples = self.collect();
+        // Stable: what one source said stays in its order.
+        samples.sort_by_key(|sample| sample.metric.name);
+        let mut text = String::new();
+        let mut last = "";
+        for sample in &samples {
+            let Metric { name, kind, help } = sample.metric;
+            if name != last {
+                let kind = match kind {
+                    Kind::Counter => "counter",
+                    Kind::Gauge => "gauge",
+                    Kind::Histogram => "histogram",
+                };
+                // Writing to a string cannot fail.
+                let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+                last = name;
+            }
+            let _ = write!(text, "{name}{}", sample.suffix);
+            for (at, (key, value)) in sample.labels.iter().enumerate() {
+                let open = if at == 0 { '{' } else { ',' };
+                let _ = write!(text, "{open}{key}=\"{}\"", escaped(value));
+            }
+            let close = if sample.labels.is_empty() { "" } else { "}" };
+            let _ = writeln!(text, "{close} {}", sample.value);
+        }
+        text
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner).len();
+        f.debug_struct("Registry").field("sources", &sources).finish()
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Times by buckets from a tenth of a millisecond to two minutes.
+#[derive(Debug, Default)]
+pub(crate) struct Times {
+    buckets: [Counter; BOUNDS.len() + 1],
+    sum_us: Counter,
+}
+
+impl Times {
+    pub(crate) fn add(&self, time: Duration) {
+        let at = BOUNDS.partition_point(|bound| time > Duration::from_micros(*bound));
+        self.buckets[at].add(1);
+        self.sum_us.add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    pub(crate) fn collect(
+        &self,
+        metric: Metric,
+        labels: &[(&'static str, String)],
+        samples: &mut Vec<Sample>,
+    ) {
+        let mut count = 0;
+        let mut push = |suffix, extra: Option<String>, value| {
+            let mut labels = labels.to_vec();
+            labels.extend(extra.map(|bound| ("le", bound)));
+            samples.push(Sample { metric, suffix, labels, value });
+        };
+        for (at, bucket) in self.buckets.iter().enumerate() {
+            count += bucket.read();
+            let bound = BOUNDS.get(at).map(|us| seconds(*us).to_string());
+            let bound = bound.unwrap_or_else(|| "+Inf".to_owned());
+            push("_bucket", Some(bound), float(count));
+        }
+        push("_sum", None, seconds(self.sum_us.read()));
+        push("_count", None, float(count));
+    }
+}
+
+/// Appends a plain value.
+pub(crate) fn plain(
+    metric: Metric,
+    labels: &[(&'static str, String)],
+    value: u64,
+    samples: &mut Vec<Sample>,
+) {
+    let (labels, value) = (labels.to_vec(), float(value));
+    samples.push(Sample { metric, suffix: "", labels, value });
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts beyond 2^53 may lose their last digits")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
+
+fn seconds(us: u64) -> f64 {
+    float(us) / 1e6
+}
+
+/// Upper bounds of the buckets, in microseconds.
+const BOUNDS: [u64; 19] = [
+    100,
+    250,
+    500,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    30_000_000,
+    60_000_000,
+    120_000_000,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Two(Counter, Times);
+
+    impl Source for Two {
+        fn collect(&self, samples: &mut Vec<Sample>) {
+            let labels = [("endpoint", "n/c/\"e\"".to_owned())];
+            self.1.collect(SERVER_REQUEST, &labels, samples);
+            plain(CLIENT_RETRIES, &labels, self.0.read(), samples);
+        }
+    }
+
+    #[test]
+    fn the_text_is_what_prometheus_reads() {
+        let (registry, source) = (Registry::default(), Arc::new(Two::default()));
+        registry.add(&source);
+        source.0.add(3);
+        for ms in [1, 2, 700_000] {
+            source.1.add(Duration::from_millis(ms));
+        }
+        let text = registry.render();
+        let label = "endpoint=\"n/c/\\\"e\\\"\"";
+        for line in [
+            "# TYPE dynamo_client_retries_total counter".to_owned(),
+            format!("dynamo_client_retries_total{{{label}}} 3"),
+            "# TYPE dynamo_server_request_seconds histogram".to_owned(),
+            format!("dynamo_server_request_seconds_bucket{{{label},le=\"0.0005\"}} 0"),
+            format!("dynamo_server_request_seconds_bucket{{{label},le=\"0.001\"}} 1"),
+            format!("dynamo_server_request_seconds_bucket{{{label},le=\"0.0025\"}} 2"),
+            format!("dynamo_server_request_seconds_bucket{{{label},le=\"+Inf\"}} 3"),
+            format!("dynamo_server_request_seconds_sum{{{label}}} 700.003"),
+            format!("dynamo_server_request_seconds_count{{{label}}} 3"),
+        ] {
+            assert!(text.lines().any(|its| its == line), "{line} in\n{text}");
+        }
+        drop(source);
+        assert_eq!(registry.render(), "");
+    }
+
+    #[test]
+    fn names_are_unique_and_say_their_unit() {
+        let mut names: Vec<_> = ALL.iter().map(|metric| metric.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        for metric in ALL {
+            let is_named = match metric.kind {
+                Kind::Counter => metric.name.ends_with("_total"),
+                Kind::Histogram => metric.name.ends_with("_seconds"),
+                Kind::Gauge => !metric.name.ends_with("_total"),
+            };
+            assert!(is_named, "{}", metric.name);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What can be seen of a request from outside: counts under the list of names, and one trace.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dynamo_core::discovery::MemoryDiscovery;
+use dynamo_core::event_plane::MemoryEventPlane;
+use dynamo_core::metrics::{self, Metric};
+use dynamo_core::protocol::TraceContext;
+use dynamo_core::request_plane::{TcpConfig, TcpRequestPlane};
+use dynamo_core::{Client, Context, Endpoint, Engine, Error, ResponseStream, Runtime, engine_fn};
+
+async fn runtime(discovery: &Arc<MemoryDiscovery>) -> Runtime {
+    let config = TcpConfig::default().with_listen("127.0.0.1:0".parse().unwrap());
+    let plane = Arc::new(TcpRequestPlane::start(config).await.unwrap());
+    Runtime::new(
+        Arc::<MemoryDiscovery>::clone(discovery),
+        plane,
+        Arc::<MemoryEventPlane>::default(),
+    )
+}
+
+fn endpoint(runtime: &Runtime) -> Endpoint<u32, u32> {
+    runtime.namespace("n").unwrap().component("c").unwrap().endpoint("e").unwrap()
+}
+
+/// Returns the sum of a metric's plain values, or of its counts, with `label` among the labels.
+fn value(runtime: &Runtime, metric: Metric, label: &str) -> u64 {
+    let samples = runtime.metrics().collect();
+    let of_it = samples.iter().filter(|sample| {
+        sample.metric == metric
+            && matches!(sample.suffix, "" | "_count")
+            && (label.is_empty() || sample.labels.iter().any(|(_, value)| value == label))
+    });
+    of_it.map(|sample| sample.value as u64).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_sides_count_the_same_requests() {
+    let discovery = Arc::default();
+    let (server, caller) = (runtime(&discovery).await, runtime(&discovery).await);
+    let engine = engine_fn(|ctx: Context, count: u32| async move {
+        match count {
+            0 => Err(Error::internal("nothing to count")),
+            99 => Ok(ResponseStream::new(&ctx, futures::stream::pending())),
+            count => Ok(ResponseStream::from_items(&ctx, 0..count)),
+        }
+    });
+    let serving = endpoint(&server).serve(engine).await.unwrap();
+    let client: Client<u32, u32> = endpoint(&caller).client().await.unwrap();
+    for _ in 0..5 {
+        client.generate(Context::new(), 3).await.unwrap().collect().await.unwrap();
+    }
+    client.generate(Context::new(), 0).await.unwrap_err();
+    drop(client.generate(Context::new(), 99).await.unwrap());
+    let late = Context::new().with_timeout(Duration::from_millis(20));
+    client.generate(late, 99).await.unwrap().collect().await.unwrap_err();
+    let wait = async {
+        while serving.inflight() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap();
+
+    let sides = [
+        (&caller, metrics::CLIENT_REQUESTS, metrics::CLIENT_ITEMS, metrics::CLIENT_FIRST_ITEM),
+        (&server, metrics::SERVER_REQUESTS, metrics::SERVER_ITEMS, metrics::SERVER_FIRST_ITEM),
+    ];
+    for (runtime, requests, items, first_item) in sides {
+        let outcomes = ["complete", "internal", "deadline_exceeded"];
+        let counts = outcomes.map(|outcome| value(runtime, requests, outcome));
+        assert_eq!(counts[..2], [5, 1], "{}", requests.name);
+        assert_eq!(value(runtime, requests, ""), 8, "{}", requests.name);
+        assert_eq!(value(runtime, items, "n/c/e"), 15);
+        assert_eq!(value(runtime, first_item, "n/c/e"), 5);
+    }
+    assert_eq!(value(&caller, metrics::CLIENT_REQUESTS, "dropped"), 1);
+    assert_eq!(value(&caller, metrics::CLIENT_INSTANCES, ""), 1);
+    assert_eq!(value(&server, metrics::SERVER_RUNNING, ""), 0);
+    assert_eq!(value(&caller, metrics::TCP_CONNECTIONS, ""), 1);
+    assert!(value(&server, metrics::TCP_WRITTEN, "") > 0);
+}
+
+#[test]
+fn the_page_of_metrics_lists_what_there_is() {
+    let page = include_str!("../../docs/metrics.md");
+    let listed = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let mut listed: Vec<_> = listed.collect();
+    let mut known: Vec<_> = metrics::ALL.iter().map(|metric| metric.name).collect();
+    listed.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(listed, known);
+}
+
+/// Span names with their fields, as a subscriber is told them.
+#[derive(Default)]
+struct Spans(Mutex<Vec<(String, String)>>);
+
+impl tracing::Subscriber for Spans {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_span()
+    }
+
+    fn new_span(&self, attributes: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        let mut spans = self.0.lock().unwrap();
+        spans.push((attributes.metadata().name().to_owned(), String::new()));
+        let id = spans.len() as u64;
+        drop(spans);
+        attributes.record(&mut Fields(self, id));
+        tracing::span::Id::from_u64(id)
+    }
+
+    fn record(&self, span: &tracing::span::Id, values: &tracing::span::Record<'_>) {
+        values.record(&mut Fields(self, span.into_u64()));
+    }
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {}
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+struct Fields<'a>(&'a Spans, u64);
+
+impl tracing::field::Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        let at = usize::try_from(self.1).unwrap() - 1;
+        self.0.0.lock().unwrap()[at].1 += &format!("{}={value:?} ", field.name());
+    }
+}
+
+#[tokio::test]
+async fn one_trace_goes_through_all_processes() {
+    let spans = Arc::new(Spans::default());
+    let _subscribed = tracing::subscriber::set_default(Arc::clone(&spans));
+    let discovery = Arc::default();
+    let (server, caller) = (runtime(&discovery).await, runtime(&discovery).await);
+    let seen = Arc::<Mutex<Option<TraceContext>>>::default();
+    let noted = Arc::clone(&seen);
+    let engine = engine_fn(move |ctx: Context, _: u32| {
+        *noted.lock().unwrap() = ctx.trace().copied();
+        async move { Ok(ResponseStream::from_items(&ctx, [1])) }
+    });
+    let _serving = endpoint(&server).serve(engine).await.unwrap();
+    let client: Client<u32, u32> = endpoint(&caller).client().await.unwrap();
+    let trace: TraceContext =
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap();
+    let ctx = Context::new().with_trace(trace);
+    client.generate(ctx, 1).await.unwrap().collect().await.unwrap();
+    let at_engine = seen.lock().unwrap().unwrap();
+    assert_eq!((at_engine.trace_id(), at_engine.flags()), (trace.trace_id(), trace.flags()));
+    assert_ne!(at_engine.span_id(), trace.span_id());
+
+    let spans = spans.0.lock().unwrap();
+    let field = |name: &str, field: &str| {
+        let fields = &spans.iter().find(|(its, _)| its == name).unwrap().1;
+        let value = fields.split(' ').find_map(|pair| pair.strip_prefix(&format!("{field}=")));
+        value.unwrap_or_else(|| panic!("{field} of {name} in {fields}")).to_owned()
+    };
+    for name in ["call", "serve"] {
+        assert_eq!(field(name, "trace"), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(field(name, "endpoint"), "n/c/e");
+    }
+    assert_eq!(field("serve", "parent"), field("call", "span"));
+    assert_eq!(field("serve", "span"), format!("{:016x}", at_engine.span_id()));
+}
