@@ -7,6 +7,8 @@ mod function;
 pub mod layers;
 mod priority;
 mod stream;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 use std::future::Future;
 use std::sync::Arc;
