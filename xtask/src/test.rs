@@ -32,7 +32,14 @@ pub(crate) fn run() -> Result<ExitCode> {
 }
 
 /// What a newcomer runs first has to run.
-const EXAMPLES: [&str; 4] = ["hello_graph", "kv_routing", "block_lifecycle", "transfer_memory"];
+const EXAMPLES: [&str; 6] = [
+    "hello_graph",
+    "streaming_and_cancel",
+    "middleware",
+    "kv_routing",
+    "block_lifecycle",
+    "transfer_memory",
+];
 
 /// Tells the tests where something is, or notes that they have to do without.
 fn provide(

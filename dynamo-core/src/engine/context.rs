@@ -126,10 +126,11 @@ impl Context {
 
     /// Returns a context whose attempts at this request share what they tried: a
     /// [`Client`](crate::Client) notes the instance it asks, and asks another one for the next
-    /// attempt if there is one.
+    /// attempt if there is one. Where attempts are shared already, by a layer further out, they
+    /// stay shared with it.
     #[must_use]
     pub fn with_attempts(mut self) -> Self {
-        self.tried = Some(Tried::default());
+        self.tried.get_or_insert_default();
         self
     }
 
@@ -304,6 +305,16 @@ mod tests {
         assert!(second.is_stopped() && !second.is_killed());
         parent.kill();
         assert!(second.is_killed());
+    }
+
+    #[test]
+    fn attempts_within_attempts_share_what_they_tried() {
+        let plain = Context::new();
+        plain.note_tried(InstanceId(1));
+        assert_eq!(plain.tried(), []);
+        let outer = plain.with_attempts();
+        outer.child().with_attempts().note_tried(InstanceId(2));
+        assert_eq!(outer.tried(), [InstanceId(2)]);
     }
 
     #[test]

@@ -8,6 +8,8 @@ pub mod layers;
 mod measure;
 mod priority;
 mod stream;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 use std::future::Future;
 use std::sync::Arc;
