@@ -15,6 +15,8 @@ use async_trait::async_trait;
 
 pub use ingress::{Ingress, Message};
 pub use memory::MemoryRequestPlane;
+#[cfg(feature = "tls")]
+pub use tcp::{Identity, Pem, TlsConfig};
 #[cfg(feature = "tcp")]
 pub use tcp::{TcpConfig, TcpRequestPlane, TcpStats};
 

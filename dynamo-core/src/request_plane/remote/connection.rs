@@ -3,17 +3,18 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use futures::{FutureExt, StreamExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::{Counters, FLUSH_MAX, lock};
+use crate::discovery::Instance;
 use crate::engine::Context;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::codec::Codec;
@@ -22,10 +23,14 @@ use crate::wire::session::{Event, Recv, Session};
 
 /// A session that a task drives; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Connection(Arc<Shared>);
+pub(crate) struct Connection(Arc<Shared>, Option<Vouch>);
+
+/// Fails if the peer has not shown that it may answer for an instance.
+pub(crate) type Vouch = Arc<dyn Fn(&Instance) -> Result<()> + Send + Sync>;
 
 struct Shared {
     state: Mutex<State>,
+    since: Instant,
     /// Wakes the driver: there is something to send.
     due: Notify,
     /// Whether streams can be opened.
@@ -80,7 +85,29 @@ impl Connection {
         let (waiting, running, watches) = (HashMap::new(), HashMap::new(), Vec::new());
         let state = State { session, waiting, running, watches };
         let open = watch::Sender::new(Stage::Greeting);
-        Self(Arc::new(Shared { state: Mutex::new(state), due: Notify::new(), open, counters }))
+        let (state, due, since) = (Mutex::new(state), Notify::new(), Instant::now());
+        Self(Arc::new(Shared { state, since, due, open, counters }), None)
+    }
+
+    /// Lets [`check`](Self::check) ask `vouch`.
+    pub(crate) fn vouched_by(self, vouch: Option<Vouch>) -> Self {
+        Self(self.0, vouch)
+    }
+
+    /// Fails if the peer is known not to be `instance`.
+    pub(crate) fn check(&self, instance: &Instance) -> Result<()> {
+        self.1.as_ref().map_or(Ok(()), |vouch| vouch(instance))
+    }
+
+    /// Takes no more streams and ends behind those it has, unless it was made only just before;
+    /// tells whether it does.
+    pub(crate) fn retire(&self, age_min: Duration) -> bool {
+        let is_old = self.0.since.elapsed() >= age_min;
+        if is_old {
+            self.0.open.send_replace(Stage::Gone);
+            self.flush();
+        }
+        is_old
     }
 
     /// Waits until streams can be opened, or never will.
@@ -89,6 +116,11 @@ impl Connection {
         // The sender lives in self.
         let stage = open.wait_for(|stage| *stage != Stage::Greeting).await;
         stage.map_or(Stage::Gone, |stage| *stage)
+    }
+
+    /// Returns why the connection is of no use, once it is not.
+    pub(crate) fn why_gone(&self) -> String {
+        lock(&self.0.state).session.why_closed().unwrap_or("the peer is going away").to_owned()
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -234,29 +266,31 @@ impl Connection {
     /// Requests that arrive are handed to `on_arrival`.
     pub(crate) async fn drive(
         self,
-        socket: TcpStream,
+        (mut reader, mut writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
         shutdown: CancellationToken,
         mut on_arrival: impl FnMut(Arrival),
     ) {
-        let outcome = self.exchange(socket, &shutdown, &mut on_arrival).await;
+        let halves = (&mut reader, &mut writer);
+        let outcome = self.exchange(halves, &shutdown, &mut on_arrival).await;
         let reason = match outcome {
             Ok(()) => "the connection was closed".to_owned(),
             Err(error) => error.message().to_owned(),
         };
         lock(&self.0.state).session.close(ErrorKind::Unavailable, reason);
         self.dispatch(&mut on_arrival);
+        // A word of farewell if it costs no waiting.
+        let _ = writer.shutdown().now_or_never();
     }
 
     async fn exchange(
         &self,
-        socket: TcpStream,
+        (reader, writer): (&mut (impl AsyncRead + Unpin), &mut (impl AsyncWrite + Unpin)),
         shutdown: &CancellationToken,
         on_arrival: &mut impl FnMut(Arrival),
     ) -> Result<()> {
-        socket.set_nodelay(true).map_err(broken)?;
-        let (mut reader, mut writer) = socket.into_split();
         let mut incoming = BytesMut::with_capacity(READ_BYTES);
         let mut outgoing = BytesMut::with_capacity(WRITE_BYTES);
+        let mut is_flushed = true;
         let mut watches = FuturesUnordered::<Watch>::new();
         let mut leave_by: Option<Instant> = None;
         let timer = tokio::time::sleep_until(Instant::now());
@@ -275,7 +309,8 @@ impl Connection {
                 (session.is_closed(), session.streams() == 0)
             };
             self.dispatch(on_arrival);
-            let is_done = leave_by.is_some() && is_idle && outgoing.is_empty();
+            let is_leaving = leave_by.is_some() || *self.0.open.borrow() == Stage::Gone;
+            let is_done = is_leaving && is_idle && outgoing.is_empty() && is_flushed;
             if is_closed || is_done {
                 return Ok(());
             }
@@ -288,11 +323,8 @@ impl Connection {
                     lock(&self.0.state).session.receive(&mut incoming, now)?;
                     incoming.reserve(READ_BYTES);
                 }
-                written = writer.write_buf(&mut outgoing), if !outgoing.is_empty() => {
-                    let bytes = written.map_err(broken)? as u64;
-                    self.0.counters.writes.fetch_add(1, Ordering::Relaxed);
-                    self.0.counters.written_bytes.fetch_add(bytes, Ordering::Relaxed);
-                }
+                written = self.write(writer, &mut outgoing, &mut is_flushed),
+                    if !outgoing.is_empty() || !is_flushed => written.map_err(broken)?,
                 () = self.0.due.notified(), if outgoing.is_empty() => {}
                 Some(killed) = watches.next(), if !watches.is_empty() => self.kill(killed),
                 () = &mut timer => {
@@ -314,6 +346,26 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Writes what is due, and what the transport still holds of it; cancel safe.
+    async fn write(
+        &self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        outgoing: &mut BytesMut,
+        is_flushed: &mut bool,
+    ) -> std::io::Result<()> {
+        if !outgoing.is_empty() {
+            let bytes = writer.write_buf(outgoing).await? as u64;
+            *is_flushed = false;
+            self.0.counters.writes.fetch_add(1, Ordering::Relaxed);
+            self.0.counters.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        if outgoing.is_empty() {
+            writer.flush().await?;
+            *is_flushed = true;
+        }
+        Ok(())
     }
 
     /// Tells everyone what the session has for them.
@@ -375,4 +427,4 @@ const WRITE_BYTES: usize = 64 << 10;
 const WATCHES_SPARE: usize = 64;
 
 /// Keeps a timer that is due from spinning.
-const TICK_MIN: std::time::Duration = std::time::Duration::from_millis(10);
+const TICK_MIN: Duration = Duration::from_millis(10);

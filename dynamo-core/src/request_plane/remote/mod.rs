@@ -22,7 +22,7 @@ use std::time::Duration;
 use crate::metrics::{self, Sample, Source, plain};
 pub(crate) use answer::answer;
 pub(crate) use bound::Bound;
-pub(crate) use connection::{Connection, Stage};
+pub(crate) use connection::{Connection, Stage, Vouch};
 pub(crate) use engine::RemoteEngine;
 pub(crate) use peers::Peers;
 
@@ -44,11 +44,11 @@ impl Source for Counters {
 }
 
 /// A peer that is there answers within this even over long distance.
-const CONNECT_MAX: Duration = Duration::from_secs(3);
+pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(3);
 
 /// What is queued when a connection ends goes out within this, or not at all.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,16 @@
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::remote::{Connection, Counters, Peers, Stage};
+use super::super::remote::{Connection, Counters, Peers, Stage, Vouch};
+use super::tls::Tls;
+use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::codec::Codec;
 use crate::wire::session::{Limits, Session};
@@ -15,33 +19,94 @@ use crate::wire::session::{Limits, Session};
 pub(super) struct Dialer {
     pub(super) limits: Limits,
     pub(super) codec: Codec,
-    pub(super) peers: Peers<SocketAddr>,
+    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) plaintext_allowed: bool,
+    pub(super) peers: Peers<Target>,
     pub(super) counters: Arc<Counters>,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
 }
 
+/// What the address of an instance says: `tcp:host:port`, or `tls:host:port`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Target {
+    pub(super) address: SocketAddr,
+    pub(super) is_tls: bool,
+}
+
+impl Target {
+    pub(super) fn parse(address: &Address) -> Option<Self> {
+        let (scheme, address) = address.0.split_once(':')?;
+        let is_tls = match scheme {
+            "tcp" => false,
+            "tls" => true,
+            _ => return None,
+        };
+        Some(Self { address: address.parse().ok()?, is_tls })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", if self.is_tls { "tls" } else { "tcp" }, self.address)
+    }
+}
+
 impl Dialer {
-    /// Returns the connection to `address`.
-    pub(super) async fn connection(&self, address: SocketAddr) -> Result<Connection> {
-        self.peers.connection(address, self.connect(address)).await
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if this plane does not call where
+    /// an instance says it is.
+    pub(super) fn check(&self, instance: &Instance, target: Target) -> Result<()> {
+        let why = match &self.tls {
+            None if target.is_tls => "this plane has no TLS",
+            Some(_) if !target.is_tls && !self.is_plaintext_allowed(target) => {
+                "plain text beyond the loopback has to be allowed"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::invalid(format!("{instance} is at {target}: {why}")).unprocessed())
     }
 
-    async fn connect(&self, address: SocketAddr) -> Result<Connection> {
+    fn is_plaintext_allowed(&self, target: Target) -> bool {
+        self.plaintext_allowed || target.address.ip().is_loopback()
+    }
+
+    /// Returns the connection to `target`.
+    pub(super) async fn connection(&self, target: Target) -> Result<Connection> {
+        self.peers.connection(target, self.connect(target)).await
+    }
+
+    async fn connect(&self, target: Target) -> Result<Connection> {
         if self.shutdown.is_cancelled() {
             return Err(Error::new(ErrorKind::Closed, "the plane has shut down"));
         }
-        let socket = TcpStream::connect(address)
-            .await
-            .map_err(|error| Error::new(ErrorKind::Unavailable, "connecting").with_source(error))?;
-        let now = Instant::now().into_std();
-        let session = Session::client(self.limits.clone(), self.codec, now);
-        let connection = Connection::new(session, Arc::clone(&self.counters));
-        let driven = connection.clone().drive(socket, self.shutdown.clone(), |_| {});
-        self.tasks.spawn(driven);
+        let failed = |error| Error::new(ErrorKind::Unavailable, "connecting").with_source(error);
+        let socket = TcpStream::connect(target.address).await.map_err(failed)?;
+        socket.set_nodelay(true).map_err(failed)?;
+        let connection = match self.tls.as_ref().filter(|_| target.is_tls) {
+            None => self.start(socket.into_split(), None),
+            Some(tls) => {
+                let (stream, vouch) = tls.connect(socket, target.address).await?;
+                self.start(tokio::io::split(stream), Some(vouch))
+            }
+        };
         match connection.greeted().await {
             Stage::Open => Ok(connection),
-            _ => Err(Error::new(ErrorKind::Unavailable, "the peer speaks another protocol")),
+            _ => {
+                let why = connection.why_gone();
+                let message = format!("the peer refuses or speaks another protocol: {why}");
+                Err(Error::new(ErrorKind::Unavailable, message))
+            }
         }
+    }
+
+    fn start<R, W>(&self, halves: (R, W), vouch: Option<Vouch>) -> Connection
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let session = Session::client(self.limits.clone(), self.codec, Instant::now().into_std());
+        let connection = Connection::new(session, Arc::clone(&self.counters)).vouched_by(vouch);
+        self.tasks.spawn(connection.clone().drive(halves, self.shutdown.clone(), |_| {}));
+        connection
     }
 }

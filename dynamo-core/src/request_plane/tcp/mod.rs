@@ -1,18 +1,24 @@
 //! The plane between processes: few long-lived connections, answers on the one that asked.
 
 mod client;
+mod handshakes;
+#[cfg(not(feature = "tls"))]
+mod no_tls;
 mod server;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::remote::{Bound, Counters, Peers, RemoteEngine};
+use super::remote::{Bound, Connection, Counters, Peers, RemoteEngine};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,8 +27,13 @@ use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
 use crate::wire::codec::Codec;
 use crate::wire::session::Limits;
-use client::Dialer;
+use client::{Dialer, Target};
+#[cfg(not(feature = "tls"))]
+use no_tls as tls;
 use server::Acceptor;
+use tls::Tls;
+#[cfg(feature = "tls")]
+pub use tls::{Identity, Pem, TlsConfig};
 
 /// How the plane is set up.
 #[derive(Debug, Clone, Default)]
@@ -34,8 +45,11 @@ pub struct TcpConfig {
     /// the port listened on. Has to be given when listening on a wildcard address.
     pub advertise: Option<SocketAddr>,
     /// Requests and answers may cross a network in plain text: has to be said for an address
-    /// that is not the loopback.
+    /// that is not the loopback, to listen there without TLS or to call there in spite of it.
     pub plaintext_allowed: bool,
+    /// How connections are encrypted; plain text without it.
+    #[cfg(feature = "tls")]
+    pub tls: Option<TlsConfig>,
     /// What a connection allows its peer.
     pub limits: Limits,
     /// How the requests of this plane and their answers are encoded; whoever serves follows.
@@ -68,6 +82,14 @@ impl TcpConfig {
     #[must_use]
     pub fn with_codec(mut self, codec: Codec) -> Self {
         self.codec = codec;
+        self
+    }
+
+    /// Encrypts connections, and lets in only who is of the cluster.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_tls(mut self, tls: TlsConfig) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -117,12 +139,14 @@ impl TcpRequestPlane {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let shutdown_on_drop = shutdown.clone().drop_guard();
         let (bound, counters) = (Arc::<Bound>::default(), Arc::<Counters>::default());
+        let tls = Tls::start(&config, &tasks, &shutdown).await?;
         let address = match config.listen {
             None => None,
             Some(listen) => {
-                check(listen, &config)?;
+                check(listen, &config, tls.is_some())?;
                 let acceptor = Acceptor {
                     limits: config.limits.clone(),
+                    tls: tls.clone(),
                     bound: Arc::clone(&bound),
                     counters: Arc::clone(&counters),
                     tasks: tasks.clone(),
@@ -139,6 +163,8 @@ impl TcpRequestPlane {
         let dialer = Dialer {
             limits: config.limits,
             codec: config.codec,
+            tls,
+            plaintext_allowed: config.plaintext_allowed,
             peers: Peers::default(),
             counters: Arc::clone(&counters),
             tasks: tasks.clone(),
@@ -158,20 +184,50 @@ impl TcpRequestPlane {
         }
     }
 
+    /// Reads certificates, key and roots again: connections made from here on use them, those that
+    /// are there go on.
+    ///
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument), naming the part that is no good,
+    /// and everything stays as it was; also if the plane has no TLS.
+    ///
+    /// # Cancel safety
+    /// Dropped before its end, it has changed everything or nothing.
+    #[cfg(feature = "tls")]
+    pub async fn reload_tls(&self) -> Result<()> {
+        match &self.dialer.tls {
+            Some(tls) => tls.reload(&self.tasks).await,
+            None => Err(Error::invalid("a TCP plane without TLS has nothing to reload")),
+        }
+    }
+
     /// Returns where peers reach this plane, if it listens.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
+    /// Returns the connection to `instance`.
+    async fn connection(&self, instance: &Instance, target: Target) -> Result<Connection> {
+        self.dialer.connection(target).await.map_err(|error| {
+            let message = format!("{instance} cannot be reached at {target}");
+            Error::new(ErrorKind::Unavailable, message).with_source(error).unprocessed()
+        })
+    }
+
+    /// Returns the way to `instance`, behind a peer that may answer for it.
     async fn reach(&self, instance: &Instance) -> Result<RemoteEngine> {
-        let address = instance.address.0.strip_prefix(SCHEME).and_then(|at| at.parse().ok());
-        let address = address.ok_or_else(|| {
+        let target = Target::parse(&instance.address).ok_or_else(|| {
             Error::invalid(format!("{instance} has address {}, not one of TCP", instance.address))
         })?;
-        let connection = self.dialer.connection(address).await.map_err(|error| {
-            let message = format!("{instance} cannot be reached at {address}");
-            Error::new(ErrorKind::Unavailable, message).with_source(error).unprocessed()
-        })?;
+        self.dialer.check(instance, target)?;
+        let mut connection = self.connection(instance, target).await?;
+        if let Err(error) = connection.check(instance) {
+            // The peer may have another certificate by now.
+            if !connection.retire(RENEW_MIN) {
+                return Err(error);
+            }
+            connection = self.connection(instance, target).await?;
+            connection.check(instance)?;
+        }
         Ok(RemoteEngine::new(connection, instance))
     }
 }
@@ -187,8 +243,12 @@ impl RequestPlane for TcpRequestPlane {
         let Some(address) = self.address else {
             return Err(Error::invalid("a TCP plane that does not listen cannot serve"));
         };
+        if let Some(tls) = &self.dialer.tls {
+            tls.check_own(endpoint, id.0)?;
+        }
         let unbind = self.bound.insert(endpoint, id, ingress)?;
-        Ok(Binding::new(Address(format!("{SCHEME}{address}")), unbind))
+        let target = Target { address, is_tls: self.dialer.tls.is_some() };
+        Ok(Binding::new(Address(target.to_string()), unbind))
     }
 
     async fn dial(&self, instance: &Instance) -> Result<Ingress> {
@@ -217,18 +277,19 @@ impl fmt::Debug for TcpRequestPlane {
     }
 }
 
-fn check(listen: SocketAddr, config: &TcpConfig) -> Result<()> {
+fn check(listen: SocketAddr, config: &TcpConfig, has_tls: bool) -> Result<()> {
     let reached = config.advertise.unwrap_or(listen);
     if reached.ip().is_unspecified() {
         let message = format!("listening on {listen} needs an address to advertise");
         return Err(Error::invalid(message));
     }
-    if !listen.ip().is_loopback() && !config.plaintext_allowed {
+    if !listen.ip().is_loopback() && !config.plaintext_allowed && !has_tls {
         let message = format!("{listen} is no loopback address: plain text has to be allowed");
         return Err(Error::invalid(message));
     }
     Ok(())
 }
 
-/// What the addresses of this plane start with.
-const SCHEME: &str = "tcp:";
+/// A peer that is asked for what its certificate does not cover is asked for another certificate
+/// no more often.
+const RENEW_MIN: Duration = Duration::from_secs(1);

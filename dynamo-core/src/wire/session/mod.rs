@@ -189,6 +189,11 @@ impl Session {
         self.codec
     }
 
+    /// Returns why the connection is of no use any more.
+    pub fn why_closed(&self) -> Option<&str> {
+        self.closed.as_ref().map(|(_, message)| message.as_str())
+    }
+
     /// Returns the number of streams that have not ended.
     pub fn streams(&self) -> usize {
         self.streams.len()
