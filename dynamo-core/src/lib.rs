@@ -51,6 +51,8 @@ pub mod engine;
 pub mod error;
 pub mod event_plane;
 pub mod name;
+#[cfg(feature = "nats")]
+pub mod nats;
 pub mod protocol;
 pub mod random;
 pub mod request_plane;
