@@ -7,8 +7,7 @@ use std::task::{Poll, Waker};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -232,11 +231,12 @@ impl Connection {
     /// Requests that arrive are handed to `on_arrival`.
     pub(crate) async fn drive(
         self,
-        socket: TcpStream,
+        (mut reader, mut writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
         shutdown: CancellationToken,
         mut on_arrival: impl FnMut(Arrival),
     ) {
-        let outcome = self.exchange(socket, &shutdown, &mut on_arrival).await;
+        let halves = (&mut reader, &mut writer);
+        let outcome = self.exchange(halves, &shutdown, &mut on_arrival).await;
         let reason = match outcome {
             Ok(()) => "the connection was closed".to_owned(),
             Err(error) => error.message().to_owned(),
@@ -247,12 +247,10 @@ impl Connection {
 
     async fn exchange(
         &self,
-        socket: TcpStream,
+        (reader, writer): (&mut (impl AsyncRead + Unpin), &mut (impl AsyncWrite + Unpin)),
         shutdown: &CancellationToken,
         on_arrival: &mut impl FnMut(Arrival),
     ) -> Result<()> {
-        socket.set_nodelay(true).map_err(broken)?;
-        let (mut reader, mut writer) = socket.into_split();
         let mut incoming = BytesMut::with_capacity(READ_BYTES);
         let mut outgoing = BytesMut::with_capacity(WRITE_BYTES);
         let mut watches = FuturesUnordered::<Watch>::new();

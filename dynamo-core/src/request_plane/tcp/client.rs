@@ -29,13 +29,18 @@ impl Dialer {
         if self.shutdown.is_cancelled() {
             return Err(Error::new(ErrorKind::Closed, "the plane has shut down"));
         }
-        let socket = TcpStream::connect(address)
-            .await
-            .map_err(|error| Error::new(ErrorKind::Unavailable, "connecting").with_source(error))?;
+        let connected = async {
+            let socket = TcpStream::connect(address).await?;
+            socket.set_nodelay(true)?;
+            Ok(socket)
+        };
+        let socket = connected.await.map_err(|error: std::io::Error| {
+            Error::new(ErrorKind::Unavailable, "connecting").with_source(error)
+        })?;
         let now = Instant::now().into_std();
         let session = Session::client(self.limits.clone(), now);
         let connection = Connection::new(session, Arc::clone(&self.counters));
-        let driven = connection.clone().drive(socket, self.shutdown.clone(), |_| {});
+        let driven = connection.clone().drive(socket.into_split(), self.shutdown.clone(), |_| {});
         self.tasks.spawn(driven);
         match connection.greeted().await {
             Stage::Open => Ok(connection),

@@ -56,10 +56,14 @@ impl Acceptor {
     }
 
     fn serve(&self, socket: TcpStream, permit: OwnedSemaphorePermit) {
+        if socket.set_nodelay(true).is_err() {
+            // The peer has left already.
+            return;
+        }
         let session = Session::server(self.limits.clone(), Instant::now().into_std());
         let connection = Connection::new(session, Arc::clone(&self.counters));
         let (bound, own, tasks) = (Arc::clone(&self.bound), connection.clone(), self.tasks.clone());
-        let driven = connection.drive(socket, self.shutdown.clone(), move |arrival| {
+        let driven = connection.drive(socket.into_split(), self.shutdown.clone(), move |arrival| {
             tasks.spawn(answer(own.clone(), arrival, Arc::clone(&bound)));
         });
         self.tasks.spawn(async move {

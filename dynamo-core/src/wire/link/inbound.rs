@@ -137,7 +137,7 @@ impl Inbound {
     }
 
     pub(super) fn on_timeout(&mut self, now: Instant) {
-        self.ack_due |= self.ack_at.is_some_and(|at| now >= at);
+        self.ack_due |= self.ack_at.take_if(|at| now >= *at).is_some();
     }
 
     /// Tells the peer again: the word may be lost.

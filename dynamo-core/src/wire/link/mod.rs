@@ -88,8 +88,11 @@ impl Default for Limits {
 pub struct Transmit {
     /// What to send.
     pub bytes: Bytes,
-    /// The peer has not answered an earlier one: the carrier should say if nobody is there.
-    pub is_unanswered: bool,
+    /// It asks for an answer: the carrier should say if nobody is there, and the peer if it knows
+    /// no such link.
+    pub is_question: bool,
+    /// It was sent before.
+    pub is_repeat: bool,
 }
 
 impl Link {
@@ -193,8 +196,11 @@ impl Link {
 
     /// Returns the next datagram to send.
     pub fn transmit(&mut self, now: Instant) -> Option<Transmit> {
-        let answer =
-            |datagram: Datagram| Transmit { bytes: datagram.encode(), is_unanswered: false };
+        let answer = |datagram: Datagram| Transmit {
+            bytes: datagram.encode(),
+            is_question: false,
+            is_repeat: false,
+        };
         let peer = self.peer.unwrap_or(0);
         if self.closed.is_some() {
             let from = self.own;
@@ -206,16 +212,16 @@ impl Link {
             if !self.is_client {
                 return Some(answer(Datagram::Opened { to: peer, from }));
             }
-            self.open_again = Some(now + OPEN_AGAIN);
+            let is_repeat = self.open_again.replace(now + OPEN_AGAIN).is_some();
             let bytes = Datagram::Open { from }.encode();
-            return Some(Transmit { bytes, is_unanswered: true });
+            return Some(Transmit { bytes, is_question: true, is_repeat });
         }
         self.peer?;
         if let Some((bytes, is_repeat, taken)) =
             self.outbound.transmit(self.absent_since.is_some(), now)
         {
             self.inbound.on_told(taken);
-            return Some(Transmit { bytes, is_unanswered: is_repeat });
+            return Some(Transmit { bytes, is_question: is_repeat, is_repeat });
         }
         let (is_missing, taken) = self.inbound.transmit()?;
         Some(answer(if is_missing {
@@ -241,7 +247,10 @@ impl Link {
             self.end(ErrorKind::Unavailable, message);
             return;
         }
-        self.greeting_due |= self.open_again.is_some_and(|at| now >= at);
+        if let Some(at) = self.open_again.as_mut().filter(|at| now >= **at) {
+            *at = now + OPEN_AGAIN;
+            self.greeting_due = true;
+        }
         self.outbound.on_timeout(now);
         self.inbound.on_timeout(now);
     }

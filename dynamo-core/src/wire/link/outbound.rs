@@ -91,7 +91,7 @@ impl Outbound {
         let (bytes, taken) = self.unacked.get(self.next)?.clone();
         let number = self.acked + self.next as u64;
         self.next += 1;
-        self.resend_at.get_or_insert(now + self.timing.patience());
+        self.resend_at.get_or_insert_with(|| now + self.timing.patience());
         let is_repeat = number < self.sent;
         if !is_repeat {
             self.timing.on_sent(number, now);

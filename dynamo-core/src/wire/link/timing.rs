@@ -60,7 +60,7 @@ impl Timing {
 }
 
 const FIRST: Duration = Duration::from_millis(250);
-/// Well above the time for which a peer may hold an acknowledgement back.
-const MIN: Duration = Duration::from_millis(100);
+/// Well above the time for which a peer may hold an acknowledgement back, or be kept from running.
+const MIN: Duration = Duration::from_millis(200);
 /// Short, so that whoever comes back soon hears soon.
 const MAX: Duration = Duration::from_secs(1);
