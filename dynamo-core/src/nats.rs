@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::Name;
@@ -104,7 +104,6 @@ impl NatsAccess {
     ) -> Result<Client> {
         let seed = InstanceId::random().0;
         let mut options = ConnectOptions::new()
-            .retry_on_initial_connect()
             .connection_timeout(CONNECT_MAX)
             .ping_interval(PING_EACH)
             .reconnect_delay_callback(move |tries| reconnect_delay(seed, tries))
@@ -129,10 +128,25 @@ impl NatsAccess {
                 })?
             }
         };
-        Box::pin(tune(options).connect(&self.url)).await.map_err(|error| {
-            let message = format!("NATS at {}", self.place());
-            Error::new(ErrorKind::Unavailable, message).with_source(error)
-        })
+        let options = tune(options);
+        let refused = match Box::pin(options.clone().connect(&self.url)).await {
+            Ok(client) => return Ok(client),
+            Err(error) => error,
+        };
+        let is_final = matches!(
+            refused.kind(),
+            ConnectErrorKind::ServerParse
+                | ConnectErrorKind::Authentication
+                | ConnectErrorKind::AuthorizationViolation
+                | ConnectErrorKind::Tls
+        );
+        let place = || format!("NATS at {}", self.place());
+        if is_final {
+            return Err(Error::new(ErrorKind::Unavailable, place()).with_source(refused));
+        }
+        tracing::warn!(error = %refused, "{} is not there yet", place());
+        let later = Box::pin(options.retry_on_initial_connect().connect(&self.url)).await;
+        later.map_err(|error| Error::new(ErrorKind::Unavailable, place()).with_source(error))
     }
 
     /// Returns the URL without what stands before an `@`: that may be a password.

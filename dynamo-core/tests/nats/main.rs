@@ -2,6 +2,7 @@
 #![cfg(feature = "nats")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod access;
 mod events;
 mod requests;
 mod server;

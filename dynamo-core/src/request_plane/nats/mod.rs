@@ -172,6 +172,11 @@ impl NatsRequestPlane {
         }
     }
 
+    /// Tells whether NATS is reached right now.
+    pub fn is_connected(&self) -> bool {
+        self.hub.is_connected()
+    }
+
     /// Returns the subject that peers reach this plane at.
     pub fn subject(&self) -> String {
         self.hub.subjects().own()
