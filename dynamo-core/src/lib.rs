@@ -52,6 +52,8 @@ pub mod error;
 pub mod event_plane;
 pub mod metrics;
 pub mod name;
+#[cfg(feature = "nats")]
+pub mod nats;
 pub mod protocol;
 pub mod random;
 pub mod request_plane;

@@ -84,6 +84,14 @@ metrics! {
         "Calls of a TCP request plane that wrote to a socket.";
     TCP_WRITTEN: Counter "dynamo_tcp_written_bytes_total"
         "Bytes that a TCP request plane wrote.";
+    NATS_LINKS: Counter "dynamo_nats_links_total"
+        "Links that a NATS request plane made or accepted.";
+    NATS_DATAGRAMS: Counter "dynamo_nats_datagrams_total"
+        "Datagrams that a NATS request plane published, repeats included.";
+    NATS_BYTES: Counter "dynamo_nats_datagram_bytes_total"
+        "Bytes in them.";
+    NATS_REPEATS: Counter "dynamo_nats_repeats_total"
+        "Datagrams among them that were published before.";
 }
 
 /// One value of a metric, or of one bucket of it.

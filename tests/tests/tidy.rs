@@ -118,7 +118,7 @@ fn no_library_uses_anyhow_and_arrows_point_down_only() {
 const FLOORS: [&[&str]; 9] = [
     &["error", "metrics", "name", "random", "time"],
     &["protocol"],
-    &["wire"],
+    &["nats", "wire"],
     &["engine", "event_plane"],
     &["discovery"],
     &["request_plane"],

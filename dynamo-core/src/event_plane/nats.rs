@@ -13,7 +13,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::ConnectOptions;
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::StreamExt;
@@ -23,41 +22,32 @@ use tokio_util::task::TaskTracker;
 
 use super::{EventPlane, RawDelivery, RawSubscriber, Topic};
 use crate::error::{Error, ErrorKind, Result};
+use crate::nats::{self, NatsAccess};
 use crate::protocol::InstanceId;
 
 /// How NATS is used.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct NatsConfig {
-    /// Where NATS answers, such as `nats://127.0.0.1:4222`; several are separated by commas.
-    pub url: String,
+    /// How NATS is reached.
+    pub access: NatsAccess,
     /// What all subjects start with: `[a-z0-9_-]+`.
     pub root: String,
-    /// Name and password, if NATS asks for them.
-    pub user: Option<(String, String)>,
     /// Events that wait for the connection, and per listener for their reader; more are lost.
     pub backlog_max: usize,
 }
 
 impl NatsConfig {
-    /// Uses NATS at `url`.
-    pub fn new(url: impl Into<String>) -> Self {
-        let root = "dynamo".to_owned();
+    /// Uses NATS as `access` says, or at a URL.
+    pub fn new(access: impl Into<NatsAccess>) -> Self {
         // What the memory plane allows.
-        Self { url: url.into(), root, user: None, backlog_max: 4096 }
+        Self { access: access.into(), root: nats::ROOT.to_owned(), backlog_max: 4096 }
     }
 
     /// Starts all subjects with `root`.
     #[must_use]
     pub fn with_root(mut self, root: impl Into<String>) -> Self {
         self.root = root.into();
-        self
-    }
-
-    /// Identifies by name and password.
-    #[must_use]
-    pub fn with_user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
-        self.user = Some((name.into(), password.into()));
         self
     }
 
@@ -102,28 +92,13 @@ impl NatsEventPlane {
     /// # Cancel safety
     /// Dropping the future starts nothing.
     pub async fn start(config: NatsConfig) -> Result<Self> {
-        // The rules of a name keep dots, wildcards and spaces out of subjects.
-        crate::name::Name::new(&config.root)?;
+        nats::check_root(&config.root)?;
         if config.backlog_max == 0 {
             return Err(Error::invalid("NATS backlog_max is 0"));
         }
-        let mut options = ConnectOptions::new()
-            .retry_on_initial_connect()
-            .connection_timeout(CONNECT_MAX)
-            .ping_interval(PING_EACH)
-            .subscription_capacity(config.backlog_max)
-            .reconnect_delay_callback(|tries| {
-                let tries = u32::try_from(tries).unwrap_or(u32::MAX).min(6);
-                Duration::from_millis(50).saturating_mul(1 << tries)
-            });
-        if let Some((name, password)) = config.user {
-            options = options.user_and_password(name, password);
-        }
-        let connected = Box::pin(options.connect(&config.url)).await;
-        let client = connected.map_err(|error| {
-            let message = format!("NATS at {}", config.url);
-            Error::new(ErrorKind::Unavailable, message).with_source(error)
-        })?;
+        let capacity = config.backlog_max;
+        let client =
+            config.access.connect(|options| options.subscription_capacity(capacity)).await?;
         let (outgoing, events) = mpsc::channel(config.backlog_max);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let numbers = Arc::<Mutex<HashMap<String, Last>>>::default();
@@ -227,7 +202,7 @@ impl EventPlane for NatsEventPlane {
         let messages = self.client.subscribe(self.subject(topic)).await;
         let messages = messages.map_err(|error| unavailable(error.into()))?;
         // The server has it before we say so; while NATS is away it is told at the reconnect.
-        let flushed = tokio::time::timeout(CONNECT_MAX, self.client.flush()).await;
+        let flushed = tokio::time::timeout(nats::CONNECT_MAX, self.client.flush()).await;
         if let Ok(Err(error)) = flushed {
             return Err(unavailable(error.into()));
         }
@@ -358,12 +333,6 @@ const SIGN_OF_LIFE: u8 = 1;
 /// reconnect, and a listener that was away for longer hears the next event.
 const SIGN_EACH: Duration = Duration::from_secs(1);
 const SIGNS: u32 = 60;
-
-/// A server that is there answers within this.
-const CONNECT_MAX: Duration = Duration::from_secs(3);
-
-/// Notices a server that is gone without a word.
-const PING_EACH: Duration = Duration::from_secs(2);
 
 /// Far more processes than publish on one topic.
 const PUBLISHERS_MAX: usize = 65_536;

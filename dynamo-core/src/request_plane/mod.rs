@@ -4,7 +4,9 @@
 pub mod conformance;
 mod ingress;
 mod memory;
-#[cfg(feature = "tcp")]
+#[cfg(feature = "nats")]
+mod nats;
+#[cfg(any(feature = "tcp", feature = "nats"))]
 mod remote;
 #[cfg(feature = "tcp")]
 mod tcp;
@@ -15,6 +17,8 @@ use async_trait::async_trait;
 
 pub use ingress::{Ingress, Message};
 pub use memory::MemoryRequestPlane;
+#[cfg(feature = "nats")]
+pub use nats::{NatsConfig, NatsRequestPlane, NatsStats};
 #[cfg(feature = "tls")]
 pub use tcp::{Identity, Pem, TlsConfig};
 #[cfg(feature = "tcp")]

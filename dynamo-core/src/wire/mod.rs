@@ -5,12 +5,15 @@
 //! | [`frame`] | header and payload of a frame ↔ bytes |
 //! | [`head`] | what opens a request: endpoint, id, deadline, priority, metadata |
 //! | [`session`] | many streams over one connection: order, credit, liveness, ends |
+//! | [`link`] | a byte stream over datagrams that may be lost, repeated or late |
 //! | [`codec`] | messages ↔ bytes |
 //!
-//! The TCP plane and the tests drive the same [`session::Session`]. `docs/wire-format.md` says what
+//! The TCP plane, the NATS plane over a [`link::Link`], and the tests drive the same
+//! [`session::Session`]. `docs/wire-format.md` says what
 //! the bytes mean.
 
 pub mod codec;
 pub mod frame;
 pub mod head;
+pub mod link;
 pub mod session;

@@ -15,11 +15,10 @@ mod connection;
 mod engine;
 mod peers;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::metrics::{self, Sample, Source, plain};
 pub(crate) use answer::answer;
 pub(crate) use bound::Bound;
 pub(crate) use connection::{Connection, Stage, Vouch};
@@ -32,15 +31,6 @@ pub(crate) struct Counters {
     pub(crate) connections: AtomicU64,
     pub(crate) writes: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
-}
-
-impl Source for Counters {
-    fn collect(&self, samples: &mut Vec<Sample>) {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        plain(metrics::TCP_CONNECTIONS, &[], read(&self.connections), samples);
-        plain(metrics::TCP_WRITES, &[], read(&self.writes), samples);
-        plain(metrics::TCP_WRITTEN, &[], read(&self.written_bytes), samples);
-    }
 }
 
 /// A peer that is there answers within this even over long distance.

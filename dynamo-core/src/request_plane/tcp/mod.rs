@@ -22,7 +22,7 @@ use super::remote::{Bound, Connection, Counters, Peers, RemoteEngine};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
-use crate::metrics::Registry;
+use crate::metrics::{self, Registry, Sample, Source, plain};
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
 use crate::wire::codec::Codec;
@@ -268,6 +268,15 @@ impl RequestPlane for TcpRequestPlane {
         self.shutdown.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+impl Source for Counters {
+    fn collect(&self, samples: &mut Vec<Sample>) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        plain(metrics::TCP_CONNECTIONS, &[], read(&self.connections), samples);
+        plain(metrics::TCP_WRITES, &[], read(&self.writes), samples);
+        plain(metrics::TCP_WRITTEN, &[], read(&self.written_bytes), samples);
     }
 }
 

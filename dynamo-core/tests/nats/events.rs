@@ -1,9 +1,5 @@
 //! Events over a real NATS, and what listeners are told when it is killed.
-#![cfg(feature = "nats")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use std::io::Write as _;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,57 +9,10 @@ use dynamo_core::event_plane::{
 };
 use dynamo_core::name::Name;
 
-/// A real NATS on loopback; ended by its pid.
-struct Server {
-    process: Child,
-    port: u16,
-}
+use crate::server::Server;
 
-impl Server {
-    /// Starts one, or says visibly how to get it.
-    fn start() -> Option<Self> {
-        let is_there = Command::new("nats-server").arg("--version").stdout(Stdio::null()).status();
-        if !is_there.is_ok_and(|status| status.success()) {
-            // Past the capture of passing tests' output.
-            let skipped = "SKIPPED: needs NATS; `apt-get install nats-server`\n";
-            std::io::stderr().write_all(skipped.as_bytes()).unwrap();
-            return None;
-        }
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
-        Some(Self { process: spawn(port), port })
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.process = spawn(self.port);
-    }
-
-    async fn plane(&self) -> NatsEventPlane {
-        let url = format!("nats://127.0.0.1:{}", self.port);
-        NatsEventPlane::start(NatsConfig::new(url)).await.unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn spawn(port: u16) -> Child {
-    Command::new("nats-server")
-        .args(["-a", "127.0.0.1", "-p", &port.to_string()])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
+async fn plane(server: &Server) -> NatsEventPlane {
+    NatsEventPlane::start(NatsConfig::new(server.url())).await.unwrap()
 }
 
 fn topic(event: &str) -> Topic {
@@ -103,7 +52,7 @@ async fn heard(listener: &mut Subscriber<u32>) -> Delivery<u32> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_listener_hears_every_event_in_order_and_only_of_its_topic() {
     let Some(server) = Server::start() else { return };
-    let (ours, theirs) = (Arc::new(server.plane().await), server.plane().await);
+    let (ours, theirs) = (Arc::new(plane(&server).await), plane(&server).await);
     let mut listeners = vec![listen(&theirs, "a").await, listen(&ours, "a").await];
     let publisher =
         Publisher::new(Arc::<NatsEventPlane>::clone(&ours) as Arc<dyn EventPlane>, topic("a"));
@@ -126,7 +75,7 @@ async fn every_listener_hears_every_event_in_order_and_only_of_its_topic() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_lost_while_nats_is_away_is_a_gap_and_never_silence() {
     let Some(mut server) = Server::start() else { return };
-    let (ours, theirs) = (Arc::new(server.plane().await), server.plane().await);
+    let (ours, theirs) = (Arc::new(plane(&server).await), plane(&server).await);
     let mut listener = listen(&theirs, "a").await;
     let plane: Arc<dyn EventPlane> = Arc::<NatsEventPlane>::clone(&ours);
     let publisher = Publisher::new(plane, topic("a"));
@@ -153,7 +102,7 @@ async fn what_is_lost_while_nats_is_away_is_a_gap_and_never_silence() {
 async fn nats_may_come_later_and_events_that_it_cannot_carry_are_refused() {
     let Some(mut server) = Server::start() else { return };
     server.kill();
-    let ours = Arc::new(server.plane().await);
+    let ours = Arc::new(plane(&server).await);
     let plane: Arc<dyn EventPlane> = Arc::<NatsEventPlane>::clone(&ours);
     let publisher = Publisher::new(Arc::clone(&plane), topic("a"));
     publisher.publish(&1u32).unwrap();
