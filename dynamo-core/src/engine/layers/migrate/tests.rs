@@ -43,7 +43,9 @@ fn chunks(request: &GenerateRequest, cached_tokens: u32) -> Vec<GenerateChunk> {
         tokens.push(token);
         generated += 1;
         match chunks.last_mut() {
-            Some(GenerateChunk { token_ids, .. }) if token.is_multiple_of(3) => token_ids.push(token),
+            Some(GenerateChunk { token_ids, .. }) if token.is_multiple_of(3) => {
+                token_ids.push(token)
+            }
             _ => chunks.push(GenerateChunk { token_ids: vec![token], ..Default::default() }),
         }
     }
