@@ -32,7 +32,7 @@ fn flaky() -> impl Engine<Request = GenerateRequest, Response = GenerateChunk> {
             let say =
                 |n: TokenId| Ok(GenerateChunk { token_ids: vec![last + n], ..Default::default() });
             let mut items: Items = (1..=left).map(say).collect();
-            if call % 2 == 0 && left > 1 {
+            if call.is_multiple_of(2) && left > 1 {
                 items.truncate(items.len() / 2);
                 items.push(Err(Error::new(ErrorKind::Unavailable, "instance went away")));
             }

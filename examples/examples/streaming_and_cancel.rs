@@ -56,10 +56,18 @@ async fn main() -> Result<()> {
 
     println!("left alone:     {}", read(&client, Context::new(), 3, |_, _| ()).await?);
 
-    let stop = |ctx: &Context, words| (words == 2).then(|| ctx.stop()).unwrap_or_default();
+    let stop = |ctx: &Context, words| {
+        if words == 2 {
+            ctx.stop();
+        }
+    };
     println!("stop at two:    {}", read(&client, Context::new(), 99, stop).await?);
 
-    let kill = |ctx: &Context, words| (words == 2).then(|| ctx.kill()).unwrap_or_default();
+    let kill = |ctx: &Context, words| {
+        if words == 2 {
+            ctx.kill();
+        }
+    };
     println!("kill at two:    {}", read(&client, Context::new(), 99, kill).await?);
 
     let hurried = Context::new().with_timeout(Duration::from_millis(180));
