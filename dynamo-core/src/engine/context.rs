@@ -255,7 +255,7 @@ impl Context {
         }
     }
 
-    #[cfg(feature = "tcp")]
+    #[cfg(any(feature = "tcp", feature = "nats"))]
     pub(crate) fn stop_token(&self) -> &CancellationToken {
         &self.stop
     }
