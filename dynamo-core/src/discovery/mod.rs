@@ -2,6 +2,8 @@
 
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(all(feature = "file", unix))]
+mod file;
 mod instance;
 mod known;
 mod local;
@@ -16,6 +18,8 @@ use futures::stream::BoxStream;
 
 #[cfg(feature = "etcd")]
 pub use etcd::{EtcdConfig, EtcdDiscovery};
+#[cfg(all(feature = "file", unix))]
+pub use file::{FileConfig, FileDiscovery};
 pub use instance::{Address, Instance};
 pub use memory::MemoryDiscovery;
 pub use static_list::StaticDiscovery;
@@ -34,6 +38,7 @@ pub mod conformance;
 /// |---|---|---|
 /// | [`MemoryDiscovery`] | this process | – |
 /// | [`StaticDiscovery`] | this process; others see the list | nobody |
+/// | `FileDiscovery` (`file`) | processes of one host | the system, with its lock |
 /// | `EtcdDiscovery` (`etcd`) | whoever reaches the same etcd | etcd, with its lease |
 ///
 /// # Contract
