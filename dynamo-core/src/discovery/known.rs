@@ -221,6 +221,10 @@ mod tests {
                     view.apply(change.unwrap());
                     count += 1;
                 }
+                // Whom a snapshot lacks is asked, and does not answer.
+                for id in view.doubtful().collect::<Vec<_>>() {
+                    view.settle(id, false);
+                }
                 prop_assert!(count <= 6 + 6 + 2, "{} changes", count);
                 prop_assert_eq!(view.is_degraded(), is_degraded);
                 let seen: Vec<_> =
