@@ -13,6 +13,8 @@ use async_trait::async_trait;
 
 pub use ingress::{Ingress, Message};
 pub use memory::MemoryRequestPlane;
+#[cfg(all(feature = "tls", any(test, feature = "test-util")))]
+pub use tcp::fuzz_certificate;
 #[cfg(feature = "tls")]
 pub use tcp::{Identity, Pem, TlsConfig};
 #[cfg(feature = "tcp")]

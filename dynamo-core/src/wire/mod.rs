@@ -12,5 +12,7 @@
 
 pub mod codec;
 pub mod frame;
+#[cfg(any(test, feature = "test-util"))]
+pub mod fuzz;
 pub mod head;
 pub mod session;

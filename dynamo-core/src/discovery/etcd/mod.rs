@@ -10,7 +10,7 @@
 
 mod follow;
 mod keep;
-mod key;
+pub(super) mod key;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -40,6 +40,8 @@ use connection::Connection;
 use no_tls as tls;
 use server::{Acceptor, Bound};
 use tls::Tls;
+#[cfg(all(feature = "tls", any(test, feature = "test-util")))]
+pub use tls::fuzz_certificate;
 #[cfg(feature = "tls")]
 pub use tls::{Identity, Pem, TlsConfig};
 
