@@ -131,9 +131,11 @@ async fn tokens_of_many_streams_share_their_writes() {
     let tokens = STREAMS as u64 * u64::from(TOKENS);
     assert_eq!(stats.connections_total, 1);
     assert!(stats.writes_total * 10 <= tokens, "{stats:?} for {tokens} tokens");
-    // Besides the tokens, each stream is accepted and ended, and each connection greeted.
+    // Besides the tokens, each stream is accepted and ended, and each connection greeted; a machine
+    // that is busy elsewhere for a second makes either side ask for a sign of life.
     let bytes = stats.written_bytes_total - STREAMS as u64 * (8 + 16) - 26;
-    assert!(bytes <= tokens * 16, "{stats:?} for {tokens} tokens");
+    let signs_of_life = 16 * 16;
+    assert!(bytes <= tokens * 16 + signs_of_life, "{stats:?} for {tokens} tokens");
 }
 
 /// Returns how many sockets this process has open.
