@@ -16,6 +16,8 @@ use std::fmt;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+#[cfg(all(feature = "etcd", any(test, feature = "test-util")))]
+pub use etcd::key::fuzz_etcd_key;
 #[cfg(feature = "etcd")]
 pub use etcd::{EtcdConfig, EtcdDiscovery};
 #[cfg(all(feature = "file", unix))]

@@ -8,6 +8,8 @@
 //! messages in all by [`Limits::assembly_bytes_max`]; control frames by a constant, beyond which a
 //! peer that does not read is dropped.
 
+#[cfg(any(test, feature = "test-util"))]
+pub(super) mod fuzz;
 mod receive;
 mod stream;
 mod transmit;
