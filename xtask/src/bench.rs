@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::setup;
 use crate::shell::{self, step};
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -11,10 +12,13 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     if !BENCHES.contains(&name.as_str()) {
         bail!("no bench {name:?}; {}", usage());
     }
-    step(&format!("building {name} and its peers (release; minutes the first time)"));
-    let manifest = ["--manifest-path", "peers/Cargo.toml", "--release", "--locked"];
-    let target = ["--target-dir", "target/peers", "--package", name];
-    shell::run(Command::new("cargo").arg("build").args(manifest).args(target))?;
+    // Peers compile protocols too, and talk over a real NATS.
+    setup::packages()?;
+    step(&format!("building {name} and its peers (release; half an hour the first time)"));
+    let mut build = Command::new("cargo");
+    // In their folder, where cargo finds how they have to be built.
+    build.current_dir("peers").args(["build", "--release", "--locked", "--package", name]);
+    shell::run(build.args(["--target-dir", "../target/peers"]))?;
     step(&format!("running {name}"));
     let program = format!("target/peers/release/{name}");
     shell::run(Command::new(program).arg(format!("target/bench/{name}.json")))
