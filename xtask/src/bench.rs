@@ -1,4 +1,5 @@
-//! `cargo xtask bench NAME`: our figures beside the peers', from one run.
+//! `cargo xtask bench NAME`: our figures beside the peers', from one run; or what faults and a long
+//! run come to.
 
 use std::process::Command;
 
@@ -7,21 +8,38 @@ use anyhow::{Result, bail};
 use crate::shell::{self, step};
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let [name] = args else { bail!("{}", usage()) };
-    if !BENCHES.contains(&name.as_str()) {
-        bail!("no bench {name:?}; {}", usage());
-    }
-    step(&format!("building {name} and its peers (release; minutes the first time)"));
-    let manifest = ["--manifest-path", "peers/Cargo.toml", "--release", "--locked"];
-    let target = ["--target-dir", "target/peers", "--package", name];
-    shell::run(Command::new("cargo").arg("build").args(manifest).args(target))?;
+    let Some((name, args)) = args.split_first() else { bail!("{}", usage()) };
+    let program = match name.as_str() {
+        name if PEERS.contains(&name) => {
+            step(&format!("building {name} and its peers (release; minutes the first time)"));
+            let manifest = ["--manifest-path", "peers/Cargo.toml", "--target-dir", "target/peers"];
+            build(Command::new("cargo").arg("build").args(manifest).args(["--package", name]))?;
+            format!("target/peers/release/{name}")
+        }
+        name if ALONE.contains(&name) => {
+            step(&format!("building {name} (release)"));
+            let package = ["--package", "dynamo-tests", "--features", "etcd", "--bin", name];
+            let target = ["--target-dir", "target"];
+            build(Command::new("cargo").arg("build").args(package).args(target))?;
+            format!("target/release/{name}")
+        }
+        name => bail!("no bench {name:?}; {}", usage()),
+    };
     step(&format!("running {name}"));
-    let program = format!("target/peers/release/{name}");
-    shell::run(Command::new(program).arg(format!("target/bench/{name}.json")))
+    shell::run(Command::new(program).arg(format!("target/bench/{name}.json")).args(args))
+}
+
+fn build(command: &mut Command) -> Result<()> {
+    shell::run(command.args(["--release", "--locked"]))
 }
 
 fn usage() -> String {
-    format!("usage: cargo xtask bench {}", BENCHES.join(" | "))
+    let names = [&PEERS[..], &ALONE[..]].concat();
+    format!("usage: cargo xtask bench {} [OPTIONS OF IT]", names.join(" | "))
 }
 
-const BENCHES: [&str; 1] = ["request-plane"];
+/// Those with peers, which are no part of the workspace.
+const PEERS: [&str; 1] = ["request-plane"];
+
+/// Those that need none.
+const ALONE: [&str; 1] = ["faults"];
