@@ -82,9 +82,9 @@ impl Default for Limits {
             connection_window: 4 << 20,
             streams_max: 4096,
             assembly_bytes_max: 256 << 20,
-            // A sign of life each second and three seconds until a silent peer's streams fail.
+            // A sign of life each second, and a silent peer's streams fail well within three.
             ping_after: Duration::from_secs(1),
-            dead_after: Duration::from_secs(3),
+            dead_after: Duration::from_millis(2500),
         }
     }
 }
