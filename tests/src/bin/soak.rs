@@ -25,6 +25,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use table::{Metric, Table};
+
 #[expect(unreachable_pub, reason = "another program has it as its own")]
 #[path = "../../../peers/request-plane/src/table.rs"]
 mod table;
@@ -121,7 +123,7 @@ async fn soak(path: Option<&str>, requests: usize) -> Result<ExitCode> {
     let client = endpoint(&runtime, "short")?.client().await?;
     let keeper = endpoint(&runtime, "held")?.client().await?;
 
-    let mut table = table::Table::default();
+    let mut table = Table::default();
     run(&client, requests / 100, &mut BTreeMap::new()).await?;
     let server_before = Left::of(&mut server).await?;
     let client_before = Left::here(0, 0)?;
@@ -146,20 +148,20 @@ async fn soak(path: Option<&str>, requests: usize) -> Result<ExitCode> {
     drop(all);
 
     let workload = format!("{requests} requests, 30 % given up");
-    let mut row = |metric, unit, better, value, target| {
-        table.row(&workload, metric, unit, better, value, None, target);
+    let mut row = |metric: Metric, value, target| {
+        table.row(&workload, metric, value, None, target);
     };
-    row("requests", "1/s", "higher", rate, None);
+    row(Metric::higher("requests", "1/s"), rate, None);
     let over = |name: &str| {
         let more = |after: &Left, before: &Left| after.get(name).abs_diff(before.get(name));
         (more(&client_after, &client_before) + more(&server_after, &server_before)) as f64
     };
-    row("left running", "1", "lower", over("running"), Some(0.0));
-    row("left waiting", "1", "lower", over("waiting"), Some(0.0));
-    row("left tasks", "1", "lower", over("tasks"), Some(0.0));
-    row("left files", "1", "lower", over("files"), Some(0.0));
+    row(Metric::lower("left running", "1"), over("running"), Some(0.0));
+    row(Metric::lower("left waiting", "1"), over("waiting"), Some(0.0));
+    row(Metric::lower("left tasks", "1"), over("tasks"), Some(0.0));
+    row(Metric::lower("left files", "1"), over("files"), Some(0.0));
     let missing = (STREAMS_MAX - held) as f64;
-    row("left streams", "1", "lower", missing, Some(0.0));
+    row(Metric::lower("left streams", "1"), missing, Some(0.0));
     let mut grown = 0.0;
     for (side, name) in ["client", "server"].into_iter().enumerate() {
         let sizes: Vec<f64> = sizes.iter().map(|sizes| sizes[side] as f64).collect();
@@ -167,7 +169,7 @@ async fn soak(path: Option<&str>, requests: usize) -> Result<ExitCode> {
         println!("  {name}: first {first} KiB, last {last} KiB");
         let metric = if side == 0 { "client grows" } else { "server grows" };
         let slope = slope(&sizes);
-        row(metric, "KiB/10 %", "lower", slope, Some(GROWTH_MAX));
+        row(Metric::lower(metric, "KiB/10 %"), slope, Some(GROWTH_MAX));
         grown = f64::max(grown, slope);
     }
     table.print();
