@@ -33,19 +33,20 @@
 //! | [`engine`] | the user's code: [`Engine`], [`Context`], [`ResponseStream`] |
 //!
 //! Beside the way of a request: [`discovery`] (who is there), [`event_plane`] (one publisher, many
-//! listeners), [`protocol`] (the words that crates share), [`runtime`] (the ground), and the floor
-//! under all: [`error`], [`metrics`], [`name`], [`time`].
+//! listeners), [`protocol`] (the words that crates share), [`runtime`] (the ground) and [`config`]
+//! (the ground as data), and the floor under all: [`error`], [`metrics`], [`name`], [`time`].
 //!
 //! # Promises
 //! - Every stream ends in exactly one of: complete, a typed error, cancelled. A deadline or a kill
 //!   ends it even if the engine hangs, and ends the work behind it even if nobody reads the stream.
 //! - A request reaches at most one instance, at most once; a retryable error means nothing started.
 //! - A guard put into a stream lives exactly as long as the stream.
-//! - No ambient state: no environment, no statics, no detached tasks, no subscriber installed.
+//! - No ambient state: no environment (save where [`RuntimeConfig::from_env`] is called), no statics, no detached tasks, no subscriber installed.
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod component;
+pub mod config;
 pub mod discovery;
 pub mod engine;
 pub mod error;
@@ -64,6 +65,7 @@ pub mod wire;
 
 pub use client::{Client, LeastLoaded, Pick, Picker, PowerOfTwo, RandomPicker, RoundRobin};
 pub use component::{Component, Endpoint, Namespace};
+pub use config::RuntimeConfig;
 pub use discovery::Instance;
 pub use engine::{
     Context, DynEngine, Engine, Priority, RequestId, ResponseSender, ResponseStream, SharedEngine,

@@ -31,7 +31,8 @@ use follow::Known;
 use keep::Wanted;
 
 /// How etcd is used.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(default = "EtcdConfig::nowhere", deny_unknown_fields)]
 #[non_exhaustive]
 pub struct EtcdConfig {
     /// Where etcd answers, such as `http://127.0.0.1:2379`.
@@ -40,6 +41,7 @@ pub struct EtcdConfig {
     pub root: String,
     /// How long keys outlive the last sign of life of their process, in whole seconds; listeners
     /// keep an instance that has not said that it leaves for as long again, and two seconds.
+    #[serde(deserialize_with = "crate::time::duration")]
     pub ttl: Duration,
     /// Name and password, if etcd asks for them.
     pub user: Option<(String, String)>,
@@ -55,6 +57,11 @@ impl EtcdConfig {
             ttl: Duration::from_secs(5),
             user: None,
         }
+    }
+
+    /// What a config that is read fills up from.
+    fn nowhere() -> Self {
+        Self::new([""; 0])
     }
 
     /// Starts all keys with `root`.

@@ -36,7 +36,8 @@ use tls::Tls;
 pub use tls::{Identity, Pem, TlsConfig};
 
 /// How the plane is set up.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TcpConfig {
     /// Where to listen; a plane without it only calls. Port 0 takes a free one.

@@ -56,7 +56,8 @@ pub struct Session {
 }
 
 /// What a session allows its peer, and how long it waits for it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Limits {
     /// Bytes on their way or unread per stream.
@@ -68,8 +69,10 @@ pub struct Limits {
     /// Bytes of messages that are arriving, in all.
     pub assembly_bytes_max: usize,
     /// How long the peer may be silent before it is asked for a sign of life.
+    #[serde(deserialize_with = "crate::time::duration")]
     pub ping_after: Duration,
     /// How long the peer may be silent before it counts as dead.
+    #[serde(deserialize_with = "crate::time::duration")]
     pub dead_after: Duration,
 }
 
