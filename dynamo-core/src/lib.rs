@@ -34,14 +34,16 @@
 //!
 //! Beside the way of a request: [`discovery`] (who is there), [`event_plane`] (one publisher, many
 //! listeners), [`protocol`] (the words that crates share), [`runtime`] (the ground) and [`config`]
-//! (the ground as data), and the floor under all: [`error`], [`metrics`], [`name`], [`time`].
+//! (the ground as data), [`readiness`] and the page `status` (feature `status-page`), and the floor
+//! under all: [`error`], [`metrics`], [`name`], [`time`].
 //!
 //! # Promises
 //! - Every stream ends in exactly one of: complete, a typed error, cancelled. A deadline or a kill
 //!   ends it even if the engine hangs, and ends the work behind it even if nobody reads the stream.
 //! - A request reaches at most one instance, at most once; a retryable error means nothing started.
 //! - A guard put into a stream lives exactly as long as the stream.
-//! - No ambient state: no environment (save where [`RuntimeConfig::from_env`] is called), no statics, no detached tasks, no subscriber installed.
+//! - No ambient state: no statics, no detached tasks, no subscriber installed, and no environment
+//!   unless it is asked for by name ([`RuntimeConfig::from_env`]).
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -57,9 +59,12 @@ pub mod name;
 pub mod nats;
 pub mod protocol;
 pub mod random;
+pub mod readiness;
 pub mod request_plane;
 pub mod runtime;
 pub mod server;
+#[cfg(feature = "status-page")]
+pub mod status;
 pub mod time;
 pub mod wire;
 

@@ -123,10 +123,10 @@ const FLOORS: [&[&str]; 9] = [
     &["protocol"],
     &["nats", "wire"],
     &["engine", "event_plane"],
-    &["discovery"],
+    &["discovery", "readiness"],
     &["request_plane"],
     &["runtime"],
-    &["client", "config", "server"],
+    &["client", "config", "server", "status"],
     &["component"],
 ];
 

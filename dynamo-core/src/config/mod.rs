@@ -36,8 +36,12 @@ use crate::discovery::{Discovery, MemoryDiscovery};
 #[cfg(feature = "etcd")]
 use crate::discovery::{EtcdConfig, EtcdDiscovery};
 use crate::error::{Error, Result};
-use crate::event_plane::{self, EventPlane, MemoryEventPlane};
-use crate::request_plane::{self, MemoryRequestPlane, RequestPlane};
+#[cfg(feature = "nats")]
+use crate::event_plane;
+use crate::event_plane::{EventPlane, MemoryEventPlane};
+#[cfg(any(feature = "tcp", feature = "nats"))]
+use crate::request_plane;
+use crate::request_plane::{MemoryRequestPlane, RequestPlane};
 use crate::runtime::Runtime;
 
 /// What a [`Runtime`] stands on; by default all of it is in the memory of the process.
