@@ -32,9 +32,11 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::discovery::{Discovery, MemoryDiscovery};
+use crate::discovery::{Discovery, MemoryDiscovery, StaticDiscovery};
 #[cfg(feature = "etcd")]
 use crate::discovery::{EtcdConfig, EtcdDiscovery};
+#[cfg(all(feature = "file", unix))]
+use crate::discovery::{FileConfig, FileDiscovery};
 use crate::error::{Error, Result};
 #[cfg(feature = "nats")]
 use crate::event_plane;
@@ -65,6 +67,11 @@ pub enum DiscoveryConfig {
     /// In this process only.
     #[default]
     Memory,
+    /// By a fixed list.
+    Static(StaticDiscovery),
+    /// In a folder that the processes of one host share.
+    #[cfg(all(feature = "file", unix))]
+    File(FileConfig),
     /// In etcd.
     #[cfg(feature = "etcd")]
     Etcd(EtcdConfig),
@@ -128,7 +135,8 @@ impl RuntimeConfig {
     /// # Cancel safety
     /// Dropping the future ends what has been started.
     pub async fn build(self) -> Result<Runtime> {
-        let discovery = self.discovery.start().map_err(|error| in_part("discovery", error))?;
+        let discovery = Box::pin(self.discovery.start()).await;
+        let discovery = discovery.map_err(|error| in_part("discovery", error))?;
         let requests = Box::pin(self.request_plane.start()).await;
         let requests = requests.map_err(|error| in_part("request plane", error))?;
         let events = Box::pin(self.event_plane.start()).await;
@@ -139,12 +147,15 @@ impl RuntimeConfig {
 
 impl DiscoveryConfig {
     #[cfg_attr(
-        not(feature = "etcd"),
-        expect(clippy::unnecessary_wraps, reason = "others may fail to start")
+        not(all(feature = "file", unix)),
+        expect(clippy::unused_async, reason = "others take their time to start")
     )]
-    fn start(self) -> Result<Arc<dyn Discovery>> {
+    async fn start(self) -> Result<Arc<dyn Discovery>> {
         Ok(match self {
             Self::Memory => Arc::new(MemoryDiscovery::default()),
+            Self::Static(discovery) => Arc::new(discovery),
+            #[cfg(all(feature = "file", unix))]
+            Self::File(config) => Arc::new(FileDiscovery::start(config).await?),
             #[cfg(feature = "etcd")]
             Self::Etcd(config) => Arc::new(EtcdDiscovery::start(config)?),
         })
@@ -184,6 +195,19 @@ impl EventPlaneConfig {
 /// Says which part of the runtime failed, and why.
 fn in_part(part: &str, error: Error) -> Error {
     Error::new(error.kind(), format!("{part}: {}", error.message())).with_source(error)
+}
+
+impl From<StaticDiscovery> for DiscoveryConfig {
+    fn from(discovery: StaticDiscovery) -> Self {
+        Self::Static(discovery)
+    }
+}
+
+#[cfg(all(feature = "file", unix))]
+impl From<FileConfig> for DiscoveryConfig {
+    fn from(config: FileConfig) -> Self {
+        Self::File(config)
+    }
 }
 
 #[cfg(feature = "etcd")]

@@ -130,6 +130,7 @@ fn no_feature(feature: &str) -> String {
 
 /// What asks for a technology, the feature it stands behind, and whether it is there.
 const FEATURES: &[(&[&str], &str, bool)] = &[
+    (&["discovery", "file"], "file", cfg!(all(feature = "file", unix))),
     (&["discovery", "etcd"], "etcd", cfg!(feature = "etcd")),
     (&["request_plane", "tcp"], "tcp", cfg!(feature = "tcp")),
     (&["request_plane", "tcp", "tls"], "tls", cfg!(feature = "tls")),

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::source::{read, toml, yaml};
@@ -198,6 +199,15 @@ fn what_is_wrong_in_a_file_is_named_by_its_key_and_never_shown() {
         ("[event_plane]\nnats = 'canary' x", "toml: line 2: "),
         ("a = 1\na = 2", "toml: line 2: "),
         ("discovery = 1979-05-27", "toml: discovery."),
+        (
+            "discovery.static = [{ endpoint = 'n/c/e', id = 1 }]",
+            "discovery.static.0.address is missing",
+        ),
+        (
+            "discovery.static = [{ endpoint = 'n/c', id = 1, address = 'a' }]",
+            "discovery.static endp",
+        ),
+        ("discovery.static = {}", "toml: discovery.static is a table, not"),
     ] {
         let message = refused(file("toml", text));
         assert!(message.contains(expected), "{text:?}: {message}");
@@ -220,7 +230,13 @@ fn what_is_wrong_in_a_file_is_named_by_its_key_and_never_shown() {
     }
 }
 
-#[cfg(all(feature = "etcd", feature = "nats", feature = "tls", feature = "toml"))]
+#[cfg(all(
+    feature = "etcd",
+    feature = "file",
+    feature = "nats",
+    feature = "tls",
+    feature = "toml"
+))]
 #[test]
 fn the_page_lists_all_keys_and_no_other_and_its_file_is_good() {
     let page = include_str!("../../../docs/configuration.md");
@@ -230,7 +246,9 @@ fn the_page_lists_all_keys_and_no_other_and_its_file_is_good() {
     let mut listed: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("| `")).collect();
     listed.iter_mut().for_each(|line| *line = line.split('`').next().unwrap());
     let mut known = Vec::new();
+    let mut tables = BTreeMap::from([("discovery.static", "[{ no_key = 1 }]")]);
     for table in [
+        "discovery.file",
         "discovery.etcd",
         "request_plane.tcp",
         "request_plane.tcp.limits",
@@ -239,7 +257,10 @@ fn the_page_lists_all_keys_and_no_other_and_its_file_is_good() {
         "request_plane.nats.access",
         "event_plane.nats",
     ] {
-        let message = refused(file("toml", &format!("{table}.no_key = 1")));
+        tables.insert(table, "{ no_key = 1 }");
+    }
+    for (table, text) in tables {
+        let message = refused(file("toml", &format!("{table} = {text}")));
         let keys = message.split(" is not known, only ").nth(1).unwrap();
         known.extend(keys.split(", ").map(|key| format!("{table}.{key}")));
     }
@@ -286,12 +307,19 @@ fn files_are_found_told_apart_and_limited() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-#[cfg(not(any(feature = "etcd", feature = "nats", feature = "toml", feature = "yaml")))]
+#[cfg(not(any(
+    feature = "etcd",
+    feature = "file",
+    feature = "nats",
+    feature = "toml",
+    feature = "yaml"
+)))]
 #[test]
 fn what_is_not_built_in_is_named_by_its_feature() {
     for (key, feature) in [
         ("DISCOVERY", "etcd"),
         ("DISCOVERY__ETCD__TTL", "etcd"),
+        ("DISCOVERY__FILE__FOLDER", "file"),
         ("REQUEST_PLANE__NATS__ACCESS__URL", "nats"),
         ("EVENT_PLANE", "nats"),
         #[cfg(all(feature = "tcp", not(feature = "tls")))]
@@ -309,27 +337,47 @@ fn what_is_not_built_in_is_named_by_its_feature() {
     }
 }
 
-/// Serves and calls on what `config` builds.
-async fn serves(config: RuntimeConfig) {
-    let runtime = config.build().await.unwrap();
-    let component = runtime.namespace("n").unwrap().component("c").unwrap();
-    let endpoint = component.endpoint::<u32, u32>("e").unwrap();
+/// Serves on one runtime and calls from another, or from the same.
+async fn serves(server: RuntimeConfig, caller: Option<RuntimeConfig>) {
+    let server = server.build().await.unwrap();
+    let caller = match caller {
+        Some(caller) => caller.build().await.unwrap(),
+        None => server.clone(),
+    };
+    let endpoint = |runtime: &Runtime| {
+        let component = runtime.namespace("n").unwrap().component("c").unwrap();
+        component.endpoint::<u32, u32>("e").unwrap()
+    };
     let engine = engine_fn(|ctx: Context, count: u32| async move {
         Ok(ResponseStream::from_items(&ctx, 0..count))
     });
-    let serving = endpoint.serve(engine).await.unwrap();
-    let client = endpoint.client().await.unwrap();
+    let serving = endpoint(&server).serve(engine).await.unwrap();
+    let client = endpoint(&caller).client().await.unwrap();
     let answer = client.generate(Context::new(), 3).await.unwrap().collect().await.unwrap();
     assert_eq!(answer, [0, 1, 2]);
     drop((serving, client));
-    runtime.shutdown(Duration::from_secs(20)).await.unwrap();
+    for runtime in [caller, server] {
+        runtime.shutdown(Duration::from_secs(20)).await.unwrap();
+    }
 }
 
 #[tokio::test]
 async fn what_is_built_serves() {
-    serves(RuntimeConfig::default()).await;
+    serves(RuntimeConfig::default(), None).await;
     #[cfg(feature = "tcp")]
-    serves(vars(&[("REQUEST_PLANE__TCP__LISTEN", "127.0.0.1:0")]).unwrap()).await;
+    serves(vars(&[("REQUEST_PLANE__TCP__LISTEN", "127.0.0.1:0")]).unwrap(), None).await;
+}
+
+#[cfg(all(feature = "tcp", feature = "file", unix))]
+#[tokio::test]
+async fn the_same_graph_runs_on_two_runtimes_that_share_a_folder() {
+    let folder = std::env::temp_dir().join(format!("dynamo-two-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let shared = ("DISCOVERY__FILE__FOLDER", folder.to_str().unwrap());
+    let server = vars(&[shared, ("REQUEST_PLANE__TCP__LISTEN", "127.0.0.1:0")]).unwrap();
+    let caller = vars(&[shared, ("REQUEST_PLANE", "tcp")]).unwrap();
+    serves(server, Some(caller)).await;
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[cfg(feature = "tcp")]

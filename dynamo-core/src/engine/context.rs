@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,21 @@ pub struct Context {
     tried: Option<Tried>,
     stop: CancellationToken,
     kill: CancellationToken,
+    killed: Arc<Killed>,
+}
+
+/// Whether a context was killed, told without a lock: a stream asks before each item.
+#[derive(Debug, Default)]
+struct Killed {
+    is_killed: AtomicBool,
+    parent: Option<Arc<Self>>,
+}
+
+impl Killed {
+    fn is_killed(&self) -> bool {
+        self.is_killed.load(Ordering::Acquire)
+            || self.parent.as_ref().is_some_and(|parent| parent.is_killed())
+    }
 }
 
 /// The instances that the attempts at one request have asked.
@@ -84,6 +100,7 @@ impl Context {
             tried: None,
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
+            killed: Arc::default(),
         }
     }
 
@@ -139,7 +156,9 @@ impl Context {
     #[must_use]
     pub fn child(&self) -> Self {
         let (stop, kill) = (self.stop.child_token(), self.kill.child_token());
-        Self { stop, kill, ..self.clone() }
+        let parent = Some(Arc::clone(&self.killed));
+        let killed = Arc::new(Killed { is_killed: AtomicBool::new(false), parent });
+        Self { stop, kill, killed, ..self.clone() }
     }
 
     /// Returns the id of the request.
@@ -193,6 +212,8 @@ impl Context {
 
     /// Ends the request at once.
     pub fn kill(&self) {
+        // Whoever is woken finds it said.
+        self.killed.is_killed.store(true, Ordering::Release);
         self.stop.cancel();
         self.kill.cancel();
     }
@@ -204,7 +225,7 @@ impl Context {
 
     /// Tells whether the request is over.
     pub fn is_killed(&self) -> bool {
-        self.kill.is_cancelled()
+        self.killed.is_killed()
     }
 
     /// Completes once an early end is asked for (or the request is killed).

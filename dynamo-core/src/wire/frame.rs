@@ -21,7 +21,8 @@ pub enum Kind {
     Open = 1,
     /// The server has started the request.
     Accept = 2,
-    /// Part of a message; [`MORE`] if the message goes on in the next one.
+    /// Part of a message; [`MORE`] if the message goes on in the next one, [`BATCH`] if there are
+    /// several.
     Data = 3,
     /// The stream is complete; its item count as u64.
     End = 4,
@@ -44,6 +45,9 @@ pub enum Kind {
 /// The message, or the body of the request, goes on in the next data frame of the stream.
 pub const MORE: u8 = 1;
 
+/// The data frame holds whole messages, each behind its length.
+pub const BATCH: u8 = 2;
+
 /// The size of a header.
 pub const HEADER_BYTES: usize = 8;
 
@@ -55,7 +59,7 @@ pub const PAYLOAD_BYTES_MAX: usize = 16 << 10;
 pub struct Header {
     /// What the frame is for.
     pub kind: Kind,
-    /// [`MORE`] or nothing.
+    /// [`MORE`], [`BATCH`] or nothing.
     pub flags: u8,
     /// The stream it belongs to; 0 for the connection.
     pub stream: u32,
@@ -78,7 +82,13 @@ impl Header {
         let flags = kind >> 4;
         let kind = Kind::decode(kind & 0xf)?;
         let may_continue = matches!(kind, Kind::Open | Kind::Data);
-        if flags > MORE || (flags == MORE && !may_continue) {
+        let is_known = match flags {
+            0 => true,
+            MORE => may_continue,
+            BATCH => kind == Kind::Data,
+            _ => false,
+        };
+        if !is_known {
             return Err(protocol(format!("{kind:?} frame with flags {flags:#x}")));
         }
         Ok(Some(Self { kind, flags, stream: u32::from_le_bytes([s0, s1, s2, s3]), len }))
@@ -111,13 +121,52 @@ impl Kind {
 /// # Panics
 /// If `payload` is longer than [`PAYLOAD_BYTES_MAX`].
 pub fn put(out: &mut BytesMut, kind: Kind, flags: u8, stream: u32, payload: &[u8]) {
-    assert!(payload.len() <= PAYLOAD_BYTES_MAX, "a payload fits into its frame");
-    out.reserve(HEADER_BYTES + payload.len());
+    put_header(out, kind, flags, stream, payload.len());
+    out.put_slice(payload);
+}
+
+/// Appends the header of a frame whose payload of `len` bytes follows.
+///
+/// # Panics
+/// If `len` is more than [`PAYLOAD_BYTES_MAX`].
+pub(super) fn put_header(out: &mut BytesMut, kind: Kind, flags: u8, stream: u32, len: usize) {
+    assert!(len <= PAYLOAD_BYTES_MAX, "a payload fits into its frame");
+    out.reserve(HEADER_BYTES + len);
     // The upper byte is zero: the size is limited.
-    let [a, b, c, _] = u32::try_from(payload.len()).unwrap_or(0).to_le_bytes();
+    let [a, b, c, _] = u32::try_from(len).unwrap_or(0).to_le_bytes();
     out.put_slice(&[a, b, c, kind as u8 | flags << 4]);
     out.put_u32_le(stream);
-    out.put_slice(payload);
+}
+
+/// Returns how many bytes a message takes in a batch; `None` if it is too large for one.
+pub(super) fn batched_len(message: &[u8]) -> Option<usize> {
+    match message.len() {
+        len @ ..0x80 => Some(1 + len),
+        len @ 0x80..=BATCHED_BYTES_MAX => Some(2 + len),
+        _ => None,
+    }
+}
+
+/// Appends a message to a batch: its length as a varint (LEB128) of one or two bytes, and itself.
+pub(super) fn put_batched(out: &mut BytesMut, message: &[u8]) {
+    // Below 2^14: whoever asks for the length first knows.
+    let [low, high] = u16::try_from(message.len()).unwrap_or(0).to_le_bytes();
+    match message.len() {
+        ..0x80 => out.put_u8(low),
+        _ => out.put_slice(&[low | 0x80, high << 1 | low >> 7]),
+    }
+    out.put_slice(message);
+}
+
+/// Takes the length of the next message off a batch.
+pub(super) fn take_batched(batch: &mut &[u8]) -> Result<usize> {
+    let low = batch.try_get_u8().map_err(|_| short())?;
+    let high = if low & 0x80 == 0 { 0 } else { batch.try_get_u8().map_err(|_| short())? };
+    let len = usize::from(low & 0x7f) | usize::from(high) << 7;
+    if len > batch.len() {
+        return Err(short());
+    }
+    Ok(len)
 }
 
 /// What each side says first.
@@ -231,6 +280,9 @@ pub(super) fn protocol(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Protocol, message)
 }
 
+/// The largest message in a batch: larger ones cross alone.
+const BATCHED_BYTES_MAX: usize = 1 << 10;
+
 const MAGIC: &[u8] = b"DYNW";
 const VERSION: u16 = 1;
 
@@ -272,6 +324,29 @@ mod tests {
     }
 
     #[test]
+    fn messages_of_a_batch_stand_behind_their_lengths() {
+        let messages = [vec![1; 3], Vec::new(), vec![2; 0x7f], vec![3; 0x80], vec![4; 1024]];
+        let mut out = BytesMut::new();
+        for message in &messages {
+            let before = out.len();
+            put_batched(&mut out, message);
+            assert_eq!(Some(out.len() - before), batched_len(message));
+        }
+        assert_eq!(batched_len(&[0; 1025]), None);
+        assert_eq!(&out[..5], [3, 1, 1, 1, 0]);
+        assert_eq!(&out[5 + 1 + 0x7f..][..3], [0x80, 1, 3]);
+        let mut batch = &out[..];
+        for message in &messages {
+            let len = take_batched(&mut batch).unwrap();
+            assert_eq!(batch.split_off(..len).unwrap(), message);
+        }
+        assert!(batch.is_empty());
+        for mut cut in [&[][..], &[0x80], &[2, 0]] {
+            assert!(take_batched(&mut cut).is_err());
+        }
+    }
+
+    #[test]
     fn headers_and_payloads_survive_the_way() {
         for code in 0..12 {
             let kind = Kind::decode(code).unwrap();
@@ -305,7 +380,9 @@ mod tests {
     fn what_there_is_not_is_refused() {
         for bad in [
             [0, 0, 0, 12, 0, 0, 0, 0],
-            [0, 0, 0, 0x23, 0, 0, 0, 0],
+            [0, 0, 0, 0x33, 0, 0, 0, 0],
+            [0, 0, 0, 0x21, 0, 0, 0, 0],
+            [0, 0, 0, 0x43, 0, 0, 0, 0],
             [0, 0, 0, 0x14, 0, 0, 0, 0],
             [1, 0x40, 0, 3, 0, 0, 0, 0],
         ] {

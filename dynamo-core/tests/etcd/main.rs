@@ -2,12 +2,15 @@
 #![cfg(all(feature = "etcd", feature = "tcp"))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod losses;
+mod proxy;
 mod server;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dynamo_core::discovery::conformance::Reach;
 use dynamo_core::discovery::{
     Address, Change, Discovery, EtcdConfig, EtcdDiscovery, View, conformance,
 };
@@ -60,11 +63,8 @@ fn incarnations(view: &View) -> Vec<(u64, u64)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn etcd_conforms() {
     let Some(server) = Server::start() else { return };
-    let discovery = discovery(&server);
-    conformance::run(&discovery).await;
-    discovery.shutdown().await;
-    let error = discovery.register(instance(1, 0)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Closed);
+    let (here, there) = (discovery(&server), discovery(&server));
+    conformance::run(&here, Reach::Host(&there)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -210,6 +210,7 @@ async fn configs_that_cannot_work_are_refused_and_an_etcd_that_is_not_there_is_t
     for bad in [
         EtcdConfig::new(Vec::<String>::new()),
         config().with_ttl(Duration::from_millis(1500)),
+        config().with_reconcile(Duration::from_millis(500)),
         config().with_root("dynamo"),
         config().with_root("/dynamo/"),
     ] {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use etcd_client::{
-    Client, Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp,
+    Client, Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions,
+    PutOptions, Txn, TxnOp,
 };
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -82,6 +83,17 @@ impl Wanted {
         for entry in state.instances.values_mut() {
             if entry.published.take().is_some() {
                 entry.instance.incarnation += 1;
+            }
+        }
+    }
+
+    /// Notes which keys the lease has: one that is published and not there, because somebody has
+    /// taken it out or over, is to be published again.
+    fn found(&self, keys: &[Vec<u8>]) {
+        for (key, entry) in &mut lock(&self.state).instances {
+            if entry.published.is_some() && !keys.iter().any(|found| found == key.as_bytes()) {
+                tracing::warn!(key, "an instance that is registered is not in etcd any more");
+                entry.published = None;
             }
         }
     }
@@ -174,10 +186,21 @@ async fn keep_lease(
     *tries = 0;
     let third = config.ttl / 3;
     let mut next = Instant::now();
+    let soon = || Instant::now() + config.reconcile.mul_f64(0.5 + 0.5 * jitter());
+    let mut look_after = soon();
     loop {
         reconcile(&mut client, wanted, id).await?;
         tokio::select! {
             () = wanted.changed.notified() => {}
+            () = tokio::time::sleep_until(look_after) => {
+                let options = LeaseTimeToLiveOptions::new().with_keys();
+                let found = answered(client.lease_time_to_live(id, Some(options))).await?;
+                // Otherwise it is for the keep-alive to find that the lease is lost.
+                if found.ttl() > 0 {
+                    wanted.found(found.keys());
+                }
+                look_after = soon();
+            }
             () = tokio::time::sleep_until(next) => {
                 answered(keeper.keep_alive()).await?;
                 let answer = answered(answers.message()).await?;
@@ -253,6 +276,8 @@ async fn publish(
         let found = answered(client.get(key, None)).await?;
         let revision = match found.kvs().first() {
             None => 0,
+            // An earlier try was done, and its answer lost.
+            Some(found) if found.value() == value && found.lease() == lease => return Ok(value),
             Some(found) => {
                 let known = serde_json::from_slice::<Instance>(found.value()).ok();
                 if known.is_some_and(|known| known.incarnation >= instance.incarnation) {

@@ -8,9 +8,11 @@
 //! etcd is asked who is there and nothing else: while it is away, what was known stays, and what was
 //! registered is registered again when it is back, even if it has lost everything.
 
+mod config;
 mod follow;
 mod keep;
 mod key;
+mod roster;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,100 +20,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Client, ConnectOptions};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::known::{Known, changes};
 use super::{Change, Discovery, Instance, Registration};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::EndpointPath;
-use follow::Known;
+pub use config::EtcdConfig;
+use follow::Follow;
 use keep::Wanted;
 
-/// How etcd is used.
-#[derive(Debug, Clone, serde::Deserialize)]
-#[serde(default = "EtcdConfig::nowhere", deny_unknown_fields)]
-#[non_exhaustive]
-pub struct EtcdConfig {
-    /// Where etcd answers, such as `http://127.0.0.1:2379`.
-    pub endpoints: Vec<String>,
-    /// What all keys start with.
-    pub root: String,
-    /// How long keys outlive the last sign of life of their process, in whole seconds; listeners
-    /// keep an instance that has not said that it leaves for as long again, and two seconds.
-    #[serde(deserialize_with = "crate::time::duration")]
-    pub ttl: Duration,
-    /// Name and password, if etcd asks for them.
-    pub user: Option<(String, String)>,
-}
-
-impl EtcdConfig {
-    /// Asks etcd at `endpoints`.
-    pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
-        Self {
-            endpoints: endpoints.into_iter().map(Into::into).collect(),
-            root: "/dynamo".to_owned(),
-            // A few keep-alives may be lost; a dead instance is noticed by its connection first.
-            ttl: Duration::from_secs(5),
-            user: None,
-        }
-    }
-
-    /// What a config that is read fills up from.
-    fn nowhere() -> Self {
-        Self::new([""; 0])
-    }
-
-    /// Starts all keys with `root`.
-    #[must_use]
-    pub fn with_root(mut self, root: impl Into<String>) -> Self {
-        self.root = root.into();
-        self
-    }
-
-    /// Lets instances outlive their process by `ttl`.
-    #[must_use]
-    pub fn with_ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = ttl;
-        self
-    }
-
-    /// Identifies by name and password.
-    #[must_use]
-    pub fn with_user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
-        self.user = Some((name.into(), password.into()));
-        self
-    }
-
-    fn validate(&self) -> Result<()> {
-        if self.endpoints.is_empty() {
-            return Err(Error::invalid("no endpoint of etcd is given"));
-        }
-        if !(2..=3600).contains(&self.ttl.as_secs()) {
-            return Err(Error::invalid(format!("etcd TTL of {:?}", self.ttl)));
-        }
-        if !self.root.starts_with('/') || self.root.ends_with('/') {
-            let root = &self.root;
-            return Err(Error::invalid(format!("etcd root {root:?} is not of the form /name")));
-        }
-        Ok(())
-    }
-
-    /// Connects, within a bound.
-    async fn connect(&self) -> Result<Client> {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(ANSWER_MAX)
-            .with_keep_alive(ANSWER_MAX, ANSWER_MAX);
-        if let Some((name, password)) = &self.user {
-            options = options.with_user(name, password);
-        }
-        answered(Box::pin(Client::connect(&self.endpoints, Some(options)))).await
-    }
-}
-
-/// Instances in etcd; cheap to clone.
+/// Instances in etcd 3.4 or later; cheap to clone.
 ///
 /// It owns a thread; dropping the last clone revokes the lease, so that what was registered is
 /// gone at once, and ends the thread. [`shutdown`](Discovery::shutdown) waits for that.
@@ -129,7 +51,7 @@ struct Inner {
 }
 
 /// The endpoints that are followed, as long as someone listens.
-type Follows = Mutex<HashMap<EndpointPath, watch::Sender<Known>>>;
+type Follows = Mutex<HashMap<EndpointPath, Follow>>;
 
 impl EtcdDiscovery {
     /// Starts to use etcd; does not wait until it answers.
@@ -192,75 +114,59 @@ impl Discovery for EtcdDiscovery {
     async fn watch(&self, endpoint: &EndpointPath) -> Result<BoxStream<'static, Change>> {
         let inner = &self.0;
         let mut follows = lock(&inner.follows);
-        let known = match follows.get(endpoint) {
-            Some(known) => known.subscribe(),
-            None => {
-                let (sender, known) = watch::channel(Known::default());
-                follows.insert(endpoint.clone(), sender.clone());
-                let prefix = key::prefix(&inner.config.root, endpoint);
-                let following = follow::follow(Arc::clone(&inner.config), prefix, sender.clone());
-                let (follows, endpoint) = (Arc::clone(&inner.follows), endpoint.clone());
-                let shutdown = inner.shutdown.clone();
-                // Ends with its last listener or the thread's runtime, which owns it.
-                inner.runtime.spawn(async move {
-                    tokio::select! {
-                        () = shutdown.cancelled() => {}
-                        () = following => {}
-                        () = forgotten(&sender, &follows, &endpoint) => {}
-                    }
-                });
-                known
-            }
-        };
-        drop(follows);
-        Ok(changes(known).boxed())
+        // Looked at under the lock: `shutdown` forgets all that are followed.
+        if inner.shutdown.is_cancelled() {
+            return Err(Error::new(ErrorKind::Closed, "discovery has shut down"));
+        }
+        let follow = follows.entry(endpoint.clone()).or_insert_with(|| inner.follow(endpoint));
+        let mut look = 0;
+        follow.looks.send_modify(|looks| {
+            *looks += 1;
+            look = *looks;
+        });
+        Ok(changes(follow.known.subscribe(), look).boxed())
     }
 
     async fn shutdown(&self) {
         self.0.shutdown.cancel();
         // The sender is dropped only with the thread.
         let _ = self.0.ended.clone().wait_for(|ended| *ended).await;
+        // The watches end with them.
+        lock(&self.0.follows).clear();
+    }
+}
+
+impl Inner {
+    /// Starts to follow `endpoint`.
+    fn follow(&self, endpoint: &EndpointPath) -> Follow {
+        let follow = Follow { known: watch::Sender::default(), looks: watch::Sender::default() };
+        let prefix = key::prefix(&self.config.root, endpoint);
+        let following = follow::follow(Arc::clone(&self.config), prefix, follow.clone());
+        let (follows, endpoint) = (Arc::clone(&self.follows), endpoint.clone());
+        let (shutdown, known) = (self.shutdown.clone(), follow.known.clone());
+        // Ends with its last listener or the thread's runtime, which owns it.
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = following => {}
+                () = forgotten(&known, &follows, &endpoint) => {}
+            }
+        });
+        follow
     }
 }
 
 /// Completes when nobody listens to an endpoint any more; it is not followed then.
-async fn forgotten(sender: &watch::Sender<Known>, follows: &Follows, endpoint: &EndpointPath) {
+async fn forgotten(known: &watch::Sender<Known>, follows: &Follows, endpoint: &EndpointPath) {
     loop {
-        sender.closed().await;
+        known.closed().await;
         // Someone may have come meanwhile.
         let mut follows = lock(follows);
-        if sender.receiver_count() == 0 {
+        if known.receiver_count() == 0 {
             follows.remove(endpoint);
             return;
         }
     }
-}
-
-/// Says what is known, and what changes of it: the latest, if the listener is slow.
-fn changes(mut known: watch::Receiver<Known>) -> impl futures::Stream<Item = Change> + Send {
-    known.mark_changed();
-    let said = (None, false);
-    futures::stream::unfold((known, said), |(mut known, (mut said, mut was_degraded))| async move {
-        loop {
-            let (listed, is_degraded) = {
-                let now = known.borrow_and_update();
-                (now.instances.clone(), now.is_degraded)
-            };
-            // The word that it is degraded goes behind a first listing.
-            if let Some(listed) = listed.filter(|listed| said.as_ref() != Some(listed)) {
-                known.mark_changed();
-                let snapshot = Change::Snapshot(listed.values().cloned().collect());
-                said = Some(listed);
-                return Some((snapshot, (known, (said, was_degraded))));
-            }
-            if said.is_some() && is_degraded != was_degraded {
-                was_degraded = is_degraded;
-                let word = if is_degraded { Change::Degraded } else { Change::Recovered };
-                return Some((word, (known, (said, was_degraded))));
-            }
-            known.changed().await.ok()?;
-        }
-    })
 }
 
 impl fmt::Debug for EtcdDiscovery {

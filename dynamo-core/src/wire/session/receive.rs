@@ -4,7 +4,8 @@ use bytes::{Buf, BytesMut};
 
 use super::super::codec::MESSAGE_BYTES_MAX;
 use super::super::frame::{
-    self, HEADER_BYTES, Header, Hello, Kind, MORE, protocol, take_u32, take_u64,
+    self, BATCH, HEADER_BYTES, Header, Hello, Kind, MORE, protocol, take_batched, take_u32,
+    take_u64,
 };
 use super::super::head::Head;
 use super::stream::{Outbound, Stream, Terminal, cost};
@@ -141,7 +142,7 @@ impl Session {
 
     fn on_data(&mut self, id: u32, flags: u8, payload: &[u8]) -> Result<()> {
         self.known(id)?;
-        let cost = cost(payload.len());
+        let cost = if flags == BATCH { batch_cost(payload)? } else { cost(payload.len()) };
         let overrun = || protocol(format!("stream {id} runs over its credit"));
         self.credit = self.credit.checked_sub(cost).ok_or_else(overrun)?;
         let Some(stream) = self.streams.get_mut(&id) else {
@@ -154,7 +155,35 @@ impl Session {
         if inbound.terminal.is_some() || (self.is_server && inbound.head.is_none()) {
             return Err(protocol(format!("stream {id} goes on after its end")));
         }
+        if flags == BATCH {
+            return self.on_batch(id, payload);
+        }
         self.on_part(id, flags, payload, cost)
+    }
+
+    /// Adds whole messages.
+    fn on_batch(&mut self, id: u32, mut payload: &[u8]) -> Result<()> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        let inbound = &mut stream.inbound;
+        if self.is_server || !inbound.partial.is_empty() {
+            return Err(protocol(format!("stream {id} has a batch in the midst of a message")));
+        }
+        // They share their memory, and no other stream's.
+        inbound.partial.reserve(payload.len());
+        inbound.partial.extend_from_slice(payload);
+        let mut all = inbound.partial.split().freeze();
+        if inbound.messages.is_empty() {
+            self.events.push_back(Event::Readable(id));
+        }
+        while !payload.is_empty() {
+            let before = payload.len();
+            let len = take_batched(&mut payload)?;
+            all.advance(before - payload.len());
+            payload = &payload[len..];
+            inbound.messages.push_back((all.split_to(len), cost(len)));
+            inbound.received += 1;
+        }
+        Ok(())
     }
 
     /// Adds a part of a message.
@@ -278,6 +307,18 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Returns the credit that a batch costs: that of its messages.
+fn batch_cost(mut payload: &[u8]) -> Result<u32> {
+    let mut paid = 0;
+    while !payload.is_empty() {
+        let len = take_batched(&mut payload)?;
+        payload = &payload[len..];
+        paid += cost(len);
+    }
+    // An empty one is none.
+    if paid == 0 { Err(protocol("a batch of no message")) } else { Ok(paid) }
 }
 
 /// What the small messages of a stream are allocated by: about a hundred tokens.

@@ -369,3 +369,68 @@ fn no_cut_makes_a_short_answer_look_complete() {
         assert_eq!(pair.client.streams(), 0);
     }
 }
+
+#[test]
+fn small_messages_that_are_due_together_share_a_frame() {
+    let mut pair = Pair::established(&Limits::default());
+    let id = pair.open(b"ask");
+    pair.server.accept(id);
+    let lens = [3, 0, 127, 128, 1024, 1025, 5, 6];
+    let messages: Vec<_> = (0..).zip(lens).map(|(seed, len)| message(len, seed)).collect();
+    for message in &messages {
+        pair.server.send(id, message.clone()).unwrap();
+    }
+    pair.server.finish(id);
+    pair.server.transmit(&mut pair.to_client, 1 << 20);
+    let (mut frames, mut rest) = (Vec::new(), &pair.to_client[..]);
+    while let Some(header) = frame::Header::decode(rest).unwrap() {
+        frames.push((header.kind, header.flags));
+        rest = &rest[frame::HEADER_BYTES + header.len..];
+    }
+    let batch = (Kind::Data, frame::BATCH);
+    assert_eq!(frames, [(Kind::Accept, 0), batch, (Kind::Data, 0), batch, (Kind::End, 0)]);
+    pair.settle();
+    for expected in messages {
+        assert!(matches!(pair.client.recv(id), Recv::Message(message) if message == expected));
+    }
+    assert!(matches!(pair.client.recv(id), Recv::Complete));
+    pair.settle();
+    pair.assert_nothing_is_held();
+}
+
+#[test]
+fn batches_stop_at_the_credit_and_go_on_when_it_is_back() {
+    let mut pair = Pair::established(&limits());
+    let id = pair.open(b"ask");
+    for seed in 0..1000 {
+        pair.server.send(id, message(20, seed)).unwrap();
+    }
+    pair.server.finish(id);
+    pair.settle();
+    let mut seen = 0;
+    while let Recv::Message(got) = pair.client.recv(id) {
+        assert_eq!(got, message(20, seen));
+        seen += 1;
+        if seen == 1 {
+            // A window of 4 KiB holds as many as cost 28 each.
+            let held = pair.client.streams[&id].inbound.messages.len();
+            assert_eq!(held + 1, (4 << 10) / 28);
+        }
+        pair.settle();
+    }
+    assert_eq!(seen, 1000);
+    assert!(pair.client.streams.is_empty());
+    pair.assert_nothing_is_held();
+}
+
+#[test]
+fn a_bad_batch_closes_the_connection() {
+    for batch in [&[][..], &[5, 1, 2], &[0x80], &[1, 7, 9]] {
+        let mut pair = Pair::established(&Limits::default());
+        let id = pair.open(b"ask");
+        frame::put(&mut pair.to_client, Kind::Data, frame::BATCH, id, batch);
+        let error = pair.client.receive(&mut pair.to_client, pair.now).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol);
+        assert!(matches!(pair.client.recv(id), Recv::Failed(_)));
+    }
+}

@@ -1,6 +1,6 @@
 use bytes::BytesMut;
 
-use super::super::frame::{self, Kind, MORE, PAYLOAD_BYTES_MAX};
+use super::super::frame::{self, BATCH, Kind, MORE, PAYLOAD_BYTES_MAX};
 use super::stream::{Outbound, Terminal, cost};
 use super::{Event, Session};
 
@@ -83,6 +83,9 @@ fn put_next(out: &mut BytesMut, id: u32, outbound: &mut Outbound, connection: &m
         }
         return Step::Ended;
     }
+    if put_batch(out, id, outbound, connection) {
+        return Step::Sent;
+    }
     let Some(len) = outbound.chunk(outbound.credit.min(*connection), PAYLOAD_BYTES_MAX) else {
         let stream_waits = outbound.chunk(outbound.credit, PAYLOAD_BYTES_MAX).is_none();
         return if stream_waits { Step::Waits } else { Step::ConnectionWaits };
@@ -94,6 +97,34 @@ fn put_next(out: &mut BytesMut, id: u32, outbound: &mut Outbound, connection: &m
     let more = take_chunk(outbound, len, |_| {});
     out[at + 3] |= more << 4;
     Step::Sent
+}
+
+/// Appends a frame of several small messages, if that many are due and there is credit for them.
+fn put_batch(out: &mut BytesMut, id: u32, outbound: &mut Outbound, connection: &mut u32) -> bool {
+    if outbound.at > 0 || outbound.messages.len() < 2 {
+        return false;
+    }
+    let credit = outbound.credit.min(*connection);
+    let (mut count, mut payload, mut paid) = (0, 0, 0);
+    for message in &outbound.messages {
+        let Some(len) = frame::batched_len(message) else { break };
+        if payload + len > PAYLOAD_BYTES_MAX || paid + cost(message.len()) > credit {
+            break;
+        }
+        (count, payload, paid) = (count + 1, payload + len, paid + cost(message.len()));
+    }
+    if count < 2 {
+        return false;
+    }
+    frame::put_header(out, Kind::Data, BATCH, id, payload);
+    for message in outbound.messages.drain(..count) {
+        outbound.queued -= message.len();
+        outbound.sent += 1;
+        frame::put_batched(out, &message);
+    }
+    outbound.credit -= paid;
+    *connection -= paid;
+    true
 }
 
 /// Takes up to `room` bytes of the first message; returns whether it goes on, as a flag.
