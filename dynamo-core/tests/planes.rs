@@ -143,10 +143,12 @@ async fn tokens_of_many_streams_share_their_writes() {
     let tokens = STREAMS as u64 * u64::from(TOKENS);
     assert_eq!(stats.connections_total, 1);
     assert!(stats.writes_total * 10 <= tokens, "{stats:?} for {tokens} tokens");
-    // Besides the tokens, each stream is accepted and ended, and each connection greeted.
+    // Besides the tokens, each stream is accepted and ended, and each connection greeted; a machine
+    // that is busy elsewhere for a second makes either side ask for a sign of life.
     let bytes = stats.written_bytes_total - STREAMS as u64 * (8 + 16) - 27;
+    let signs_of_life = 16 * 16;
     // What is ready together shares a frame.
-    assert!(bytes <= tokens * 10, "{stats:?} for {tokens} tokens");
+    assert!(bytes <= tokens * 10 + signs_of_life, "{stats:?} for {tokens} tokens");
 }
 
 /// Returns how many sockets this process has open.

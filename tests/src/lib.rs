@@ -1,2 +1,5 @@
 //! Tests that cross the crates, and the README's example.
 #![doc = include_str!("../../README.md")]
+
+pub mod process;
+pub mod tokens;

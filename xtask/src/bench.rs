@@ -1,27 +1,51 @@
-//! `cargo xtask bench NAME`: our figures beside the peers', from one run.
+//! `cargo xtask bench NAME`: our figures beside the peers', from one run; or what faults and a long
+//! run come to.
 
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::setup;
 use crate::shell::{self, step};
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let [name] = args else { bail!("{}", usage()) };
-    if !BENCHES.contains(&name.as_str()) {
-        bail!("no bench {name:?}; {}", usage());
-    }
-    step(&format!("building {name} and its peers (release; minutes the first time)"));
-    let manifest = ["--manifest-path", "peers/Cargo.toml", "--release", "--locked"];
-    let target = ["--target-dir", "target/peers", "--package", name];
-    shell::run(Command::new("cargo").arg("build").args(manifest).args(target))?;
+    let Some((name, args)) = args.split_first() else { bail!("{}", usage()) };
+    let program = match name.as_str() {
+        name if PEERS.contains(&name) => {
+            // Peers compile protocols too, and talk over a real NATS.
+            setup::packages()?;
+            step(&format!("building {name} and its peers (release; half an hour the first time)"));
+            let mut command = Command::new("cargo");
+            // In their folder, where cargo finds how they have to be built.
+            command.current_dir("peers").args(["build", "--package", name]);
+            build(command.args(["--target-dir", "../target/peers"]))?;
+            format!("target/peers/release/{name}")
+        }
+        name if ALONE.contains(&name) => {
+            setup::packages()?;
+            step(&format!("building {name} (release)"));
+            let package = ["--package", "dynamo-tests", "--features", "etcd", "--bin", name];
+            let target = ["--target-dir", "target"];
+            build(Command::new("cargo").arg("build").args(package).args(target))?;
+            format!("target/release/{name}")
+        }
+        name => bail!("no bench {name:?}; {}", usage()),
+    };
     step(&format!("running {name}"));
-    let program = format!("target/peers/release/{name}");
-    shell::run(Command::new(program).arg(format!("target/bench/{name}.json")))
+    shell::run(Command::new(program).arg(format!("target/bench/{name}.json")).args(args))
+}
+
+fn build(command: &mut Command) -> Result<()> {
+    shell::run(command.args(["--release", "--locked"]))
 }
 
 fn usage() -> String {
-    format!("usage: cargo xtask bench {}", BENCHES.join(" | "))
+    let names = [&PEERS[..], &ALONE[..]].concat();
+    format!("usage: cargo xtask bench {} [OPTIONS OF IT]", names.join(" | "))
 }
 
-const BENCHES: [&str; 1] = ["request-plane"];
+/// Those with peers, which are no part of the workspace.
+const PEERS: [&str; 1] = ["request-plane"];
+
+/// Those that need none.
+const ALONE: [&str; 1] = ["faults"];

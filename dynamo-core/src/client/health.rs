@@ -8,7 +8,6 @@ use tokio::sync::Notify;
 
 use crate::discovery::Instance;
 use crate::error::{Error, ErrorKind};
-use crate::metrics::Counter;
 use crate::protocol::InstanceId;
 use crate::random::Random;
 use crate::time::{Clock, SystemClock};
@@ -19,9 +18,8 @@ pub(super) struct Health {
     ejections: Mutex<Ejections>,
     /// Nothing is known against anyone: the usual case, told without the lock.
     is_troubled: AtomicBool,
-    /// Wakes whoever probes: somebody was ejected.
-    ejected: Notify,
-    ejections_total: Counter,
+    /// Wakes whoever probes: somebody did not answer.
+    suspected: Notify,
 }
 
 impl Health {
@@ -31,9 +29,8 @@ impl Health {
         match error.kind() {
             ErrorKind::Unavailable => {
                 if self.lock().failed(instance, live, now) {
-                    tracing::debug!(%instance, %error, "ejected until a probe succeeds");
-                    self.ejections_total.add(1);
-                    self.ejected.notify_one();
+                    tracing::debug!(%instance, %error, "to be probed");
+                    self.suspected.notify_one();
                 }
             }
             ErrorKind::Overloaded if error.is_retryable() => {
@@ -47,7 +44,7 @@ impl Health {
 
     /// Returns how often an instance was left out so far.
     pub(super) fn ejections(&self) -> u64 {
-        self.ejections_total.read()
+        self.lock().total
     }
 
     /// Notes that a call of an instance was started.
@@ -79,19 +76,19 @@ impl Health {
         }
     }
 
-    /// Waits until an ejected instance is to be probed. Cancel safe.
+    /// Waits until an instance is to be probed. Cancel safe.
     pub(super) async fn due(&self) {
         loop {
             let due = self.lock().due();
-            let ejected = self.ejected.notified();
+            let suspected = self.suspected.notified();
             match due {
                 Some(due) => {
                     tokio::select! {
                         () = tokio::time::sleep_until(due.into()) => return,
-                        () = ejected => {}
+                        () = suspected => {}
                     }
                 }
-                None => ejected.await,
+                None => suspected.await,
             }
         }
     }
@@ -114,20 +111,27 @@ impl Health {
 /// Who is left out, and for how long; pure.
 ///
 /// ```text
-/// in ──failed──► out, probe due ──probe fails──► out, probe due later (doubled)
+/// in ──failed──► out, probe due ──probe fails──► gone, probe due later (doubled)
 ///  ▲                 └──probe succeeds──► in, on trial ──failed──► out, probe due later
 ///  └──────────────── works for as long as it was out ◄─┘
 /// ```
+///
+/// A failed request is a suspicion, which may be the request's own doing: at most half of those who
+/// are not gone are out for it, the rest stays in while it is probed. A probe that fails is proof:
+/// any number may be gone, such as those that died one after the other and are still listed.
 #[derive(Debug)]
 struct Ejections {
     entries: BTreeMap<InstanceId, Entry>,
+    /// How often one was left out.
+    total: u64,
     random: Random,
 }
 
 #[derive(Debug)]
 struct Entry {
     incarnation: u64,
-    out: Option<Out>,
+    standing: Standing,
+    probe: Option<Probe>,
     /// How often in a row it was ejected or did not answer a probe.
     failures: u32,
     back_since: Option<Instant>,
@@ -135,28 +139,42 @@ struct Entry {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Out {
+enum Standing {
+    In,
+    Out,
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Probe {
     Due(Instant),
-    Probing,
+    Running,
 }
 
 impl Default for Ejections {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), random: Random::unseeded() }
+        Self { entries: BTreeMap::new(), total: 0, random: Random::unseeded() }
     }
 }
 
 impl Ejections {
-    /// Leaves `instance` out, unless half of the `live` ones are; tells whether that is news.
-    fn failed(&mut self, instance: &Instance, live: usize, now: Instant) -> bool {
-        let out = self.entries.values().filter(|entry| entry.out.is_some()).count();
+    /// Has `instance` probed, and leaves it out unless half of those `listed` are who are not gone;
+    /// tells whether that is news.
+    fn failed(&mut self, instance: &Instance, listed: usize, now: Instant) -> bool {
+        let count =
+            |standing| self.entries.values().filter(|entry| entry.standing == standing).count();
+        let (out, gone) = (count(Standing::Out), count(Standing::Gone));
         let entry = Self::entry(&mut self.entries, instance);
-        if entry.out.is_some() || (out + 1) * 2 > live {
+        if entry.probe.is_some() {
             return false;
+        }
+        if (out + 1) * 2 <= listed.saturating_sub(gone) {
+            entry.standing = Standing::Out;
+            self.total += 1;
         }
         let wait = back_off(entry.failures, &mut self.random);
         entry.failures += 1;
-        entry.out = Some(Out::Due(now + wait));
+        entry.probe = Some(Probe::Due(now + wait));
         true
     }
 
@@ -170,8 +188,9 @@ impl Ejections {
         instance: &Instance,
     ) -> &'a mut Entry {
         let incarnation = instance.incarnation;
-        let new =
-            || Entry { incarnation, out: None, failures: 0, back_since: None, full_until: None };
+        let (standing, probe) = (Standing::In, None);
+        let (failures, back_since, full_until) = (0, None, None);
+        let new = || Entry { incarnation, standing, probe, failures, back_since, full_until };
         let entry = entries.entry(instance.id).or_insert_with(new);
         if entry.incarnation < incarnation {
             *entry = new();
@@ -181,20 +200,26 @@ impl Ejections {
 
     fn worked(&mut self, id: InstanceId, now: Instant) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.standing == Standing::Gone {
+            // Nobody was left, and so it was asked: a request that starts is as good as a probe.
+            return entry.came_back(now);
+        }
         if entry.full_until.is_some_and(|until| until <= now) {
             entry.full_until = None;
         }
         // Who came back has to last before its failures are forgotten.
         let trial = back_off_max(entry.failures);
         let has_lasted = entry.back_since.is_none_or(|since| now >= since + trial);
-        if entry.out.is_none() && entry.full_until.is_none() && has_lasted {
+        if entry.probe.is_none() && entry.full_until.is_none() && has_lasted {
             self.entries.remove(&id);
         }
     }
 
     fn candidates(&self, instances: Arc<[Instance]>, now: Instant) -> Arc<[Instance]> {
         let entry = |instance: &Instance| self.entries.get(&instance.id);
-        let is_out = |instance: &Instance| entry(instance).is_some_and(|entry| entry.out.is_some());
+        let is_out = |instance: &Instance| {
+            entry(instance).is_some_and(|entry| entry.standing != Standing::In)
+        };
         let is_full = |instance: &Instance| {
             entry(instance).is_some_and(|entry| entry.full_until.is_some_and(|until| until > now))
         };
@@ -219,8 +244,8 @@ impl Ejections {
     }
 
     fn due(&self) -> Option<Instant> {
-        let due = |entry: &Entry| match entry.out {
-            Some(Out::Due(due)) => Some(due),
+        let due = |entry: &Entry| match entry.probe {
+            Some(Probe::Due(due)) => Some(due),
             _ => None,
         };
         self.entries.values().filter_map(due).min()
@@ -229,8 +254,8 @@ impl Ejections {
     fn take_due(&mut self, now: Instant) -> Vec<InstanceId> {
         let mut taken = Vec::new();
         for (id, entry) in &mut self.entries {
-            if matches!(entry.out, Some(Out::Due(due)) if due <= now) {
-                entry.out = Some(Out::Probing);
+            if matches!(entry.probe, Some(Probe::Due(due)) if due <= now) {
+                entry.probe = Some(Probe::Running);
                 taken.push(*id);
             }
         }
@@ -240,12 +265,19 @@ impl Ejections {
     fn probed(&mut self, id: InstanceId, is_there: bool, now: Instant) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if is_there {
-            (entry.out, entry.back_since) = (None, Some(now));
+            entry.came_back(now);
         } else {
             let wait = back_off(entry.failures, &mut self.random);
             entry.failures += 1;
-            entry.out = Some(Out::Due(now + wait));
+            self.total += u64::from(entry.standing == Standing::In);
+            (entry.standing, entry.probe) = (Standing::Gone, Some(Probe::Due(now + wait)));
         }
+    }
+}
+
+impl Entry {
+    fn came_back(&mut self, now: Instant) {
+        (self.standing, self.probe, self.back_since) = (Standing::In, None, Some(now));
     }
 }
 
@@ -340,14 +372,37 @@ mod tests {
     }
 
     #[test]
-    fn at_most_half_are_out() {
+    fn at_most_half_are_out_on_suspicion() {
         for (live, out_max) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)] {
             let (mut ejections, fleet, now) =
                 (Ejections::default(), fleet(live), SystemClock.now());
             let count = fleet.len();
-            let out = fleet.iter().filter(|i| ejections.failed(i, count, now)).count();
+            fleet.iter().for_each(|i| assert!(ejections.failed(i, count, now), "all are probed"));
+            let is_out = |entry: &&Entry| entry.standing == Standing::Out;
+            let out = ejections.entries.values().filter(is_out).count();
             assert_eq!(out, out_max, "of {live}");
         }
+    }
+
+    #[test]
+    fn any_number_is_left_out_that_did_not_answer_a_probe_and_all_are_asked_if_nobody_is_left() {
+        let (mut ejections, fleet, now) = (Ejections::default(), fleet(6), SystemClock.now());
+        let dies = |ejections: &mut Ejections, at: usize| {
+            ejections.failed(&fleet[at], 6, now);
+            assert_eq!(ejections.take_due(now), [fleet[at].id]);
+            ejections.probed(fleet[at].id, false, now);
+        };
+        (0..4).for_each(|at| dies(&mut ejections, at));
+        assert_eq!(ids(&ejections.candidates(Arc::clone(&fleet), now)), [4, 5]);
+        // Of the two who are there, half may be out on suspicion.
+        ejections.failed(&fleet[4], 6, now);
+        assert_eq!(ids(&ejections.candidates(Arc::clone(&fleet), now)), [5]);
+        ejections.take_due(now);
+        ejections.probed(InstanceId(4), false, now);
+        dies(&mut ejections, 5);
+        assert_eq!(ids(&ejections.candidates(Arc::clone(&fleet), now)), [0, 1, 2, 3, 4, 5]);
+        ejections.worked(InstanceId(2), now);
+        assert_eq!(ids(&ejections.candidates(Arc::clone(&fleet), now)), [2]);
     }
 
     #[test]

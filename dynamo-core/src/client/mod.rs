@@ -38,8 +38,8 @@ use crate::time::{Clock, SystemClock};
 ///
 /// Cheap to clone. Each attempt at a request goes to at most one instance, at most once; what
 /// provably was not started is tried again elsewhere ([`RetryPolicy`]). An instance that did not
-/// answer is left out until a probe succeeds, at most half of them at a time; one without room is
-/// left out as long as it asked for.
+/// answer is left out until a probe succeeds: any number of those that answer no probe either, and
+/// of the others at most half at a time. One without room is left out as long as it asked for.
 pub struct Client<Req, Resp> {
     runtime: Runtime,
     endpoint: EndpointPath,

@@ -16,6 +16,8 @@ use std::fmt;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+#[cfg(all(feature = "etcd", any(test, feature = "test-util")))]
+pub use etcd::key::fuzz_etcd_key;
 #[cfg(feature = "etcd")]
 pub use etcd::{EtcdConfig, EtcdDiscovery};
 #[cfg(all(feature = "file", unix))]
@@ -51,9 +53,9 @@ pub mod conformance;
 /// - What was said stays while the directory is away; a listing replaces it when it is back.
 /// - A watch of one endpoint never shows an instance of another.
 /// - The first item of a watch is a [`Change::Snapshot`].
-/// - [`Change::Remove`] is the word of the instance itself, or of the directory's own expiry of
-///   it: it is gone. A later snapshot that lacks an instance is only absence: the directory does
-///   not know of it, and it may live.
+/// - [`Change::Remove`] is the word of the instance itself, or proof that its process is dead: it is
+///   gone. A later snapshot that lacks an instance is only absence: the directory has lost sight of
+///   it, and it may live.
 /// - A watch that is not polled queues nothing: it is told what the present differs by.
 /// - After `shutdown`, `register` and `watch` fail with [`Closed`](crate::ErrorKind::Closed), and
 ///   watches end; what they have said stays. A directory inside the process runs nothing, and is

@@ -7,9 +7,8 @@ use crate::protocol::InstanceId;
 /// The set of instances that a sequence of [`Change`]s amounts to; pure.
 ///
 /// A lower incarnation of a known id is ignored: it is a ghost of a restarted instance. While the
-/// directory is degraded the last good set stays. A snapshot that lacks more than half of the
-/// instances is rather a directory that lost its data than a fleet that died: they stay, doubtful,
-/// until someone has [asked](Self::settle) them.
+/// directory is degraded the last good set stays. Whom a snapshot lacks the directory has only lost
+/// sight of: they stay, doubtful, until someone has [asked](Self::settle) them.
 #[derive(Debug, Clone, Default)]
 pub struct View {
     instances: BTreeMap<InstanceId, Instance>,
@@ -24,14 +23,8 @@ impl View {
             Change::Snapshot(instances) => {
                 let listed: BTreeSet<_> = instances.iter().map(|instance| instance.id).collect();
                 instances.into_iter().for_each(|instance| self.upsert(instance));
-                let known: Vec<_> = self.instances.keys().copied().collect();
-                let sure = known.iter().filter(|id| !self.doubtful.contains(id));
-                let (there, missing): (Vec<_>, Vec<_>) = sure.partition(|id| listed.contains(id));
-                if missing.len() > there.len() {
-                    self.doubtful.extend(missing);
-                } else {
-                    self.instances.retain(|id, _| !missing.contains(&id));
-                }
+                let missing = self.instances.keys().filter(|id| !listed.contains(id));
+                self.doubtful.extend(missing);
             }
             Change::Upsert(instance) => self.upsert(instance),
             Change::Remove(id) => {
@@ -126,13 +119,12 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_that_lacks_more_than_half_removes_nobody_who_still_answers() {
+    fn whom_a_snapshot_lacks_stays_until_asked() {
         let ids = |view: &View| -> Vec<_> { view.instances().iter().map(|i| i.id.0).collect() };
         let doubtful = |view: &View| -> Vec<_> { view.doubtful().map(|id| id.0).collect() };
         let mut view = View::default();
-        view.apply(Change::Snapshot((0..4).map(|id| instance(id, 0)).collect()));
-        view.apply(Change::Snapshot(vec![instance(0, 0), instance(1, 0)]));
-        assert_eq!((ids(&view), doubtful(&view)), (vec![0, 1], vec![]), "half of them may go");
+        view.apply(Change::Snapshot((0..2).map(|id| instance(id, 0)).collect()));
+        assert_eq!((ids(&view), doubtful(&view)), (vec![0, 1], vec![]));
 
         view.apply(Change::Snapshot(vec![]));
         assert_eq!((ids(&view), doubtful(&view)), (vec![0, 1], vec![0, 1]));

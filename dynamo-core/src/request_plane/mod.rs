@@ -19,6 +19,8 @@ pub use ingress::{Ingress, Message};
 pub use memory::MemoryRequestPlane;
 #[cfg(feature = "nats")]
 pub use nats::{NatsConfig, NatsRequestPlane, NatsStats};
+#[cfg(all(feature = "tls", any(test, feature = "test-util")))]
+pub use tcp::fuzz_certificate;
 #[cfg(feature = "tls")]
 pub use tcp::{Identity, Pem, TlsConfig};
 #[cfg(feature = "tcp")]

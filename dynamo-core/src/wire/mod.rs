@@ -14,6 +14,8 @@
 
 pub mod codec;
 pub mod frame;
+#[cfg(any(test, feature = "test-util"))]
+pub mod fuzz;
 pub mod head;
 pub mod link;
 pub mod session;

@@ -1,22 +1,26 @@
 //! gRPC by tonic: one HTTP/2 channel, server streaming.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use futures::future::BoxFuture;
-use futures::stream::{self, BoxStream, StreamExt};
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use futures::stream::{BoxStream, StreamExt};
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
-use crate::Subject;
+use crate::model::{Ask, Model};
+use crate::turn::Subject;
 
 include!(concat!(env!("OUT_DIR"), "/bench.Bench.rs"));
 
-/// How many tokens are wanted.
+/// How many tokens are wanted, and whether in steps.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Count {
     #[prost(uint32, tag = "1")]
     pub count: u32,
+    #[prost(bool, tag = "2")]
+    pub stepped: bool,
 }
 
 /// One item of the answer.
@@ -26,7 +30,7 @@ pub struct Token {
     pub ids: Vec<u32>,
 }
 
-struct Tokens;
+struct Tokens(Arc<Model>);
 
 #[tonic::async_trait]
 impl bench_server::Bench for Tokens {
@@ -36,22 +40,25 @@ impl bench_server::Bench for Tokens {
         &self,
         request: Request<Count>,
     ) -> Result<Response<Self::TokensStream>, Status> {
-        let count = request.into_inner().count;
-        let items = stream::iter(0..count).map(|n| Ok(Token { ids: vec![40_000 + n % 9000] }));
+        let Count { count, stepped } = request.into_inner();
+        let items = self.0.answer(Ask { count, stepped }).map(|id| Ok(Token { ids: vec![id] }));
         Ok(Response::new(items.boxed()))
     }
 }
 
-pub struct Grpc(bench_client::BenchClient<Channel>);
+pub struct Grpc {
+    client: bench_client::BenchClient<Channel>,
+    model: Arc<Model>,
+}
 
-pub async fn start() -> Result<Grpc> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
+pub async fn start(model: &Arc<Model>) -> Result<Grpc> {
+    // The server's own setting does not reach sockets that it is handed.
+    let incoming = TcpIncoming::bind(([127, 0, 0, 1], 0).into())?.with_nodelay(Some(true));
+    let address = incoming.local_addr()?;
     let serving = Server::builder()
-        .tcp_nodelay(true)
         .max_concurrent_streams(4096)
-        .add_service(bench_server::BenchServer::new(Tokens))
-        .serve_with_incoming(TcpListenerStream::new(listener));
+        .add_service(bench_server::BenchServer::new(Tokens(Arc::clone(model))))
+        .serve_with_incoming(incoming);
     tokio::spawn(serving);
     let channel = Endpoint::from_shared(format!("http://{address}"))?
         .tcp_nodelay(true)
@@ -59,17 +66,20 @@ pub async fn start() -> Result<Grpc> {
         .initial_stream_window_size(256 << 10)
         .connect()
         .await?;
-    Ok(Grpc(bench_client::BenchClient::new(channel)))
+    Ok(Grpc { client: bench_client::BenchClient::new(channel), model: Arc::clone(model) })
 }
 
 impl Subject for Grpc {
-    fn ask(&self, count: u32) -> BoxFuture<'_, Result<u32>> {
-        let mut client = self.0.clone();
+    fn ask(&self, ask: Ask) -> BoxFuture<'_, Result<u32>> {
+        let mut client = self.client.clone();
         Box::pin(async move {
-            let mut stream = client.tokens(Count { count }).await?.into_inner();
+            let count = Count { count: ask.count, stepped: ask.stepped };
+            let mut stream = client.tokens(count).await?.into_inner();
             let mut got = 0;
             while let Some(item) = stream.message().await? {
-                got += item.ids.len() as u32;
+                let came = item.ids.len() as u32;
+                self.model.take(ask, came);
+                got += came;
             }
             Ok(got)
         })

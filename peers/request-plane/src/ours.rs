@@ -10,25 +10,25 @@ use dynamo_core::request_plane::{TcpConfig, TcpRequestPlane, TcpStats};
 use dynamo_core::{Client, Context, Endpoint, Engine, ResponseStream, Runtime, Serving, engine_fn};
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use futures::stream;
 
-use crate::Subject;
+use crate::model::{Ask, Model};
+use crate::turn::Subject;
 
 pub struct Ours {
-    client: Client<u32, GenerateChunk>,
+    client: Client<Ask, GenerateChunk>,
+    model: Arc<Model>,
     server: Option<Arc<TcpRequestPlane>>,
     _serving: Serving,
 }
 
 /// Client and server in one process, values moved.
-pub async fn memory() -> Result<Ours> {
+pub async fn memory(model: &Arc<Model>) -> Result<Ours> {
     let runtime = Runtime::in_process();
-    let serving = serve(&runtime).await?;
-    Ok(Ours { client: endpoint(&runtime)?.client().await?, server: None, _serving: serving })
+    ours(model, &runtime, &runtime, None).await
 }
 
 /// Client and server as two processes have them, over the loopback.
-pub async fn tcp() -> Result<Ours> {
+pub async fn tcp(model: &Arc<Model>) -> Result<Ours> {
     let discovery = Arc::<MemoryDiscovery>::default();
     let runtime = |plane: &Arc<TcpRequestPlane>| {
         let (discovery, plane) = (Arc::clone(&discovery), Arc::clone(plane));
@@ -37,9 +37,18 @@ pub async fn tcp() -> Result<Ours> {
     let listening = TcpConfig::default().with_listen(([127, 0, 0, 1], 0).into());
     let server = Arc::new(TcpRequestPlane::start(listening).await?);
     let caller = Arc::new(TcpRequestPlane::start(TcpConfig::default()).await?);
-    let serving = serve(&runtime(&server)).await?;
-    let client = endpoint(&runtime(&caller))?.client().await?;
-    Ok(Ours { client, server: Some(server), _serving: serving })
+    ours(model, &runtime(&caller), &runtime(&server), Some(server)).await
+}
+
+async fn ours(
+    model: &Arc<Model>,
+    caller: &Runtime,
+    callee: &Runtime,
+    server: Option<Arc<TcpRequestPlane>>,
+) -> Result<Ours> {
+    let serving = serve(callee, Arc::clone(model)).await?;
+    let client = endpoint(caller)?.client().await?;
+    Ok(Ours { client, model: Arc::clone(model), server, _serving: serving })
 }
 
 impl Ours {
@@ -50,30 +59,32 @@ impl Ours {
 }
 
 impl Subject for Ours {
-    fn ask(&self, count: u32) -> BoxFuture<'_, Result<u32>> {
+    fn ask(&self, ask: Ask) -> BoxFuture<'_, Result<u32>> {
         Box::pin(async move {
-            let mut stream = self.client.generate(Context::new(), count).await?;
+            let mut stream = self.client.generate(Context::new(), ask).await?;
             let mut got = 0;
             while let Some(item) = stream.next().await {
-                got += item?.token_ids.len() as u32;
+                let came = item?.token_ids.len() as u32;
+                self.model.take(ask, came);
+                got += came;
             }
             Ok(got)
         })
     }
 }
 
-async fn serve(runtime: &Runtime) -> Result<Serving> {
-    let engine = engine_fn(|ctx: Context, count: u32| async move {
-        let items = stream::iter(0..count).map(|n| {
-            Ok(GenerateChunk { token_ids: vec![40_000 + n % 9000], ..GenerateChunk::default() })
-        });
-        Ok(ResponseStream::new(&ctx, items))
+async fn serve(runtime: &Runtime, model: Arc<Model>) -> Result<Serving> {
+    let engine = engine_fn(move |ctx: Context, ask: Ask| {
+        let tokens = model.answer(ask);
+        let items =
+            tokens.map(|id| Ok(GenerateChunk { token_ids: vec![id], ..GenerateChunk::default() }));
+        async move { Ok(ResponseStream::new(&ctx, items)) }
     });
     // As many as a client has at once.
     let options = dynamo_core::ServeOptions::default().with_inflight_max(4096);
     Ok(endpoint(runtime)?.serve_with(engine, options).await?)
 }
 
-fn endpoint(runtime: &Runtime) -> Result<Endpoint<u32, GenerateChunk>> {
+fn endpoint(runtime: &Runtime) -> Result<Endpoint<Ask, GenerateChunk>> {
     Ok(runtime.namespace("bench")?.component("llm")?.endpoint("generate")?)
 }

@@ -6,7 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 
-use crate::Subject;
+use crate::model::Ask;
+use crate::turn::Subject;
 
 pub struct Raw {
     address: std::net::SocketAddr,
@@ -33,7 +34,7 @@ pub async fn start() -> Result<Raw> {
 }
 
 impl Subject for Raw {
-    fn ask(&self, count: u32) -> BoxFuture<'_, Result<u32>> {
+    fn ask(&self, ask: Ask) -> BoxFuture<'_, Result<u32>> {
         Box::pin(async move {
             let idle = self.idle.lock().await.pop();
             let mut socket = match idle {
@@ -45,12 +46,12 @@ impl Subject for Raw {
                 }
             };
             let mut message = [7; 64];
-            for _ in 0..count {
+            for _ in 0..ask.count {
                 socket.write_all(&message).await?;
                 socket.read_exact(&mut message).await?;
             }
             self.idle.lock().await.push(socket);
-            Ok(count)
+            Ok(ask.count)
         })
     }
 }

@@ -1,5 +1,7 @@
 //! The rows, as people and as programs read them.
 
+use std::path::Path;
+
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -8,11 +10,27 @@ pub struct Table {
     rows: Vec<Row>,
 }
 
-struct Row {
-    workload: String,
-    metric: &'static str,
+/// What is measured, in which unit, and which way is better.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    name: &'static str,
     unit: &'static str,
     better: &'static str,
+}
+
+impl Metric {
+    pub const fn lower(name: &'static str, unit: &'static str) -> Self {
+        Self { name, unit, better: "lower" }
+    }
+
+    pub const fn higher(name: &'static str, unit: &'static str) -> Self {
+        Self { name, unit, better: "higher" }
+    }
+}
+
+struct Row {
+    workload: String,
+    metric: Metric,
     ours: f64,
     peer: Option<(&'static str, f64)>,
     /// The ratio to the peer that is aimed at, or a figure of our own where there is no peer.
@@ -20,43 +38,35 @@ struct Row {
 }
 
 impl Table {
-    #[expect(clippy::too_many_arguments, reason = "a row has these columns")]
     pub fn row(
         &mut self,
         workload: &str,
-        metric: &'static str,
-        unit: &'static str,
-        better: &'static str,
+        metric: Metric,
         ours: f64,
         peer: Option<(&'static str, f64)>,
         target: Option<f64>,
     ) {
-        let workload = workload.to_owned();
-        self.rows.push(Row { workload, metric, unit, better, ours, peer, target });
+        self.rows.push(Row { workload: workload.to_owned(), metric, ours, peer, target });
     }
 
     pub fn print(&self) {
         println!(
-            "{:<36} {:<18} {:>12} {:>12} {:<12} {:>7} {:>9}",
+            "{:<32} {:<30} {:>10} {:>10} {:<20} {:>6} {:>6}",
             "workload", "metric", "ours", "peer", "", "ratio", "target"
         );
         for row in &self.rows {
             let (name, peer) = row.peer.map_or(("", String::new()), |(name, v)| (name, figure(v)));
             let ratio =
                 row.peer.map_or(String::new(), |(_, peer)| format!("{:.2}", row.ours / peer));
-            let bound = if row.better == "lower" { "<=" } else { ">=" };
+            let bound = if row.metric.better == "lower" { "<=" } else { ">=" };
             let target = row.target.map_or(String::new(), |target| format!("{bound} {target}"));
-            let metric = format!("{} [{}]", row.metric, row.unit);
-            println!(
-                "{:<36} {:<18} {:>12} {:>12} {:<12} {:>7} {:>9}",
-                row.workload,
-                metric,
-                figure(row.ours),
-                peer,
-                name,
-                ratio,
-                target
+            let metric = format!("{} [{}]", row.metric.name, row.metric.unit);
+            let ours = figure(row.ours);
+            let line = format!(
+                "{:<32} {metric:<30} {ours:>10} {peer:>10} {name:<20} {ratio:>6} {target:>6}",
+                row.workload
             );
+            println!("{}", line.trim_end());
         }
     }
 
@@ -66,13 +76,14 @@ impl Table {
             .iter()
             .map(|row| {
                 json!({
-                    "workload": row.workload, "metric": row.metric, "unit": row.unit,
-                    "better": row.better, "ours": row.ours, "peer": row.peer.map(|(_, v)| v),
-                    "peer_name": row.peer.map(|(name, _)| name), "target": row.target,
+                    "workload": row.workload, "metric": row.metric.name, "unit": row.metric.unit,
+                    "better": row.metric.better, "ours": row.ours,
+                    "peer": row.peer.map(|(_, v)| v), "peer_name": row.peer.map(|(name, _)| name),
+                    "target": row.target,
                 })
             })
             .collect();
-        if let Some(folder) = std::path::Path::new(path).parent() {
+        if let Some(folder) = Path::new(path).parent() {
             std::fs::create_dir_all(folder)?;
         }
         std::fs::write(path, serde_json::to_string_pretty(&rows)?)?;

@@ -38,6 +38,23 @@ pub(super) fn decode(root: &str, found_at: &[u8], value: &[u8]) -> Result<Instan
     if key(root, &instance).as_bytes() == found_at { Ok(instance) } else { Err(bad()) }
 }
 
+/// An instance that is taken stands under its key, and survives the way; the first line of `data`
+/// is the key.
+///
+/// # Panics
+/// If not.
+#[cfg(any(test, feature = "test-util"))]
+pub fn fuzz_etcd_key(data: &[u8]) {
+    let line = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
+    let (found_at, value) = data.split_at(line);
+    let value = value.get(1..).unwrap_or_default();
+    if let Ok(instance) = decode("fuzz", found_at, value) {
+        assert!(found_at.starts_with(prefix("fuzz", &instance.endpoint).as_bytes()));
+        let again = encode(&instance).and_then(|value| decode("fuzz", found_at, &value));
+        assert!(again.is_ok_and(|again| again == instance));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

@@ -11,7 +11,7 @@
 mod config;
 mod follow;
 mod keep;
-mod key;
+pub(super) mod key;
 mod roster;
 
 use std::collections::HashMap;

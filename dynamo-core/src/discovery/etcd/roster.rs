@@ -15,27 +15,20 @@ use crate::protocol::InstanceId;
 ///
 /// An instance whose key has gone without a word has lost its lease: because its process has died,
 /// or because etcd was away, was wiped, or came back before the instance did. It is kept for a
-/// while, in which a living one registers again. Then it is expired if etcd has said that its key
-/// goes, and only absent if the key was not there when etcd was asked.
+/// while, in which a living one registers again. Then it is absent: that etcd has not heard of it is
+/// no proof that nobody else does.
 #[derive(Debug)]
 pub(super) struct Roster {
     grace: Duration,
     entries: BTreeMap<InstanceId, Entry>,
-    /// How often instances were dropped for absence alone.
+    /// How often instances were dropped for absence.
     pub(super) absences: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     instance: Instance,
-    missing: Option<Missing>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Missing {
-    since: Instant,
-    /// etcd has said that the key goes.
-    is_told: bool,
+    missing_since: Option<Instant>,
 }
 
 impl Roster {
@@ -44,7 +37,7 @@ impl Roster {
     }
 
     fn put(&mut self, instance: Instance) {
-        self.entries.insert(instance.id, Entry { instance, missing: None });
+        self.entries.insert(instance.id, Entry { instance, missing_since: None });
     }
 
     /// Takes in a listing: whoever is not in it is missing from now on. After a time in which etcd
@@ -52,9 +45,9 @@ impl Roster {
     pub(super) fn listed(&mut self, listed: Instances, was_away: bool, now: Instant) {
         for (id, entry) in &mut self.entries {
             if !listed.contains_key(id) {
-                let missing = entry.missing.get_or_insert(Missing { since: now, is_told: false });
+                let since = entry.missing_since.get_or_insert(now);
                 if was_away {
-                    missing.since = now;
+                    *since = now;
                 }
             }
         }
@@ -81,8 +74,7 @@ impl Roster {
     fn missing(&mut self, root: &str, at: &[u8], now: Instant) {
         for entry in self.entries.values_mut() {
             if key::key(root, &entry.instance).as_bytes() == at {
-                let missing = entry.missing.get_or_insert(Missing { since: now, is_told: true });
-                missing.is_told = true;
+                entry.missing_since.get_or_insert(now);
             }
         }
     }
@@ -94,21 +86,15 @@ impl Roster {
 
     /// Gives up who has been missing for too long.
     pub(super) fn expire(&mut self, now: Instant) {
-        let grace = self.grace;
-        let mut is_absence = false;
-        self.entries.retain(|_, entry| match entry.missing {
-            Some(missing) if now.saturating_duration_since(missing.since) >= grace => {
-                is_absence |= !missing.is_told;
-                false
-            }
-            _ => true,
-        });
-        self.absences += u64::from(is_absence);
+        let (grace, before) = (self.grace, self.entries.len());
+        let is_over = |since: Instant| now.saturating_duration_since(since) >= grace;
+        self.entries.retain(|_, entry| !entry.missing_since.is_some_and(is_over));
+        self.absences += u64::from(self.entries.len() < before);
     }
 
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        let missing = self.entries.values().filter_map(|entry| entry.missing);
-        missing.map(|missing| missing.since).min().map(|since| since + self.grace)
+        let since = self.entries.values().filter_map(|entry| entry.missing_since).min();
+        since.map(|since| since + self.grace)
     }
 
     pub(super) fn instances(&self) -> Instances {
@@ -170,13 +156,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_that_goes_is_an_expiry_and_one_that_is_not_found_an_absence() {
+    async fn a_key_that_goes_or_is_not_found_is_an_absence() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut roster = Roster::new(4 * second);
         roster.listed(fleet(0..3), false, start);
         roster.missing("/d", &key(0), start);
         roster.expire(start + 4 * second);
-        assert_eq!((ids(&roster), roster.absences), (vec![1, 2], 0));
+        assert_eq!((ids(&roster), roster.absences), (vec![1, 2], 1));
         // Listings of a healthy etcd put nothing off.
         for seconds in 5..9 {
             roster.listed(fleet(2..3), false, start + seconds * second);
@@ -184,6 +170,6 @@ mod tests {
             assert_eq!(ids(&roster), [1, 2]);
         }
         roster.expire(start + 9 * second);
-        assert_eq!((ids(&roster), roster.absences), (vec![2], 1));
+        assert_eq!((ids(&roster), roster.absences), (vec![2], 2));
     }
 }

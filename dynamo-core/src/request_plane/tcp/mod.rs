@@ -32,6 +32,8 @@ use client::{Dialer, Target};
 use no_tls as tls;
 use server::Acceptor;
 use tls::Tls;
+#[cfg(all(feature = "tls", any(test, feature = "test-util")))]
+pub use tls::fuzz_certificate;
 #[cfg(feature = "tls")]
 pub use tls::{Identity, Pem, TlsConfig};
 

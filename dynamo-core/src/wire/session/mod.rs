@@ -8,6 +8,8 @@
 //! messages in all by [`Limits::assembly_bytes_max`]; control frames by a constant, beyond which a
 //! peer that does not read is dropped.
 
+#[cfg(any(test, feature = "test-util"))]
+pub(super) mod fuzz;
 mod receive;
 mod stream;
 mod transmit;
@@ -83,9 +85,9 @@ impl Default for Limits {
             connection_window: 4 << 20,
             streams_max: 4096,
             assembly_bytes_max: 256 << 20,
-            // A sign of life each second and three seconds until a silent peer's streams fail.
+            // A sign of life each second, and a silent peer's streams fail well within three.
             ping_after: Duration::from_secs(1),
-            dead_after: Duration::from_secs(3),
+            dead_after: Duration::from_millis(2500),
         }
     }
 }

@@ -97,6 +97,24 @@ pub(super) fn list(identities: &[Identity]) -> String {
     }
 }
 
+/// An identity that is taken from a certificate is written as it was read.
+///
+/// # Panics
+/// If not.
+#[cfg(any(test, feature = "test-util"))]
+pub fn fuzz_certificate(data: &[u8]) {
+    let (own, _) = identities(&CertificateDer::from(data));
+    for identity in &own {
+        assert!(identity.to_string().parse::<Identity>().is_ok_and(|again| again == *identity));
+    }
+    assert!(list(&own).len() < 2048);
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(identity) = text.parse::<Identity>()
+    {
+        assert_eq!(identity.to_string(), text);
+    }
+}
+
 const SCHEME: &str = "dyn://";
 
 #[cfg(test)]

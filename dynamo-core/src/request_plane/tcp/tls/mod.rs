@@ -23,6 +23,8 @@ use tokio_util::task::TaskTracker;
 
 pub use config::{Pem, TlsConfig};
 pub use identity::Identity;
+#[cfg(any(test, feature = "test-util"))]
+pub use identity::fuzz_certificate;
 
 use super::super::remote::{Vouch, lock};
 use super::TcpConfig;
