@@ -26,6 +26,11 @@ fn endpoint(runtime: &Runtime) -> Endpoint<u32, u32> {
 }
 
 /// Returns the sum of a metric's plain values, or of its counts, with `label` among the labels.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "what is summed are counts"
+)]
 fn value(runtime: &Runtime, metric: Metric, label: &str) -> u64 {
     let samples = runtime.metrics().collect();
     let of_it = samples.iter().filter(|sample| {

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::source::{read, toml, yaml};
@@ -246,7 +245,7 @@ fn the_page_lists_all_keys_and_no_other_and_its_file_is_good() {
     let mut listed: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("| `")).collect();
     listed.iter_mut().for_each(|line| *line = line.split('`').next().unwrap());
     let mut known = Vec::new();
-    let mut tables = BTreeMap::from([("discovery.static", "[{ no_key = 1 }]")]);
+    let mut tables = std::collections::BTreeMap::from([("discovery.static", "[{ no_key = 1 }]")]);
     for table in [
         "discovery.file",
         "discovery.etcd",
