@@ -385,6 +385,19 @@ async fn what_does_not_start_is_named_by_its_part() {
     let config = vars(&[("REQUEST_PLANE__TCP__LISTEN", "192.0.2.1:0")]).unwrap();
     let error = config.build().await.unwrap_err();
     assert!(error.message().starts_with("request plane: 192.0.2.1:0 is no loopback"), "{error}");
+    for (key, value, why) in [
+        ("STREAM_WINDOW", "0", "request plane: windows of [0, 4194304] bytes"),
+        ("CONNECTION_WINDOW", "1023", "1024 are the least"),
+        ("STREAMS_MAX", "0", "request plane: limits of no streams"),
+        ("ASSEMBLY_BYTES_MAX", "0", "request plane: limits of no streams"),
+        ("PING_AFTER", "0ms", "ping_after of 0ns"),
+        ("PING_AFTER", "1m", "ping_after of 60s and dead_after of "),
+    ] {
+        let config = vars(&[(&format!("REQUEST_PLANE__TCP__LIMITS__{key}"), value)]).unwrap();
+        let error = config.build().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.message().contains(why), "{error}");
+    }
     #[cfg(feature = "etcd")]
     {
         let config = vars(&[("DISCOVERY", "etcd")]).unwrap();

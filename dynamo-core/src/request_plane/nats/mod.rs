@@ -138,6 +138,7 @@ impl NatsRequestPlane {
     /// Dropping the future starts nothing.
     pub async fn start(config: NatsConfig) -> Result<Self> {
         nats::check_root(&config.root)?;
+        config.limits.check()?;
         let subjects = Subjects::new(config.root, InstanceId::random().0);
         let links = Arc::<Links>::default();
         let known = Arc::clone(&links);

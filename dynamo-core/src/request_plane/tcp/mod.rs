@@ -139,6 +139,7 @@ impl TcpRequestPlane {
     /// # Cancel safety
     /// Dropping the future starts nothing.
     pub async fn start(config: TcpConfig) -> Result<Self> {
+        config.limits.check()?;
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let shutdown_on_drop = shutdown.clone().drop_guard();
         let (bound, counters) = (Arc::<Bound>::default(), Arc::<Counters>::default());

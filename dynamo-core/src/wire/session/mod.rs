@@ -92,6 +92,30 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if no request would get through.
+    pub fn check(&self) -> Result<()> {
+        let windows = [self.stream_window, self.connection_window];
+        let wrong = if windows.iter().any(|window| *window < WINDOW_MIN) {
+            format!("windows of {windows:?} bytes: {WINDOW_MIN} are the least")
+        } else if self.streams_max == 0 || self.assembly_bytes_max == 0 {
+            "limits of no streams, or of no bytes that arrive".to_owned()
+        } else if self.ping_after < PING_MIN || self.dead_after <= self.ping_after {
+            let (ping, dead) = (self.ping_after, self.dead_after);
+            format!("ping_after of {ping:?} and dead_after of {dead:?}")
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(wrong))
+    }
+}
+
+/// Frames of a few bytes would be all overhead.
+const WINDOW_MIN: u32 = 1 << 10;
+
+/// More often would be load and no help.
+const PING_MIN: Duration = Duration::from_millis(10);
+
 /// What the driver has to know.
 #[derive(Debug)]
 pub enum Event {
