@@ -33,7 +33,8 @@
 //! | [`engine`] | the user's code: [`Engine`], [`Context`], [`ResponseStream`] |
 //!
 //! Beside the way of a request: [`discovery`] (who is there), [`event_plane`] (one publisher, many
-//! listeners), [`protocol`] (the words that crates share), [`runtime`] (the ground), and the floor
+//! listeners), [`protocol`] (the words that crates share), [`runtime`] (the ground) and [`config`]
+//! (the ground as data), [`readiness`] and the page `status` (feature `status-page`), and the floor
 //! under all: [`error`], [`metrics`], [`name`], [`time`].
 //!
 //! # Promises
@@ -41,11 +42,13 @@
 //!   ends it even if the engine hangs, and ends the work behind it even if nobody reads the stream.
 //! - A request reaches at most one instance, at most once; a retryable error means nothing started.
 //! - A guard put into a stream lives exactly as long as the stream.
-//! - No ambient state: no environment, no statics, no detached tasks, no subscriber installed.
+//! - No ambient state: no statics, no detached tasks, no subscriber installed, and no environment
+//!   unless it is asked for by name ([`RuntimeConfig::from_env`]).
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod component;
+pub mod config;
 pub mod discovery;
 pub mod engine;
 pub mod error;
@@ -56,14 +59,18 @@ pub mod name;
 pub mod nats;
 pub mod protocol;
 pub mod random;
+pub mod readiness;
 pub mod request_plane;
 pub mod runtime;
 pub mod server;
+#[cfg(feature = "status-page")]
+pub mod status;
 pub mod time;
 pub mod wire;
 
 pub use client::{Client, LeastLoaded, Pick, Picker, PowerOfTwo, RandomPicker, RoundRobin};
 pub use component::{Component, Endpoint, Namespace};
+pub use config::RuntimeConfig;
 pub use discovery::Instance;
 pub use engine::{
     Context, DynEngine, Engine, Priority, RequestId, ResponseSender, ResponseStream, SharedEngine,

@@ -12,23 +12,29 @@ use crate::protocol::InstanceId;
 use crate::random::Random;
 
 /// Where NATS is, and how a plane connects to it.
-#[derive(Clone)]
+#[derive(Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct NatsAccess {
     /// Where NATS answers, such as `nats://127.0.0.1:4222`; several are separated by commas.
     pub url: String,
     /// Who asks.
+    #[serde(default)]
     pub identity: NatsIdentity,
     /// Nothing is said in plain text.
+    #[serde(default)]
     pub tls_required: bool,
     /// A PEM file of the authorities that NATS may be certified by, instead of the system's.
+    #[serde(default)]
     pub root_certificates: Option<PathBuf>,
     /// PEM files of a certificate and its key, to identify by.
+    #[serde(default)]
     pub client_certificate: Option<(PathBuf, PathBuf)>,
 }
 
 /// Who a plane is to NATS.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, serde::Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum NatsIdentity {
     /// Nobody asks.
@@ -204,7 +210,9 @@ fn reconnect_delay(seed: u64, tries: usize) -> Duration {
 }
 
 /// What all subjects start with, unless something else is said.
-pub(crate) const ROOT: &str = "dynamo";
+pub(crate) fn default_root() -> String {
+    "dynamo".to_owned()
+}
 
 /// A server that is there answers within this.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(3);

@@ -12,6 +12,7 @@ use crate::discovery::{Discovery, MemoryDiscovery};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event_plane::{EventPlane, MemoryEventPlane};
 use crate::metrics::Registry;
+use crate::readiness::{Readiness, ServedHere};
 use crate::request_plane::{MemoryRequestPlane, RequestPlane};
 
 /// The ground a graph stands on; cheap to clone.
@@ -26,6 +27,7 @@ struct Inner {
     request_plane: Arc<dyn RequestPlane>,
     event_plane: Arc<dyn EventPlane>,
     metrics: Registry,
+    served: ServedHere,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -53,6 +55,7 @@ impl Runtime {
             request_plane,
             event_plane,
             metrics,
+            served: ServedHere::default(),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         }))
@@ -78,6 +81,11 @@ impl Runtime {
         &self.0.metrics
     }
 
+    /// Returns how it stands with each instance that is served on this runtime.
+    pub fn readiness(&self) -> Vec<Readiness> {
+        self.0.served.readiness()
+    }
+
     /// Ends the tasks of this runtime and its planes and waits for them, for `patience` at most
     /// ([`DeadlineExceeded`](ErrorKind::DeadlineExceeded)).
     ///
@@ -98,6 +106,10 @@ impl Runtime {
             let message = format!("{} tasks of the runtime did not end", self.0.tasks.len());
             Error::new(ErrorKind::DeadlineExceeded, message)
         })
+    }
+
+    pub(crate) fn served(&self) -> &ServedHere {
+        &self.0.served
     }
 
     /// Runs `task` until it ends or the runtime does.

@@ -7,6 +7,7 @@
 //! | [`engine`] | a worker: prefix reuse, prefill, decode and hand-off over block memory |
 //! | [`graph`] | wiring workers, routers and planes into an aggregated or disaggregated graph |
 //! | [`openai`] | an HTTP front end over any engine |
+//! | [`servers`] | etcd and NATS on loopback, for graphs of several processes |
 //! | [`text`] | what the front end needs of the model |
 #![forbid(unsafe_code)]
 
@@ -14,4 +15,5 @@ pub mod engine;
 pub mod graph;
 pub mod model;
 pub mod openai;
+pub mod servers;
 pub mod text;

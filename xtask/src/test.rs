@@ -24,6 +24,14 @@ pub(crate) fn run() -> Result<ExitCode> {
         step(&format!("example {example}"));
         shell::run(&mut Command::new(programs.join(example)))?;
     }
+    let is_there = |program| shell::succeeds(Command::new(program).arg("--version"));
+    if is_there("etcd") && is_there("nats-server") {
+        step("example etcd_and_nats");
+        shell::run(&mut Command::new(programs.join("etcd_and_nats")))?;
+    } else {
+        let how = "`apt-get install etcd-server nats-server`";
+        skipped.push(format!("example etcd_and_nats; to run it, {how}"));
+    }
     for what in &skipped {
         println!("SKIPPED: {what}");
     }

@@ -26,22 +26,25 @@ use crate::nats::{self, NatsAccess};
 use crate::protocol::InstanceId;
 
 /// How NATS is used.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct NatsConfig {
     /// How NATS is reached.
     pub access: NatsAccess,
     /// What all subjects start with: `[a-z0-9_-]+`.
+    #[serde(default = "nats::default_root")]
     pub root: String,
     /// Events that wait for the connection, and per listener for their reader; more are lost.
+    #[serde(default = "backlog_max")]
     pub backlog_max: usize,
 }
 
 impl NatsConfig {
     /// Uses NATS as `access` says, or at a URL.
     pub fn new(access: impl Into<NatsAccess>) -> Self {
-        // What the memory plane allows.
-        Self { access: access.into(), root: nats::ROOT.to_owned(), backlog_max: 4096 }
+        let (root, backlog_max) = (nats::default_root(), backlog_max());
+        Self { access: access.into(), root, backlog_max }
     }
 
     /// Starts all subjects with `root`.
@@ -57,6 +60,11 @@ impl NatsConfig {
         self.backlog_max = backlog_max;
         self
     }
+}
+
+/// What the memory plane allows.
+const fn backlog_max() -> usize {
+    4096
 }
 
 /// Carries events over NATS.

@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::discovery::{Discovery, Instance, Registration};
 use crate::error::Result;
+use crate::readiness::{Readiness, Served, State};
 
 /// The listing of an instance that comes and goes with its health.
 #[derive(Debug)]
@@ -76,5 +77,30 @@ impl Listing {
             }
             _ => {}
         }
+    }
+}
+
+/// What the runtime knows of an instance: belongs to its `Serving` alone, and ends with it.
+#[derive(Debug)]
+pub(super) struct Entry(pub(super) Arc<Listing>);
+
+impl Served for Entry {
+    fn readiness(&self) -> Readiness {
+        self.0.readiness()
+    }
+}
+
+impl Listing {
+    fn readiness(&self) -> Readiness {
+        let instance = self.instance.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let place = self.registration.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = if self.left.is_cancelled() {
+            State::Leaving
+        } else if self.is_healthy() && place.is_some() {
+            State::Listed
+        } else {
+            State::Unhealthy
+        };
+        Readiness { instance, state }
     }
 }

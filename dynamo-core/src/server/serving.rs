@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::canary::{self, Activity, Canary};
 use super::dispatch::{Dispatch, Served};
 use super::inflight::Inflight;
-use super::listing::Listing;
+use super::listing::{Entry, Listing};
 use crate::discovery::Instance;
 use crate::engine::{Admission, Engine, Measures};
 use crate::error::Result;
@@ -95,6 +95,7 @@ pub struct Serving {
     instance: Instance,
     inflight: Arc<Inflight>,
     listing: Arc<Listing>,
+    _entry: Arc<Entry>,
     binding: Option<Binding>,
 }
 
@@ -139,10 +140,12 @@ pub(crate) async fn serve<E: Engine<Request: Message, Response: Message>>(
     };
     let listing = Listing::new(Arc::clone(runtime.discovery()), instance.clone()).await?;
     let listing = Arc::new(listing);
+    let entry = Arc::new(Entry(Arc::clone(&listing)));
+    runtime.served().add(&entry);
     if let Some((canary, activity)) = canary.zip(activity) {
         runtime.spawn(canary::watch(dispatch, canary, activity, Arc::clone(&listing)));
     }
-    Ok(Serving { instance, inflight, listing, binding: Some(binding) })
+    Ok(Serving { instance, inflight, listing, _entry: entry, binding: Some(binding) })
 }
 
 impl Serving {

@@ -6,7 +6,8 @@ use super::{ANSWER_MAX, answered};
 use crate::error::{Error, Result};
 
 /// How etcd is used.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(default = "EtcdConfig::nowhere", deny_unknown_fields)]
 #[non_exhaustive]
 pub struct EtcdConfig {
     /// Where etcd answers, such as `http://127.0.0.1:2379`.
@@ -15,9 +16,11 @@ pub struct EtcdConfig {
     pub root: String,
     /// How long keys outlive the last sign of life of their process, in whole seconds; listeners
     /// keep an instance that has not said that it leaves for as long again, and two seconds.
+    #[serde(deserialize_with = "crate::time::duration")]
     pub ttl: Duration,
     /// How often, at the most, etcd is asked for everything although nothing seems to be wrong: by
     /// listeners who is there, by a process that serves whether its keys still are.
+    #[serde(deserialize_with = "crate::time::duration")]
     pub reconcile: Duration,
     /// Name and password, if etcd asks for them.
     pub user: Option<(String, String)>,
@@ -35,6 +38,11 @@ impl EtcdConfig {
             reconcile: Duration::from_secs(60),
             user: None,
         }
+    }
+
+    /// What a config that is read fills up from.
+    fn nowhere() -> Self {
+        Self::new([""; 0])
     }
 
     /// Starts all keys with `root`.

@@ -36,20 +36,21 @@ use folder::Folder;
 use work::{Shared, Worker, work};
 
 /// How the folder is used.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct FileConfig {
     /// The folder, which has to be there, on a file system of this host.
     pub folder: PathBuf,
     /// How often it is looked at, from 10 ms to a minute: how late a watch is at the most.
+    #[serde(default = "poll", deserialize_with = "crate::time::duration")]
     pub poll: Duration,
 }
 
 impl FileConfig {
     /// Uses `folder`.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        // Five looks a second cost next to nothing, and a death is noticed well within one.
-        Self { folder: folder.into(), poll: Duration::from_millis(200) }
+        Self { folder: folder.into(), poll: poll() }
     }
 
     /// Looks every `poll`.
@@ -58,6 +59,11 @@ impl FileConfig {
         self.poll = poll;
         self
     }
+}
+
+/// Five looks a second cost next to nothing, and a death is noticed well within one.
+const fn poll() -> Duration {
+    Duration::from_millis(200)
 }
 
 /// Instances as files of a folder; cheap to clone.

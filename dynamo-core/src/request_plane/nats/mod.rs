@@ -40,29 +40,29 @@ use hub::{Hub, Links};
 use subject::Subjects;
 
 /// How the plane is set up.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct NatsConfig {
     /// How NATS is reached.
     pub access: NatsAccess,
     /// What all subjects start with: `[a-z0-9_-]+`; the same for all who call each other.
+    #[serde(default = "nats::default_root")]
     pub root: String,
     /// What a process allows each peer. By default a peer may be silent for ten seconds, so that
-    /// streams outlive a server of NATS that restarts.
+    /// streams outlive a server of NATS that restarts. Set in code only.
+    #[serde(skip, default = "limits")]
     pub limits: Limits,
     /// How the requests of this plane and their answers are encoded; whoever serves follows.
+    #[serde(default)]
     pub codec: Codec,
 }
 
 impl NatsConfig {
     /// Uses NATS as `access` says, or at a URL.
     pub fn new(access: impl Into<NatsAccess>) -> Self {
-        let limits = Limits {
-            ping_after: PING_AFTER,
-            dead_after: link::Limits::default().dead_after,
-            ..Limits::default()
-        };
-        Self { access: access.into(), root: nats::ROOT.to_owned(), limits, codec: Codec::default() }
+        let (root, limits, codec) = (nats::default_root(), limits(), Codec::default());
+        Self { access: access.into(), root, limits, codec }
     }
 
     /// Starts all subjects with `root`.
@@ -85,6 +85,11 @@ impl NatsConfig {
         self.limits = limits;
         self
     }
+}
+
+fn limits() -> Limits {
+    let dead_after = link::Limits::default().dead_after;
+    Limits { ping_after: PING_AFTER, dead_after, ..Limits::default() }
 }
 
 /// Serves and calls over NATS.
@@ -133,6 +138,7 @@ impl NatsRequestPlane {
     /// Dropping the future starts nothing.
     pub async fn start(config: NatsConfig) -> Result<Self> {
         nats::check_root(&config.root)?;
+        config.limits.check()?;
         let subjects = Subjects::new(config.root, InstanceId::random().0);
         let links = Arc::<Links>::default();
         let known = Arc::clone(&links);

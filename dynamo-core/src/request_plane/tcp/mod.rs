@@ -38,7 +38,8 @@ pub use tls::fuzz_certificate;
 pub use tls::{Identity, Pem, TlsConfig};
 
 /// How the plane is set up.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TcpConfig {
     /// Where to listen; a plane without it only calls. Port 0 takes a free one.
@@ -138,6 +139,7 @@ impl TcpRequestPlane {
     /// # Cancel safety
     /// Dropping the future starts nothing.
     pub async fn start(config: TcpConfig) -> Result<Self> {
+        config.limits.check()?;
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let shutdown_on_drop = shutdown.clone().drop_guard();
         let (bound, counters) = (Arc::<Bound>::default(), Arc::<Counters>::default());

@@ -58,7 +58,8 @@ pub struct Session {
 }
 
 /// What a session allows its peer, and how long it waits for it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Limits {
     /// Bytes on their way or unread per stream.
@@ -70,8 +71,10 @@ pub struct Limits {
     /// Bytes of messages that are arriving, in all.
     pub assembly_bytes_max: usize,
     /// How long the peer may be silent before it is asked for a sign of life.
+    #[serde(deserialize_with = "crate::time::duration")]
     pub ping_after: Duration,
     /// How long the peer may be silent before it counts as dead.
+    #[serde(deserialize_with = "crate::time::duration")]
     pub dead_after: Duration,
 }
 
@@ -88,6 +91,30 @@ impl Default for Limits {
         }
     }
 }
+
+impl Limits {
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if no request would get through.
+    pub fn check(&self) -> Result<()> {
+        let windows = [self.stream_window, self.connection_window];
+        let wrong = if windows.iter().any(|window| *window < WINDOW_MIN) {
+            format!("windows of {windows:?} bytes: {WINDOW_MIN} are the least")
+        } else if self.streams_max == 0 || self.assembly_bytes_max == 0 {
+            "limits of no streams, or of no bytes that arrive".to_owned()
+        } else if self.ping_after < PING_MIN || self.dead_after <= self.ping_after {
+            let (ping, dead) = (self.ping_after, self.dead_after);
+            format!("ping_after of {ping:?} and dead_after of {dead:?}")
+        } else {
+            return Ok(());
+        };
+        Err(Error::invalid(wrong))
+    }
+}
+
+/// Frames of a few bytes would be all overhead.
+const WINDOW_MIN: u32 = 1 << 10;
+
+/// More often would be load and no help.
+const PING_MIN: Duration = Duration::from_millis(10);
 
 /// What the driver has to know.
 #[derive(Debug)]
@@ -377,8 +404,9 @@ impl Session {
             self.streams.clear();
             self.events.extend(open.into_iter().map(Event::Killed));
         } else {
-            self.events.extend(open.into_iter().map(Event::Readable));
+            // Whoever learns that its stream has failed finds the connection gone.
             self.events.push_back(Event::GoingAway);
+            self.events.extend(open.into_iter().map(Event::Readable));
         }
         (self.control, self.pong) = (BytesMut::new(), None);
         self.first.clear();

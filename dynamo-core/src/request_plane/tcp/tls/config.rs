@@ -21,7 +21,8 @@ use crate::name::Name;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TlsConfig {
     /// The cluster that this plane belongs to: who is of another one is refused.
@@ -30,10 +31,13 @@ pub struct TlsConfig {
     pub roots: Pem,
     /// What the plane shows of itself: its certificate with those that lead to a root, and the
     /// private key. Only a plane that does not listen can be without.
+    #[serde(default)]
     pub certificate: Option<(Pem, Pem)>,
     /// Clients may come without a certificate: has to be said.
+    #[serde(default)]
     pub anonymous_clients_allowed: bool,
     /// How often the files are looked at for a change; never without it.
+    #[serde(default, deserialize_with = "some_duration")]
     pub reload_every: Option<Duration>,
 }
 
@@ -72,8 +76,13 @@ impl TlsConfig {
     }
 }
 
+fn some_duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    crate::time::duration(from).map(Some)
+}
+
 /// Where PEM text is; bytes are never shown.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(from = "PathBuf")]
 #[non_exhaustive]
 pub enum Pem {
     /// A file, read at the start and at each reload.
@@ -91,6 +100,12 @@ impl Pem {
     /// Takes the text itself.
     pub fn bytes(text: impl Into<Vec<u8>>) -> Self {
         Self::Bytes(text.into())
+    }
+}
+
+impl From<PathBuf> for Pem {
+    fn from(path: PathBuf) -> Self {
+        Self::File(path)
     }
 }
 
