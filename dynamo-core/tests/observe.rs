@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dynamo_core::discovery::MemoryDiscovery;
+use dynamo_core::engine::layers::Trace;
 use dynamo_core::event_plane::MemoryEventPlane;
 use dynamo_core::metrics::{self, Metric};
 use dynamo_core::protocol::TraceContext;
@@ -145,6 +146,7 @@ async fn one_trace_goes_through_all_processes() {
         *noted.lock().unwrap() = ctx.trace().copied();
         async move { Ok(ResponseStream::from_items(&ctx, [1])) }
     });
+    let engine = Trace::new(engine, "model");
     let _serving = endpoint(&server).serve(engine).await.unwrap();
     let client: Client<u32, u32> = endpoint(&caller).client().await.unwrap();
     let trace: TraceContext =
@@ -161,10 +163,13 @@ async fn one_trace_goes_through_all_processes() {
         let value = fields.split(' ').find_map(|pair| pair.strip_prefix(&format!("{field}=")));
         value.unwrap_or_else(|| panic!("{field} of {name} in {fields}")).to_owned()
     };
-    for name in ["call", "serve"] {
+    for name in ["call", "serve", "engine"] {
         assert_eq!(field(name, "trace"), "4bf92f3577b34da6a3ce929d0e0e4736");
-        assert_eq!(field(name, "endpoint"), "n/c/e");
     }
+    assert_eq!([field("call", "endpoint"), field("serve", "endpoint")], ["n/c/e", "n/c/e"]);
     assert_eq!(field("serve", "parent"), field("call", "span"));
-    assert_eq!(field("serve", "span"), format!("{:016x}", at_engine.span_id()));
+    assert_eq!(field("engine", "span"), format!("{:016x}", at_engine.span_id()));
+    assert_ne!(field("engine", "span"), field("serve", "span"));
+    let how = ["name", "outcome", "items"].map(|name| field("engine", name));
+    assert_eq!(how, ["model", "\"complete\"", "1"]);
 }

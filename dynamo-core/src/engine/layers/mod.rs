@@ -12,6 +12,7 @@
 //! | [`Migrate`] | an answer that is lost in mid-stream goes on elsewhere, each item once and in order |
 //! | [`Split`] | requests are shared out by weight, a key always to the same engine |
 //! | [`Mirror`] | a share of the requests is copied to a second engine; the primary never notices |
+//! | [`Trace`] | a span around what a graph does, one step further in the request's trace |
 //!
 //! From the outside in, a usual order is: [`Mirror`], [`Timeout`], [`Concurrency`], [`Migrate`],
 //! [`Hedge`], the [`Client`](crate::Client), which has retries of its own.
@@ -23,6 +24,7 @@ mod mirror;
 mod retry;
 mod split;
 mod timeout;
+mod trace;
 
 pub use concurrency::Concurrency;
 pub use hedge::{Hedge, HedgeDelay, HedgePolicy};
@@ -31,3 +33,4 @@ pub use mirror::{Mirror, MirrorPolicy};
 pub use retry::{Attempts, Retries, Retry, RetryPolicy};
 pub use split::Split;
 pub use timeout::{Exceeded, Timeout, TimeoutPolicy};
+pub use trace::Trace;
