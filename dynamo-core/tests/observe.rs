@@ -26,19 +26,14 @@ fn endpoint(runtime: &Runtime) -> Endpoint<u32, u32> {
 }
 
 /// Returns the sum of a metric's plain values, or of its counts, with `label` among the labels.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "what is summed are counts"
-)]
-fn value(runtime: &Runtime, metric: Metric, label: &str) -> u64 {
+fn value(runtime: &Runtime, metric: Metric, label: &str) -> f64 {
     let samples = runtime.metrics().collect();
     let of_it = samples.iter().filter(|sample| {
         sample.metric == metric
             && matches!(sample.suffix, "" | "_count")
             && (label.is_empty() || sample.labels.iter().any(|(_, value)| value == label))
     });
-    of_it.map(|sample| sample.value as u64).sum()
+    of_it.map(|sample| sample.value).sum()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -75,16 +70,16 @@ async fn both_sides_count_the_same_requests() {
     for (runtime, requests, items, first_item) in sides {
         let outcomes = ["complete", "internal", "deadline_exceeded"];
         let counts = outcomes.map(|outcome| value(runtime, requests, outcome));
-        assert_eq!(counts[..2], [5, 1], "{}", requests.name);
-        assert_eq!(value(runtime, requests, ""), 8, "{}", requests.name);
-        assert_eq!(value(runtime, items, "n/c/e"), 15);
-        assert_eq!(value(runtime, first_item, "n/c/e"), 5);
+        assert_eq!(counts[..2], [5.0, 1.0], "{}", requests.name);
+        assert_eq!(value(runtime, requests, ""), 8.0, "{}", requests.name);
+        assert_eq!(value(runtime, items, "n/c/e"), 15.0);
+        assert_eq!(value(runtime, first_item, "n/c/e"), 5.0);
     }
-    assert_eq!(value(&caller, metrics::CLIENT_REQUESTS, "dropped"), 1);
-    assert_eq!(value(&caller, metrics::CLIENT_INSTANCES, ""), 1);
-    assert_eq!(value(&server, metrics::SERVER_RUNNING, ""), 0);
-    assert_eq!(value(&caller, metrics::TCP_CONNECTIONS, ""), 1);
-    assert!(value(&server, metrics::TCP_WRITTEN, "") > 0);
+    assert_eq!(value(&caller, metrics::CLIENT_REQUESTS, "dropped"), 1.0);
+    assert_eq!(value(&caller, metrics::CLIENT_INSTANCES, ""), 1.0);
+    assert_eq!(value(&server, metrics::SERVER_RUNNING, ""), 0.0);
+    assert_eq!(value(&caller, metrics::TCP_CONNECTIONS, ""), 1.0);
+    assert!(value(&server, metrics::TCP_WRITTEN, "") > 0.0);
 }
 
 #[test]
