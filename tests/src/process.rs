@@ -52,12 +52,18 @@ impl Process {
         self.child.start_kill().context("killing")
     }
 
-    /// Sends a signal by its name, such as `STOP`.
+    /// Sends a signal by its name, such as `STOP`; that one has come into effect on return.
     pub async fn signal(&self, name: &str) -> Result<()> {
         let id = self.child.id().context("the process has ended")?.to_string();
         let status = Command::new("kill").args(["-s", name, &id]).status().await?;
         ensure!(status.success(), "kill -s {name} {id}: {status}");
-        Ok(())
+        let stops = async {
+            while name == "STOP" && !is_stopped(&id)? {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(ANSWER_MAX, stops).await.context("does not stop")?
     }
 
     /// Waits until it has ended after a [`kill`](Self::kill).
@@ -66,6 +72,17 @@ impl Process {
         tokio::time::timeout(ANSWER_MAX, self.child.wait()).await.context("does not end")??;
         Ok(())
     }
+}
+
+/// Tells whether all threads of a process have stopped: a busy one may run on for a moment.
+fn is_stopped(id: &str) -> Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{id}/task"))? {
+        let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+        if !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Says a line on the output of this process.

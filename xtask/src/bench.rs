@@ -48,4 +48,4 @@ fn usage() -> String {
 const PEERS: [&str; 1] = ["request-plane"];
 
 /// Those that need none.
-const ALONE: [&str; 1] = ["faults"];
+const ALONE: [&str; 2] = ["faults", "soak"];

@@ -19,6 +19,7 @@ pub async fn run(path: Option<&str>) -> Result<()> {
     let contenders = [
         (MEMORY, here(Arc::new(ours::memory(&model).await?))),
         (TCP, here(Arc::clone(&tcp) as Arc<dyn Subject>)),
+        (OVER_NATS, here(Arc::new(ours::nats(&model, server.url()).await?))),
         (SOCKET, here(Arc::new(raw::start().await?))),
         (NATS, here(Arc::new(nats::raw(&server).await?))),
         (TONIC, here(Arc::new(grpc::start(&model).await?))),
@@ -27,7 +28,7 @@ pub async fn run(path: Option<&str>) -> Result<()> {
     ];
     let mut table = Table::default();
     for workload in &WORKLOADS {
-        let taking_part = |name: &str| [MEMORY, TCP].contains(&name) || workload.takes(name);
+        let taking_part = |name: &str| OURS.contains(&name) || workload.takes(name);
         let some: Vec<_> = contenders.iter().filter(|(name, _)| taking_part(name)).collect();
         rows(&mut table, workload, &in_turns(&some, workload.turn).await?)?;
     }
@@ -89,7 +90,7 @@ async fn in_turns<'a>(
 
 /// Adds the rows of a workload: each of our planes beside each peer that does the same.
 fn rows(table: &mut Table, workload: &Workload, results: &[(&str, Measured)]) -> Result<()> {
-    for plane in [MEMORY, TCP] {
+    for plane in OURS {
         let of = |name| results.iter().find(|(n, _)| *n == name).map(|(_, measured)| measured);
         let ours = of(plane).with_context(|| format!("no turn of {plane}"))?;
         let name = format!("{}, {plane}", workload.name);
@@ -97,7 +98,14 @@ fn rows(table: &mut Table, workload: &Workload, results: &[(&str, Measured)]) ->
             // A value that is moved is not compared with bytes that travel.
             let peers: Vec<_> = match plane {
                 MEMORY => Vec::new(),
-                _ => workload.peers.iter().filter_map(|peer| Some((*peer, of(peer)?))).collect(),
+                // Who talks over NATS is compared with who does.
+                plane => {
+                    let alike = |peer: &&&str| {
+                        (plane == OVER_NATS) == (**peer == NATS) || workload.turn.tokens > 1
+                    };
+                    let peers = workload.peers.iter().filter(alike);
+                    peers.filter_map(|peer| Some((*peer, of(peer)?))).collect()
+                }
             };
             if peers.is_empty() && *metric != PACKETS && *metric != LOOPBACK {
                 table.row(&name, *metric, figure(ours), None, None);
@@ -115,6 +123,7 @@ fn rows(table: &mut Table, workload: &Workload, results: &[(&str, Measured)]) ->
 fn target(metric: Metric, plane: &str, peer: &str) -> Option<f64> {
     match (metric, plane, peer) {
         (P50, TCP, SOCKET) => Some(1.5),
+        (P50, OVER_NATS, NATS) => Some(1.3),
         (TOKENS, _, TONIC) => Some(3.0),
         (TOKENS, _, DYNAMO | DYNAMO_QUIC) => Some(5.0),
         _ => None,
@@ -185,6 +194,8 @@ const WRITES: Metric = Metric::lower("writes per token", "1");
 
 const MEMORY: &str = "memory";
 const TCP: &str = "tcp";
+const OVER_NATS: &str = "nats";
+const OURS: [&str; 3] = [MEMORY, TCP, OVER_NATS];
 const SOCKET: &str = "raw socket";
 const NATS: &str = "async-nats";
 const TONIC: &str = "tonic";

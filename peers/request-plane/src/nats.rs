@@ -29,6 +29,10 @@ impl Server {
         Ok(Self { process, url: format!("nats://127.0.0.1:{port}") })
     }
 
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Returns a connection, which also waits until the server has come up.
     async fn client(&self) -> Result<Client> {
         let client = ConnectOptions::new().retry_on_initial_connect().connect(&self.url).await?;

@@ -6,7 +6,9 @@ use anyhow::Result;
 use dynamo_core::discovery::MemoryDiscovery;
 use dynamo_core::event_plane::MemoryEventPlane;
 use dynamo_core::protocol::GenerateChunk;
-use dynamo_core::request_plane::{TcpConfig, TcpRequestPlane, TcpStats};
+use dynamo_core::request_plane::{
+    NatsConfig, NatsRequestPlane, RequestPlane, TcpConfig, TcpRequestPlane, TcpStats,
+};
 use dynamo_core::{Client, Context, Endpoint, Engine, ResponseStream, Runtime, Serving, engine_fn};
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -29,15 +31,27 @@ pub async fn memory(model: &Arc<Model>) -> Result<Ours> {
 
 /// Client and server as two processes have them, over the loopback.
 pub async fn tcp(model: &Arc<Model>) -> Result<Ours> {
-    let discovery = Arc::<MemoryDiscovery>::default();
-    let runtime = |plane: &Arc<TcpRequestPlane>| {
-        let (discovery, plane) = (Arc::clone(&discovery), Arc::clone(plane));
-        Runtime::new(discovery, plane, Arc::new(MemoryEventPlane::default()))
-    };
     let listening = TcpConfig::default().with_listen(([127, 0, 0, 1], 0).into());
     let server = Arc::new(TcpRequestPlane::start(listening).await?);
     let caller = Arc::new(TcpRequestPlane::start(TcpConfig::default()).await?);
-    ours(model, &runtime(&caller), &runtime(&server), Some(server)).await
+    let (caller, callee) = runtimes(caller, Arc::clone(&server));
+    ours(model, &caller, &callee, Some(server)).await
+}
+
+/// Client and server as two processes have them, over a server of NATS.
+pub async fn nats(model: &Arc<Model>, url: &str) -> Result<Ours> {
+    let server = Arc::new(NatsRequestPlane::start(NatsConfig::new(url)).await?);
+    let caller = Arc::new(NatsRequestPlane::start(NatsConfig::new(url)).await?);
+    let (caller, callee) = runtimes(caller, server);
+    ours(model, &caller, &callee, None).await
+}
+
+/// Two runtimes that know of each other.
+fn runtimes(caller: Arc<impl RequestPlane>, callee: Arc<impl RequestPlane>) -> (Runtime, Runtime) {
+    let discovery = Arc::<MemoryDiscovery>::default();
+    let events = || Arc::new(MemoryEventPlane::default());
+    let caller = Runtime::new(Arc::<MemoryDiscovery>::clone(&discovery), caller, events());
+    (caller, Runtime::new(discovery, callee, events()))
 }
 
 async fn ours(

@@ -404,8 +404,9 @@ impl Session {
             self.streams.clear();
             self.events.extend(open.into_iter().map(Event::Killed));
         } else {
-            self.events.extend(open.into_iter().map(Event::Readable));
+            // Whoever learns that its stream has failed finds the connection gone.
             self.events.push_back(Event::GoingAway);
+            self.events.extend(open.into_iter().map(Event::Readable));
         }
         (self.control, self.pong) = (BytesMut::new(), None);
         self.first.clear();

@@ -14,6 +14,7 @@ mod observed;
 
 #[expect(clippy::unwrap_used, reason = "a server that cannot be started ends the run")]
 #[path = "../../../../dynamo-core/tests/etcd/server.rs"]
+#[expect(dead_code, reason = "other tests ask for more")]
 mod server;
 #[expect(unreachable_pub, reason = "another program has it as its own")]
 #[path = "../../../../peers/request-plane/src/table.rs"]
@@ -30,7 +31,7 @@ use fleet::Fleet;
 use load::{Load, Tally};
 use observed::Log;
 use server::Server;
-use table::Table;
+use table::{Metric, Table};
 
 struct Plan {
     kills: usize,
@@ -93,7 +94,7 @@ async fn run(plan: Plan) -> Result<ExitCode> {
         let workload = format!("etcd {way} {} s", plan.outage.as_secs());
         is_good &= counted(&mut table, &workload, &tally);
         let back = back.as_secs_f64();
-        table.row(&workload, "all listed", "s", "lower", back, None, Some(10.0));
+        table.row(&workload, Metric::lower("all listed", "s"), back, None, Some(10.0));
     }
     fleet.end().await?;
     table.print();
@@ -169,10 +170,10 @@ fn counted(table: &mut Table, workload: &str, tally: &Tally) -> bool {
         ("missing", wrong.missing),
         ("otherwise wrong", wrong.other),
     ] {
-        table.row(workload, metric, "1", "lower", count as f64, None, zero);
+        table.row(workload, Metric::lower(metric, "1"), count as f64, None, zero);
     }
-    table.row(workload, "answers", "1", "higher", tally.answers as f64, None, None);
-    table.row(workload, "moved", "1", "lower", tally.gaps_ms.len() as f64, None, None);
+    table.row(workload, Metric::higher("answers", "1"), tally.answers as f64, None, None);
+    table.row(workload, Metric::lower("moved", "1"), tally.gaps_ms.len() as f64, None, None);
     tally.lost + tally.hung + wrong.duplicate + wrong.missing + wrong.other == 0
 }
 
@@ -182,12 +183,12 @@ fn detected(table: &mut Table, fault: &str, load: &Load, tally: &Tally, target: 
     for (metric, share, target) in [("p50", 50, None), ("p99", 99, Some(target))] {
         let workload = format!("{fault} to error, {} streams", detected.len());
         let value = percentile(&detected, share);
-        table.row(&workload, metric, "ms", "lower", value, None, target);
+        table.row(&workload, Metric::lower(metric, "ms"), value, None, target);
     }
     for (metric, share) in [("p50", 50), ("p99", 99), ("max", 100)] {
         let workload = format!("{fault}, longest wait for a token");
         let value = percentile(&tally.gaps_ms, share);
-        table.row(&workload, metric, "ms", "lower", value, None, None);
+        table.row(&workload, Metric::lower(metric, "ms"), value, None, None);
     }
 }
 

@@ -1,0 +1,59 @@
+//! What a test and the processes that it starts have in common: one endpoint, and who calls it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use dynamo_core::discovery::{Address, Discovery, MemoryDiscovery, Registration};
+use dynamo_core::engine::layers::RetryPolicy;
+use dynamo_core::event_plane::MemoryEventPlane;
+use dynamo_core::protocol::InstanceId;
+use dynamo_core::request_plane::{TcpConfig, TcpRequestPlane};
+use dynamo_core::{Client, Endpoint, Instance, Runtime};
+
+/// Returns the endpoint; a request says where its answer waits.
+pub fn endpoint(runtime: &Runtime) -> Result<Endpoint<String, u32>> {
+    Ok(runtime.namespace("faults")?.component("peer")?.endpoint("answer")?)
+}
+
+/// Calls one instance over TCP; once, so that its failure is seen.
+#[derive(Debug)]
+pub struct Caller {
+    /// The client.
+    pub client: Client<String, u32>,
+    /// What makes the instance known; without it, it is not.
+    pub registration: Option<Registration>,
+    runtime: Runtime,
+}
+
+impl Caller {
+    /// Makes an instance known, and a client for it.
+    pub async fn start(address: &str, id: u64) -> Result<Self> {
+        let discovery = Arc::<MemoryDiscovery>::default();
+        let config = TcpConfig::default().with_plaintext_allowed();
+        let plane = Arc::new(TcpRequestPlane::start(config).await?);
+        let events = Arc::<MemoryEventPlane>::default();
+        let runtime = Runtime::new(Arc::<MemoryDiscovery>::clone(&discovery), plane, events);
+        let endpoint = endpoint(&runtime)?;
+        let (address, labels) = (Address(address.to_owned()), BTreeMap::new());
+        let (id, path) = (InstanceId(id), endpoint.path().clone());
+        let instance = Instance { id, incarnation: 0, endpoint: path, address, labels };
+        let registration = Some(discovery.register(instance).await?);
+        let client = endpoint.client().await?;
+        let client = client.with_retry(RetryPolicy::default().with_attempts_max(1));
+        Ok(Self { client, registration, runtime })
+    }
+
+    /// Follows the endpoint anew: what it learns is what is listed now.
+    pub async fn follow_again(&mut self) -> Result<()> {
+        self.client = endpoint(&self.runtime)?.client().await?;
+        Ok(())
+    }
+
+    /// Ends everything, within twenty seconds.
+    pub async fn end(self) -> Result<()> {
+        drop(self.client);
+        Ok(self.runtime.shutdown(Duration::from_secs(20)).await?)
+    }
+}

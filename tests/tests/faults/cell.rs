@@ -1,0 +1,293 @@
+//! One cell of the table: a server process, a request that gets into a phase, a fault, the end.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use dynamo_core::{Context, Engine, Error, ResponseStream};
+use dynamo_tests::phases::Caller;
+use dynamo_tests::process::Process;
+use tokio::task::JoinSet;
+
+use super::expected::{Again, Expected};
+use super::network::Network;
+use super::proxy::Proxy;
+use super::{Fault, Phase};
+
+/// What a server has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Left {
+    running: usize,
+    waiting: usize,
+    tasks: usize,
+    files: usize,
+}
+
+/// One server, and the way to it.
+struct Cell<'a> {
+    phase: Phase,
+    fault: Fault,
+    network: Option<&'a Network>,
+    server: Process,
+    proxy: Option<Proxy>,
+    address: String,
+    id: u64,
+}
+
+type Stream = ResponseStream<u32>;
+
+pub(crate) async fn run(
+    phase: Phase,
+    fault: Fault,
+    expected: Expected,
+    network: Option<&Network>,
+) -> Result<()> {
+    let mut cell = Cell::start(phase, fault, network).await?;
+    let before = cell.left().await?;
+    if fault == Fault::ClientKilled {
+        cell.client_process().await.context("client process")?;
+    } else {
+        let mut caller = Caller::start(&cell.address, cell.id).await?;
+        cell.request(&mut caller, expected).await?;
+        caller.end().await.context("the caller's end")?;
+    }
+    if phase == Phase::Draining && fault != Fault::ServerKilled {
+        let report = cell.server.ask("drained").await?;
+        ensure!(report == "1 0", "the drain says {report:?}");
+    }
+    if fault != Fault::ServerKilled {
+        let waits = async {
+            while cell.left().await? != before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Result::<()>::Ok(())
+        };
+        if tokio::time::timeout(BOUND, waits).await.is_err() {
+            anyhow::bail!("{before:?} became {:?}", cell.left().await?);
+        }
+        cell.server.kill()?;
+    }
+    cell.server.ended().await
+}
+
+impl<'a> Cell<'a> {
+    async fn start(phase: Phase, fault: Fault, network: Option<&'a Network>) -> Result<Self> {
+        let program = env!("CARGO_BIN_EXE_peer");
+        let at_once = if phase == Phase::Queued { "1" } else { "8" };
+        let mut server = match network.filter(|_| fault == Fault::Blackhole) {
+            None => Process::start(Path::new(program), ["serve", "127.0.0.1:0", at_once])?,
+            Some(network) => {
+                let listen = format!("{}:0", network.address(phase as usize));
+                let args = [&network.inside()[..], &[program, "serve", &listen, at_once]].concat();
+                Process::start(Path::new("ip"), args)?
+            }
+        };
+        let line = server.line().await?;
+        let (address, id) = line.split_once(' ').context("an address and an id")?;
+        let (mut address, id) = (address.to_owned(), id.parse()?);
+        let mut proxy = None;
+        if fault == Fault::Reset {
+            let started = Proxy::start(&address).await?;
+            address.clone_from(&started.address);
+            proxy = Some(started);
+        }
+        Ok(Self { phase, fault, network, server, proxy, address, id })
+    }
+
+    async fn left(&mut self) -> Result<Left> {
+        let line = self.server.ask("left").await?;
+        let counts: Vec<usize> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+        let [running, waiting, tasks, files] = counts[..] else { anyhow::bail!("{line:?}") };
+        Ok(Left { running, waiting, tasks, files })
+    }
+
+    /// Makes the request, lets the fault happen, and sees how it ends.
+    async fn request(&mut self, caller: &mut Caller, expected: Expected) -> Result<()> {
+        // The place that a queued request waits for.
+        let mut occupant = None;
+        if self.phase == Phase::Queued {
+            let request = "before first item".to_owned();
+            occupant = Some(caller.client.generate(Context::new(), request).await?);
+        }
+        if self.phase == Phase::Connect && self.fault != Fault::ClientDrops {
+            self.strike(caller).await?;
+        }
+        if self.phase == Phase::Connect && self.fault == Fault::ClientDrops {
+            // A server that is frozen does not greet: the connection stays being made.
+            self.server.signal("STOP").await?;
+        }
+        let is_flood = self.fault == Fault::SlowReader;
+        let ctx = Context::new();
+        let ctx = if is_flood { ctx.with_timeout(Duration::from_secs(1)) } else { ctx };
+        let words = if is_flood { "flood" } else { word(self.phase) };
+        let (client, words) = (caller.client.clone(), words.to_owned());
+        let mut call = JoinSet::new();
+        call.spawn(async move { client.generate(ctx, words).await });
+
+        let mut begun = None;
+        match self.phase {
+            Phase::Connect if self.fault == Fault::ClientDrops => {
+                let call = tokio::time::timeout(Duration::from_millis(100), call.join_next()).await;
+                ensure!(call.is_err(), "nobody greets");
+            }
+            Phase::Connect => {}
+            Phase::BeforeAccept => self.until(|left| left.running == 1).await?,
+            Phase::Queued => self.until(|left| left.waiting == 1).await?,
+            Phase::BeforeFirstItem | Phase::MidStream | Phase::Draining => {
+                let mut stream = call.join_next().await.context("the call")??;
+                if let Ok(stream) = &mut stream
+                    && self.phase != Phase::BeforeFirstItem
+                {
+                    let item = stream.next().await;
+                    ensure!(matches!(item, Some(Ok(0))), "first item {item:?}");
+                }
+                if self.phase == Phase::Draining {
+                    self.server.ask("drain").await?;
+                }
+                begun = Some(stream);
+            }
+        }
+        if self.fault == Fault::ClientDrops {
+            drop((begun, occupant));
+            call.shutdown().await;
+            if self.phase == Phase::Connect {
+                self.server.signal("CONT").await?;
+            }
+            return Ok(());
+        }
+        if self.phase != Phase::Connect {
+            self.strike(caller).await?;
+        }
+        let ends = self.end(call, begun);
+        let outcome = tokio::time::timeout(BOUND, ends).await.context("no end in time")?;
+        drop(occupant);
+        self.revive().await?;
+        judge(outcome, expected)
+    }
+
+    /// Reads to the end.
+    async fn end(
+        &mut self,
+        mut call: JoinSet<dynamo_core::Result<Stream>>,
+        begun: Option<dynamo_core::Result<Stream>>,
+    ) -> dynamo_core::Result<Vec<u32>> {
+        let stream = match begun {
+            Some(stream) => stream,
+            None => match call.join_next().await {
+                Some(Ok(stream)) => stream,
+                other => Err(Error::internal(format!("the call: {other:?}"))),
+            },
+        };
+        let stream = stream?;
+        if self.fault == Fault::SlowReader {
+            // Nobody reads until it is too late; then, what had arrived before.
+            stream
+                .context()
+                .clone()
+                .bound(std::future::pending::<dynamo_core::Result<()>>())
+                .await?;
+        }
+        stream.collect().await
+    }
+
+    /// Lets the fault happen.
+    async fn strike(&mut self, caller: &mut Caller) -> Result<()> {
+        match self.fault {
+            Fault::ServerKilled => self.server.kill(),
+            Fault::ServerStopped => self.server.signal("STOP").await,
+            Fault::Reset => {
+                self.proxy.as_ref().context("a proxy")?.reset();
+                Ok(())
+            }
+            Fault::Blackhole => self.network.context("a network")?.swallow(self.phase as usize),
+            Fault::DiscoveryLoss => {
+                caller.registration = None;
+                if self.phase == Phase::Connect {
+                    caller.follow_again().await?;
+                }
+                self.server.ask("release").await.map(drop)
+            }
+            Fault::ClientDrops | Fault::ClientKilled | Fault::SlowReader => Ok(()),
+        }
+    }
+
+    async fn revive(&self) -> Result<()> {
+        match self.fault {
+            Fault::ServerStopped => self.server.signal("CONT").await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Has a process make the request, and kills it.
+    async fn client_process(&mut self) -> Result<()> {
+        let program = Path::new(env!("CARGO_BIN_EXE_peer"));
+        let (id, address) = (self.id.to_string(), self.address.clone());
+        let call = |phase| Process::start(program, ["call", &address, &id, word(phase)]);
+        let mut occupant = None;
+        match self.phase {
+            Phase::Connect => self.server.signal("STOP").await?,
+            Phase::Queued => {
+                occupant = Some(call(Phase::BeforeFirstItem)?);
+                self.until(|left| left.running == 1).await?;
+            }
+            _ => {}
+        }
+        let mut client = call(self.phase)?;
+        client.line().await?;
+        match self.phase {
+            Phase::Connect => {}
+            Phase::Queued => self.until(|left| left.waiting == 1).await?,
+            _ => self.until(|left| left.running == 1).await?,
+        }
+        if self.phase == Phase::Draining {
+            self.server.ask("drain").await?;
+        }
+        client.kill()?;
+        client.ended().await?;
+        if self.phase == Phase::Connect {
+            self.server.signal("CONT").await?;
+        }
+        if let Some(mut occupant) = occupant {
+            self.until(|left| left.waiting == 0).await?;
+            occupant.kill()?;
+            occupant.ended().await?;
+        }
+        Ok(())
+    }
+
+    async fn until(&mut self, holds: impl Fn(&Left) -> bool) -> Result<()> {
+        let waits = async {
+            while !holds(&self.left().await?) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(BOUND, waits).await.context("the phase is not reached")?
+    }
+}
+
+fn judge(outcome: dynamo_core::Result<Vec<u32>>, expected: Expected) -> Result<()> {
+    let is_as_expected = match (&outcome, expected) {
+        (Ok(items), Expected::Complete) => *items == [0, 1, 2] || *items == [1, 2],
+        (Err(error), Expected::Fails(kind, again)) => {
+            (error.kind(), error.is_retryable()) == (kind, again == Again::Safe)
+        }
+        _ => false,
+    };
+    let safe = outcome.as_ref().err().map(Error::is_retryable);
+    ensure!(is_as_expected, "{outcome:?} (may be asked again: {safe:?}), not {expected:?}");
+    Ok(())
+}
+
+/// Where the engine waits for its release.
+fn word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::BeforeAccept => "before accept",
+        Phase::BeforeFirstItem => "before first item",
+        Phase::MidStream | Phase::Draining => "mid-stream",
+        Phase::Connect | Phase::Queued => "nowhere",
+    }
+}
+
+/// A silent peer is given up after two and a half seconds, a connection after three.
+const BOUND: Duration = Duration::from_secs(10);
