@@ -90,7 +90,8 @@ async fn a_streamed_answer_costs_a_task_no_connection_and_few_allocations_per_to
     // The chunk's own list at the engine and at the reader are two of them.
     assert!(thousandths <= PER_TOKEN_THOUSANDTHS, "{thousandths} / 1000 per token: {change:?}");
 
-    until(|| metrics.num_alive_tasks() == before.0 && serving.inflight() == 0).await;
+    // The task of the first request may have been about to end when they were counted.
+    until(|| metrics.num_alive_tasks() <= before.0 && serving.inflight() == 0).await;
     drop((client, serving));
     for runtime in [server, caller] {
         runtime.shutdown(Duration::from_secs(20)).await.unwrap();
