@@ -182,9 +182,11 @@ fn what_nobody_takes_holds_the_sender_and_nothing_is_lost() {
     let mut world = World::open(never_dead());
     for _ in 0..100 {
         world.send(CLIENT, 500);
-        world.transmit(CLIENT, usize::MAX);
-        for datagram in std::mem::take(&mut world.on_way[SERVER]) {
-            world.deliver(SERVER, datagram);
+        for side in [CLIENT, SERVER] {
+            world.transmit(side, usize::MAX);
+            for datagram in std::mem::take(&mut world.on_way[1 - side]) {
+                world.deliver(1 - side, datagram);
+            }
         }
         world.advance(Duration::from_millis(300));
         world.check();
