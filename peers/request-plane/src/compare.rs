@@ -177,7 +177,7 @@ const WORKLOADS: [Workload; 6] = [
     },
 ];
 
-const UNARY: &[&str] = &[SOCKET, NATS, TONIC, DYNAMO];
+const UNARY: &[&str] = &[SOCKET, NATS, TONIC, DYNAMO, DYNAMO_QUIC];
 const STREAMING: &[&str] = &[TONIC, DYNAMO, DYNAMO_QUIC];
 const STREAMED: &[(Metric, fn(&Measured) -> f64)] =
     &[(TOKENS, |m| m.rate), (CPU, |m| m.cpu), (LOOPBACK, |m| m.bytes), (PACKETS, |m| m.packets)];
