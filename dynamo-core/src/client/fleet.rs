@@ -116,7 +116,11 @@ impl Follower {
                 },
                 () = self.health.due() => {
                     for id in self.health.take_due() {
-                        probes.extend(self.probe(id));
+                        match self.probe(id) {
+                            Some(probe) => probes.push(probe),
+                            // It may come back later, as good as new.
+                            None => self.health.forget(id),
+                        }
                     }
                 }
                 () = &mut doubts, if self.view.doubtful().next().is_some() => {
@@ -146,7 +150,12 @@ impl Follower {
         let plane = Arc::clone(self.runtime.request_plane());
         let probe = async move {
             let probe = tokio::time::timeout(PROBE_MAX, plane.probe(&instance)).await;
-            (id, matches!(probe, Ok(Ok(()))))
+            // Who has no room is there.
+            let is_there = match probe {
+                Ok(Err(error)) => error.kind() == ErrorKind::Overloaded,
+                outcome => outcome.is_ok(),
+            };
+            (id, is_there)
         };
         Some(probe.boxed())
     }

@@ -50,15 +50,16 @@ impl Health {
     /// Notes that a call of an instance was started.
     pub(super) fn worked(&self, id: InstanceId) {
         if self.is_troubled.load(Ordering::Acquire) {
-            let is_quiet = {
-                let mut ejections = self.lock();
-                ejections.worked(id, SystemClock.now());
-                ejections.entries.is_empty()
-            };
-            if is_quiet {
-                self.is_troubled.store(false, Ordering::Release);
-            }
+            let mut ejections = self.lock();
+            ejections.worked(id, SystemClock.now());
+            // Under the lock, and looked at anew: who fails meanwhile is not forgotten.
+            self.is_troubled.store(!ejections.entries.is_empty(), Ordering::Release);
         }
+    }
+
+    /// Forgets an instance that discovery does not know any more.
+    pub(super) fn forget(&self, id: InstanceId) {
+        self.lock().entries.remove(&id);
     }
 
     /// Returns those of `instances` that requests should go to.

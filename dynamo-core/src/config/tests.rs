@@ -386,7 +386,7 @@ async fn what_does_not_start_is_named_by_its_part() {
     assert!(error.message().starts_with("request plane: 192.0.2.1:0 is no loopback"), "{error}");
     for (key, value, why) in [
         ("STREAM_WINDOW", "0", "request plane: windows of [0, 4194304] bytes"),
-        ("CONNECTION_WINDOW", "1023", "1024 are the least"),
+        ("CONNECTION_WINDOW", "4095", "not of 4096 to 1073741824"),
         ("STREAMS_MAX", "0", "request plane: limits of no streams"),
         ("ASSEMBLY_BYTES_MAX", "0", "request plane: limits of no streams"),
         ("PING_AFTER", "0ms", "ping_after of 0ns"),

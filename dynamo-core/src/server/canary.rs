@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::listing::Listing;
 use crate::engine::{Context, Engine, Priority};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::time::{Clock, SystemClock};
 
 /// A request that shows whether an engine still works, asked when nothing else shows it.
@@ -16,7 +16,8 @@ use crate::time::{Clock, SystemClock};
 pub struct Canary<Req> {
     /// What is asked; one item, or a complete answer without one, is a sign of life.
     pub request: Req,
-    /// How long no item may have come from the engine before it is asked.
+    /// How long no item may have come from the engine before it is asked; one that is full then
+    /// hangs with all that it runs.
     pub after: Duration,
     /// How long the answer may take.
     pub within: Duration,
@@ -106,8 +107,6 @@ async fn ask<E: Engine>(engine: &E, request: E::Request, within: Duration) -> Re
         }
     };
     match ctx.bound(answer).await {
-        // Too busy to be asked is alive.
-        Err(error) if error.kind() == ErrorKind::Overloaded => Ok(()),
         Err(error) => Err(Error::new(error.kind(), "canary was not answered").with_source(error)),
         Ok(()) => Ok(()),
     }

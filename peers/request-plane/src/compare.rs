@@ -19,9 +19,9 @@ pub async fn run(path: Option<&str>) -> Result<()> {
     let contenders = [
         (MEMORY, here(Arc::new(ours::memory(&model).await?))),
         (TCP, here(Arc::clone(&tcp) as Arc<dyn Subject>)),
-        (OVER_NATS, here(Arc::new(ours::nats(&model, server.url()).await?))),
         (SOCKET, here(Arc::new(raw::start().await?))),
         (NATS, here(Arc::new(nats::raw(&server).await?))),
+        (OVER_NATS, here(Arc::new(ours::nats(&model, server.url()).await?))),
         (TONIC, here(Arc::new(grpc::start(&model).await?))),
         (DYNAMO, Contender::Apart(dynamo::tcp()?)),
         (DYNAMO_QUIC, Contender::Apart(dynamo::quic()?)),

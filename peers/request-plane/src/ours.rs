@@ -21,6 +21,8 @@ pub struct Ours {
     model: Arc<Model>,
     server: Option<Arc<TcpRequestPlane>>,
     _serving: Serving,
+    /// Its plane ends with it.
+    _callee: Runtime,
 }
 
 /// Client and server in one process, values moved.
@@ -62,7 +64,8 @@ async fn ours(
 ) -> Result<Ours> {
     let serving = serve(callee, Arc::clone(model)).await?;
     let client = endpoint(caller)?.client().await?;
-    Ok(Ours { client, model: Arc::clone(model), server, _serving: serving })
+    let (model, callee) = (Arc::clone(model), callee.clone());
+    Ok(Ours { client, model, server, _serving: serving, _callee: callee })
 }
 
 impl Ours {

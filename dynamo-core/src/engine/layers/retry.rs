@@ -165,7 +165,7 @@ impl Attempts<'_> {
             return Err(error);
         }
         let Some(wait) = self.retries.take(self.made) else { return Err(error) };
-        let wait = wait.max(retry_after.unwrap_or_default());
+        let wait = wait.max(retry_after.unwrap_or_default().min(RETRY_AFTER_MAX));
         if ctx.remaining().is_some_and(|left| left <= wait) {
             return Err(error);
         }
@@ -219,6 +219,9 @@ impl<E: Engine<Request: Clone>> Engine for Retry<E> {
         self.engine.generate(ctx.child(), request).await
     }
 }
+
+/// Nobody waits longer on a peer's word.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// The budget of so many seconds can be saved up.
 const SECONDS_SAVED: u64 = 10;

@@ -51,7 +51,7 @@ pub struct Session {
     bulk: VecDeque<u32>,
     events: VecDeque<Event>,
     last_received: Instant,
-    pinged: bool,
+    pinged_at: Option<Instant>,
     /// The last stream that the server took, once it takes no more.
     gone_after: Option<u32>,
     closed: Option<(ErrorKind, String)>,
@@ -96,8 +96,8 @@ impl Limits {
     /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if no request would get through.
     pub fn check(&self) -> Result<()> {
         let windows = [self.stream_window, self.connection_window];
-        let wrong = if windows.iter().any(|window| *window < WINDOW_MIN) {
-            format!("windows of {windows:?} bytes: {WINDOW_MIN} are the least")
+        let wrong = if windows.iter().any(|window| !(WINDOW_MIN..=WINDOW_MAX).contains(window)) {
+            format!("windows of {windows:?} bytes, not of {WINDOW_MIN} to {WINDOW_MAX}")
         } else if self.streams_max == 0 || self.assembly_bytes_max == 0 {
             "limits of no streams, or of no bytes that arrive".to_owned()
         } else if self.ping_after < PING_MIN || self.dead_after <= self.ping_after {
@@ -110,8 +110,11 @@ impl Limits {
     }
 }
 
-/// Frames of a few bytes would be all overhead.
-const WINDOW_MIN: u32 = 1 << 10;
+/// Room for a few frames at least: below it, credit could run dry for good.
+const WINDOW_MIN: u32 = 4 << 10;
+
+/// Keeps sums of credit far from overflow.
+const WINDOW_MAX: u32 = 1 << 30;
 
 /// More often would be load and no help.
 const PING_MIN: Duration = Duration::from_millis(10);
@@ -191,7 +194,7 @@ impl Session {
             bulk: VecDeque::new(),
             events: VecDeque::new(),
             last_received: now,
-            pinged: false,
+            pinged_at: None,
             gone_after: None,
             closed: None,
             limits,
@@ -254,9 +257,12 @@ impl Session {
             return Err(Error::new(ErrorKind::Overloaded, message).unprocessed());
         }
         let id = self.next_stream;
-        self.next_stream = id
-            .checked_add(1)
-            .ok_or_else(|| unavailable("the connection has used up its streams"))?;
+        let Some(next) = id.checked_add(1) else {
+            // The next dial makes another one.
+            self.events.push_back(Event::GoingAway);
+            return Err(unavailable("the connection has used up its streams"));
+        };
+        self.next_stream = next;
         let mut stream = Stream::default();
         stream.inbound.credit = self.limits.stream_window;
         stream.outbound.credit = peer.stream_window;
@@ -415,18 +421,32 @@ impl Session {
 
     /// Returns when [`on_timeout`](Self::on_timeout) is due; `None` once closed.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let patience = if self.pinged { self.limits.dead_after } else { self.limits.ping_after };
-        self.closed.is_none().then(|| self.last_received + patience)
+        let due = match self.pinged_at {
+            Some(pinged_at) => pinged_at + self.patience(),
+            None => self.last_received + self.limits.ping_after,
+        };
+        self.closed.is_none().then_some(due)
+    }
+
+    /// Returns how long an asked peer may be silent.
+    fn patience(&self) -> Duration {
+        self.limits.dead_after.saturating_sub(self.limits.ping_after)
     }
 
     /// Asks a silent peer for a sign of life, or gives it up.
     pub fn on_timeout(&mut self, now: Instant) {
         let silent = now.saturating_duration_since(self.last_received);
-        if silent >= self.limits.dead_after {
-            self.close(ErrorKind::Unavailable, format!("the peer is silent for {silent:?}"));
-        } else if silent >= self.limits.ping_after && !self.pinged {
-            self.pinged = true;
-            self.put_control(Kind::Ping, 0, &0u64.to_le_bytes());
+        match self.pinged_at {
+            // Only who was asked and had time to answer is given up: this side may have been the
+            // one that stood still.
+            Some(pinged_at) if now >= pinged_at + self.patience() => {
+                self.close(ErrorKind::Unavailable, format!("the peer is silent for {silent:?}"));
+            }
+            None if silent >= self.limits.ping_after => {
+                self.pinged_at = Some(now);
+                self.put_control(Kind::Ping, 0, &0u64.to_le_bytes());
+            }
+            _ => {}
         }
     }
 

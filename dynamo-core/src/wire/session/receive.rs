@@ -9,7 +9,7 @@ use super::super::frame::{
 };
 use super::super::head::Head;
 use super::stream::{Outbound, Stream, Terminal, cost};
-use super::{Event, Session};
+use super::{Event, Session, WINDOW_MAX, WINDOW_MIN};
 use crate::error::{Error, ErrorKind, Result};
 
 impl Session {
@@ -18,7 +18,7 @@ impl Session {
     /// Fails with [`Protocol`](ErrorKind::Protocol) if the peer broke it; the session is closed
     /// then.
     pub fn receive(&mut self, bytes: &mut BytesMut, now: Instant) -> Result<()> {
-        (self.last_received, self.pinged) = (now, false);
+        (self.last_received, self.pinged_at) = (now, None);
         while self.closed.is_none() {
             let taken = self.receive_frame(bytes);
             match taken {
@@ -152,6 +152,11 @@ impl Session {
         };
         let inbound = &mut stream.inbound;
         inbound.credit = inbound.credit.checked_sub(cost).ok_or_else(overrun)?;
+        if inbound.is_refused {
+            // Sent before the peer knew that.
+            self.owe_connection(cost);
+            return Ok(());
+        }
         if inbound.terminal.is_some() || (self.is_server && inbound.head.is_none()) {
             return Err(protocol(format!("stream {id} goes on after its end")));
         }
@@ -238,6 +243,9 @@ impl Session {
         } else {
             self.put_control(Kind::Reset, id, &frame::encode_error(&error));
             self.end(id, Terminal::Failed(error));
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.inbound.is_refused = true;
+            }
         }
     }
 
@@ -323,8 +331,3 @@ fn batch_cost(mut payload: &[u8]) -> Result<u32> {
 
 /// What the small messages of a stream are allocated by: about a hundred tokens.
 const ROOM: usize = 1024;
-
-/// Room for a few frames at least: below it, credit could run dry for good.
-const WINDOW_MIN: u32 = 4 << 10;
-/// Keeps sums of credit far from overflow.
-const WINDOW_MAX: u32 = 1 << 30;

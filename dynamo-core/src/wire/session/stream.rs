@@ -33,6 +33,8 @@ pub(super) struct Inbound {
     pub(super) is_accepted: bool,
     /// Whole messages that arrived.
     pub(super) received: u64,
+    /// At the client: more arrived than there is room for, and what follows is not wanted.
+    pub(super) is_refused: bool,
     /// How the stream ends behind the messages.
     pub(super) terminal: Option<Terminal>,
 }
