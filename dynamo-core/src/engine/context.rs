@@ -1,13 +1,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(any(feature = "tcp", feature = "nats"))]
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
-
 use super::Priority;
+use super::cancel::{Cancellation, Level, Reached};
+#[cfg(any(feature = "tcp", feature = "nats"))]
+use super::cancel::Listening;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{InstanceId, TraceContext};
 use crate::time::{Clock, SystemClock};
@@ -20,7 +22,13 @@ impl RequestId {
     /// Returns a fresh random id of 32 hexadecimal digits.
     pub fn random() -> Self {
         let half = || RandomState::new().build_hasher().finish();
-        Self(format!("{:016x}{:016x}", half(), half()).into())
+        let mut bits = u128::from(half()) << 64 | u128::from(half());
+        let mut text = String::with_capacity(32);
+        for _ in 0..32 {
+            text.extend(char::from_digit((bits >> 124) as u32, 16));
+            bits <<= 4;
+        }
+        Self(text.into())
     }
 
     /// Returns the id as text.
@@ -54,29 +62,19 @@ impl fmt::Debug for RequestId {
 /// once. A [child](Self::child) is cancelled with its parent, never the other way round.
 #[derive(Clone)]
 pub struct Context {
+    facts: Arc<Facts>,
+    cancellation: Arc<Cancellation>,
+}
+
+/// What is known of a request; shared until it is changed.
+#[derive(Clone)]
+struct Facts {
     id: RequestId,
     deadline: Option<Instant>,
     priority: Priority,
-    metadata: Arc<BTreeMap<String, String>>,
+    metadata: BTreeMap<String, String>,
     trace: Option<TraceContext>,
     tried: Option<Tried>,
-    stop: CancellationToken,
-    kill: CancellationToken,
-    killed: Arc<Killed>,
-}
-
-/// Whether a context was killed, told without a lock: a stream asks before each item.
-#[derive(Debug, Default)]
-struct Killed {
-    is_killed: AtomicBool,
-    parent: Option<Arc<Self>>,
-}
-
-impl Killed {
-    fn is_killed(&self) -> bool {
-        self.is_killed.load(Ordering::Acquire)
-            || self.parent.as_ref().is_some_and(|parent| parent.is_killed())
-    }
 }
 
 /// The instances that the attempts at one request have asked.
@@ -91,23 +89,22 @@ impl Context {
 
     /// Creates the context of a new request named `id`.
     pub fn with_id(id: RequestId) -> Self {
-        Self {
+        let facts = Facts {
             id,
             deadline: None,
             priority: Priority::NORMAL,
-            metadata: Arc::default(),
+            metadata: BTreeMap::new(),
             trace: None,
             tried: None,
-            stop: CancellationToken::new(),
-            kill: CancellationToken::new(),
-            killed: Arc::default(),
-        }
+        };
+        Self { facts: Arc::new(facts), cancellation: Cancellation::new() }
     }
 
     /// Ends the request at `deadline` at the latest; an earlier deadline already set stays.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Instant) -> Self {
-        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+        let earlier = self.deadline().map_or(deadline, |earlier| earlier.min(deadline));
+        self.facts_mut().deadline = Some(earlier);
         self
     }
 
@@ -123,21 +120,21 @@ impl Context {
     /// Sets how urgent the request is.
     #[must_use]
     pub fn with_priority(mut self, priority: Priority) -> Self {
-        self.priority = priority;
+        self.facts_mut().priority = priority;
         self
     }
 
     /// Adds a metadata pair that travels with the request.
     #[must_use]
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        Arc::make_mut(&mut self.metadata).insert(key.into(), value.into());
+        self.facts_mut().metadata.insert(key.into(), value.into());
         self
     }
 
     /// Places the request in a distributed trace.
     #[must_use]
     pub fn with_trace(mut self, trace: TraceContext) -> Self {
-        self.trace = Some(trace);
+        self.facts_mut().trace = Some(trace);
         self
     }
 
@@ -147,7 +144,9 @@ impl Context {
     /// stay shared with it.
     #[must_use]
     pub fn with_attempts(mut self) -> Self {
-        self.tried.get_or_insert_default();
+        if self.facts.tried.is_none() {
+            self.facts_mut().tried = Some(Tried::default());
+        }
         self
     }
 
@@ -155,77 +154,85 @@ impl Context {
     /// cancelled with this one, and cancellable on its own.
     #[must_use]
     pub fn child(&self) -> Self {
-        let (stop, kill) = (self.stop.child_token(), self.kill.child_token());
-        let parent = Some(Arc::clone(&self.killed));
-        let killed = Arc::new(Killed { is_killed: AtomicBool::new(false), parent });
-        Self { stop, kill, killed, ..self.clone() }
+        self.below([Some(&self.cancellation), None])
+    }
+
+    /// Returns a [child](Self::child) that is also cancelled with `other`.
+    pub(crate) fn child_also_of(&self, other: &Arc<Cancellation>) -> Self {
+        self.below([Some(&self.cancellation), Some(other)])
+    }
+
+    fn below(&self, parents: [Option<&Arc<Cancellation>>; 2]) -> Self {
+        let cancellation = Cancellation::child_of(parents);
+        Self { facts: Arc::clone(&self.facts), cancellation }
+    }
+
+    fn facts_mut(&mut self) -> &mut Facts {
+        Arc::make_mut(&mut self.facts)
     }
 
     /// Returns the id of the request.
     pub fn id(&self) -> &RequestId {
-        &self.id
+        &self.facts.id
     }
 
     /// Returns when the request must have ended.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        self.facts.deadline
     }
 
     /// Returns how much time is left; zero once the deadline has passed, `None` without one.
     pub fn remaining(&self) -> Option<Duration> {
-        self.deadline.map(|deadline| deadline.saturating_duration_since(SystemClock.now()))
+        self.deadline().map(|deadline| deadline.saturating_duration_since(SystemClock.now()))
     }
 
     /// Returns how urgent the request is.
     pub fn priority(&self) -> Priority {
-        self.priority
+        self.facts.priority
     }
 
     /// Returns the metadata that travels with the request.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+        &self.facts.metadata
     }
 
     /// Returns where the request stands in a distributed trace.
     pub fn trace(&self) -> Option<&TraceContext> {
-        self.trace.as_ref()
+        self.facts.trace.as_ref()
     }
 
     /// Returns the instances that attempts at this request have asked so far.
     pub fn tried(&self) -> Vec<InstanceId> {
-        self.tried.as_ref().map_or_else(Vec::new, |tried| {
+        self.facts.tried.as_ref().map_or_else(Vec::new, |tried| {
             tried.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
         })
     }
 
     /// Notes that `instance` is asked, if the attempts of this request are noted.
     pub fn note_tried(&self, instance: InstanceId) {
-        if let Some(tried) = &self.tried {
+        if let Some(tried) = &self.facts.tried {
             tried.0.lock().unwrap_or_else(PoisonError::into_inner).push(instance);
         }
     }
 
     /// Asks for an early, orderly end of the answer.
     pub fn stop(&self) {
-        self.stop.cancel();
+        self.cancellation.raise(Level::Stopped);
     }
 
     /// Ends the request at once.
     pub fn kill(&self) {
-        // Whoever is woken finds it said.
-        self.killed.is_killed.store(true, Ordering::Release);
-        self.stop.cancel();
-        self.kill.cancel();
+        self.cancellation.raise(Level::Killed);
     }
 
     /// Tells whether the answer should end after the current item.
     pub fn is_stopped(&self) -> bool {
-        self.stop.is_cancelled()
+        self.cancellation.has_reached(Level::Stopped)
     }
 
     /// Tells whether the request is over.
     pub fn is_killed(&self) -> bool {
-        self.killed.is_killed()
+        self.cancellation.has_reached(Level::Killed)
     }
 
     /// Completes once an early end is asked for (or the request is killed).
@@ -233,7 +240,7 @@ impl Context {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn stopped(&self) {
-        self.stop.cancelled().await;
+        Reached::new(&self.cancellation, Level::Stopped).await;
     }
 
     /// Completes once the request is killed.
@@ -241,7 +248,7 @@ impl Context {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn killed(&self) {
-        self.kill.cancelled().await;
+        Reached::new(&self.cancellation, Level::Killed).await;
     }
 
     /// Fails if the request is over already: [`Cancelled`](ErrorKind::Cancelled) or
@@ -263,7 +270,7 @@ impl Context {
     pub async fn bound<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         self.check()?;
         let deadline = async {
-            match self.deadline {
+            match self.deadline() {
                 Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
                 None => std::future::pending().await,
             }
@@ -276,21 +283,24 @@ impl Context {
         }
     }
 
+    /// Has `waker` woken when an end is asked for and when the request is killed, also if that was
+    /// before, until the returned guard is dropped.
     #[cfg(any(feature = "tcp", feature = "nats"))]
-    pub(crate) fn stop_token(&self) -> &CancellationToken {
-        &self.stop
+    pub(crate) fn listen(&self, waker: Waker) -> Listening {
+        Listening::wake(&self.cancellation, waker)
     }
 
-    pub(crate) fn kill_token(&self) -> &CancellationToken {
-        &self.kill
+    /// Completes once the request is killed.
+    pub(crate) fn kill_reached(&self) -> Reached {
+        Reached::new(&self.cancellation, Level::Killed)
     }
 
     pub(super) fn cancelled_error(&self) -> Error {
-        Error::new(ErrorKind::Cancelled, format!("request {}", self.id))
+        Error::new(ErrorKind::Cancelled, format!("request {}", self.id()))
     }
 
     pub(super) fn deadline_error(&self) -> Error {
-        Error::new(ErrorKind::DeadlineExceeded, format!("request {}", self.id))
+        Error::new(ErrorKind::DeadlineExceeded, format!("request {}", self.id()))
     }
 }
 
@@ -303,9 +313,9 @@ impl Default for Context {
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
-            .field("id", &self.id)
-            .field("deadline", &self.deadline)
-            .field("priority", &self.priority)
+            .field("id", self.id())
+            .field("deadline", &self.deadline())
+            .field("priority", &self.priority())
             .field("stopped", &self.is_stopped())
             .field("killed", &self.is_killed())
             .finish_non_exhaustive()

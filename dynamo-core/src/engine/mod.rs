@@ -2,6 +2,7 @@
 //! prefill/decode pipeline. A graph is a composition of engines.
 
 mod admission;
+mod cancel;
 mod context;
 mod function;
 pub mod layers;
@@ -17,6 +18,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use admission::{Admission, Permit};
+pub(crate) use cancel::{Cancellation, Level};
+#[cfg(any(feature = "tcp", feature = "nats"))]
+pub(crate) use cancel::Listening;
 pub use context::{Context, RequestId};
 pub use function::{FnEngine, engine_fn};
 pub(crate) use measure::{Measures, Names};

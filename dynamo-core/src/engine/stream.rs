@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use futures::Stream;
 use tokio::sync::mpsc;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::Context;
+use super::cancel::Reached;
 use crate::error::{Error, Result};
 use crate::time::{Clock, SystemClock};
 
@@ -28,7 +28,12 @@ pub struct ResponseStream<T> {
 /// What is held until the terminal event; the order of fields is the order of release.
 struct Live<T> {
     items: Items<T>,
-    killed: Pin<Box<WaitForCancellationFutureOwned>>,
+    rest: Box<Rest>,
+}
+
+/// What does not depend on the items: apart, so that a stream is small and quick to move.
+struct Rest {
+    killed: Reached,
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
     guards: Vec<Box<dyn Send>>,
     told: Vec<Told>,
@@ -71,9 +76,8 @@ impl<T> ResponseStream<T> {
     /// # Panics
     /// If `ctx` has a deadline and the caller is outside a tokio runtime with time enabled.
     pub fn new(ctx: &Context, items: impl Stream<Item = Result<T>> + Send + 'static) -> Self {
-        let live = Live {
-            items: Box::pin(items),
-            killed: Box::pin(ctx.kill_token().clone().cancelled_owned()),
+        let rest = Rest {
+            killed: ctx.kill_reached(),
             deadline: ctx.deadline().map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
             guards: Vec::new(),
             told: Vec::new(),
@@ -81,6 +85,7 @@ impl<T> ResponseStream<T> {
             items_taken: 0,
             first_item: None,
         };
+        let live = Live { items: Box::pin(items), rest: Box::new(rest) };
         Self { live: Some(live), ctx: ctx.clone() }
     }
 
@@ -128,11 +133,9 @@ impl<T> ResponseStream<T> {
     where
         T: 'static,
     {
-        let live = self.live.take().map(|live| {
-            let items = futures::StreamExt::map(live.items, move |item| map(item?));
-            let Live { killed, deadline, guards, told, span, items_taken, first_item, .. } = live;
-            let items: Items<U> = Box::pin(items);
-            Live { items, killed, deadline, guards, told, span, items_taken, first_item }
+        let live = self.live.take().map(|Live { items, rest }| {
+            let items = futures::StreamExt::map(items, move |item| map(item?));
+            Live { items: Box::pin(items), rest }
         });
         ResponseStream { live, ctx: self.ctx.clone() }
     }
@@ -140,7 +143,7 @@ impl<T> ResponseStream<T> {
     /// Puts `guard` inside the stream: it is released when the stream ends or is dropped.
     pub fn with_guard(mut self, guard: impl Send + 'static) -> Self {
         if let Some(live) = &mut self.live {
-            live.guards.push(Box::new(guard));
+            live.rest.guards.push(Box::new(guard));
         }
         self
     }
@@ -148,7 +151,7 @@ impl<T> ResponseStream<T> {
     /// Polls the stream inside `span`.
     pub fn in_span(mut self, span: tracing::Span) -> Self {
         if let Some(live) = &mut self.live {
-            live.span = span;
+            live.rest.span = span;
         }
         self
     }
@@ -156,7 +159,7 @@ impl<T> ResponseStream<T> {
     /// Tells `told` how the stream went, once it has ended and before its guards are released.
     pub fn on_end(mut self, told: impl FnOnce(&Course<'_>) + Send + 'static) -> Self {
         if let Some(live) = &mut self.live {
-            live.told.push(Box::new(told));
+            live.rest.told.push(Box::new(told));
         }
         self
     }
@@ -188,9 +191,10 @@ impl<T> ResponseStream<T> {
 
     fn end(&mut self, ending: Ending<'_>) {
         let Some(mut live) = self.live.take() else { return };
-        let (items, first_item) = (live.items_taken, live.first_item);
-        let _in_span = live.span.clone().entered();
-        for told in live.told.drain(..) {
+        let rest = &mut live.rest;
+        let (items, first_item) = (rest.items_taken, rest.first_item);
+        let _in_span = rest.span.clone().entered();
+        for told in std::mem::take(&mut rest.told) {
             told(&Course { ending, items, first_item });
         }
         drop(live);
@@ -208,16 +212,16 @@ impl<T> Stream for ResponseStream<T> {
         cx: &mut std::task::Context<'_>,
     ) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let Some(live) = &mut this.live else { return Poll::Ready(None) };
+        let Some(Live { items, rest }) = &mut this.live else { return Poll::Ready(None) };
         // A look at the context is cheap; being woken by it is arranged for only when waiting.
         let terminal = match this.ctx.check() {
             Err(error) => Some(Err(error)),
-            Ok(()) => match live.span.in_scope(|| live.items.as_mut().poll_next(cx)) {
+            Ok(()) => match rest.span.in_scope(|| items.as_mut().poll_next(cx)) {
                 Poll::Ready(Some(Ok(item))) => {
-                    live.items_taken += 1;
+                    rest.items_taken += 1;
                     // The time is of interest only to those who are told.
-                    if live.items_taken == 1 && !live.told.is_empty() {
-                        live.first_item = Some(SystemClock.now());
+                    if rest.items_taken == 1 && !rest.told.is_empty() {
+                        rest.first_item = Some(SystemClock.now());
                     }
                     return Poll::Ready(Some(Ok(item)));
                 }
@@ -225,9 +229,9 @@ impl<T> Stream for ResponseStream<T> {
                 Poll::Pending => {
                     let is_due =
                         |at: &mut Pin<Box<tokio::time::Sleep>>| at.as_mut().poll(cx).is_ready();
-                    if live.deadline.as_mut().is_some_and(is_due) {
+                    if rest.deadline.as_mut().is_some_and(is_due) {
                         Some(Err(this.ctx.deadline_error()))
-                    } else if live.killed.as_mut().poll(cx).is_ready() {
+                    } else if Pin::new(&mut rest.killed).poll(cx).is_ready() {
                         Some(Err(this.ctx.cancelled_error()))
                     } else {
                         return Poll::Pending;

@@ -1,5 +1,6 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -66,37 +67,37 @@ impl<E: Engine> Dispatch<E> {
     ) -> Result<ResponseStream<E::Response>> {
         // Work whose deadline has passed, or whose client has gone, never starts.
         ctx.check()?;
-        // A context of the instance's own: ending it is no hang-up of the client.
-        let mut served = ctx.child();
+        let inflight = Arc::clone(&self.served.inflight);
+        let mut served = inflight.context(&ctx);
         if let Some(trace) = ctx.trace().map(TraceContext::child) {
             served = served.with_trace(trace);
             trace.record(span);
         }
-        let inflight = Arc::clone(&self.served.inflight);
-        let guard = inflight.admit(&served).await?;
-        let start = AssertUnwindSafe(self.engine.generate(served, request)).catch_unwind();
+        let permit = inflight.admit(&served).await?;
+        let start = AssertUnwindSafe(self.engine.generate(served.clone(), request)).catch_unwind();
         let start = async { start.await.unwrap_or_else(|p| Err(panicked(&*p))) };
-        let mut gone = Box::pin(inflight.gone().clone().cancelled_owned());
-        let items = tokio::select! {
-            biased;
-            () = &mut gone => return Err(went_away()),
-            items = ctx.bound(start) => items?,
-        };
+        // An engine that was killed may say so in its own way.
+        let start = served.bound(start).await;
+        let items = start.map_err(|error| if inflight.is_gone() { went_away() } else { error })?;
         let mut items = AssertUnwindSafe(items)
             .catch_unwind()
             .map(|item| item.unwrap_or_else(|payload| Err(panicked(&*payload))));
         let activity = self.activity.clone();
+        let mut killed = served.kill_reached();
         let items = stream::poll_fn(move |cx| match items.poll_next_unpin(cx) {
             Poll::Ready(Some(Ok(item))) => {
                 activity.as_deref().into_iter().for_each(Activity::note);
                 Poll::Ready(Some(Ok(item)))
             }
-            // The engine was killed, and may say so in its own way.
-            Poll::Ready(_) if inflight.gone().is_cancelled() => Poll::Ready(Some(Err(went_away()))),
+            Poll::Ready(_) if inflight.is_gone() => Poll::Ready(Some(Err(went_away()))),
             Poll::Ready(end) => Poll::Ready(end),
-            Poll::Pending => gone.as_mut().poll(cx).map(|()| Some(Err(went_away()))),
+            // A stream of another context may not notice.
+            Poll::Pending => match Pin::new(&mut killed).poll(cx) {
+                Poll::Ready(()) if inflight.is_gone() => Poll::Ready(Some(Err(went_away()))),
+                _ => Poll::Pending,
+            },
         });
-        Ok(ResponseStream::new(&ctx, items).with_guard(guard))
+        Ok(ResponseStream::new(&ctx, items).with_guard(permit))
     }
 
     fn span(&self, ctx: &Context) -> Span {

@@ -1,48 +1,30 @@
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-
-use crate::engine::{Admission, Context, Permit};
+use crate::engine::{Admission, Cancellation, Context, Level, Permit};
 use crate::error::Result;
 
 /// The requests that an instance is serving: bounded, countable, killable.
 #[derive(Debug)]
 pub(crate) struct Inflight {
     admission: Admission,
-    running: Mutex<Running>,
-    /// Fires when the instance ends what is still running.
-    gone: CancellationToken,
-}
-
-#[derive(Debug, Default)]
-struct Running {
-    contexts: HashMap<u64, Context>,
-    next_key: u64,
-}
-
-/// Counts one request; lives in its stream.
-#[derive(Debug)]
-pub(super) struct InflightGuard {
-    inflight: Arc<Inflight>,
-    key: u64,
-    _permit: Permit,
+    /// Cancelled when the instance ends what is still running; so is whatever it serves.
+    gone: Arc<Cancellation>,
 }
 
 impl Inflight {
     pub(super) fn new(admission: Admission) -> Self {
-        Self { admission, running: Mutex::default(), gone: CancellationToken::new() }
+        Self { admission, gone: Cancellation::new() }
+    }
+
+    /// Returns a context of the instance's own for the request of `ctx`: ending it is no hang-up of
+    /// the client.
+    pub(super) fn context(&self, ctx: &Context) -> Context {
+        ctx.child_also_of(&self.gone)
     }
 
     /// Admits a request, perhaps after a wait, or says why not; nothing has started in that case.
-    pub(super) async fn admit(self: &Arc<Self>, ctx: &Context) -> Result<InflightGuard> {
-        let permit = self.admission.admit(ctx).await?;
-        let mut running = self.running();
-        let key = running.next_key;
-        running.next_key += 1;
-        running.contexts.insert(key, ctx.clone());
-        drop(running);
-        Ok(InflightGuard { inflight: Arc::clone(self), key, _permit: permit })
+    pub(super) async fn admit(&self, ctx: &Context) -> Result<Permit> {
+        self.admission.admit(ctx).await
     }
 
     /// Refuses further requests and those that wait.
@@ -50,33 +32,19 @@ impl Inflight {
         self.admission.close();
     }
 
-    /// Fires when the instance ends what is still running: its requests did not hang up.
-    pub(super) fn gone(&self) -> &CancellationToken {
-        &self.gone
+    /// Tells whether the instance has ended what was still running: its requests did not hang up.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.has_reached(Level::Killed)
     }
 
     /// Ends what is running and returns how many requests that were.
     pub(super) fn kill_all(&self) -> usize {
-        // A kill wakes tasks that may drop their guard at once: not under the lock.
-        let contexts: Vec<_> = self.running().contexts.values().cloned().collect();
-        // Streams learn why before their work is killed.
-        self.gone.cancel();
-        contexts.iter().for_each(Context::kill);
-        contexts.len()
+        let running = self.admission.running();
+        self.gone.raise(Level::Killed);
+        running
     }
 
     pub(super) fn admission(&self) -> &Admission {
         &self.admission
-    }
-
-    fn running(&self) -> MutexGuard<'_, Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for InflightGuard {
-    fn drop(&mut self) {
-        let context = self.inflight.running().contexts.remove(&self.key);
-        drop(context);
     }
 }

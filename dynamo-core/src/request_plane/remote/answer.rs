@@ -6,27 +6,14 @@ use futures::StreamExt;
 
 use super::bound::Bound;
 use super::connection::{Arrival, Connection};
-use crate::engine::{Context, DynEngine, Priority, RequestId, SharedEngine};
+use crate::engine::{Context, DynEngine, SharedEngine};
 use crate::error::Result;
 
 /// Runs one request and sends its answer.
 pub(crate) async fn answer(connection: Connection, arrival: Arrival, bound: Arc<Bound>) {
-    let Arrival { stream, head, body } = arrival;
-    let mut ctx = Context::with_id(RequestId::from(&*head.request))
-        .with_priority(Priority::new(head.priority).unwrap_or(Priority::NORMAL));
-    if let Some(trace) = head.trace {
-        ctx = ctx.with_trace(trace);
-    }
-    for (key, value) in head.metadata {
-        ctx = ctx.with_metadata(key, value);
-    }
-    if let Some(remaining) = head.remaining {
-        ctx = ctx.with_timeout(remaining);
-    }
-    // The client may have left before the task ran.
-    let Some(codec) = connection.run_in(stream, &ctx) else { return };
-    let outcome = match bound.find(&(head.endpoint, head.instance), head.incarnation) {
-        Ok(_) if head.is_probe => {
+    let Arrival { stream, ctx, target, body, codec } = arrival;
+    let outcome = match bound.find(&target.key, target.incarnation) {
+        Ok(_) if target.is_probe => {
             connection.accept(stream);
             Ok(())
         }

@@ -1,25 +1,23 @@
 use std::collections::{HashMap, VecDeque};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 
 use super::{Counters, FLUSH_MAX, lock};
 use crate::discovery::Instance;
-use crate::engine::Context;
+use crate::engine::{Context, Priority, RequestId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::codec::Codec;
 use crate::wire::head::Head;
-use crate::wire::session::{Event, Recv, Session};
+use crate::wire::session::{Event, Recv, Session, StreamIds};
 
 /// A session that a task drives; cheap to clone.
 #[derive(Clone)]
@@ -41,27 +39,9 @@ struct Shared {
 struct State {
     session: Session,
     /// Who waits for a stream: at the client to read, at the server to write.
-    waiting: HashMap<u32, Waker>,
+    waiting: HashMap<u32, Waker, StreamIds>,
     /// At the server: the contexts of the requests that run.
-    running: HashMap<u32, Context>,
-    /// At the client: requests whose kill the driver has to look out for, and does not yet.
-    watches: Vec<Watch>,
-}
-
-/// Completes with the stream once its request is killed.
-struct Watch {
-    id: u32,
-    killed: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Nobody waits for the answer any more: the watch may go, and nobody is woken for that.
-    is_over: Arc<AtomicBool>,
-}
-
-impl Future for Watch {
-    type Output = u32;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<u32> {
-        self.killed.as_mut().poll(cx).map(|()| self.id)
-    }
+    running: HashMap<u32, Context, StreamIds>,
 }
 
 /// How far a connection is.
@@ -75,15 +55,27 @@ pub(crate) enum Stage {
 /// A request that has arrived.
 pub(crate) struct Arrival {
     pub(crate) stream: u32,
-    pub(crate) head: Head,
+    /// Cancelled from here on as the client asks for.
+    pub(crate) ctx: Context,
+    pub(crate) target: Target,
     pub(crate) body: Bytes,
+    /// How it and its answer are encoded.
+    pub(crate) codec: Codec,
+}
+
+/// What a request is for.
+pub(crate) struct Target {
+    /// Endpoint and instance.
+    pub(crate) key: (String, u64),
+    pub(crate) incarnation: u64,
+    pub(crate) is_probe: bool,
 }
 
 impl Connection {
     pub(crate) fn new(session: Session, counters: Arc<Counters>) -> Self {
         counters.connections.fetch_add(1, Ordering::Relaxed);
-        let (waiting, running, watches) = (HashMap::new(), HashMap::new(), Vec::new());
-        let state = State { session, waiting, running, watches };
+        let (waiting, running) = (HashMap::default(), HashMap::default());
+        let state = State { session, waiting, running };
         let open = watch::Sender::new(Stage::Greeting);
         let (state, due, since) = (Mutex::new(state), Notify::new(), Instant::now());
         Self(Arc::new(Shared { state, since, due, open, counters }), None)
@@ -127,20 +119,9 @@ impl Connection {
         *self.0.open.borrow() == Stage::Open
     }
 
-    /// Opens a stream for the request of `ctx`: a kill reaches the server even if nobody reads the
-    /// answer. The driver looks out for it until `is_over` is set.
-    pub(crate) fn open(
-        &self,
-        ctx: &Context,
-        head: &Head,
-        body: Bytes,
-        is_over: Arc<AtomicBool>,
-    ) -> Result<u32> {
-        let killed = Box::pin(ctx.kill_token().clone().cancelled_owned());
-        let mut state = lock(&self.0.state);
-        let id = state.session.open(head, body)?;
-        state.watches.push(Watch { id, killed, is_over });
-        drop(state);
+    /// Opens a stream for a request.
+    pub(crate) fn open(&self, head: &Head, body: Bytes) -> Result<u32> {
+        let id = lock(&self.0.state).session.open(head, body)?;
         self.flush();
         Ok(id)
     }
@@ -204,17 +185,6 @@ impl Connection {
         state.session.kill(id);
         drop(state);
         self.flush();
-    }
-
-    /// Notes the context of a request that runs; returns how its messages are encoded if its
-    /// stream is still there.
-    pub(crate) fn run_in(&self, id: u32, ctx: &Context) -> Option<Codec> {
-        let mut state = lock(&self.0.state);
-        let is_there = state.session.has_stream(id);
-        if is_there {
-            state.running.insert(id, ctx.clone());
-        }
-        is_there.then(|| state.session.codec())
     }
 
     /// Queues the word that a request was started; [`flush`](Self::flush) sends it.
@@ -291,20 +261,14 @@ impl Connection {
         let mut incoming = BytesMut::with_capacity(READ_BYTES);
         let mut outgoing = BytesMut::with_capacity(WRITE_BYTES);
         let mut is_flushed = true;
-        let mut watches = FuturesUnordered::<Watch>::new();
         let mut leave_by: Option<Instant> = None;
         let timer = tokio::time::sleep_until(Instant::now());
         tokio::pin!(timer);
         loop {
             let (is_closed, is_idle) = {
-                let State { session, watches: new, .. } = &mut *lock(&self.0.state);
-                watches.extend(new.drain(..));
+                let session = &mut lock(&self.0.state).session;
                 if outgoing.is_empty() {
                     session.transmit(&mut outgoing, WRITE_BYTES);
-                }
-                if watches.len() > 2 * session.streams() + WATCHES_SPARE {
-                    let running = |watch: &Watch| !watch.is_over.load(Ordering::Relaxed);
-                    watches = std::mem::take(&mut watches).into_iter().filter(running).collect();
                 }
                 (session.is_closed(), session.streams() == 0)
             };
@@ -326,7 +290,6 @@ impl Connection {
                 written = self.write(writer, &mut outgoing, &mut is_flushed),
                     if !outgoing.is_empty() || !is_flushed => written.map_err(broken)?,
                 () = self.0.due.notified(), if outgoing.is_empty() => {}
-                Some(killed) = watches.next(), if !watches.is_empty() => self.kill(killed),
                 () = &mut timer => {
                     let now = Instant::now();
                     if leave_by.is_some_and(|at| now >= at) {
@@ -378,7 +341,10 @@ impl Connection {
                     Event::Established => words.push(Word::Stage(Stage::Open)),
                     Event::GoingAway => words.push(Word::Stage(Stage::Gone)),
                     Event::Opened { stream, head, body } => {
-                        words.push(Word::Arrival(Arrival { stream, head, body }));
+                        let (target, ctx) = arrived(head);
+                        running.insert(stream, ctx.clone());
+                        let codec = session.codec();
+                        words.push(Word::Arrival(Arrival { stream, ctx, target, body, codec }));
                     }
                     Event::Readable(id) | Event::Writable(id) => {
                         words.extend(waiting.remove(&id).map(Word::Wake));
@@ -406,6 +372,23 @@ impl Connection {
     }
 }
 
+/// Returns what a request is for, and its context.
+fn arrived(head: Head) -> (Target, Context) {
+    let mut ctx = Context::with_id(RequestId::from(&*head.request))
+        .with_priority(Priority::new(head.priority).unwrap_or(Priority::NORMAL));
+    if let Some(trace) = head.trace {
+        ctx = ctx.with_trace(trace);
+    }
+    for (key, value) in head.metadata {
+        ctx = ctx.with_metadata(key, value);
+    }
+    if let Some(remaining) = head.remaining {
+        ctx = ctx.with_timeout(remaining);
+    }
+    let key = (head.endpoint, head.instance);
+    (Target { key, incarnation: head.incarnation, is_probe: head.is_probe }, ctx)
+}
+
 /// What someone has to be told.
 enum Word {
     Stage(Stage),
@@ -422,9 +405,6 @@ fn broken(error: std::io::Error) -> Error {
 /// A few hundred small messages, or four frames of a large one.
 const READ_BYTES: usize = 64 << 10;
 const WRITE_BYTES: usize = 64 << 10;
-
-/// Watches of requests that are over are swept out now and then, not one by one.
-const WATCHES_SPARE: usize = 64;
 
 /// Keeps a timer that is due from spinning.
 const TICK_MIN: Duration = Duration::from_millis(10);

@@ -1,17 +1,15 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Poll, ready};
+use std::task::{Poll, Wake, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::connection::Connection;
 use crate::discovery::Instance;
-use crate::engine::{Context, Engine, ResponseStream};
+use crate::engine::{Context, Engine, Listening, ResponseStream};
 use crate::error::{Error, Result};
 use crate::wire::head::Head;
 
@@ -68,32 +66,46 @@ impl RemoteEngine {
             remaining: ctx.remaining(),
             metadata: ctx.metadata().clone().into_iter().collect(),
         };
-        let is_over = Arc::<AtomicBool>::default();
-        let id = self.connection.open(&ctx, &head, request, Arc::clone(&is_over))?;
+        let id = self.connection.open(&head, request)?;
+        let notice = Notice { connection: self.connection.clone(), id, ctx: ctx.clone() };
         let items = Items {
-            is_over,
             connection: self.connection.clone(),
             id,
             ready: VecDeque::new(),
             end: None,
-            stopped: Some(Box::pin(ctx.stop_token().clone().cancelled_owned())),
+            _notice: ctx.listen(Arc::new(notice).into()),
         };
         ctx.bound(self.connection.started(id)).await?;
         Ok(ResponseStream::new(&ctx, items))
     }
 }
 
+/// Passes on what the caller asks for, even if nobody polls for the answer.
+struct Notice {
+    connection: Connection,
+    id: u32,
+    ctx: Context,
+}
+
+impl Wake for Notice {
+    fn wake(self: Arc<Self>) {
+        if self.ctx.is_killed() {
+            self.connection.kill(self.id);
+        } else {
+            self.connection.stop(self.id);
+        }
+    }
+}
+
 /// The items of one answer; dropped before its end, it kills the request.
 struct Items {
-    /// Set when nobody waits for the answer any more.
-    is_over: Arc<AtomicBool>,
     connection: Connection,
     id: u32,
     /// Messages that have arrived.
     ready: VecDeque<Bytes>,
     /// How the stream ends behind them, once that is known.
     end: Option<Option<Error>>,
-    stopped: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    _notice: Listening,
 }
 
 impl Stream for Items {
@@ -111,10 +123,6 @@ impl Stream for Items {
             if let Some(end) = &mut this.end {
                 return Poll::Ready(end.take().map(Err));
             }
-            if this.stopped.as_mut().is_some_and(|stopped| stopped.as_mut().poll(cx).is_ready()) {
-                this.stopped = None;
-                this.connection.stop(this.id);
-            }
             match ready!(this.connection.poll_recv(this.id, &mut this.ready, cx)) {
                 Some(Ok(())) => {}
                 None => this.end = Some(None),
@@ -126,7 +134,6 @@ impl Stream for Items {
 
 impl Drop for Items {
     fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
         if self.end.is_none() {
             self.connection.kill(self.id);
         }

@@ -23,7 +23,8 @@ use super::codec::{Codec, check_size};
 use super::frame::{self, Hello, Kind};
 use super::head::Head;
 use crate::error::{Error, ErrorKind, Result};
-use stream::{Stream, StreamIds, Terminal};
+pub(crate) use stream::StreamIds;
+use stream::{Stream, Terminal};
 
 /// One side of a connection.
 #[derive(Debug)]

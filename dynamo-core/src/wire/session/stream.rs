@@ -94,11 +94,11 @@ impl Outbound {
 
 /// Hashes stream ids. A client that chooses ids to collide slows down its own connection only, and
 /// that by no more than its streams at once.
-pub(super) type StreamIds = BuildHasherDefault<IdHasher>;
+pub(crate) type StreamIds = BuildHasherDefault<IdHasher>;
 
 /// Multiplies by 2^64 over the golden ratio (Knuth, The Art of Computer Programming 3, 6.4).
 #[derive(Default)]
-pub(super) struct IdHasher(u64);
+pub(crate) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {
