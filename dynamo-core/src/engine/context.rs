@@ -7,9 +7,9 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::Priority;
-use super::cancel::{Cancellation, Level, Reached};
 #[cfg(any(feature = "tcp", feature = "nats"))]
 use super::cancel::Listening;
+use super::cancel::{Cancellation, Level, Reached};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{InstanceId, TraceContext};
 use crate::time::{Clock, SystemClock};
@@ -23,12 +23,12 @@ impl RequestId {
     pub fn random() -> Self {
         let half = || RandomState::new().build_hasher().finish();
         let mut bits = u128::from(half()) << 64 | u128::from(half());
-        let mut text = String::with_capacity(32);
-        for _ in 0..32 {
-            text.extend(char::from_digit((bits >> 124) as u32, 16));
+        let mut text = [0; 32];
+        for digit in &mut text {
+            *digit = b"0123456789abcdef"[(bits >> 124) as usize];
             bits <<= 4;
         }
-        Self(text.into())
+        Self(String::from_utf8_lossy(&text).into())
     }
 
     /// Returns the id as text.

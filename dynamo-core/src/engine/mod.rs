@@ -18,9 +18,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use admission::{Admission, Permit};
-pub(crate) use cancel::{Cancellation, Level};
 #[cfg(any(feature = "tcp", feature = "nats"))]
 pub(crate) use cancel::Listening;
+pub(crate) use cancel::{Cancellation, Level};
 pub use context::{Context, RequestId};
 pub use function::{FnEngine, engine_fn};
 pub(crate) use measure::{Measures, Names};

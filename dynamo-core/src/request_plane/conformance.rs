@@ -216,17 +216,42 @@ async fn a_kill_reaches_the_work_though_nobody_reads(runtime: Runtime) {
 async fn a_stop_asks_for_an_end_and_what_follows_still_arrives(runtime: Runtime) {
     let mut puppet = Puppet::new(&runtime, ServeOptions::default()).await;
     let (mut stream, (ctx, sender)) = puppet.call().await;
+    // Also while nobody reads.
     stream.context().stop();
-    let mut next = Box::pin(stream.next());
-    tokio::select! {
-        () = soon(ctx.stopped()) => {}
-        item = &mut next => unreachable!("{item:?}"),
-    }
+    soon(ctx.stopped()).await;
     assert!(!ctx.is_killed());
     sender.send(9).await.expect("listens");
     sender.finish();
-    assert_eq!(soon(next).await.expect("an item").expect("no error"), 9);
+    assert_eq!(soon(stream.next()).await.expect("an item").expect("no error"), 9);
     assert!(stream.next().await.is_none());
+
+    // And before there is a stream, or a place for the request: it starts, and knows.
+    let options = ServeOptions::default().with_inflight_max(1).with_waiting_max(1);
+    let component = runtime.namespace("n").and_then(|namespace| namespace.component("c"));
+    let endpoint = component.and_then(|c| c.endpoint::<u32, u32>("early")).expect("names");
+    let (hand, mut contexts) = mpsc::channel(2);
+    let engine = engine_fn(move |ctx: Context, _: u32| {
+        let hand = hand.clone();
+        async move {
+            hand.send(ctx.clone()).await.map_err(|_| Error::internal("test is over"))?;
+            ctx.stopped().await;
+            Ok(ResponseStream::from_items(&ctx, [7]))
+        }
+    });
+    let serving = endpoint.serve_with(engine, options).await.expect("serves");
+    let client = client(&endpoint).await;
+    let contexts_of = [Context::new(), Context::new()];
+    let calls = contexts_of.clone().map(async |ctx| client.generate(ctx, 0).await?.collect().await);
+    let stops = async {
+        soon(contexts.recv()).await.expect("the engine is there");
+        until(|| serving.waiting() == 1).await;
+        contexts_of.iter().for_each(Context::stop);
+    };
+    let (answers, ()) = soon(futures::future::join(futures::future::join_all(calls), stops)).await;
+    for answer in answers {
+        assert_eq!(answer.expect("complete"), [7]);
+    }
+    idle(&serving).await;
 }
 
 async fn a_hanging_engine_is_cut_at_the_deadline(runtime: Runtime) {

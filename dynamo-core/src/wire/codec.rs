@@ -5,7 +5,7 @@
 
 use std::any::{Any, type_name};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -50,7 +50,11 @@ impl Codec {
     /// Encodes a message; fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if it is
     /// larger than [`MESSAGE_BYTES_MAX`] or cannot be serialised.
     pub fn encode<T: Serialize + 'static>(self, message: &T) -> Result<Bytes> {
-        Encoder::new(self).encode(message)
+        let mut encoder = Encoder::new(self);
+        match encoder.encode_alone(message)? {
+            Some(raw) => Ok(raw),
+            None => Ok(encoder.message.into()),
+        }
     }
 
     /// Decodes a message; fails with [`Protocol`](ErrorKind::Protocol) on bytes that are not
@@ -88,37 +92,57 @@ impl Codec {
 #[derive(Debug)]
 pub struct Encoder {
     codec: Codec,
+    /// The message that is being encoded.
+    message: Vec<u8>,
+    has_begun: bool,
     room: BytesMut,
 }
 
 impl Encoder {
     /// Encodes by `codec`.
     pub fn new(codec: Codec) -> Self {
-        Self { codec, room: BytesMut::new() }
+        Self { codec, message: Vec::new(), has_begun: false, room: BytesMut::new() }
     }
 
     /// Encodes a message; fails like [`Codec::encode`].
     pub fn encode<T: Serialize + 'static>(&mut self, message: &T) -> Result<Bytes> {
-        if let Some(raw) = (message as &dyn Any).downcast_ref::<Bytes>() {
-            return check_size(raw).map(|()| raw.clone());
+        if let Some(raw) = self.encode_alone(message)? {
+            return Ok(raw);
         }
-        let bad = || Error::invalid(format!("{} does not encode", type_name::<T>()));
-        let mut writer = (&mut self.room).writer();
-        let encoded = match self.codec {
-            Codec::Bincode => bincode::serde::encode_into_std_write(message, &mut writer, CONFIG)
-                .map(drop)
-                .map_err(|error| bad().with_source(error)),
-            #[cfg(feature = "json")]
-            Codec::Json => serde_json::to_writer(&mut writer, message)
-                .map_err(|error| bad().with_source(error)),
-        };
-        let bytes = self.room.split().freeze();
-        encoded?;
-        check_size(&bytes)?;
-        if self.room.capacity() < ROOM_MIN {
+        if self.message.len() > ROOM / 2 {
+            return Ok(std::mem::take(&mut self.message).into());
+        }
+        // The first message may be the only one.
+        if !std::mem::replace(&mut self.has_begun, true) {
+            return Ok(Bytes::copy_from_slice(&self.message));
+        }
+        if self.room.capacity() < self.message.len() {
             self.room = BytesMut::with_capacity(ROOM);
         }
-        Ok(bytes)
+        self.room.extend_from_slice(&self.message);
+        Ok(self.room.split().freeze())
+    }
+
+    /// Encodes a message into `self.message`, or returns it if it is bytes already.
+    fn encode_alone<T: Serialize + 'static>(&mut self, message: &T) -> Result<Option<Bytes>> {
+        if let Some(raw) = (message as &dyn Any).downcast_ref::<Bytes>() {
+            return check_size(raw).map(|()| Some(raw.clone()));
+        }
+        let bad = || Error::invalid(format!("{} does not encode", type_name::<T>()));
+        self.message.clear();
+        // A vector takes single bytes quicker than shared memory does.
+        let out = &mut self.message;
+        match self.codec {
+            Codec::Bincode => {
+                let encoded = bincode::serde::encode_into_std_write(message, out, CONFIG);
+                encoded.map_err(|error| bad().with_source(error))?;
+            }
+            #[cfg(feature = "json")]
+            Codec::Json => {
+                serde_json::to_writer(out, message).map_err(|error| bad().with_source(error))?;
+            }
+        }
+        check_size(&self.message).map(|()| None)
     }
 }
 
@@ -132,9 +156,8 @@ pub(super) fn check_size(message: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// What the small messages of a stream are allocated by, and when anew: about a hundred tokens.
+/// What the small messages of a stream are allocated by: about a hundred tokens.
 const ROOM: usize = 1024;
-const ROOM_MIN: usize = 32;
 
 /// The largest message: a prompt of a few million tokens.
 pub const MESSAGE_BYTES_MAX: usize = 32 << 20;

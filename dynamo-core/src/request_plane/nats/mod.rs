@@ -214,7 +214,12 @@ impl NatsRequestPlane {
             let (root, address) = (self.hub.subjects().root(), &instance.address);
             Error::invalid(format!("{instance} has address {address}, not one of NATS at {root}"))
         })?;
-        let connection = self.peers.connection(process, self.hub.connect(process)).await;
+        if let Some(known) = self.peers.known(&process) {
+            return Ok(RemoteEngine::new(known, instance));
+        }
+        let connect = self.hub.connect(process);
+        // Boxed: large and seldom run, while this future is made for each call.
+        let connection = Box::pin(self.peers.connection(process, connect)).await;
         let connection = connection.map_err(|error| {
             let message = format!("{instance} cannot be reached at {}", instance.address);
             Error::new(ErrorKind::Unavailable, message).with_source(error).unprocessed()

@@ -10,20 +10,28 @@ use crate::engine::{Context, DynEngine, SharedEngine};
 use crate::error::Result;
 
 /// Runs one request and sends its answer.
-pub(crate) async fn answer(connection: Connection, arrival: Arrival, bound: Arc<Bound>) {
+///
+/// It is kept small, because it is moved into a task for each request.
+pub(crate) fn answer(
+    connection: Connection,
+    arrival: Arrival,
+    bound: Arc<Bound>,
+) -> impl Future<Output = ()> + Send {
     let Arrival { stream, ctx, target, body, codec } = arrival;
-    let outcome = match bound.find(&target.key, target.incarnation) {
-        Ok(_) if target.is_probe => {
-            connection.accept(stream);
-            Ok(())
-        }
-        Ok(ingress) => match ingress.encoded(codec) {
-            Ok(engine) => run(&connection, stream, &ctx, engine, body).await,
-            Err(error) => Err(error.unprocessed()),
-        },
-        Err(error) => Err(error),
-    };
-    connection.settle(stream, outcome);
+    async move {
+        let outcome = match bound.find(&target.key, target.incarnation) {
+            Ok(_) if target.is_probe => {
+                connection.accept(stream);
+                Ok(())
+            }
+            Ok(ingress) => match ingress.encoded(codec) {
+                Ok(engine) => run(&connection, stream, &ctx, engine, body).await,
+                Err(error) => Err(error.unprocessed()),
+            },
+            Err(error) => Err(error),
+        };
+        connection.settle(stream, outcome);
+    }
 }
 
 async fn run(
@@ -54,7 +62,7 @@ async fn run(
         }
         if !has_room {
             // A client that does not read holds the engine, to the deadline or its kill.
-            ctx.bound(connection.room(stream)).await?;
+            Box::pin(ctx.bound(connection.room(stream))).await?;
         }
     }
 }

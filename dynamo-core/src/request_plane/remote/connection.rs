@@ -4,44 +4,45 @@ use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use futures::FutureExt;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, watch};
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Counters, FLUSH_MAX, lock};
+use super::driver::Driver;
+use super::{Counters, lock};
 use crate::discovery::Instance;
 use crate::engine::{Context, Priority, RequestId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::codec::Codec;
 use crate::wire::head::Head;
-use crate::wire::session::{Event, Recv, Session, StreamIds};
+use crate::wire::session::{Recv, Session, StreamIds};
 
 /// A session that a task drives; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Connection(Arc<Shared>, Option<Vouch>);
+pub(crate) struct Connection(pub(super) Arc<Shared>, Option<Vouch>);
 
 /// Fails if the peer has not shown that it may answer for an instance.
 pub(crate) type Vouch = Arc<dyn Fn(&Instance) -> Result<()> + Send + Sync>;
 
-struct Shared {
-    state: Mutex<State>,
+pub(super) struct Shared {
+    pub(super) state: Mutex<State>,
     since: Instant,
     /// Wakes the driver: there is something to send.
-    due: Notify,
+    pub(super) due: AtomicWaker,
     /// Whether streams can be opened.
-    open: watch::Sender<Stage>,
-    counters: Arc<Counters>,
+    pub(super) open: watch::Sender<Stage>,
+    pub(super) counters: Arc<Counters>,
 }
 
-struct State {
-    session: Session,
+pub(super) struct State {
+    pub(super) session: Session,
     /// Who waits for a stream: at the client to read, at the server to write.
-    waiting: HashMap<u32, Waker, StreamIds>,
+    pub(super) waiting: HashMap<u32, Waker, StreamIds>,
     /// At the server: the contexts of the requests that run.
-    running: HashMap<u32, Context, StreamIds>,
+    pub(super) running: HashMap<u32, Context, StreamIds>,
 }
 
 /// How far a connection is.
@@ -77,7 +78,7 @@ impl Connection {
         let (waiting, running) = (HashMap::default(), HashMap::default());
         let state = State { session, waiting, running };
         let open = watch::Sender::new(Stage::Greeting);
-        let (state, due, since) = (Mutex::new(state), Notify::new(), Instant::now());
+        let (state, due, since) = (Mutex::new(state), AtomicWaker::new(), Instant::now());
         Self(Arc::new(Shared { state, since, due, open, counters }), None)
     }
 
@@ -194,7 +195,7 @@ impl Connection {
 
     /// Wakes the driver for what is queued.
     pub(crate) fn flush(&self) {
-        self.0.due.notify_one();
+        self.0.due.wake();
     }
 
     /// Queues messages of an answer, up to the first error; tells whether there is room for more.
@@ -236,175 +237,34 @@ impl Connection {
     /// Requests that arrive are handed to `on_arrival`.
     pub(crate) async fn drive(
         self,
-        (mut reader, mut writer): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+        halves: (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
         shutdown: CancellationToken,
-        mut on_arrival: impl FnMut(Arrival),
+        on_arrival: impl FnMut(Arrival),
     ) {
-        let halves = (&mut reader, &mut writer);
-        let outcome = self.exchange(halves, &shutdown, &mut on_arrival).await;
-        let reason = match outcome {
+        let mut driver = Driver::new(self, halves, shutdown, on_arrival);
+        let outcome = std::future::poll_fn(|cx| driver.poll(cx)).await;
+        driver.end(match outcome {
             Ok(()) => "the connection was closed".to_owned(),
             Err(error) => error.message().to_owned(),
-        };
-        lock(&self.0.state).session.close(ErrorKind::Unavailable, reason);
-        self.dispatch(&mut on_arrival);
-        // A word of farewell if it costs no waiting.
-        let _ = writer.shutdown().now_or_never();
-    }
-
-    async fn exchange(
-        &self,
-        (reader, writer): (&mut (impl AsyncRead + Unpin), &mut (impl AsyncWrite + Unpin)),
-        shutdown: &CancellationToken,
-        on_arrival: &mut impl FnMut(Arrival),
-    ) -> Result<()> {
-        let mut incoming = BytesMut::with_capacity(READ_BYTES);
-        let mut outgoing = BytesMut::with_capacity(WRITE_BYTES);
-        let mut is_flushed = true;
-        let mut leave_by: Option<Instant> = None;
-        let timer = tokio::time::sleep_until(Instant::now());
-        tokio::pin!(timer);
-        loop {
-            let (is_closed, is_idle) = {
-                let session = &mut lock(&self.0.state).session;
-                if outgoing.is_empty() {
-                    session.transmit(&mut outgoing, WRITE_BYTES);
-                }
-                (session.is_closed(), session.streams() == 0)
-            };
-            self.dispatch(on_arrival);
-            let is_leaving = leave_by.is_some() || *self.0.open.borrow() == Stage::Gone;
-            let is_done = is_leaving && is_idle && outgoing.is_empty() && is_flushed;
-            if is_closed || is_done {
-                return Ok(());
-            }
-            tokio::select! {
-                read = reader.read_buf(&mut incoming) => {
-                    if read.map_err(broken)? == 0 {
-                        return Ok(());
-                    }
-                    let now = Instant::now().into_std();
-                    lock(&self.0.state).session.receive(&mut incoming, now)?;
-                    incoming.reserve(READ_BYTES);
-                }
-                written = self.write(writer, &mut outgoing, &mut is_flushed),
-                    if !outgoing.is_empty() || !is_flushed => written.map_err(broken)?,
-                () = self.0.due.notified(), if outgoing.is_empty() => {}
-                () = &mut timer => {
-                    let now = Instant::now();
-                    if leave_by.is_some_and(|at| now >= at) {
-                        return Ok(());
-                    }
-                    let session = &mut lock(&self.0.state).session;
-                    session.on_timeout(now.into_std());
-                    // Armed anew only here: what arrives meanwhile costs no timer.
-                    let next = session.poll_timeout().map(Instant::from_std);
-                    let next = [next, leave_by].into_iter().flatten().min();
-                    timer.as_mut().reset(next.unwrap_or(now).max(now + TICK_MIN));
-                }
-                () = shutdown.cancelled(), if leave_by.is_none() => {
-                    leave_by = Some(Instant::now() + FLUSH_MAX);
-                    timer.as_mut().reset(Instant::now() + FLUSH_MAX);
-                    lock(&self.0.state).session.go_away();
-                }
-            }
-        }
-    }
-
-    /// Writes what is due, and what the transport still holds of it; cancel safe.
-    async fn write(
-        &self,
-        writer: &mut (impl AsyncWrite + Unpin),
-        outgoing: &mut BytesMut,
-        is_flushed: &mut bool,
-    ) -> std::io::Result<()> {
-        if !outgoing.is_empty() {
-            let bytes = writer.write_buf(outgoing).await? as u64;
-            *is_flushed = false;
-            self.0.counters.writes.fetch_add(1, Ordering::Relaxed);
-            self.0.counters.written_bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
-        if outgoing.is_empty() {
-            writer.flush().await?;
-            *is_flushed = true;
-        }
-        Ok(())
-    }
-
-    /// Tells everyone what the session has for them.
-    fn dispatch(&self, on_arrival: &mut impl FnMut(Arrival)) {
-        let mut words = Vec::new();
-        {
-            let State { session, waiting, running, .. } = &mut *lock(&self.0.state);
-            while let Some(event) = session.poll_event() {
-                match event {
-                    Event::Established => words.push(Word::Stage(Stage::Open)),
-                    Event::GoingAway => words.push(Word::Stage(Stage::Gone)),
-                    Event::Opened { stream, head, body } => {
-                        let (target, ctx) = arrived(head);
-                        running.insert(stream, ctx.clone());
-                        let codec = session.codec();
-                        words.push(Word::Arrival(Arrival { stream, ctx, target, body, codec }));
-                    }
-                    Event::Readable(id) | Event::Writable(id) => {
-                        words.extend(waiting.remove(&id).map(Word::Wake));
-                    }
-                    Event::Stopped(id) => words.extend(running.get(&id).cloned().map(Word::Stop)),
-                    Event::Killed(id) => {
-                        words.extend(running.remove(&id).map(Word::Kill));
-                        words.extend(waiting.remove(&id).map(Word::Wake));
-                    }
-                }
-            }
-        }
-        // Whoever is told may come back at once: not under the lock.
-        for word in words {
-            match word {
-                Word::Stage(stage) => {
-                    self.0.open.send_replace(stage);
-                }
-                Word::Arrival(arrival) => on_arrival(arrival),
-                Word::Wake(waker) => waker.wake(),
-                Word::Stop(ctx) => ctx.stop(),
-                Word::Kill(ctx) => ctx.kill(),
-            }
-        }
+        });
     }
 }
 
-/// Returns what a request is for, and its context.
-fn arrived(head: Head) -> (Target, Context) {
-    let mut ctx = Context::with_id(RequestId::from(&*head.request))
-        .with_priority(Priority::new(head.priority).unwrap_or(Priority::NORMAL));
-    if let Some(trace) = head.trace {
-        ctx = ctx.with_trace(trace);
+impl Target {
+    /// Reads from `head` what a request is for, and its context.
+    pub(super) fn read(head: Head) -> (Self, Context) {
+        let mut ctx = Context::with_id(RequestId::from(&*head.request))
+            .with_priority(Priority::new(head.priority).unwrap_or(Priority::NORMAL));
+        if let Some(trace) = head.trace {
+            ctx = ctx.with_trace(trace);
+        }
+        for (key, value) in head.metadata {
+            ctx = ctx.with_metadata(key, value);
+        }
+        if let Some(remaining) = head.remaining {
+            ctx = ctx.with_timeout(remaining);
+        }
+        let key = (head.endpoint, head.instance);
+        (Self { key, incarnation: head.incarnation, is_probe: head.is_probe }, ctx)
     }
-    for (key, value) in head.metadata {
-        ctx = ctx.with_metadata(key, value);
-    }
-    if let Some(remaining) = head.remaining {
-        ctx = ctx.with_timeout(remaining);
-    }
-    let key = (head.endpoint, head.instance);
-    (Target { key, incarnation: head.incarnation, is_probe: head.is_probe }, ctx)
 }
-
-/// What someone has to be told.
-enum Word {
-    Stage(Stage),
-    Arrival(Arrival),
-    Wake(Waker),
-    Stop(Context),
-    Kill(Context),
-}
-
-fn broken(error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("the connection broke: {error}"))
-}
-
-/// A few hundred small messages, or four frames of a large one.
-const READ_BYTES: usize = 64 << 10;
-const WRITE_BYTES: usize = 64 << 10;
-
-/// Keeps a timer that is due from spinning.
-const TICK_MIN: Duration = Duration::from_millis(10);

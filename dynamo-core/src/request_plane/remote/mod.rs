@@ -12,6 +12,7 @@
 mod answer;
 mod bound;
 mod connection;
+mod driver;
 mod engine;
 mod peers;
 

@@ -19,23 +19,20 @@ impl<K> Default for Peers<K> {
 }
 
 impl<K: Eq + Hash> Peers<K> {
+    /// Returns the connection to `peer` if there is one.
+    pub(crate) fn known(&self, peer: &K) -> Option<Connection> {
+        let peers = lock(&self.0);
+        let known = peers.get(peer)?.try_lock().ok()?;
+        known.as_ref().filter(|known| known.is_open()).cloned()
+    }
+
     /// Returns the connection to `peer`, made by `connect` within [`CONNECT_MAX`].
     pub(crate) async fn connection(
         &self,
         peer: K,
         connect: impl Future<Output = Result<Connection>>,
     ) -> Result<Connection> {
-        let peer = {
-            let mut peers = lock(&self.0);
-            // Peers come and go with discovery: what is gone is not kept.
-            if peers.len() >= PEERS_TIDY {
-                peers.retain(|_, peer| match peer.try_lock() {
-                    Ok(peer) => peer.as_ref().is_some_and(Connection::is_open),
-                    Err(_) => true,
-                });
-            }
-            Arc::clone(peers.entry(peer).or_default())
-        };
+        let peer = self.peer(peer);
         let connected = async {
             let mut known = peer.lock().await;
             if let Some(connection) = known.as_ref().filter(|known| known.is_open()) {
@@ -48,6 +45,18 @@ impl<K: Eq + Hash> Peers<K> {
         tokio::time::timeout(CONNECT_MAX, connected).await.unwrap_or_else(|_| {
             Err(Error::new(ErrorKind::Unavailable, format!("no answer in {CONNECT_MAX:?}")))
         })
+    }
+
+    fn peer(&self, peer: K) -> Peer {
+        let mut peers = lock(&self.0);
+        // Peers come and go with discovery: what is gone is not kept.
+        if peers.len() >= PEERS_TIDY {
+            peers.retain(|_, peer| match peer.try_lock() {
+                Ok(peer) => peer.as_ref().is_some_and(Connection::is_open),
+                Err(_) => true,
+            });
+        }
+        Arc::clone(peers.entry(peer).or_default())
     }
 }
 

@@ -211,7 +211,11 @@ impl TcpRequestPlane {
 
     /// Returns the connection to `instance`.
     async fn connection(&self, instance: &Instance, target: Target) -> Result<Connection> {
-        self.dialer.connection(target).await.map_err(|error| {
+        if let Some(known) = self.dialer.peers.known(&target) {
+            return Ok(known);
+        }
+        // Boxed: large and seldom run, while this future is made for each call.
+        Box::pin(self.dialer.connection(target)).await.map_err(|error| {
             let message = format!("{instance} cannot be reached at {target}");
             Error::new(ErrorKind::Unavailable, message).with_source(error).unprocessed()
         })

@@ -1,6 +1,6 @@
 use std::time::Instant;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::super::codec::MESSAGE_BYTES_MAX;
 use super::super::frame::{
@@ -199,10 +199,6 @@ impl Session {
             return Err(protocol(format!("message of more than {MESSAGE_BYTES_MAX} bytes")));
         }
         inbound.partial_credit += cost;
-        if inbound.partial.is_empty() && inbound.partial.capacity() < part.len() {
-            // Small messages of a stream share their memory, and no other stream's.
-            inbound.partial = BytesMut::with_capacity(part.len().max(ROOM));
-        }
         if flags & MORE != 0 {
             inbound.partial.extend_from_slice(part);
             self.assembling += part.len();
@@ -216,8 +212,17 @@ impl Session {
             return Ok(());
         }
         self.assembling -= inbound.partial.len();
-        inbound.partial.extend_from_slice(part);
-        let message = inbound.partial.split().freeze();
+        // The first message may be the only one.
+        let message = if inbound.partial.is_empty() && inbound.received == 0 {
+            Bytes::copy_from_slice(part)
+        } else {
+            if inbound.partial.is_empty() && inbound.partial.capacity() < part.len() {
+                // Small messages of a stream share their memory, and no other stream's.
+                inbound.partial = BytesMut::with_capacity(part.len().max(ROOM));
+            }
+            inbound.partial.extend_from_slice(part);
+            inbound.partial.split().freeze()
+        };
         inbound.received += 1;
         let credit = std::mem::take(&mut inbound.partial_credit);
         if let Some(head) = inbound.head.take() {

@@ -1,0 +1,238 @@
+use std::mem;
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures::FutureExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::connection::{Arrival, Connection, Stage, State, Target};
+use super::{FLUSH_MAX, lock};
+use crate::engine::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::session::Event;
+
+/// What moves the bytes of a connection, and tells everyone what has come of it.
+pub(super) struct Driver<R, W, F> {
+    connection: Connection,
+    reader: R,
+    writer: W,
+    on_arrival: F,
+    incoming: BytesMut,
+    outgoing: BytesMut,
+    /// The transport holds nothing of what was written.
+    is_flushed: bool,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// When what is left after a shutdown is given up.
+    leave_by: Option<Instant>,
+    timer: Pin<Box<Sleep>>,
+    words: Vec<Word>,
+}
+
+/// What someone has to be told.
+enum Word {
+    Stage(Stage),
+    Arrival(Arrival),
+    Wake(Waker),
+    Stop(Context),
+    Kill(Context),
+}
+
+impl<R, W, F> Driver<R, W, F>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+    F: FnMut(Arrival),
+{
+    pub(super) fn new(
+        connection: Connection,
+        (reader, writer): (R, W),
+        shutdown: CancellationToken,
+        on_arrival: F,
+    ) -> Self {
+        Self {
+            connection,
+            reader,
+            writer,
+            on_arrival,
+            incoming: BytesMut::with_capacity(READ_BYTES),
+            outgoing: BytesMut::with_capacity(WRITE_BYTES),
+            is_flushed: true,
+            shutdown: Box::pin(shutdown.cancelled_owned()),
+            leave_by: None,
+            timer: Box::pin(tokio::time::sleep_until(Instant::now())),
+            words: Vec::new(),
+        }
+    }
+
+    /// Moves bytes until nothing moves; completes when the connection is of no use.
+    pub(super) fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<()>> {
+        // Whatever is queued from here on wakes this task again.
+        self.connection.0.due.register(cx.waker());
+        if self.poll_time(cx) {
+            return Poll::Ready(Ok(()));
+        }
+        for _ in 0..ROUNDS_MAX {
+            if self.poll_write(cx).map_err(broken)? {
+                return Poll::Ready(Ok(()));
+            }
+            match pin!(self.reader.read_buf(&mut self.incoming)).poll(cx).map_err(broken)? {
+                Poll::Ready(0) => return Poll::Ready(Ok(())),
+                Poll::Ready(_) => self.take_in()?,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        // Others get their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Ends every stream that is left, because of `reason`.
+    pub(super) fn end(mut self, reason: String) {
+        lock(&self.connection.0.state).session.close(ErrorKind::Unavailable, reason);
+        self.dispatch();
+        // A word of farewell if it costs no waiting.
+        let _ = self.writer.shutdown().now_or_never();
+    }
+
+    /// Does what is due by the clock, and begins to leave at a shutdown; tells whether the time to
+    /// leave is up.
+    fn poll_time(&mut self, cx: &mut TaskContext<'_>) -> bool {
+        if self.leave_by.is_none() && self.shutdown.as_mut().poll(cx).is_ready() {
+            let leave_by = Instant::now() + FLUSH_MAX;
+            self.leave_by = Some(leave_by);
+            self.timer.as_mut().reset(leave_by);
+            lock(&self.connection.0.state).session.go_away();
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if self.leave_by.is_some_and(|at| now >= at) {
+                return true;
+            }
+            let next = {
+                let session = &mut lock(&self.connection.0.state).session;
+                session.on_timeout(now.into_std());
+                // Armed anew only here: what arrives meanwhile costs no timer.
+                session.poll_timeout().map(Instant::from_std)
+            };
+            let next = [next, self.leave_by].into_iter().flatten().min();
+            self.timer.as_mut().reset(next.unwrap_or(now).max(now + TICK_MIN));
+            self.dispatch();
+        }
+        false
+    }
+
+    /// Writes what is due as far as the transport takes it; tells whether nothing is left to do.
+    fn poll_write(&mut self, cx: &mut TaskContext<'_>) -> std::io::Result<bool> {
+        loop {
+            let (is_closed, is_idle) = {
+                let state = &mut *lock(&self.connection.0.state);
+                if self.outgoing.is_empty() {
+                    state.session.transmit(&mut self.outgoing, WRITE_BYTES);
+                    collect(state, &mut self.words);
+                }
+                (state.session.is_closed(), state.session.streams() == 0)
+            };
+            self.tell();
+            if is_closed {
+                return Ok(true);
+            }
+            if self.outgoing.is_empty() {
+                if !self.is_flushed {
+                    self.is_flushed = pin!(self.writer.flush()).poll(cx)?.is_ready();
+                }
+                return Ok(is_idle && self.is_flushed && self.is_leaving());
+            }
+            let write = pin!(self.writer.write_buf(&mut self.outgoing)).poll(cx)?;
+            let Poll::Ready(bytes) = write else { return Ok(false) };
+            self.is_flushed = false;
+            let counters = &self.connection.0.counters;
+            counters.writes.fetch_add(1, Ordering::Relaxed);
+            counters.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells whether the connection ends behind the streams it has.
+    fn is_leaving(&self) -> bool {
+        self.leave_by.is_some() || *self.connection.0.open.borrow() == Stage::Gone
+    }
+
+    /// Takes in what has arrived.
+    fn take_in(&mut self) -> Result<()> {
+        let taken = {
+            let state = &mut *lock(&self.connection.0.state);
+            let taken = state.session.receive(&mut self.incoming, Instant::now().into_std());
+            collect(state, &mut self.words);
+            taken
+        };
+        self.incoming.reserve(READ_BYTES);
+        self.tell();
+        taken
+    }
+
+    /// Tells everyone what the session has for them.
+    fn dispatch(&mut self) {
+        collect(&mut lock(&self.connection.0.state), &mut self.words);
+        self.tell();
+    }
+
+    /// Whoever is told may come back at once: not under the lock.
+    fn tell(&mut self) {
+        let mut words = mem::take(&mut self.words);
+        for word in words.drain(..) {
+            match word {
+                Word::Stage(stage) => {
+                    self.connection.0.open.send_replace(stage);
+                }
+                Word::Arrival(arrival) => (self.on_arrival)(arrival),
+                Word::Wake(waker) => waker.wake(),
+                Word::Stop(ctx) => ctx.stop(),
+                Word::Kill(ctx) => ctx.kill(),
+            }
+        }
+        self.words = words;
+    }
+}
+
+/// Collects whom to tell what the session has for them.
+fn collect(state: &mut State, words: &mut Vec<Word>) {
+    let State { session, waiting, running } = state;
+    while let Some(event) = session.poll_event() {
+        match event {
+            Event::Established => words.push(Word::Stage(Stage::Open)),
+            Event::GoingAway => words.push(Word::Stage(Stage::Gone)),
+            Event::Opened { stream, head, body } => {
+                let (target, ctx) = Target::read(head);
+                running.insert(stream, ctx.clone());
+                let codec = session.codec();
+                words.push(Word::Arrival(Arrival { stream, ctx, target, body, codec }));
+            }
+            Event::Readable(id) | Event::Writable(id) => {
+                words.extend(waiting.remove(&id).map(Word::Wake));
+            }
+            Event::Stopped(id) => words.extend(running.get(&id).cloned().map(Word::Stop)),
+            Event::Killed(id) => {
+                words.extend(running.remove(&id).map(Word::Kill));
+                words.extend(waiting.remove(&id).map(Word::Wake));
+            }
+        }
+    }
+}
+
+fn broken(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("the connection broke: {error}"))
+}
+
+/// A few hundred small messages, or four frames of a large one.
+const READ_BYTES: usize = 64 << 10;
+const WRITE_BYTES: usize = 64 << 10;
+
+/// Reads at once, beyond which other tasks come first.
+const ROUNDS_MAX: usize = 32;
+
+/// Keeps a timer that is due from spinning.
+const TICK_MIN: Duration = Duration::from_millis(10);
