@@ -82,9 +82,9 @@ impl Listing {
 
 /// What the runtime knows of an instance: belongs to its `Serving` alone, and ends with it.
 #[derive(Debug)]
-pub(super) struct Entry(pub(super) Arc<Listing>);
+pub(super) struct Presence(pub(super) Arc<Listing>);
 
-impl Served for Entry {
+impl Served for Presence {
     fn readiness(&self) -> Readiness {
         self.0.readiness()
     }
