@@ -4,10 +4,12 @@
 //! [`Runtime`](crate::Runtime); nothing is global. [`Registry::render`] writes the Prometheus text
 //! format, [`Registry::collect`] gives the samples to whatever else exports them.
 
-use std::fmt::{self, Write};
+mod registry;
+
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+
+pub use registry::Registry;
 
 /// A metric: its name says the unit, as Prometheus has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,9 +55,9 @@ metrics! {
     CLIENT_EJECTIONS: Counter "dynamo_client_ejections_total"
         "Instances that a client left out because they did not answer.";
     CLIENT_INSTANCES: Gauge "dynamo_client_instances"
-        "Instances that a client knows.";
+        "Instances that the clients of an endpoint know.";
     CLIENT_CANDIDATES: Gauge "dynamo_client_candidates"
-        "Instances that requests of a client go to.";
+        "Instances that requests of a client of an endpoint may go to.";
     CLIENT_ITEMS: Counter "dynamo_client_items_total"
         "Items of answers that a client's callers took.";
     CLIENT_FIRST_ITEM: Histogram "dynamo_client_first_item_seconds"
@@ -112,72 +114,6 @@ pub struct Sample {
 pub trait Source: Send + Sync {
     /// Appends its samples.
     fn collect(&self, samples: &mut Vec<Sample>);
-}
-
-/// The sources of one runtime; cheap to clone.
-#[derive(Clone, Default)]
-pub struct Registry(Arc<Mutex<Vec<Weak<dyn Source>>>>);
-
-impl Registry {
-    /// Asks `source` too from now on, as long as somebody else keeps it.
-    pub fn add<S: Source + 'static>(&self, source: &Arc<S>) {
-        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sources.retain(|source| source.strong_count() > 0);
-        let source: Weak<S> = Arc::downgrade(source);
-        sources.push(source);
-    }
-
-    /// Returns the values at this moment.
-    pub fn collect(&self) -> Vec<Sample> {
-        let sources: Vec<_> = {
-            let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            sources.iter().filter_map(Weak::upgrade).collect()
-        };
-        let mut samples = Vec::new();
-        sources.iter().for_each(|source| source.collect(&mut samples));
-        samples
-    }
-
-    /// Returns the values at this moment in the Prometheus text format, version 0.0.4.
-    pub fn render(&self) -> String {
-        let mut samples = self.collect();
-        // Stable: what one source said stays in its order.
-        samples.sort_by_key(|sample| sample.metric.name);
-        let mut text = String::new();
-        let mut last = "";
-        for sample in &samples {
-            let Metric { name, kind, help } = sample.metric;
-            if name != last {
-                let kind = match kind {
-                    Kind::Counter => "counter",
-                    Kind::Gauge => "gauge",
-                    Kind::Histogram => "histogram",
-                };
-                // Writing to a string cannot fail.
-                let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-                last = name;
-            }
-            let _ = write!(text, "{name}{}", sample.suffix);
-            for (at, (key, value)) in sample.labels.iter().enumerate() {
-                let open = if at == 0 { '{' } else { ',' };
-                let _ = write!(text, "{open}{key}=\"{}\"", escaped(value));
-            }
-            let close = if sample.labels.is_empty() { "" } else { "}" };
-            let _ = writeln!(text, "{close} {}", sample.value);
-        }
-        text
-    }
-}
-
-impl fmt::Debug for Registry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner).len();
-        f.debug_struct("Registry").field("sources", &sources).finish()
-    }
-}
-
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// A number that only grows.
@@ -276,6 +212,8 @@ const BOUNDS: [u64; 19] = [
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[derive(Default)]

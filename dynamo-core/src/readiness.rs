@@ -13,6 +13,8 @@ pub struct Readiness {
     pub instance: Instance,
     /// Whether requests may come.
     pub state: State,
+    /// Why not, as far as that is known.
+    pub reason: Option<String>,
 }
 
 /// Whether requests may come to an instance.
@@ -23,6 +25,8 @@ pub enum State {
     Listed,
     /// It has not answered its [`Canary`](crate::Canary), and is not listed again yet.
     Unhealthy,
+    /// Another one has taken its place in discovery, and requests go there; for good.
+    Displaced,
     /// It drains.
     Leaving,
 }
@@ -32,8 +36,19 @@ impl fmt::Display for State {
         f.write_str(match self {
             Self::Listed => "listed",
             Self::Unhealthy => "unhealthy",
+            Self::Displaced => "displaced",
             Self::Leaving => "leaving",
         })
+    }
+}
+
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}", self.instance, self.state)?;
+        match &self.reason {
+            Some(reason) => write!(f, ": {reason}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::runtime::Runtime;
 /// | path | answer |
 /// |---|---|
 /// | `/live` | 200 as long as the process answers |
-/// | `/ready` | 200 if at least one instance is served and all are listed; otherwise 503, with a line for each that is not |
+/// | `/ready` | 200 if at least one instance is served and all are listed; otherwise 503, with a line for each that is not, and why |
 /// | `/metrics` | [`Registry::render`], for Prometheus |
 ///
 /// Whoever reaches the address may read all of it: there is neither TLS nor a password. It is one
@@ -175,7 +175,7 @@ impl Page {
         let mut missing = String::new();
         for its in served.iter().filter(|its| its.state != State::Listed) {
             // Writing to a string cannot fail.
-            let _ = writeln!(missing, "{} is {}", its.instance, its.state);
+            let _ = writeln!(missing, "{}", its.to_string().replace(['\r', '\n'], " "));
         }
         if missing.is_empty() {
             text(StatusCode::OK, "ready\n".into())

@@ -203,6 +203,7 @@ async fn a_stopped_process_stays_and_is_taken_over_only_by_a_later_incarnation()
     assert_eq!(error.kind(), ErrorKind::Conflict);
     let new = discovery.register(instance(1, 4)).await.unwrap();
     assert_eq!(watch.next().await, Change::Upsert(instance(1, 4)));
+    assert_eq!(new.displaced(), None);
     // The old one finds that it has lost its place, and takes nothing with it when it ends.
     old.signal("-CONT");
     old.end();
@@ -212,6 +213,22 @@ async fn a_stopped_process_stays_and_is_taken_over_only_by_a_later_incarnation()
     late.until(&[(1, 4), (2, 0)]).await;
     drop((new, mark));
     late.until(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_lost_its_file_to_a_later_incarnation_is_told_by_which_conflict() {
+    let folder = Folder::new();
+    let (ours, other) = (folder.discovery().await, folder.discovery().await);
+    let one = ours.register(instance(1, 0)).await.unwrap();
+    let later = other.register(instance(1, 1)).await.unwrap();
+    wait(|| one.displaced().is_some()).await;
+    let why = one.displaced().unwrap();
+    assert!(why.starts_with("conflict: instance 1 of "), "{why}");
+    assert_eq!(later.displaced(), None);
+    drop(one);
+    let _mark = ours.register(instance(2, 0)).await.unwrap();
+    let mut watch = Watch::of(&ours).await;
+    watch.until(&[(1, 1), (2, 0)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,8 +7,11 @@ use std::time::Duration;
 use dynamo_core::discovery::MemoryDiscovery;
 use dynamo_core::event_plane::MemoryEventPlane;
 use dynamo_core::metrics::{self, Metric};
+use dynamo_core::protocol::InstanceId;
 use dynamo_core::request_plane::{TcpConfig, TcpRequestPlane};
-use dynamo_core::{Client, Context, Endpoint, Engine, Error, ResponseStream, Runtime, engine_fn};
+use dynamo_core::{
+    Client, Context, Endpoint, Engine, Error, ResponseStream, Runtime, ServeOptions, engine_fn,
+};
 
 async fn runtime(discovery: &Arc<MemoryDiscovery>) -> Runtime {
     let config = TcpConfig::default().with_listen("127.0.0.1:0".parse().unwrap());
@@ -79,6 +82,100 @@ async fn both_sides_count_the_same_requests() {
     assert_eq!(value(&server, metrics::SERVER_RUNNING, ""), 0.0);
     assert_eq!(value(&caller, metrics::TCP_CONNECTIONS, ""), 1.0);
     assert!(value(&server, metrics::TCP_WRITTEN, "") > 0.0);
+}
+
+/// Returns the page, of which no series and no type is said twice.
+fn page(runtime: &Runtime) -> String {
+    let page = runtime.metrics().render();
+    let mut said: Vec<_> = page
+        .lines()
+        .map(|line| if line.starts_with('#') { line } else { line.rsplit_once(' ').unwrap().0 })
+        .collect();
+    let count = said.len();
+    said.sort_unstable();
+    said.dedup();
+    assert_eq!(said.len(), count, "{page}");
+    page
+}
+
+fn counting() -> impl Engine<Request = u32, Response = u32> {
+    engine_fn(|ctx: Context, count: u32| async move {
+        if count == 0 {
+            return Ok(ResponseStream::new(&ctx, futures::stream::pending()));
+        }
+        Ok(ResponseStream::from_items(&ctx, 0..count))
+    })
+}
+
+async fn calls(client: &Client<u32, u32>, count: usize) {
+    for _ in 0..count {
+        client.generate(Context::new(), 3).await.unwrap().collect().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn clients_of_one_endpoint_are_one_series_that_never_goes_down() {
+    let runtime = Runtime::in_process();
+    let of_two = ServeOptions::default().with_instance(InstanceId(2));
+    let _one = endpoint(&runtime).serve(counting()).await.unwrap();
+    let _two = endpoint(&runtime).serve_with(counting(), of_two).await.unwrap();
+    let (first, second) =
+        (endpoint(&runtime).client().await.unwrap(), endpoint(&runtime).client().await.unwrap());
+    calls(&first, 3).await;
+    calls(&second, 4).await;
+    let complete = || {
+        page(&runtime);
+        let first_items = value(&runtime, metrics::CLIENT_FIRST_ITEM, "n/c/e");
+        let requests = value(&runtime, metrics::CLIENT_REQUESTS, "complete");
+        assert_eq!(first_items, requests);
+        assert_eq!(value(&runtime, metrics::CLIENT_ITEMS, "n/c/e"), requests * 3.0);
+        requests
+    };
+    assert_eq!(complete(), 7.0);
+    let known = || value(&runtime, metrics::CLIENT_INSTANCES, "");
+    assert_eq!(known(), 2.0, "each instance is counted once");
+    drop(first);
+    assert_eq!((complete(), known()), (7.0, 2.0));
+    drop(second);
+    assert_eq!(complete(), 7.0);
+    assert!(!page(&runtime).contains(metrics::CLIENT_INSTANCES.name), "nobody looks");
+    let third = endpoint(&runtime).client().await.unwrap();
+    calls(&third, 1).await;
+    assert_eq!((complete(), known()), (8.0, 2.0));
+}
+
+#[tokio::test]
+async fn an_instance_that_drains_and_its_next_incarnation_are_one_series() {
+    let runtime = Runtime::in_process();
+    let serve = |incarnation| {
+        let options = ServeOptions::default().with_instance(InstanceId(7));
+        let endpoint = endpoint(&runtime);
+        async move {
+            let options = options.with_incarnation(incarnation);
+            endpoint.serve_with(counting(), options).await.unwrap()
+        }
+    };
+    let before = serve(0).await;
+    let client = endpoint(&runtime).client().await.unwrap();
+    calls(&client, 2).await;
+    let runs = client.generate(Context::new(), 0).await.unwrap();
+    let complete = || {
+        page(&runtime);
+        value(&runtime, metrics::SERVER_REQUESTS, "complete")
+    };
+    let running = || value(&runtime, metrics::SERVER_RUNNING, "");
+    assert_eq!((complete(), running()), (2.0, 1.0));
+    let after = serve(1).await;
+    let newcomer = endpoint(&runtime).client().await.unwrap();
+    calls(&newcomer, 3).await;
+    let runs_too = newcomer.generate(Context::new(), 0).await.unwrap();
+    assert_eq!((complete(), running()), (5.0, 2.0));
+    drop((before, runs));
+    assert_eq!((complete(), running()), (5.0, 1.0));
+    drop((after, runs_too));
+    assert_eq!((complete(), running()), (5.0, 0.0));
+    let _again = serve(2).await;
+    assert_eq!((complete(), running()), (5.0, 0.0));
 }
 
 #[test]

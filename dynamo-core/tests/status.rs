@@ -7,7 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use dynamo_core::discovery::MemoryDiscovery;
+use dynamo_core::event_plane::MemoryEventPlane;
+use dynamo_core::protocol::InstanceId;
 use dynamo_core::readiness::State;
+use dynamo_core::request_plane::MemoryRequestPlane;
 use dynamo_core::status::StatusPage;
 use dynamo_core::{
     Canary, Context, Endpoint, Engine, Error, ResponseStream, Runtime, ServeOptions, engine_fn,
@@ -106,6 +110,71 @@ async fn an_engine_that_fails_its_canary_is_not_ready_until_it_answers_again() {
     assert_eq!((readiness.len(), readiness[0].instance.incarnation), (1, 1));
     drop(serving);
     assert_eq!(runtime.readiness(), []);
+}
+
+/// Two processes, as far as requests go, that see the same instances.
+fn two_with_one_directory() -> [Runtime; 2] {
+    let discovery = Arc::<MemoryDiscovery>::default();
+    let runtime = || {
+        let discovery = Arc::<MemoryDiscovery>::clone(&discovery);
+        Runtime::new(
+            discovery,
+            Arc::<MemoryRequestPlane>::default(),
+            Arc::<MemoryEventPlane>::default(),
+        )
+    };
+    [runtime(), runtime()]
+}
+
+#[tokio::test]
+async fn who_is_displaced_by_a_later_incarnation_is_not_ready_and_the_page_names_the_conflict() {
+    let [ours, other] = two_with_one_directory();
+    let page = page(&ours).await;
+    let options = ServeOptions::default().with_instance(InstanceId(7));
+    let first = endpoint(&ours, "e").serve_with(counting(), options.clone()).await.unwrap();
+    assert_eq!(ask(&page, "/ready").await.0, 200);
+    let options = options.with_incarnation(1);
+    let second = endpoint(&other, "e").serve_with(counting(), options).await.unwrap();
+    let (instance, conflict) = (first.instance().clone(), "conflict: instance 7 of");
+    let (status, body) = ask(&page, "/ready").await;
+    assert_eq!(status, 503);
+    assert!(body.starts_with(&format!("{instance} is displaced: {conflict} n/c/e")), "{body}");
+    drop(second);
+    assert_eq!(ask(&page, "/ready").await, (status, body), "nobody lists it again");
+    assert_eq!(other.readiness(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_answers_its_canary_again_does_not_outbid_a_later_incarnation() {
+    let [ours, other] = two_with_one_directory();
+    let fails = Arc::new(AtomicBool::new(true));
+    let failing = Arc::clone(&fails);
+    let engine = engine_fn(move |ctx: Context, count: u32| {
+        let fails = failing.load(Ordering::Relaxed);
+        async move {
+            if fails {
+                return Err(Error::internal("out of order"));
+            }
+            Ok(ResponseStream::from_items(&ctx, 0..count))
+        }
+    });
+    let options = ServeOptions::default().with_instance(InstanceId(7));
+    let endpoint_here = endpoint(&ours, "e");
+    let serving = endpoint_here.serve_watched(engine, options.clone(), Canary::new(1));
+    let serving = serving.await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let unhealthy = ours.readiness()[0].to_string();
+    assert!(unhealthy.contains("is unhealthy: internal: canary was not answered"), "{unhealthy}");
+    let options = options.with_incarnation(3);
+    let _later = endpoint(&other, "e").serve_with(counting(), options).await.unwrap();
+    for is_broken in [false, true, false] {
+        fails.store(is_broken, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let readiness = ours.readiness()[0].clone();
+        assert_eq!((readiness.state, serving.is_healthy()), (State::Displaced, !is_broken));
+        assert!(readiness.reason.unwrap().starts_with("conflict: "));
+        assert_eq!(other.readiness()[0].state, State::Listed);
+    }
 }
 
 #[tokio::test]

@@ -7,10 +7,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::health::Health;
+use super::totals::ClientTotals;
 use crate::discovery::{Change, Instance, View};
-use crate::engine::{Measures, Names};
 use crate::error::{Error, ErrorKind, Result};
-use crate::metrics::{self, Counter, Sample, Source, plain};
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
 use crate::runtime::Runtime;
@@ -18,17 +17,15 @@ use crate::runtime::Runtime;
 /// The instances of one endpoint: who is there, and who answers.
 #[derive(Debug)]
 pub(super) struct Fleet {
-    endpoint: EndpointPath,
     instances: watch::Receiver<Arc<[Instance]>>,
     pub(super) health: Arc<Health>,
-    pub(super) measures: Measures,
-    pub(super) retries: Counter,
+    pub(super) totals: Arc<ClientTotals>,
 }
 
 impl Fleet {
     /// Starts to follow `endpoint`; returns once the first list of instances is known, or fails
     /// with [`Unavailable`](ErrorKind::Unavailable) if discovery gives none.
-    pub(super) async fn follow(runtime: &Runtime, endpoint: &EndpointPath) -> Result<Self> {
+    pub(super) async fn follow(runtime: &Runtime, endpoint: &EndpointPath) -> Result<Arc<Self>> {
         let mut changes = runtime.discovery().watch(endpoint).await?;
         let mut view = View::default();
         match tokio::time::timeout(FIRST_LIST_MAX, changes.next()).await {
@@ -39,12 +36,13 @@ impl Fleet {
             }
         }
         let (sender, instances) = watch::channel(view.instances());
-        let health = Arc::<Health>::default();
+        let totals = ClientTotals::of(runtime.metrics(), endpoint);
+        let health = Arc::new(Health::new(Arc::clone(&totals.ejections)));
         let probes = Follower { runtime: runtime.clone(), view, sender, health: health.clone() };
         runtime.spawn(probes.run(changes));
-        let (measures, retries) = (Measures::default(), Counter::default());
-        let endpoint = endpoint.clone();
-        Ok(Self { endpoint, instances, health, measures, retries })
+        let fleet = Arc::new(Self { instances, health, totals });
+        fleet.totals.add(&fleet);
+        Ok(fleet)
     }
 
     /// Returns the instances known at this moment, ordered by id.
@@ -63,26 +61,6 @@ impl Fleet {
         let _ = self.instances.clone().wait_for(|instances| instances.len() >= count).await;
     }
 }
-
-impl Source for Fleet {
-    fn collect(&self, samples: &mut Vec<Sample>) {
-        let labels = [("endpoint", self.endpoint.to_string())];
-        self.measures.collect(&NAMES, &labels, samples);
-        let count = |instances: Arc<[Instance]>| instances.len() as u64;
-        plain(metrics::CLIENT_RETRIES, &labels, self.retries.read(), samples);
-        plain(metrics::CLIENT_EJECTIONS, &labels, self.health.ejections(), samples);
-        plain(metrics::CLIENT_INSTANCES, &labels, count(self.instances()), samples);
-        plain(metrics::CLIENT_CANDIDATES, &labels, count(self.candidates()), samples);
-    }
-}
-
-const NAMES: Names = Names {
-    requests: metrics::CLIENT_REQUESTS,
-    items: metrics::CLIENT_ITEMS,
-    first_item: metrics::CLIENT_FIRST_ITEM,
-    item_interval: metrics::CLIENT_ITEM_INTERVAL,
-    request: metrics::CLIENT_REQUEST,
-};
 
 /// Folds what discovery says, and probes who is doubtful or did not answer.
 struct Follower {
@@ -149,7 +127,7 @@ impl Follower {
         let instance = self.view.get(id)?.clone();
         let plane = Arc::clone(self.runtime.request_plane());
         let probe = async move {
-            let probe = tokio::time::timeout(PROBE_MAX, plane.probe(&instance)).await;
+            let probe = tokio::time::timeout(PROBED_WITHIN, plane.probe(&instance)).await;
             // Who has no room is there.
             let is_there = match probe {
                 Ok(Err(error)) => error.kind() == ErrorKind::Overloaded,
@@ -165,7 +143,7 @@ impl Follower {
 const FIRST_LIST_MAX: Duration = Duration::from_secs(10);
 
 /// Who is alive answers within this.
-const PROBE_MAX: Duration = Duration::from_secs(3);
+const PROBED_WITHIN: Duration = Duration::from_secs(3);
 
 /// How often instances are probed that discovery has lost without a word of theirs.
 const DOUBT_EVERY: Duration = Duration::from_secs(1);

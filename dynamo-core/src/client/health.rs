@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use crate::discovery::Instance;
 use crate::error::{Error, ErrorKind};
+use crate::metrics::Counter;
 use crate::protocol::InstanceId;
 use crate::random::Random;
 use crate::time::{Clock, SystemClock};
@@ -23,6 +24,12 @@ pub(super) struct Health {
 }
 
 impl Health {
+    /// Knows nothing of anyone yet; counts by `ejected` how often an instance is left out.
+    pub(super) fn new(ejected: Arc<Counter>) -> Self {
+        let ejections = Ejections { ejected, ..Ejections::default() };
+        Self { ejections: Mutex::new(ejections), ..Self::default() }
+    }
+
     /// Notes how a call of `instance` failed, `live` being the number of instances there are.
     pub(super) fn failed(&self, instance: &Instance, live: usize, error: &Error) {
         let now = SystemClock.now();
@@ -40,11 +47,6 @@ impl Health {
             _ => return,
         }
         self.is_troubled.store(true, Ordering::Release);
-    }
-
-    /// Returns how often an instance was left out so far.
-    pub(super) fn ejections(&self) -> u64 {
-        self.lock().total
     }
 
     /// Notes that a call of an instance was started.
@@ -122,14 +124,14 @@ impl Health {
 /// any number may be gone, such as those that died one after the other and are still listed.
 #[derive(Debug)]
 struct Ejections {
-    entries: BTreeMap<InstanceId, Entry>,
+    entries: BTreeMap<InstanceId, Record>,
     /// How often one was left out.
-    total: u64,
+    ejected: Arc<Counter>,
     random: Random,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Record {
     incarnation: u64,
     standing: Standing,
     probe: Option<Probe>,
@@ -154,7 +156,7 @@ enum Probe {
 
 impl Default for Ejections {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), total: 0, random: Random::unseeded() }
+        Self { entries: BTreeMap::new(), ejected: Arc::default(), random: Random::unseeded() }
     }
 }
 
@@ -171,7 +173,7 @@ impl Ejections {
         }
         if (out + 1) * 2 <= listed.saturating_sub(gone) {
             entry.standing = Standing::Out;
-            self.total += 1;
+            self.ejected.add(1);
         }
         let wait = back_off(entry.failures, &mut self.random);
         entry.failures += 1;
@@ -185,13 +187,13 @@ impl Ejections {
 
     /// Returns what is known of the instance; of an older incarnation nothing counts.
     fn entry<'a>(
-        entries: &'a mut BTreeMap<InstanceId, Entry>,
+        entries: &'a mut BTreeMap<InstanceId, Record>,
         instance: &Instance,
-    ) -> &'a mut Entry {
+    ) -> &'a mut Record {
         let incarnation = instance.incarnation;
         let (standing, probe) = (Standing::In, None);
         let (failures, back_since, full_until) = (0, None, None);
-        let new = || Entry { incarnation, standing, probe, failures, back_since, full_until };
+        let new = || Record { incarnation, standing, probe, failures, back_since, full_until };
         let entry = entries.entry(instance.id).or_insert_with(new);
         if entry.incarnation < incarnation {
             *entry = new();
@@ -245,7 +247,7 @@ impl Ejections {
     }
 
     fn due(&self) -> Option<Instant> {
-        let due = |entry: &Entry| match entry.probe {
+        let due = |entry: &Record| match entry.probe {
             Some(Probe::Due(due)) => Some(due),
             _ => None,
         };
@@ -270,13 +272,13 @@ impl Ejections {
         } else {
             let wait = back_off(entry.failures, &mut self.random);
             entry.failures += 1;
-            self.total += u64::from(entry.standing == Standing::In);
+            self.ejected.add(u64::from(entry.standing == Standing::In));
             (entry.standing, entry.probe) = (Standing::Gone, Some(Probe::Due(now + wait)));
         }
     }
 }
 
-impl Entry {
+impl Record {
     fn came_back(&mut self, now: Instant) {
         (self.standing, self.probe, self.back_since) = (Standing::In, None, Some(now));
     }
@@ -379,7 +381,7 @@ mod tests {
                 (Ejections::default(), fleet(live), SystemClock.now());
             let count = fleet.len();
             fleet.iter().for_each(|i| assert!(ejections.failed(i, count, now), "all are probed"));
-            let is_out = |entry: &&Entry| entry.standing == Standing::Out;
+            let is_out = |entry: &&Record| entry.standing == Standing::Out;
             let out = ejections.entries.values().filter(is_out).count();
             assert_eq!(out, out_max, "of {live}");
         }

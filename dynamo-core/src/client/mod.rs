@@ -8,6 +8,7 @@ mod picker;
 mod power_of_two;
 mod random;
 mod round_robin;
+mod totals;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -51,8 +52,7 @@ pub struct Client<Req, Resp> {
 
 impl<Req: Message, Resp: Message> Client<Req, Resp> {
     pub(crate) async fn connect(runtime: &Runtime, endpoint: EndpointPath) -> Result<Self> {
-        let fleet = Arc::new(Fleet::follow(runtime, &endpoint).await?);
-        runtime.metrics().add(&fleet);
+        let fleet = Fleet::follow(runtime, &endpoint).await?;
         let picker = Arc::new(RoundRobin::default());
         let retries = Retries::new(RetryPolicy::default());
         let runtime = runtime.clone();
@@ -148,7 +148,7 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
             Ok(stream) => {
                 fleet.health.worked(instance.id);
                 let stream = stream.in_span(span).on_end(move |course| {
-                    fleet.measures.ended(started, course);
+                    fleet.totals.measures.ended(started, course);
                     if let Ending::Failed(error) = course.ending {
                         fleet.health.failed(&instances[at], fleet.instances().len(), error);
                     }
@@ -156,7 +156,7 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
                 Ok(stream)
             }
             Err(error) => {
-                fleet.measures.refused(&error);
+                fleet.totals.measures.refused(&error);
                 fleet.health.failed(instance, fleet.instances().len(), &error);
                 Err(error)
             }
@@ -242,7 +242,7 @@ impl<Req: Message, Resp: Message> Engine for Client<Req, Resp> {
                     let has_other = self.candidates().iter().any(is_other);
                     let retry_after = if has_other { None } else { error.retry_after() };
                     attempts.again(&ctx, error, retry_after).await?;
-                    self.fleet.retries.add(1);
+                    self.fleet.totals.retries.add(1);
                 }
             }
         }

@@ -59,7 +59,7 @@ impl Component {
     }
 
     /// Returns a publisher of this component's events named `event`.
-    pub fn publisher<T: Serialize>(&self, event: &str) -> Result<Publisher<T>> {
+    pub fn publisher<T: Serialize + 'static>(&self, event: &str) -> Result<Publisher<T>> {
         let plane = self.namespace.runtime.event_plane().clone();
         Ok(Publisher::new(plane, self.topic(event)?))
     }
@@ -68,7 +68,10 @@ impl Component {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn subscriber<T: DeserializeOwned>(&self, event: &str) -> Result<Subscriber<T>> {
+    pub async fn subscriber<T: DeserializeOwned + 'static>(
+        &self,
+        event: &str,
+    ) -> Result<Subscriber<T>> {
         let topic = self.topic(event)?;
         Ok(Subscriber::new(self.namespace.runtime.event_plane().subscribe(&topic).await?))
     }

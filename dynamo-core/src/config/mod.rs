@@ -90,7 +90,7 @@ pub enum RequestPlaneConfig {
     Tcp(Box<request_plane::TcpConfig>),
     /// NATS between processes.
     #[cfg(feature = "nats")]
-    Nats(Box<request_plane::NatsConfig>),
+    Nats(Box<request_plane::NatsRequestPlaneConfig>),
 }
 
 /// What carries events.
@@ -103,7 +103,7 @@ pub enum EventPlaneConfig {
     Memory,
     /// NATS between processes.
     #[cfg(feature = "nats")]
-    Nats(Box<event_plane::NatsConfig>),
+    Nats(Box<event_plane::NatsEventPlaneConfig>),
 }
 
 impl RuntimeConfig {
@@ -225,15 +225,15 @@ impl From<request_plane::TcpConfig> for RequestPlaneConfig {
 }
 
 #[cfg(feature = "nats")]
-impl From<request_plane::NatsConfig> for RequestPlaneConfig {
-    fn from(config: request_plane::NatsConfig) -> Self {
+impl From<request_plane::NatsRequestPlaneConfig> for RequestPlaneConfig {
+    fn from(config: request_plane::NatsRequestPlaneConfig) -> Self {
         Self::Nats(Box::new(config))
     }
 }
 
 #[cfg(feature = "nats")]
-impl From<event_plane::NatsConfig> for EventPlaneConfig {
-    fn from(config: event_plane::NatsConfig) -> Self {
+impl From<event_plane::NatsEventPlaneConfig> for EventPlaneConfig {
+    fn from(config: event_plane::NatsEventPlaneConfig) -> Self {
         Self::Nats(Box::new(config))
     }
 }

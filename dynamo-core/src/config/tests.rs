@@ -182,6 +182,67 @@ event_plane:
 
 #[cfg(all(feature = "nats", feature = "toml", feature = "yaml"))]
 #[test]
+fn every_limit_over_nats_is_said_alike_in_files_and_variables_and_the_rest_is_as_in_code() {
+    let limits = [
+        ("stream_window", "5000"),
+        ("connection_window", "6000"),
+        ("streams_max", "7"),
+        ("assembly_bytes_max", "8000"),
+        ("ping_after", "\"3s\""),
+        ("dead_after", "\"1m\""),
+    ];
+    let said = |config: Result<RuntimeConfig>| match config.unwrap().request_plane {
+        RequestPlaneConfig::Nats(config) => *config,
+        other => unreachable!("{other:?}"),
+    };
+    let usual = request_plane::NatsRequestPlaneConfig::new("nats://h");
+    let in_toml = |limits: &str| {
+        let text = format!(
+            "[request_plane.nats]\naccess.url = 'nats://h'\n[request_plane.nats.limits]\n{limits}"
+        );
+        file("toml", &text)
+    };
+    let in_yaml = |limits: &str| {
+        let text = "request_plane: {nats: {access: {url: nats://h}, limits: {LIMITS}}}";
+        file("yaml", &text.replace("LIMITS", limits))
+    };
+    let url = ("REQUEST_PLANE__NATS__ACCESS__URL", "nats://h");
+    for (key, value) in limits {
+        let variable = format!("REQUEST_PLANE__NATS__LIMITS__{}", key.to_uppercase());
+        let by_variable = vars(&[url, (&variable, value.trim_matches('"'))]);
+        let all = [
+            in_toml(&format!("{key} = {value}")),
+            in_yaml(&format!("{key}: {value}")),
+            by_variable,
+        ];
+        let [a, b, c] = all.map(|config| format!("{:?}", said(config)));
+        assert!(a == b && b == c && a != format!("{usual:?}"), "{key}: {a} {b} {c}");
+    }
+    assert_eq!(format!("{:?}", said(vars(&[url]))), format!("{usual:?}"));
+    let one = said(in_toml("streams_max = 7")).limits;
+    assert_eq!((one.streams_max, one.dead_after), (7, usual.limits.dead_after));
+    let all = limits.map(|(key, value)| format!("{key} = {value}")).join("\n");
+    let all = said(in_toml(&all)).limits;
+    assert_eq!((all.stream_window, all.connection_window), (5000, 6000));
+    assert_eq!((all.streams_max, all.assembly_bytes_max), (7, 8000));
+    assert_eq!((all.ping_after.as_secs(), all.dead_after.as_secs()), (3, 60));
+
+    for (config, expected) in [
+        (in_toml("dead = 1"), "toml: request_plane.nats.limits.dead is not known, only stream_win"),
+        (in_yaml("dead: 1"), "yaml: request_plane.nats.limits.dead is not known"),
+        (in_toml("dead_after = 5"), "request_plane.nats.limits.dead_after is an integer"),
+        (
+            vars(&[url, ("REQUEST_PLANE__NATS__LIMITS__DEAD", "1")]),
+            "variable DYNAMO_RUNTIME_REQUEST_PLANE__NATS__LIMITS__DEAD is not known",
+        ),
+    ] {
+        let message = refused(config);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[cfg(all(feature = "nats", feature = "toml", feature = "yaml"))]
+#[test]
 fn what_is_wrong_in_a_file_is_named_by_its_key_and_never_shown() {
     for (text, expected) in [
         ("discoveri = 1", "toml: discoveri is not known, only discovery"),
@@ -254,6 +315,7 @@ fn the_page_lists_all_keys_and_no_other_and_its_file_is_good() {
         "request_plane.tcp.tls",
         "request_plane.nats",
         "request_plane.nats.access",
+        "request_plane.nats.limits",
         "event_plane.nats",
     ] {
         tables.insert(table, "{ no_key = 1 }");

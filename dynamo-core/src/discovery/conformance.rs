@@ -148,7 +148,13 @@ async fn an_id_is_taken_over_only_by_a_higher_incarnation(
     watch.until(&[(1, 3), (2, 0)]).await;
     let mut late = Watch::of(here, "incarnation").await;
     late.until(&[(1, 3), (2, 0)]).await;
+    assert_eq!(newest.displaced(), None);
+    let last = here.register(instance("incarnation", 1, 4)).await.expect("takes over");
+    let why = newest.displaced().expect("is told");
+    assert!(why.starts_with("conflict: "), "{why}");
     drop(newest);
+    late.until(&[(1, 4), (2, 0)]).await;
+    drop(last);
     late.until(&[(2, 0)]).await;
 }
 

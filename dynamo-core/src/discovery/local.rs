@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use tokio::sync::watch;
 
 use super::known::{Instances, Known, changes};
-use super::{Change, Instance, Registration};
+use super::{Change, Displacement, Instance, Registration};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
@@ -28,9 +28,15 @@ struct Directory {
 struct Posted {
     /// Stays for good; a registration of the same id stands in front of it.
     listed: Instances,
-    /// With the number of the registration: a later one of the same id is another.
-    registered: BTreeMap<InstanceId, (u64, Instance)>,
+    registered: BTreeMap<InstanceId, Registered>,
     known: watch::Sender<Known>,
+}
+
+struct Registered {
+    /// Which registration this is: a later one of the same id is another.
+    registration: u64,
+    instance: Instance,
+    displacement: Displacement,
 }
 
 impl Local {
@@ -53,16 +59,22 @@ impl Local {
         directory.registrations += 1;
         let registration = directory.registrations;
         let posted = directory.posted(&endpoint);
-        let known = posted.registered.get(&id).map(|(_, known)| known.incarnation);
+        let known = posted.registered.get(&id).map(|known| known.instance.incarnation);
         if known.is_some_and(|known| known >= instance.incarnation) {
             let message = format!("{instance} is registered already");
             return Err(Error::new(ErrorKind::Conflict, message));
         }
-        posted.registered.insert(id, (registration, instance));
+        let displacement = Displacement::default();
+        if let Some(earlier) = posted.registered.get(&id) {
+            earlier.displacement.by_later(&instance);
+        }
+        let ours = Registered { registration, instance, displacement: displacement.clone() };
+        posted.registered.insert(id, ours);
         posted.publish();
         drop(directory);
         let local = self.clone();
-        Ok(Registration::new(move || local.lock().remove(&endpoint, id, registration)))
+        let remove = move || local.lock().remove(&endpoint, id, registration);
+        Ok(Registration::new(remove).with_displacement(displacement))
     }
 
     pub(super) fn watch(&self, endpoint: &EndpointPath) -> BoxStream<'static, Change> {
@@ -85,7 +97,7 @@ impl Directory {
 
     fn remove(&mut self, endpoint: &EndpointPath, id: InstanceId, registration: u64) {
         let Some(posted) = self.endpoints.get_mut(endpoint) else { return };
-        if posted.registered.get(&id).is_some_and(|(number, _)| *number == registration) {
+        if posted.registered.get(&id).is_some_and(|known| known.registration == registration) {
             posted.registered.remove(&id);
             posted.publish();
         }
@@ -99,7 +111,8 @@ impl Directory {
 impl Posted {
     fn publish(&self) {
         let mut instances = self.listed.clone();
-        instances.extend(self.registered.iter().map(|(id, (_, known))| (*id, known.clone())));
+        let registered = self.registered.iter();
+        instances.extend(registered.map(|(id, known)| (*id, known.instance.clone())));
         let instances = Some(instances);
         self.known.send_if_modified(|known| {
             let is_news = known.instances != instances;

@@ -8,6 +8,7 @@ mod instance;
 mod known;
 mod local;
 mod memory;
+mod registration;
 mod static_list;
 mod view;
 
@@ -24,6 +25,7 @@ pub use etcd::{EtcdConfig, EtcdDiscovery};
 pub use file::{FileConfig, FileDiscovery};
 pub use instance::{Address, Instance};
 pub use memory::MemoryDiscovery;
+pub use registration::{Displacement, Registration};
 pub use static_list::StaticDiscovery;
 pub use view::View;
 
@@ -50,6 +52,8 @@ pub mod conformance;
 /// - Dropping the [`Registration`], or the future of `register`, removes the instance, in finite
 ///   time; it may register again at once.
 /// - Removal is of one registration: whoever has taken its id over stays.
+/// - A registration whose id another one has taken over is not listed any more and does not come
+///   back: [`Registration::displaced`] says so, once the directory knows.
 /// - What was said stays while the directory is away; a listing replaces it when it is back.
 /// - A watch of one endpoint never shows an instance of another.
 /// - The first item of a watch is a [`Change::Snapshot`].
@@ -92,29 +96,4 @@ pub enum Change {
     Degraded,
     /// The directory is back; a snapshot follows.
     Recovered,
-}
-
-/// Keeps an instance registered; dropping it removes the instance.
-#[must_use = "dropping the registration removes the instance"]
-pub struct Registration(Option<Box<dyn FnOnce() + Send + Sync>>);
-
-impl Registration {
-    /// Creates a guard that runs `remove` once.
-    pub fn new(remove: impl FnOnce() + Send + Sync + 'static) -> Self {
-        Self(Some(Box::new(remove)))
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        if let Some(remove) = self.0.take() {
-            remove();
-        }
-    }
-}
-
-impl fmt::Debug for Registration {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registration").finish_non_exhaustive()
-    }
 }

@@ -103,8 +103,8 @@ impl Admission {
     pub async fn admit(&self, ctx: &Context) -> Result<Permit> {
         ctx.check()?;
         let mut waiting = match self.enter(ctx)? {
-            Entry::Admitted(permit) => return Ok(permit),
-            Entry::Waiting(waiting) => waiting,
+            Arrival::Admitted(permit) => return Ok(permit),
+            Arrival::Waiting(waiting) => waiting,
         };
         let answer = async { (&mut waiting.answer).await.unwrap_or_else(|_| Err(over(ctx))) };
         let permit = ctx.bound(answer).await?;
@@ -112,7 +112,7 @@ impl Admission {
         ctx.check().map(|()| permit)
     }
 
-    fn enter(&self, ctx: &Context) -> Result<Entry> {
+    fn enter(&self, ctx: &Context) -> Result<Arrival> {
         let shared = &self.0;
         let mut state = shared.state();
         if state.closed {
@@ -121,7 +121,7 @@ impl Admission {
         if state.running < shared.running_max {
             state.running += 1;
             drop(state);
-            return Ok(Entry::Admitted(Permit::new(shared)));
+            return Ok(Arrival::Admitted(Permit::new(shared)));
         }
         let mut displaced = None;
         if shared.running_max == 0 || state.waiting.len() >= shared.waiting_max {
@@ -142,7 +142,7 @@ impl Admission {
             // One that has just left needs no answer.
             let _ = waiter.answer.send(Err(full));
         }
-        Ok(Entry::Waiting(Waiting { shared: Arc::clone(shared), place, answer }))
+        Ok(Arrival::Waiting(Waiting { shared: Arc::clone(shared), place, answer }))
     }
 
     /// Refuses further requests, and those that wait; permits stay what they are.
@@ -184,7 +184,7 @@ impl Admission {
     }
 }
 
-enum Entry {
+enum Arrival {
     Admitted(Permit),
     Waiting(Waiting),
 }

@@ -74,8 +74,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::error::ErrorKind;
     use crate::event_plane::{Delivery, Publisher, Subscriber};
     use crate::name::Name;
+    use crate::wire::codec::MESSAGE_BYTES_MAX;
 
     fn topic(event: &str) -> Topic {
         let name = |name| Name::new(name).unwrap();
@@ -115,7 +117,26 @@ mod tests {
     async fn an_event_that_cannot_be_decoded_is_a_gap_of_one() {
         let plane: Arc<dyn EventPlane> = Arc::new(MemoryEventPlane::default());
         let mut listener = Subscriber::<String>::new(plane.subscribe(&topic("a")).await.unwrap());
-        plane.publish(&topic("a"), Bytes::from_static(&[250])).unwrap();
-        assert_eq!(listener.recv().await.unwrap(), Delivery::Gap { missed: 1 });
+        let more_than_one = Bytes::from_static(&[1, b'x', 0]);
+        let announced = Bytes::from_static(&[253, 255, 255, 255, 255, 255, 255, 255, 127]);
+        for bytes in [Bytes::from_static(&[250]), Bytes::new(), more_than_one, announced] {
+            plane.publish(&topic("a"), bytes).unwrap();
+            assert_eq!(listener.recv().await.unwrap(), Delivery::Gap { missed: 1 });
+        }
+        Publisher::new(plane, topic("a")).publish(&"x".to_owned()).unwrap();
+        assert_eq!(listener.recv().await.unwrap(), Delivery::Event { value: "x".to_owned() });
+    }
+
+    #[tokio::test]
+    async fn an_event_larger_than_a_message_is_refused_and_is_no_gap() {
+        let plane: Arc<dyn EventPlane> = Arc::new(MemoryEventPlane::default());
+        let mut listener = Subscriber::<Bytes>::new(plane.subscribe(&topic("a")).await.unwrap());
+        let publisher = Publisher::new(plane, topic("a"));
+        let large = Bytes::from(vec![0; MESSAGE_BYTES_MAX + 1]);
+        let error = publisher.publish(&large).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.message().contains("n/c/a"), "{error}");
+        publisher.publish(&large.slice(1..)).unwrap();
+        assert_eq!(listener.recv().await.unwrap(), Delivery::Event { value: large.slice(1..) });
     }
 }

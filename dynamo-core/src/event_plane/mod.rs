@@ -13,12 +13,13 @@ use bytes::Bytes;
 
 pub use memory::MemoryEventPlane;
 #[cfg(feature = "nats")]
-pub use nats::{NatsConfig, NatsEventPlane};
+pub use nats::{NatsEventPlane, NatsEventPlaneConfig};
 pub use publisher::Publisher;
 pub use subscriber::{Delivery, Subscriber};
 
 use crate::error::Result;
 use crate::name::Name;
+use crate::wire::codec::Codec;
 
 /// Carries events from publishers to whoever listens.
 ///
@@ -74,3 +75,6 @@ impl fmt::Display for Topic {
         write!(f, "{}/{}/{}", self.namespace, self.component, self.event)
     }
 }
+
+/// How events are encoded: publishers and listeners agree on nothing beforehand, so all alike.
+const CODEC: Codec = Codec::Bincode;

@@ -29,7 +29,7 @@ use crate::protocol::InstanceId;
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct NatsConfig {
+pub struct NatsEventPlaneConfig {
     /// How NATS is reached.
     pub access: NatsAccess,
     /// What all subjects start with: `[a-z0-9_-]+`.
@@ -40,7 +40,7 @@ pub struct NatsConfig {
     pub backlog_max: usize,
 }
 
-impl NatsConfig {
+impl NatsEventPlaneConfig {
     /// Uses NATS as `access` says, or at a URL.
     pub fn new(access: impl Into<NatsAccess>) -> Self {
         let (root, backlog_max) = (nats::default_root(), backlog_max());
@@ -99,7 +99,7 @@ impl NatsEventPlane {
     ///
     /// # Cancel safety
     /// Dropping the future starts nothing.
-    pub async fn start(config: NatsConfig) -> Result<Self> {
+    pub async fn start(config: NatsEventPlaneConfig) -> Result<Self> {
         nats::check_root(&config.root)?;
         if config.backlog_max == 0 {
             return Err(Error::invalid("NATS backlog_max is 0"));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{EventPlane, Topic};
+use super::{CODEC, EventPlane, Topic};
 use crate::error::{Error, Result};
 
 /// Publishes values of one type on one topic; cheap to clone.
@@ -14,17 +14,21 @@ pub struct Publisher<T> {
     value: PhantomData<fn(T)>,
 }
 
-impl<T: Serialize> Publisher<T> {
+impl<T: Serialize + 'static> Publisher<T> {
     /// Creates a publisher on `plane`.
     pub fn new(plane: Arc<dyn EventPlane>, topic: Topic) -> Self {
         Self { plane, topic, value: PhantomData }
     }
 
     /// Sends `value` to whoever listens; never blocks.
+    ///
+    /// Fails with [`InvalidArgument`](crate::ErrorKind::InvalidArgument) if it does not encode, or
+    /// is larger than the plane carries.
     pub fn publish(&self, value: &T) -> Result<()> {
-        let payload = bincode::serde::encode_to_vec(value, bincode::config::standard())
-            .map_err(|e| Error::invalid(format!("event on {}", self.topic)).with_source(e))?;
-        self.plane.publish(&self.topic, payload.into())
+        let payload = CODEC.encode(value).map_err(|error| {
+            Error::new(error.kind(), format!("event on {}", self.topic)).with_source(error)
+        })?;
+        self.plane.publish(&self.topic, payload)
     }
 }
 

@@ -2,7 +2,7 @@ use std::marker::PhantomData;
 
 use serde::de::DeserializeOwned;
 
-use super::{RawDelivery, RawSubscriber};
+use super::{CODEC, RawDelivery, RawSubscriber};
 
 /// Receives values of one type from one topic.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub enum Delivery<T> {
     },
 }
 
-impl<T: DeserializeOwned> Subscriber<T> {
+impl<T: DeserializeOwned + 'static> Subscriber<T> {
     /// Decodes what `raw` receives.
     pub fn new(raw: Box<dyn RawSubscriber>) -> Self {
         Self { raw, value: PhantomData }
@@ -35,13 +35,13 @@ impl<T: DeserializeOwned> Subscriber<T> {
 
     /// Receives what comes next; `None` once the plane is gone.
     ///
-    /// An event that cannot be decoded counts as lost.
+    /// Bytes that are not exactly one value of the type count as a lost event.
     ///
     /// # Cancel safety
     /// Cancel safe: no delivery is lost.
     pub async fn recv(&mut self) -> Option<Delivery<T>> {
         Some(match self.raw.recv().await? {
-            RawDelivery::Event(payload) => match decode(&payload) {
+            RawDelivery::Event(payload) => match CODEC.decode(payload) {
                 Ok(value) => Delivery::Event { value },
                 Err(error) => {
                     tracing::warn!(%error, "event could not be decoded");
@@ -52,11 +52,3 @@ impl<T: DeserializeOwned> Subscriber<T> {
         })
     }
 }
-
-fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, bincode::error::DecodeError> {
-    let config = bincode::config::standard().with_limit::<EVENT_BYTES_MAX>();
-    bincode::serde::decode_from_slice(payload, config).map(|(value, _)| value)
-}
-
-/// Larger than an event of a full 128k-token prompt by an order of magnitude.
-const EVENT_BYTES_MAX: usize = 4 << 20;

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 pub use ingress::{Ingress, Message};
 pub use memory::MemoryRequestPlane;
 #[cfg(feature = "nats")]
-pub use nats::{NatsConfig, NatsRequestPlane, NatsStats};
+pub use nats::{NatsRequestPlane, NatsRequestPlaneConfig, NatsStats};
 #[cfg(all(feature = "tls", any(test, feature = "test-util")))]
 pub use tcp::fuzz_certificate;
 #[cfg(feature = "tls")]

@@ -10,11 +10,10 @@ use tracing::{Instrument, Span};
 
 use super::canary::Activity;
 use super::inflight::Inflight;
-use crate::engine::{Context, Engine, Measures, Names, ResponseStream};
+use super::totals::ServerTotals;
+use crate::engine::{Context, Engine, ResponseStream};
 use crate::error::{Error, ErrorKind, Result};
-use crate::metrics::{self, Sample, Source, plain};
-use crate::name::EndpointPath;
-use crate::protocol::{InstanceId, TraceContext};
+use crate::protocol::TraceContext;
 use crate::time::{Clock, SystemClock};
 
 /// Puts the server's rules around a user's engine: admission, deadline, cancellation, and a panic
@@ -22,17 +21,9 @@ use crate::time::{Clock, SystemClock};
 #[derive(Debug)]
 pub(super) struct Dispatch<E> {
     pub(super) engine: E,
-    pub(super) served: Arc<Served>,
-    pub(super) activity: Option<Arc<Activity>>,
-}
-
-/// What is served, and how that goes.
-#[derive(Debug)]
-pub(super) struct Served {
-    pub(super) endpoint: EndpointPath,
-    pub(super) instance: InstanceId,
     pub(super) inflight: Arc<Inflight>,
-    pub(super) measures: Measures,
+    pub(super) totals: Arc<ServerTotals>,
+    pub(super) activity: Option<Arc<Activity>>,
 }
 
 impl<E: Engine> Engine for Dispatch<E> {
@@ -44,14 +35,14 @@ impl<E: Engine> Engine for Dispatch<E> {
         ctx: Context,
         request: E::Request,
     ) -> Result<ResponseStream<E::Response>> {
-        let (served, started) = (Arc::clone(&self.served), SystemClock.now());
+        let (totals, started) = (Arc::clone(&self.totals), SystemClock.now());
         let span = self.span(&ctx);
         match self.start(ctx, request, &span).instrument(span.clone()).await {
             Ok(stream) => Ok(stream.in_span(span).on_end(move |course| {
-                served.measures.ended(started, course);
+                totals.measures.ended(started, course);
             })),
             Err(error) => {
-                served.measures.refused(&error);
+                totals.measures.refused(&error);
                 Err(error)
             }
         }
@@ -67,7 +58,7 @@ impl<E: Engine> Dispatch<E> {
     ) -> Result<ResponseStream<E::Response>> {
         // Work whose deadline has passed, or whose client has gone, never starts.
         ctx.check()?;
-        let inflight = Arc::clone(&self.served.inflight);
+        let inflight = Arc::clone(&self.inflight);
         let mut served = inflight.context(&ctx);
         if let Some(trace) = ctx.trace().map(TraceContext::child) {
             served = served.with_trace(trace);
@@ -101,7 +92,7 @@ impl<E: Engine> Dispatch<E> {
     }
 
     fn span(&self, ctx: &Context) -> Span {
-        let Served { endpoint, instance, .. } = &*self.served;
+        let ServerTotals { endpoint, instance, .. } = &*self.totals;
         let span = tracing::info_span!(
             "serve", %endpoint, %instance, request = %ctx.id(),
             trace = Empty, span = Empty, parent = Empty
@@ -115,25 +106,6 @@ impl<E: Engine> Dispatch<E> {
         span
     }
 }
-
-impl Source for Served {
-    fn collect(&self, samples: &mut Vec<Sample>) {
-        let labels =
-            [("endpoint", self.endpoint.to_string()), ("instance", self.instance.to_string())];
-        self.measures.collect(&NAMES, &labels, samples);
-        let admission = self.inflight.admission();
-        plain(metrics::SERVER_RUNNING, &labels, admission.running() as u64, samples);
-        plain(metrics::SERVER_WAITING, &labels, admission.waiting() as u64, samples);
-    }
-}
-
-const NAMES: Names = Names {
-    requests: metrics::SERVER_REQUESTS,
-    items: metrics::SERVER_ITEMS,
-    first_item: metrics::SERVER_FIRST_ITEM,
-    item_interval: metrics::SERVER_ITEM_INTERVAL,
-    request: metrics::SERVER_REQUEST,
-};
 
 /// What a client is told whose work the instance ended.
 fn went_away() -> Error {

@@ -5,6 +5,7 @@ mod dispatch;
 mod inflight;
 mod listing;
 mod serving;
+mod totals;
 
 pub use canary::Canary;
 pub use serving::{DrainReport, ServeOptions, Serving};

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::canary::{self, Activity, Canary};
-use super::dispatch::{Dispatch, Served};
+use super::dispatch::Dispatch;
 use super::inflight::Inflight;
-use super::listing::{Entry, Listing};
+use super::listing::{Listing, Presence};
+use super::totals::ServerTotals;
 use crate::discovery::Instance;
-use crate::engine::{Admission, Engine, Measures};
+use crate::engine::{Admission, Engine};
 use crate::error::Result;
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
@@ -95,7 +96,7 @@ pub struct Serving {
     instance: Instance,
     inflight: Arc<Inflight>,
     listing: Arc<Listing>,
-    _entry: Arc<Entry>,
+    _presence: Arc<Presence>,
     binding: Option<Binding>,
 }
 
@@ -120,14 +121,14 @@ pub(crate) async fn serve<E: Engine<Request: Message, Response: Message>>(
     let admission = Admission::new(options.inflight_max, options.waiting_max);
     let inflight = Arc::new(Inflight::new(admission));
     let activity = canary.as_ref().map(|_| Arc::new(Activity::new()));
-    let served = Arc::new(Served {
-        endpoint: endpoint.clone(),
-        instance: options.instance,
+    let totals = ServerTotals::of(runtime.metrics(), endpoint, options.instance);
+    totals.add(&inflight);
+    let dispatch = Arc::new(Dispatch {
+        engine,
         inflight: Arc::clone(&inflight),
-        measures: Measures::default(),
+        totals,
+        activity: activity.clone(),
     });
-    runtime.metrics().add(&served);
-    let dispatch = Arc::new(Dispatch { engine, served, activity: activity.clone() });
     let ingress = Ingress::new::<E::Request, E::Response>(dispatch.clone());
     let id = (options.instance, options.incarnation);
     let binding = runtime.request_plane().bind(endpoint, id, ingress).await?;
@@ -140,12 +141,12 @@ pub(crate) async fn serve<E: Engine<Request: Message, Response: Message>>(
     };
     let listing = Listing::new(Arc::clone(runtime.discovery()), instance.clone()).await?;
     let listing = Arc::new(listing);
-    let entry = Arc::new(Entry(Arc::clone(&listing)));
-    runtime.served().add(&entry);
+    let presence = Arc::new(Presence(Arc::clone(&listing)));
+    runtime.served().add(&presence);
     if let Some((canary, activity)) = canary.zip(activity) {
         runtime.spawn(canary::watch(dispatch, canary, activity, Arc::clone(&listing)));
     }
-    Ok(Serving { instance, inflight, listing, _entry: entry, binding: Some(binding) })
+    Ok(Serving { instance, inflight, listing, _presence: presence, binding: Some(binding) })
 }
 
 impl Serving {

@@ -13,14 +13,14 @@ fn behind(proxy: &Proxy) -> EtcdDiscovery {
 }
 
 /// A watch, everything that it has said, and what that amounts to.
-struct Watch {
+pub(crate) struct Watch {
     changes: BoxStream<'static, Change>,
-    said: Vec<Change>,
+    pub(crate) said: Vec<Change>,
     view: View,
 }
 
 impl Watch {
-    async fn of(discovery: &EtcdDiscovery) -> Self {
+    pub(crate) async fn of(discovery: &EtcdDiscovery) -> Self {
         let changes = discovery.watch(&path()).await.unwrap();
         Self { changes, said: Vec::new(), view: View::default() }
     }
@@ -37,14 +37,14 @@ impl Watch {
         change
     }
 
-    async fn until(&mut self, expected: &[(u64, u64)]) {
+    pub(crate) async fn until(&mut self, expected: &[(u64, u64)]) {
         while self.said.is_empty() || incarnations(&self.view) != expected {
             self.next().await;
         }
     }
 
     /// Tells whether an instance was ever said to be gone.
-    fn has_removed(&self, id: u64) -> bool {
+    pub(crate) fn has_removed(&self, id: u64) -> bool {
         self.said.contains(&Change::Remove(InstanceId(id)))
     }
 }
@@ -69,7 +69,7 @@ async fn change_unheard(
 }
 
 /// The ids that stand in etcd.
-async fn keys(raw: &mut etcd_client::Client) -> Vec<u64> {
+pub(crate) async fn keys(raw: &mut etcd_client::Client) -> Vec<u64> {
     let options = GetOptions::new().with_prefix();
     let found = raw.get("/dynamo/v1/instances/n/c/e/", Some(options)).await.unwrap();
     let id = |key: &str| u64::from_str_radix(key.rsplit('/').next().unwrap(), 16).unwrap();

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "etcd", feature = "tcp"))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod leaving;
 mod losses;
 mod proxy;
 mod server;

@@ -1,14 +1,14 @@
 //! Who may ask NATS, and that nobody listens in.
 
 use dynamo_core::nats::{NatsAccess, NatsIdentity};
-use dynamo_core::request_plane::{NatsConfig, NatsRequestPlane, RequestPlane};
+use dynamo_core::request_plane::{NatsRequestPlane, NatsRequestPlaneConfig, RequestPlane};
 use dynamo_core::{ErrorKind, Result};
 
 use crate::server::Server;
 
 /// Starts a plane and ends it; it needs what NATS says to its subscriptions.
 async fn enter(access: NatsAccess) -> Result<()> {
-    let plane = NatsRequestPlane::start(NatsConfig::new(access)).await?;
+    let plane = NatsRequestPlane::start(NatsRequestPlaneConfig::new(access)).await?;
     assert!(plane.is_connected());
     plane.shutdown().await;
     Ok(())
@@ -68,7 +68,7 @@ async fn tls_is_spoken_with_who_is_certified_and_only_then() {
     let unheard = NatsAccess::new(plain.url()).with_tls_required();
     for refused in [access("other.pem"), unheard] {
         // The plane goes on to try, as with a server that is not there; it says nothing to this one.
-        let started = NatsRequestPlane::start(NatsConfig::new(refused)).await;
+        let started = NatsRequestPlane::start(NatsRequestPlaneConfig::new(refused)).await;
         assert!(started.is_err() || started.is_ok_and(|plane| !plane.is_connected()));
     }
 }

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use dynamo_core::ErrorKind;
 use dynamo_core::event_plane::{
-    Delivery, EventPlane, NatsConfig, NatsEventPlane, Publisher, Subscriber, Topic,
+    Delivery, EventPlane, NatsEventPlane, NatsEventPlaneConfig, Publisher, Subscriber, Topic,
 };
 use dynamo_core::name::Name;
 
 use crate::server::Server;
 
 async fn plane(server: &Server) -> NatsEventPlane {
-    NatsEventPlane::start(NatsConfig::new(server.url())).await.unwrap()
+    NatsEventPlane::start(NatsEventPlaneConfig::new(server.url())).await.unwrap()
 }
 
 fn topic(event: &str) -> Topic {
@@ -111,7 +111,10 @@ async fn nats_may_come_later_and_events_that_it_cannot_carry_are_refused() {
     warm_up(&publisher, &mut listener).await;
     let large = Publisher::new(plane, topic("a")).publish(&vec![0u8; 2 << 20]).unwrap_err();
     assert_eq!(large.kind(), ErrorKind::InvalidArgument);
-    for bad in [NatsConfig::new("").with_root("a.b"), NatsConfig::new("").with_backlog_max(0)] {
+    for bad in [
+        NatsEventPlaneConfig::new("").with_root("a.b"),
+        NatsEventPlaneConfig::new("").with_backlog_max(0),
+    ] {
         let error = NatsEventPlane::start(bad).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     }

@@ -10,7 +10,9 @@ use dynamo_core::discovery::{Address, MemoryDiscovery};
 use dynamo_core::event_plane::MemoryEventPlane;
 use dynamo_core::name::{EndpointPath, Name};
 use dynamo_core::protocol::InstanceId;
-use dynamo_core::request_plane::{NatsConfig, NatsRequestPlane, RequestPlane, conformance};
+use dynamo_core::request_plane::{
+    NatsRequestPlane, NatsRequestPlaneConfig, RequestPlane, conformance,
+};
 use dynamo_core::wire::link::{self, Datagram, Link};
 use dynamo_core::wire::session::{self, Session};
 use dynamo_core::{
@@ -22,7 +24,7 @@ use futures::{StreamExt, stream};
 use crate::server::Server;
 
 async fn plane(server: &Server) -> Arc<NatsRequestPlane> {
-    Arc::new(NatsRequestPlane::start(NatsConfig::new(server.url())).await.unwrap())
+    Arc::new(NatsRequestPlane::start(NatsRequestPlaneConfig::new(server.url())).await.unwrap())
 }
 
 /// A process of its own, as far as requests are concerned; all share a directory.
@@ -316,7 +318,7 @@ async fn links_beyond_the_limit_are_refused() {
 async fn a_peer_that_vanishes_without_a_word_is_noticed_because_nobody_listens_there() {
     let Some(nats) = Server::start() else { return };
     // Silence alone would take far too long.
-    let patient = NatsConfig::new(nats.url());
+    let patient = NatsRequestPlaneConfig::new(nats.url());
     let mut limits = patient.limits.clone();
     limits.dead_after = Duration::from_secs(3600);
     let ours = NatsRequestPlane::start(patient.with_limits(limits)).await.unwrap();

@@ -7,7 +7,7 @@ use dynamo_core::discovery::MemoryDiscovery;
 use dynamo_core::event_plane::MemoryEventPlane;
 use dynamo_core::protocol::GenerateChunk;
 use dynamo_core::request_plane::{
-    NatsConfig, NatsRequestPlane, RequestPlane, TcpConfig, TcpRequestPlane, TcpStats,
+    NatsRequestPlane, NatsRequestPlaneConfig, RequestPlane, TcpConfig, TcpRequestPlane, TcpStats,
 };
 use dynamo_core::{Client, Context, Endpoint, Engine, ResponseStream, Runtime, Serving, engine_fn};
 use futures::StreamExt;
@@ -42,8 +42,8 @@ pub async fn tcp(model: &Arc<Model>) -> Result<Ours> {
 
 /// Client and server as two processes have them, over a server of NATS.
 pub async fn nats(model: &Arc<Model>, url: &str) -> Result<Ours> {
-    let server = Arc::new(NatsRequestPlane::start(NatsConfig::new(url)).await?);
-    let caller = Arc::new(NatsRequestPlane::start(NatsConfig::new(url)).await?);
+    let server = Arc::new(NatsRequestPlane::start(NatsRequestPlaneConfig::new(url)).await?);
+    let caller = Arc::new(NatsRequestPlane::start(NatsRequestPlaneConfig::new(url)).await?);
     let (caller, callee) = runtimes(caller, server);
     ours(model, &caller, &callee, None).await
 }

@@ -1,150 +1,18 @@
 //! The lease and what lives under it: brings etcd to what is wanted, and keeps it there.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use etcd_client::{
     Client, Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions,
     PutOptions, Txn, TxnOp,
 };
-use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{ANSWER_MAX, EtcdConfig, answered, back_off, jitter, key, lock};
+use super::wanted::{Wanted, conflict};
+use super::{ANSWER_MAX, EtcdConfig, answered, back_off, jitter, key};
 use crate::discovery::Instance;
 use crate::error::{Error, ErrorKind, Result};
-
-/// What should be in etcd, and what should not be there any more.
-#[derive(Default)]
-pub(super) struct Wanted {
-    state: Mutex<State>,
-    changed: Notify,
-}
-
-#[derive(Default)]
-struct State {
-    instances: BTreeMap<String, Entry>,
-    /// Values to be taken out, if they are still there.
-    removed: Vec<(String, Vec<u8>)>,
-    registrations: u64,
-}
-
-struct Entry {
-    /// Which registration this is: a later one of the same key is another.
-    registration: u64,
-    instance: Instance,
-    /// The value in etcd, once it was put there under the lease that holds.
-    published: Option<Vec<u8>>,
-    /// Told how the first publication went.
-    waiter: Option<oneshot::Sender<Result<()>>>,
-}
-
-impl Wanted {
-    /// Wants an instance; returns the number of the registration, and what tells when it is done.
-    pub(super) fn add(
-        &self,
-        key: &str,
-        instance: Instance,
-    ) -> Result<(u64, oneshot::Receiver<Result<()>>)> {
-        let mut state = lock(&self.state);
-        let known = state.instances.get(key).map(|entry| entry.instance.incarnation);
-        if known.is_some_and(|known| known >= instance.incarnation) {
-            return Err(conflict(&instance));
-        }
-        state.registrations += 1;
-        let registration = state.registrations;
-        let (waiter, published) = oneshot::channel();
-        let entry = Entry { registration, instance, published: None, waiter: Some(waiter) };
-        state.instances.insert(key.to_owned(), entry);
-        drop(state);
-        self.changed.notify_one();
-        Ok((registration, published))
-    }
-
-    /// Wants an instance no longer.
-    pub(super) fn remove(&self, key: &str, registration: u64) {
-        let mut state = lock(&self.state);
-        let known = state.instances.get(key).map(|entry| entry.registration);
-        if known == Some(registration)
-            && let Some(Entry { published: Some(value), .. }) = state.instances.remove(key)
-        {
-            state.removed.push((key.to_owned(), value));
-        }
-        drop(state);
-        self.changed.notify_one();
-    }
-
-    /// Notes that the lease is gone, and with it all that was published: it is published again as
-    /// a later incarnation, so that nobody takes what is left of the old one for news.
-    fn lease_lost(&self) {
-        let mut state = lock(&self.state);
-        state.removed.clear();
-        for entry in state.instances.values_mut() {
-            if entry.published.take().is_some() {
-                entry.instance.incarnation += 1;
-            }
-        }
-    }
-
-    /// Notes which keys the lease has: one that is published and not there, because somebody has
-    /// taken it out or over, is to be published again.
-    fn found(&self, keys: &[Vec<u8>]) {
-        for (key, entry) in &mut lock(&self.state).instances {
-            if entry.published.is_some() && !keys.iter().any(|found| found == key.as_bytes()) {
-                tracing::warn!(key, "an instance that is registered is not in etcd any more");
-                entry.published = None;
-            }
-        }
-    }
-
-    /// Returns what is not published yet.
-    fn unpublished(&self) -> Vec<(String, u64, Instance)> {
-        let state = lock(&self.state);
-        let missing = state.instances.iter().filter(|(_, entry)| entry.published.is_none());
-        missing
-            .map(|(key, entry)| (key.clone(), entry.registration, entry.instance.clone()))
-            .collect()
-    }
-
-    /// Notes that an instance is published, or that another one has its key.
-    fn settle(&self, key: &str, registration: u64, outcome: Result<Vec<u8>>) {
-        let mut state = lock(&self.state);
-        let is_wanted = state.instances.get(key).is_some_and(|e| e.registration == registration);
-        match outcome {
-            Ok(value) if !is_wanted => state.removed.push((key.to_owned(), value)),
-            Ok(value) => {
-                if let Some(entry) = state.instances.get_mut(key) {
-                    entry.published = Some(value);
-                    // The registrant may have stopped to wait.
-                    entry.waiter.take().map(|waiter| waiter.send(Ok(())));
-                }
-            }
-            Err(error) if is_wanted => match state.instances.remove(key).and_then(|e| e.waiter) {
-                Some(waiter) => {
-                    let _ = waiter.send(Err(error));
-                }
-                None => tracing::error!(%error, "instance lost its key in etcd to another one"),
-            },
-            Err(_) => {}
-        }
-    }
-
-    /// Wants nothing any more.
-    fn remove_all(&self) {
-        let State { instances, removed, .. } = &mut *lock(&self.state);
-        let leaving = std::mem::take(instances).into_iter();
-        removed.extend(leaving.filter_map(|(key, entry)| Some((key, entry.published?))));
-    }
-
-    fn removed(&self) -> Vec<(String, Vec<u8>)> {
-        lock(&self.state).removed.clone()
-    }
-
-    fn forget_removed(&self, gone: &(String, Vec<u8>)) {
-        lock(&self.state).removed.retain(|removed| removed != gone);
-    }
-}
 
 /// Keeps etcd at what is wanted, until `shutdown`; then takes everything out.
 pub(super) async fn keep(
@@ -189,16 +57,13 @@ async fn keep_lease(
     let soon = || Instant::now() + config.reconcile.mul_f64(0.5 + 0.5 * jitter());
     let mut look_after = soon();
     loop {
-        reconcile(&mut client, wanted, id).await?;
+        if reconcile(&mut client, wanted, id).await? {
+            look_after = look_after.min(Instant::now() + ANSWER_MAX);
+        }
         tokio::select! {
             () = wanted.changed.notified() => {}
             () = tokio::time::sleep_until(look_after) => {
-                let options = LeaseTimeToLiveOptions::new().with_keys();
-                let found = answered(client.lease_time_to_live(id, Some(options))).await?;
-                // Otherwise it is for the keep-alive to find that the lease is lost.
-                if found.ttl() > 0 {
-                    wanted.found(found.keys());
-                }
+                look(&mut client, wanted, id).await?;
                 look_after = soon();
             }
             () = tokio::time::sleep_until(next) => {
@@ -242,8 +107,27 @@ async fn hold(
     Ok((id, keeper, answers))
 }
 
-/// Puts in what is missing and takes out what is not wanted any more.
-async fn reconcile(client: &mut Client, wanted: &Wanted, lease: i64) -> Result<()> {
+/// Compares what the lease has with what is wanted.
+async fn look(client: &mut Client, wanted: &Wanted, lease: i64) -> Result<()> {
+    let options = LeaseTimeToLiveOptions::new().with_keys();
+    let found = answered(client.lease_time_to_live(lease, Some(options))).await?;
+    if found.ttl() <= 0 {
+        // It is for the keep-alive to find that the lease is lost.
+        return Ok(());
+    }
+    for key in wanted.found(found.keys()) {
+        let found = answered(client.get(key, None)).await?;
+        for kv in found.kvs().iter().filter(|kv| kv.lease() == lease) {
+            wanted.stray(&String::from_utf8_lossy(kv.key()), kv.value());
+        }
+    }
+    Ok(())
+}
+
+/// Puts in what is missing and takes out what is not wanted any more. Tells whether something was
+/// not there to be taken out: what was asked for may come about late.
+async fn reconcile(client: &mut Client, wanted: &Wanted, lease: i64) -> Result<bool> {
+    let mut is_late = false;
     for gone in wanted.removed() {
         let (key, value) = &gone;
         let is = |value: &[u8]| Compare::value(key.as_str(), CompareOp::Equal, value);
@@ -251,33 +135,40 @@ async fn reconcile(client: &mut Client, wanted: &Wanted, lease: i64) -> Result<(
         let leaving = TxnOp::put(key.as_str(), key::LEAVING, lease);
         answered(client.txn(Txn::new().when([is(value)]).and_then([leaving]))).await?;
         let take_out = TxnOp::delete(key.as_str(), None);
-        answered(client.txn(Txn::new().when([is(key::LEAVING)]).and_then([take_out]))).await?;
+        let taken = Txn::new().when([is(key::LEAVING)]).and_then([take_out]);
+        is_late |= !answered(client.txn(taken)).await?.succeeded();
         wanted.forget_removed(&gone);
     }
     for (key, registration, instance) in wanted.unpublished() {
-        let outcome = publish(client, &key, &instance, lease).await;
-        match outcome {
-            Err(error) if error.kind() != ErrorKind::Conflict => return Err(error),
-            outcome => wanted.settle(&key, registration, outcome),
+        let is_wanted = |value: &[u8]| wanted.trying(&key, registration, value);
+        let outcome = publish(client, &key, &instance, lease, is_wanted).await;
+        match outcome.transpose() {
+            Some(Err(error)) if error.kind() != ErrorKind::Conflict => return Err(error),
+            Some(outcome) => wanted.settle(&key, registration, outcome),
+            None => {}
         }
     }
-    Ok(())
+    Ok(is_late)
 }
 
-/// Puts an instance in, unless the same or a higher incarnation of it is there.
+/// Puts an instance in, unless the same or a higher incarnation of it is there, or it is not wanted
+/// at the last moment: then there is no value.
 async fn publish(
     client: &mut Client,
     key: &str,
     instance: &Instance,
     lease: i64,
-) -> Result<Vec<u8>> {
+    is_wanted: impl Fn(&[u8]) -> bool,
+) -> Result<Option<Vec<u8>>> {
     let value = key::encode(instance)?;
     for _ in 0..RACES_MAX {
         let found = answered(client.get(key, None)).await?;
         let revision = match found.kvs().first() {
             None => 0,
             // An earlier try was done, and its answer lost.
-            Some(found) if found.value() == value && found.lease() == lease => return Ok(value),
+            Some(found) if found.value() == value && found.lease() == lease => {
+                return Ok(Some(value));
+            }
             Some(found) => {
                 let known = serde_json::from_slice::<Instance>(found.value()).ok();
                 if known.is_some_and(|known| known.incarnation >= instance.incarnation) {
@@ -289,9 +180,12 @@ async fn publish(
         let unchanged = Compare::mod_revision(key, CompareOp::Equal, revision);
         let options = PutOptions::new().with_lease(lease);
         let put = TxnOp::put(key, value.clone(), Some(options));
+        if !is_wanted(&value) {
+            return Ok(None);
+        }
         let done = answered(client.txn(Txn::new().when([unchanged]).and_then([put]))).await?;
         if done.succeeded() {
-            return Ok(value);
+            return Ok(Some(value));
         }
     }
     Err(Error::new(ErrorKind::Conflict, format!("{instance} is registered by several at once")))
@@ -302,11 +196,8 @@ async fn leave(config: &EtcdConfig, wanted: &Wanted, lease: i64) -> Result<()> {
     wanted.remove_all();
     let mut client = config.connect().await?;
     reconcile(&mut client, wanted, lease).await?;
+    // What was asked for and comes about late comes about no more.
     answered(client.lease_revoke(lease)).await.map(|_| ())
-}
-
-fn conflict(instance: &Instance) -> Error {
-    Error::new(ErrorKind::Conflict, format!("{instance} is registered already"))
 }
 
 /// Two that race for a key settle it by the second look.

@@ -13,6 +13,7 @@ mod follow;
 mod keep;
 pub(super) mod key;
 mod roster;
+mod wanted;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,7 +32,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::name::EndpointPath;
 pub use config::EtcdConfig;
 use follow::Follow;
-use keep::Wanted;
+use wanted::Wanted;
 
 /// Instances in etcd 3.4 or later; cheap to clone.
 ///
@@ -97,10 +98,11 @@ impl Discovery for EtcdDiscovery {
             return Err(Error::new(ErrorKind::Closed, "discovery has shut down"));
         }
         let key = key::key(&inner.config.root, &instance);
-        let (number, published) = inner.wanted.add(&key, instance.clone())?;
+        let (number, displacement, published) = inner.wanted.add(&key, instance.clone())?;
         let wanted = Arc::clone(&inner.wanted);
         // From here on dropping the future takes it out again.
         let registration = Registration::new(move || wanted.remove(&key, number));
+        let registration = registration.with_displacement(displacement);
         match tokio::time::timeout(REGISTER_MAX, published).await {
             Ok(Ok(outcome)) => outcome.map(|()| registration),
             Ok(Err(_)) => Err(Error::new(ErrorKind::Closed, "discovery has shut down")),

@@ -20,13 +20,13 @@ use crate::protocol::InstanceId;
 #[derive(Debug)]
 pub(super) struct Roster {
     grace: Duration,
-    entries: BTreeMap<InstanceId, Entry>,
+    entries: BTreeMap<InstanceId, Seen>,
     /// How often instances were dropped for absence.
     pub(super) absences: u64,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Seen {
     instance: Instance,
     missing_since: Option<Instant>,
 }
@@ -37,7 +37,7 @@ impl Roster {
     }
 
     fn put(&mut self, instance: Instance) {
-        self.entries.insert(instance.id, Entry { instance, missing_since: None });
+        self.entries.insert(instance.id, Seen { instance, missing_since: None });
     }
 
     /// Takes in a listing: whoever is not in it is missing from now on. After a time in which etcd

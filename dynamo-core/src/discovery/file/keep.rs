@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::folder::{Folder, Held, Inode};
 use super::lock;
-use crate::discovery::Instance;
+use crate::discovery::{Displacement, Instance};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What should be in the folder, by the name of its file.
@@ -16,12 +16,12 @@ pub(super) struct Wanted(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, Registered>,
     registrations: u64,
     is_closed: bool,
 }
 
-struct Entry {
+struct Registered {
     /// Which registration this is: a later one of the same name is another.
     registration: u64,
     instance: Instance,
@@ -29,30 +29,43 @@ struct Entry {
     waiter: Option<oneshot::Sender<Result<()>>>,
     /// It was warned of that its file is missing.
     is_missing: bool,
+    displacement: Displacement,
 }
 
 impl Wanted {
-    /// Wants an instance; returns the number of the registration, and what tells when it is done.
+    /// Wants an instance; returns the number of the registration, and what tells when it is lost
+    /// and when it is done.
     pub(super) fn add(
         &self,
         name: &str,
         instance: Instance,
-    ) -> Result<(u64, oneshot::Receiver<Result<()>>)> {
+    ) -> Result<(u64, Displacement, oneshot::Receiver<Result<()>>)> {
         let mut state = lock(&self.0);
         if state.is_closed {
             return Err(Error::new(ErrorKind::Closed, "discovery has shut down"));
         }
         let known = state.entries.get(name).map(|entry| entry.instance.incarnation);
         if known.is_some_and(|known| known >= instance.incarnation) {
-            let message = format!("{instance} is registered already");
-            return Err(Error::new(ErrorKind::Conflict, message));
+            return Err(conflict(&instance));
         }
         state.registrations += 1;
         let registration = state.registrations;
         let (waiter, published) = oneshot::channel();
-        let entry = Entry { registration, instance, waiter: Some(waiter), is_missing: false };
-        state.entries.insert(name.to_owned(), entry);
-        Ok((registration, published))
+        let displacement = Displacement::default();
+        let entry = Registered {
+            registration,
+            instance,
+            waiter: Some(waiter),
+            is_missing: false,
+            displacement: displacement.clone(),
+        };
+        let later = entry.instance.clone();
+        if let Some(earlier) = state.entries.insert(name.to_owned(), entry) {
+            earlier.displacement.by_later(&later);
+            // Whoever still waits for it is told as well.
+            earlier.waiter.map(|waiter| waiter.send(Err(conflict(&earlier.instance))));
+        }
+        Ok((registration, displacement, published))
     }
 
     /// Wants an instance no longer.
@@ -95,6 +108,7 @@ impl Wanted {
             }
             (None, Err(error)) if is_lost => {
                 tracing::error!(%error, "instance lost its file to another one");
+                entry.displacement.by(&error);
                 state.entries.remove(name);
             }
             // It is tried again.
@@ -106,6 +120,10 @@ impl Wanted {
             (None, Ok(())) => entry.is_missing = false,
         }
     }
+}
+
+fn conflict(instance: &Instance) -> Error {
+    Error::new(ErrorKind::Conflict, format!("{instance} is registered already"))
 }
 
 /// Holds the files of this process; all its calls block.

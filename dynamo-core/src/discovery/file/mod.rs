@@ -126,12 +126,13 @@ impl Discovery for FileDiscovery {
         entry::encode(&instance)?;
         let name = entry::file_name(&instance.endpoint, instance.id);
         let shared = Arc::clone(&self.0.shared);
-        let (number, published) = shared.wanted.add(&name, instance.clone())?;
+        let (number, displacement, published) = shared.wanted.add(&name, instance.clone())?;
         // From here on dropping the future takes it out again.
         let registration = Registration::new(move || {
             shared.wanted.remove(&name, number);
             shared.wake.notify_one();
         });
+        let registration = registration.with_displacement(displacement);
         self.0.shared.wake.notify_one();
         match tokio::time::timeout(REGISTER_MAX, published).await {
             Ok(Ok(outcome)) => outcome.map(|()| registration),

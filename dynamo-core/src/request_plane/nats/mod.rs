@@ -9,9 +9,10 @@
 //! ```
 //!
 //! NATS promises at most once, and loses what is on its way when a server restarts, a client
-//! reconnects or a subscriber is slow. The [`link`] beneath each session numbers, acknowledges and
-//! repeats, so that streams go on through all of these. Nothing relies on JetStream.
+//! reconnects or a subscriber is slow. The [`link`](crate::wire::link) beneath each session numbers,
+//! acknowledges and repeats, so that streams go on through all of these. Nothing relies on JetStream.
 
+mod config;
 mod hub;
 mod socket;
 mod subject;
@@ -19,7 +20,6 @@ mod subject;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -31,66 +31,11 @@ use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{self, Registry, Sample, Source, plain};
 use crate::name::EndpointPath;
-use crate::nats::{self, NatsAccess};
+use crate::nats;
 use crate::protocol::InstanceId;
-use crate::wire::codec::Codec;
-use crate::wire::link;
-use crate::wire::session::Limits;
+pub use config::NatsRequestPlaneConfig;
 use hub::{Hub, Links};
 use subject::Subjects;
-
-/// How the plane is set up.
-#[derive(Debug, Clone, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-#[non_exhaustive]
-pub struct NatsConfig {
-    /// How NATS is reached.
-    pub access: NatsAccess,
-    /// What all subjects start with: `[a-z0-9_-]+`; the same for all who call each other.
-    #[serde(default = "nats::default_root")]
-    pub root: String,
-    /// What a process allows each peer. By default a peer may be silent for ten seconds, so that
-    /// streams outlive a server of NATS that restarts. Set in code only.
-    #[serde(skip, default = "limits")]
-    pub limits: Limits,
-    /// How the requests of this plane and their answers are encoded; whoever serves follows.
-    #[serde(default)]
-    pub codec: Codec,
-}
-
-impl NatsConfig {
-    /// Uses NATS as `access` says, or at a URL.
-    pub fn new(access: impl Into<NatsAccess>) -> Self {
-        let (root, limits, codec) = (nats::default_root(), limits(), Codec::default());
-        Self { access: access.into(), root, limits, codec }
-    }
-
-    /// Starts all subjects with `root`.
-    #[must_use]
-    pub fn with_root(mut self, root: impl Into<String>) -> Self {
-        self.root = root.into();
-        self
-    }
-
-    /// Encodes requests and their answers by `codec`.
-    #[must_use]
-    pub fn with_codec(mut self, codec: Codec) -> Self {
-        self.codec = codec;
-        self
-    }
-
-    /// Allows a peer as much as `limits` say.
-    #[must_use]
-    pub fn with_limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
-    }
-}
-
-fn limits() -> Limits {
-    let dead_after = link::Limits::default().dead_after;
-    Limits { ping_after: PING_AFTER, dead_after, ..Limits::default() }
-}
 
 /// Serves and calls over NATS.
 ///
@@ -136,7 +81,7 @@ impl NatsRequestPlane {
     ///
     /// # Cancel safety
     /// Dropping the future starts nothing.
-    pub async fn start(config: NatsConfig) -> Result<Self> {
+    pub async fn start(config: NatsRequestPlaneConfig) -> Result<Self> {
         nats::check_root(&config.root)?;
         config.limits.check()?;
         let subjects = Subjects::new(config.root, InstanceId::random().0);
@@ -283,7 +228,3 @@ const SCHEME: &str = "nats:";
 
 /// Datagrams that wait for the task that hands them out; more are lost, and sent again.
 const BACKLOG_MAX: usize = 4096;
-
-/// As over TCP: a peer that died is asked for after a second of silence, and NATS says then that
-/// nobody listens.
-const PING_AFTER: Duration = Duration::from_secs(1);

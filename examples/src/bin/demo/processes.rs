@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use dynamo_core::discovery::EtcdConfig;
-use dynamo_core::event_plane::NatsConfig;
+use dynamo_core::event_plane::NatsEventPlaneConfig;
 use dynamo_core::request_plane::TcpConfig;
 use dynamo_core::{Runtime, RuntimeConfig};
 use dynamo_examples::graph::{GraphConfig, GraphWorker};
@@ -83,7 +83,7 @@ async fn runtime(etcd: &str, nats: &str) -> Result<Runtime> {
     let config = RuntimeConfig::default()
         .with_discovery(EtcdConfig::new([etcd]))
         .with_request_plane(TcpConfig::default().with_listen(loopback()))
-        .with_event_plane(NatsConfig::new(nats));
+        .with_event_plane(NatsEventPlaneConfig::new(nats));
     Ok(config.build().await?)
 }
 
