@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::remote::{Bound, Peers, RemoteEngine};
+use super::remote::{Bound, Peers, REQUESTS_MAX, RemoteEngine, Shares};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
@@ -53,6 +53,10 @@ pub struct NatsConfig {
     /// streams outlive a server of NATS that restarts. Set in code only.
     #[serde(skip, default = "limits")]
     pub limits: Limits,
+    /// Requests of others that run at once, over all links: they share it equally, and each has
+    /// one at least.
+    #[serde(default = "requests_max")]
+    pub requests_max: u32,
     /// How the requests of this plane and their answers are encoded; whoever serves follows.
     #[serde(default)]
     pub codec: Codec,
@@ -62,7 +66,8 @@ impl NatsConfig {
     /// Uses NATS as `access` says, or at a URL.
     pub fn new(access: impl Into<NatsAccess>) -> Self {
         let (root, limits, codec) = (nats::default_root(), limits(), Codec::default());
-        Self { access: access.into(), root, limits, codec }
+        let requests_max = requests_max();
+        Self { access: access.into(), root, limits, requests_max, codec }
     }
 
     /// Starts all subjects with `root`.
@@ -85,6 +90,17 @@ impl NatsConfig {
         self.limits = limits;
         self
     }
+
+    /// Runs about so many requests of others at once.
+    #[must_use]
+    pub fn with_requests_max(mut self, requests_max: u32) -> Self {
+        self.requests_max = requests_max;
+        self
+    }
+}
+
+fn requests_max() -> u32 {
+    REQUESTS_MAX
 }
 
 fn limits() -> Limits {
@@ -139,6 +155,7 @@ impl NatsRequestPlane {
     pub async fn start(config: NatsConfig) -> Result<Self> {
         nats::check_root(&config.root)?;
         config.limits.check()?;
+        let shares = Shares::new(config.requests_max)?;
         let subjects = Subjects::new(config.root, InstanceId::random().0);
         let links = Arc::<Links>::default();
         let known = Arc::clone(&links);
@@ -175,7 +192,7 @@ impl NatsRequestPlane {
             client,
             (config.limits, config.codec),
             links,
-            &bound,
+            (&bound, shares),
             stop,
         ));
         let reception = TaskTracker::new();

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{Counters, FLUSH_MAX, lock};
+use super::{Counters, FLUSH_MAX, Share, Shares, lock};
 use crate::discovery::Instance;
 use crate::engine::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -108,6 +108,15 @@ impl Connection {
             self.flush();
         }
         is_old
+    }
+
+    /// Lets the peer run as many requests at once as its share is, until that is dropped.
+    pub(crate) fn share(&self, shares: &Arc<Shares>) -> Share {
+        let own = self.clone();
+        shares.join(move |streams_max| {
+            lock(&own.0.state).session.set_streams_max(streams_max);
+            own.flush();
+        })
     }
 
     /// Waits until streams can be opened, or never will.
