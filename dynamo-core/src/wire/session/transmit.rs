@@ -39,7 +39,8 @@ impl Session {
                 }
                 // Scheduled again by the grant.
                 Step::Waits => {}
-                Step::Starves(needed) => self.starve(id, needed),
+                // More than was too little, whatever was reckoned: it must not be asked forever.
+                Step::Starves(needed) => self.starve(id, needed.max(self.send_credit + 1)),
             }
         }
         out.len() > before
