@@ -12,7 +12,7 @@ use dynamo_core::request_plane::{RequestPlane, TcpConfig, TcpRequestPlane, confo
 use dynamo_core::{
     Client, Context, Engine, ErrorKind, ResponseStream, Runtime, ServeOptions, engine_fn,
 };
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -110,6 +110,68 @@ async fn a_thousand_streams_share_one_connection() {
     assert_eq!(counts, [50; 1000]);
     drop(client);
     for runtime in [server, caller] {
+        runtime.shutdown(Duration::from_secs(20)).await.unwrap();
+    }
+}
+
+/// Asks until it is refused; returns the streams that run, and the refusal.
+async fn fill(client: &Client<u32, u32>) -> (Vec<ResponseStream<u32>>, dynamo_core::Error) {
+    let mut running = Vec::new();
+    loop {
+        assert!(running.len() < 100);
+        match client.generate(Context::new(), 0).await {
+            Ok(stream) => running.push(stream),
+            Err(error) => return (running, error),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_share_what_a_server_runs_at_once_as_they_come_and_go() {
+    let discovery = Arc::<MemoryDiscovery>::default();
+    let config = TcpConfig::default().with_listen(loopback()).with_requests_max(8);
+    let nothing = config.clone().with_requests_max(0);
+    let error = TcpRequestPlane::start(nothing).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    let plane = Arc::new(TcpRequestPlane::start(config).await.unwrap());
+    let events = Arc::new(MemoryEventPlane::default());
+    let server = Runtime::new(Arc::<MemoryDiscovery>::clone(&discovery), plane, events);
+    let hangs = engine_fn(|ctx: Context, _: u32| async move {
+        Ok(ResponseStream::<u32>::new(&ctx, stream::pending()))
+    });
+    let _serving = endpoint(&server).serve(hangs).await.unwrap();
+
+    let one = runtime(&discovery, false).await;
+    let first: Client<u32, u32> = endpoint(&one).client().await.unwrap();
+    let (mut running, refused) = fill(&first).await;
+    assert_eq!((running.len(), refused.kind()), (8, ErrorKind::Overloaded));
+    assert!(refused.is_retryable());
+
+    // Another one comes: half is its own, and what runs goes on.
+    let two = runtime(&discovery, false).await;
+    let second: Client<u32, u32> = endpoint(&two).client().await.unwrap();
+    let (theirs, refused) = fill(&second).await;
+    assert_eq!((theirs.len(), refused.kind()), (4, ErrorKind::Overloaded));
+    running.truncate(4);
+    let refused = first.generate(Context::new(), 0).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    for stream in &mut running {
+        assert!(stream.next().now_or_never().is_none(), "it goes on");
+    }
+
+    // It leaves, and the first one has all again.
+    drop((theirs, second));
+    two.shutdown(Duration::from_secs(20)).await.unwrap();
+    let all = async {
+        while running.len() < 8 {
+            running.extend(fill(&first).await.0);
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), all).await.unwrap();
+    assert_eq!(running.len(), 8);
+    drop((running, first));
+    for runtime in [server, one] {
         runtime.shutdown(Duration::from_secs(20)).await.unwrap();
     }
 }

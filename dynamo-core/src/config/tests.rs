@@ -78,6 +78,7 @@ mod tcp {
                 ("REQUEST_PLANE__TCP__PLAINTEXT_ALLOWED", "true"),
                 ("REQUEST_PLANE__TCP__LIMITS__STREAMS_MAX", "17"),
                 ("REQUEST_PLANE__TCP__LIMITS__DEAD_AFTER", "5s"),
+                ("REQUEST_PLANE__TCP__REQUESTS_MAX", "170"),
             ])
             .unwrap(),
         );
@@ -86,7 +87,7 @@ mod tcp {
         assert!(config.plaintext_allowed);
         let default = request_plane::TcpConfig::default().limits;
         assert_eq!((config.limits.streams_max, config.limits.ping_after), (17, default.ping_after));
-        assert_eq!(config.limits.dead_after, Duration::from_secs(5));
+        assert_eq!((config.limits.dead_after, config.requests_max), (Duration::from_secs(5), 170));
         assert_eq!(said(vars(&[("REQUEST_PLANE", "tcp")]).unwrap()).listen, None);
     }
 

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::super::remote::REQUESTS_MAX;
 use crate::nats::{self, NatsAccess};
 use crate::wire::codec::Codec;
 use crate::wire::link;
@@ -19,6 +20,10 @@ pub struct NatsRequestPlaneConfig {
     /// streams outlive a server of NATS that restarts.
     #[serde(default = "limits", deserialize_with = "LimitsOverNats::deserialize")]
     pub limits: Limits,
+    /// Requests of others that run at once, over all links: they share it equally, and each has
+    /// one at least.
+    #[serde(default = "requests_max")]
+    pub requests_max: u32,
     /// How the requests of this plane and their answers are encoded; whoever serves follows.
     #[serde(default)]
     pub codec: Codec,
@@ -28,7 +33,8 @@ impl NatsRequestPlaneConfig {
     /// Uses NATS as `access` says, or at a URL.
     pub fn new(access: impl Into<NatsAccess>) -> Self {
         let (root, limits, codec) = (nats::default_root(), limits(), Codec::default());
-        Self { access: access.into(), root, limits, codec }
+        let requests_max = requests_max();
+        Self { access: access.into(), root, limits, requests_max, codec }
     }
 
     /// Starts all subjects with `root`.
@@ -51,6 +57,17 @@ impl NatsRequestPlaneConfig {
         self.limits = limits;
         self
     }
+
+    /// Runs about so many requests of others at once.
+    #[must_use]
+    pub fn with_requests_max(mut self, requests_max: u32) -> Self {
+        self.requests_max = requests_max;
+        self
+    }
+}
+
+fn requests_max() -> u32 {
+    REQUESTS_MAX
 }
 
 /// What is not said of [`Limits`] is as usual over NATS, not as over TCP.

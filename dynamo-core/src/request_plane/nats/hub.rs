@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::remote::{Bound, Connection, Counters, Stage, answer};
+use super::super::remote::{Bound, Connection, Counters, Shares, Stage, answer};
 use super::Published;
 use super::socket::{End, Outlet, Reader, Writer};
 use super::subject::Subjects;
@@ -29,6 +29,7 @@ pub(super) struct Hub {
     links: Arc<Links>,
     room: Arc<Semaphore>,
     bound: Arc<Bound>,
+    shares: Arc<Shares>,
     counters: Arc<Counters>,
     published: Arc<Published>,
     tasks: TaskTracker,
@@ -63,7 +64,7 @@ impl Hub {
         client: Client,
         (limits, codec): (Limits, Codec),
         links: Arc<Links>,
-        bound: &Arc<Bound>,
+        (bound, shares): (&Arc<Bound>, Arc<Shares>),
         shutdown: CancellationToken,
     ) -> Self {
         Self {
@@ -74,6 +75,7 @@ impl Hub {
             links,
             room: Arc::new(Semaphore::new(LINKS_MAX)),
             bound: Arc::clone(bound),
+            shares,
             counters: Arc::default(),
             published: Arc::default(),
             tasks: TaskTracker::new(),
@@ -229,6 +231,7 @@ impl Hub {
             published: Arc::clone(&self.published),
         };
         let connection = Connection::new(session, Arc::clone(&self.counters));
+        let share = accepted.as_ref().map(|_| connection.share(&self.shares));
         let halves = (Reader::new(outlet.clone()), Writer(outlet.clone()));
         let (bound, own_end, tasks) =
             (Arc::clone(&self.bound), connection.clone(), self.tasks.clone());
@@ -238,6 +241,7 @@ impl Hub {
         let links = Arc::clone(&self.links);
         self.tasks.spawn(async move {
             driven.await;
+            drop(share);
             let mut rest = Reader::new(outlet);
             let _ = tokio::time::timeout(FLUSH_MAX, rest.flush()).await;
             rest.close().await;

@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::remote::{Bound, Peers, RemoteEngine};
+use super::remote::{Bound, Peers, RemoteEngine, Shares};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
@@ -84,6 +84,7 @@ impl NatsRequestPlane {
     pub async fn start(config: NatsRequestPlaneConfig) -> Result<Self> {
         nats::check_root(&config.root)?;
         config.limits.check()?;
+        let shares = Shares::new(config.requests_max)?;
         let subjects = Subjects::new(config.root, InstanceId::random().0);
         let links = Arc::<Links>::default();
         let known = Arc::clone(&links);
@@ -120,7 +121,7 @@ impl NatsRequestPlane {
             client,
             (config.limits, config.codec),
             links,
-            &bound,
+            (&bound, shares),
             stop,
         ));
         let reception = TaskTracker::new();

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::driver::Driver;
-use super::{Counters, lock};
+use super::{Counters, Share, Shares, lock};
 use crate::discovery::Instance;
 use crate::engine::{Context, Priority, RequestId};
 use crate::error::{Error, ErrorKind, Result};
@@ -101,6 +101,15 @@ impl Connection {
             self.flush();
         }
         is_old
+    }
+
+    /// Lets the peer run as many requests at once as its share is, until that is dropped.
+    pub(crate) fn share(&self, shares: &Arc<Shares>) -> Share {
+        let own = self.clone();
+        shares.join(move |streams_max| {
+            lock(&own.0.state).session.set_streams_max(streams_max);
+            own.flush();
+        })
     }
 
     /// Waits until streams can be opened, or never will.

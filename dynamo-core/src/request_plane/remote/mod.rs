@@ -15,6 +15,7 @@ mod connection;
 mod driver;
 mod engine;
 mod peers;
+mod shares;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
@@ -25,6 +26,7 @@ pub(crate) use bound::Bound;
 pub(crate) use connection::{Connection, Stage, Vouch};
 pub(crate) use engine::RemoteEngine;
 pub(crate) use peers::Peers;
+pub(crate) use shares::{REQUESTS_MAX, Share, Shares};
 
 /// What the connections of a plane have done so far.
 #[derive(Default)]

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::remote::{Bound, Connection, Counters, Peers, RemoteEngine};
+use super::remote::{Bound, Connection, Counters, Peers, REQUESTS_MAX, RemoteEngine, Shares};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
@@ -38,7 +38,7 @@ pub use tls::fuzz_certificate;
 pub use tls::{Identity, Pem, TlsConfig};
 
 /// How the plane is set up.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
+#[derive(Debug, Clone, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TcpConfig {
@@ -55,8 +55,26 @@ pub struct TcpConfig {
     pub tls: Option<TlsConfig>,
     /// What a connection allows its peer.
     pub limits: Limits,
+    /// Requests of others that run at once, over all connections: they share it equally, and each
+    /// has one at least.
+    pub requests_max: u32,
     /// How the requests of this plane and their answers are encoded; whoever serves follows.
     pub codec: Codec,
+}
+
+impl Default for TcpConfig {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            advertise: None,
+            plaintext_allowed: false,
+            #[cfg(feature = "tls")]
+            tls: None,
+            limits: Limits::default(),
+            requests_max: REQUESTS_MAX,
+            codec: Codec::default(),
+        }
+    }
 }
 
 impl TcpConfig {
@@ -102,6 +120,13 @@ impl TcpConfig {
         self.limits = limits;
         self
     }
+
+    /// Runs about so many requests of others at once.
+    #[must_use]
+    pub fn with_requests_max(mut self, requests_max: u32) -> Self {
+        self.requests_max = requests_max;
+        self
+    }
 }
 
 /// Serves and calls over TCP.
@@ -140,6 +165,7 @@ impl TcpRequestPlane {
     /// Dropping the future starts nothing.
     pub async fn start(config: TcpConfig) -> Result<Self> {
         config.limits.check()?;
+        let shares = Shares::new(config.requests_max)?;
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let shutdown_on_drop = shutdown.clone().drop_guard();
         let (bound, counters) = (Arc::<Bound>::default(), Arc::<Counters>::default());
@@ -152,6 +178,7 @@ impl TcpRequestPlane {
                     limits: config.limits.clone(),
                     tls: tls.clone(),
                     bound: Arc::clone(&bound),
+                    shares,
                     counters: Arc::clone(&counters),
                     tasks: tasks.clone(),
                     shutdown: shutdown.clone(),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::remote::{Bound, CONNECT_MAX, Connection, Counters, answer};
+use super::super::remote::{Bound, CONNECT_MAX, Connection, Counters, Shares, answer};
 use super::handshakes::Handshakes;
 use super::tls::Tls;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +21,7 @@ pub(super) struct Acceptor {
     pub(super) limits: Limits,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) bound: Arc<Bound>,
+    pub(super) shares: Arc<Shares>,
     pub(super) counters: Arc<Counters>,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
@@ -104,13 +105,14 @@ impl Acceptor {
     {
         let session = Session::server(self.limits.clone(), Instant::now().into_std());
         let connection = Connection::new(session, Arc::clone(&self.counters));
+        let share = connection.share(&self.shares);
         let (bound, own, tasks) = (Arc::clone(&self.bound), connection.clone(), self.tasks.clone());
         let driven = connection.drive(halves, self.shutdown.clone(), move |arrival| {
             tasks.spawn(answer(own.clone(), arrival, Arc::clone(&bound)));
         });
         self.tasks.spawn(async move {
             driven.await;
-            drop(permit);
+            drop((share, permit));
         });
     }
 }

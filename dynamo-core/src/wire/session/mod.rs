@@ -8,13 +8,14 @@
 //! messages in all by [`Limits::assembly_bytes_max`]; control frames by a constant, beyond which a
 //! peer that does not read is dropped.
 
+mod credit;
 #[cfg(any(test, feature = "test-util"))]
 pub(super) mod fuzz;
 mod receive;
 mod stream;
 mod transmit;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -23,6 +24,7 @@ use super::codec::{Codec, check_size};
 use super::frame::{self, Hello, Kind};
 use super::head::Head;
 use crate::error::{Error, ErrorKind, Result};
+use credit::Sharing;
 pub(crate) use stream::StreamIds;
 use stream::{Stream, Terminal};
 
@@ -37,19 +39,27 @@ pub struct Session {
     streams: HashMap<u32, Stream, StreamIds>,
     /// The client's next stream; at the server, behind the last one seen.
     next_stream: u32,
-    /// What may still be sent over the connection.
+    /// What may still be sent over the connection, and by whom.
     send_credit: u32,
+    sharing: Sharing,
     /// What the peer may still send, and what was taken and is not granted again yet.
     credit: u32,
     owed: u32,
+    /// Streams that are owed something; some are gone.
+    owing: Vec<u32>,
     /// Bytes of messages that are arriving, over all streams.
     assembling: usize,
     control: BytesMut,
     /// The answer to the last ping; an older one is of no use.
     pong: Option<u64>,
+    /// At the server: the streams that it takes at once, and how many the client knows of.
+    streams_max: u32,
+    told_streams_max: u32,
     /// Streams whose first message or end is due; they go before the others.
     first: VecDeque<u32>,
     bulk: VecDeque<u32>,
+    /// Streams that wait for credit of the connection, those that need the least of it first.
+    starved: BTreeSet<(u32, u32)>,
     events: VecDeque<Event>,
     last_received: Instant,
     pinged_at: Option<Instant>,
@@ -186,13 +196,18 @@ impl Session {
             streams: HashMap::default(),
             next_stream: 1,
             send_credit: 0,
+            sharing: Sharing::default(),
             credit: limits.connection_window,
             owed: 0,
+            owing: Vec::new(),
             assembling: 0,
             control,
             pong: None,
+            streams_max: limits.streams_max,
+            told_streams_max: limits.streams_max,
             first: VecDeque::new(),
             bulk: VecDeque::new(),
+            starved: BTreeSet::new(),
             events: VecDeque::new(),
             last_received: now,
             pinged_at: None,
@@ -207,9 +222,11 @@ impl Session {
         self.events.pop_front()
     }
 
-    /// Tells whether streams can be opened: the peer has said hello and is not going away.
+    /// Tells whether streams can be opened: the peer has said hello and is not going away, and
+    /// there are numbers left.
     pub fn is_open(&self) -> bool {
-        self.peer.is_some() && self.closed.is_none() && self.gone_after.is_none()
+        let is_used_up = self.next_stream == u32::MAX;
+        self.peer.is_some() && self.closed.is_none() && self.gone_after.is_none() && !is_used_up
     }
 
     /// Tells whether the connection is of no use any more.
@@ -239,7 +256,8 @@ impl Session {
 
     /// Tells whether a control frame waits, such as a grant: it goes out with the next write.
     pub fn has_control(&self) -> bool {
-        !self.control.is_empty() || self.pong.is_some()
+        let has_credits = self.streams_max != self.told_streams_max;
+        !self.control.is_empty() || self.pong.is_some() || has_credits || self.owes_now()
     }
 
     /// Opens a stream with a request.
@@ -257,19 +275,18 @@ impl Session {
             let message = format!("{} requests run on the connection, its limit", peer.streams_max);
             return Err(Error::new(ErrorKind::Overloaded, message).unprocessed());
         }
-        let id = self.next_stream;
-        let Some(next) = id.checked_add(1) else {
-            // The next dial makes another one.
-            self.events.push_back(Event::GoingAway);
-            return Err(unavailable("the connection has used up its streams"));
-        };
-        self.next_stream = next;
         let mut stream = Stream::default();
         stream.inbound.credit = self.limits.stream_window;
         stream.outbound.credit = peer.stream_window;
         stream.outbound.head = Some(head.encode()?);
         stream.outbound.queued = body.len();
         stream.outbound.messages.push_back(body);
+        let id = self.next_stream;
+        self.next_stream += 1;
+        if !self.is_open() {
+            // That was the last number: the next dial makes another connection.
+            self.events.push_back(Event::GoingAway);
+        }
         self.streams.insert(id, stream);
         self.schedule(id, true);
         Ok(id)
@@ -397,6 +414,16 @@ impl Session {
         }
     }
 
+    /// Takes so many streams at once from here on, at least one and at most the limit; those that
+    /// run go on, and the client is told the last word of many.
+    ///
+    /// What the client opens beyond it, before it hears of that, is refused as not started.
+    pub fn set_streams_max(&mut self, streams_max: u32) {
+        if self.is_server && self.closed.is_none() {
+            self.streams_max = streams_max.clamp(1, self.limits.streams_max);
+        }
+    }
+
     /// Closes the connection: every stream that has not ended fails.
     ///
     /// What a client had not sent yet fails as provably not started.
@@ -418,6 +445,8 @@ impl Session {
         (self.control, self.pong) = (BytesMut::new(), None);
         self.first.clear();
         self.bulk.clear();
+        self.starved.clear();
+        (self.owing, self.told_streams_max) = (Vec::new(), self.streams_max);
     }
 
     /// Returns when [`on_timeout`](Self::on_timeout) is due; `None` once closed.
@@ -462,32 +491,12 @@ impl Session {
     /// Takes a stream out, with all it holds of the connection.
     fn remove(&mut self, id: u32) -> Option<Stream> {
         let stream = self.streams.remove(&id)?;
+        if let Some(needed) = stream.outbound.starves_below {
+            self.starved.remove(&(needed, id));
+        }
         self.assembling -= stream.inbound.partial.len();
         self.owe_connection(stream.inbound.held());
         Some(stream)
-    }
-
-    /// Grants credit again that a message held.
-    fn give_back(&mut self, id: u32, credit: u32) {
-        self.owe_connection(credit);
-        if let Some(stream) = self.streams.get_mut(&id) {
-            let inbound = &mut stream.inbound;
-            inbound.owed += credit;
-            if inbound.owed >= self.limits.stream_window / 2 && inbound.terminal.is_none() {
-                let grant = std::mem::take(&mut inbound.owed);
-                inbound.credit += grant;
-                self.put_control(Kind::Window, id, &grant.to_le_bytes());
-            }
-        }
-    }
-
-    fn owe_connection(&mut self, credit: u32) {
-        self.owed += credit;
-        if self.owed >= self.limits.connection_window / 2 {
-            let grant = std::mem::take(&mut self.owed);
-            self.credit += grant;
-            self.put_control(Kind::Window, 0, &grant.to_le_bytes());
-        }
     }
 
     fn put_control(&mut self, kind: Kind, stream: u32, payload: &[u8]) {
@@ -505,6 +514,23 @@ impl Session {
         if !std::mem::replace(&mut stream.outbound.is_scheduled, true) {
             let queue = if is_first { &mut self.first } else { &mut self.bulk };
             queue.push_back(id);
+        }
+    }
+
+    /// Lets a stream wait until so much of the connection's credit is free.
+    fn starve(&mut self, id: u32, needed: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            (stream.outbound.starves_below, stream.outbound.is_scheduled) = (Some(needed), true);
+            self.starved.insert((needed, id));
+        }
+    }
+
+    /// Lets a stream wait for credit of the connection no more.
+    fn feed(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if let Some(needed) = stream.outbound.starves_below.take() {
+            self.starved.remove(&(needed, id));
+            stream.outbound.is_scheduled = false;
         }
     }
 }

@@ -8,6 +8,7 @@ use super::super::frame::{
     take_u64,
 };
 use super::super::head::Head;
+use super::credit::Sharing;
 use super::stream::{Outbound, Stream, Terminal, cost};
 use super::{Event, Session, WINDOW_MAX, WINDOW_MIN};
 use crate::error::{Error, ErrorKind, Result};
@@ -96,6 +97,8 @@ impl Session {
             }
         }
         self.send_credit = hello.connection_window;
+        let streams_max = if self.is_server { self.limits.streams_max } else { hello.streams_max };
+        self.sharing = Sharing::new(&hello, streams_max);
         if self.is_server {
             self.codec = hello.codec;
         }
@@ -112,8 +115,8 @@ impl Session {
         let (head, body) = Head::decode(payload)?;
         let refusal = if self.gone_after.is_some() {
             Some(Error::new(ErrorKind::Unavailable, "server is going away"))
-        } else if self.streams.len() >= self.limits.streams_max as usize {
-            let message = format!("{} requests run, the limit", self.limits.streams_max);
+        } else if self.streams.len() >= self.streams_max as usize {
+            let message = format!("{} requests run, the limit", self.streams_max);
             Some(Error::new(ErrorKind::Overloaded, message))
         } else {
             None
@@ -271,14 +274,17 @@ impl Session {
 
     /// Ends a stream of the client behind the messages that arrived.
     fn end(&mut self, id: u32, terminal: Terminal) {
+        self.feed(id);
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let inbound = &mut stream.inbound;
         if inbound.terminal.is_none() {
             inbound.terminal = Some(terminal);
             self.assembling -= inbound.partial.len();
             inbound.partial = BytesMut::new();
+            let credit = std::mem::take(&mut inbound.partial_credit);
             // Whatever of the request is still queued is of no use.
             stream.outbound = Outbound::default();
+            self.owe_connection(credit);
             self.events.push_back(Event::Readable(id));
         }
     }
@@ -296,6 +302,7 @@ impl Session {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.outbound.credit = grown(stream.outbound.credit)?;
             if stream.outbound.is_due() {
+                self.feed(id);
                 self.schedule(id, false);
             }
         }

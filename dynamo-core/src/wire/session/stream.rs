@@ -29,6 +29,8 @@ pub(super) struct Inbound {
     pub(super) credit: u32,
     /// What was taken and is not granted again yet.
     pub(super) owed: u32,
+    /// The stream is in the session's list of those that are owed something.
+    pub(super) is_owing: bool,
     /// At the client: the server has started the request.
     pub(super) is_accepted: bool,
     /// Whole messages that arrived.
@@ -71,8 +73,10 @@ pub(super) struct Outbound {
     pub(super) sent: u64,
     /// At the server: how the stream ends behind the messages.
     pub(super) ending: Option<Terminal>,
-    /// The stream waits in one of the session's queues.
+    /// The stream waits in one of the session's queues, or for credit of the connection.
     pub(super) is_scheduled: bool,
+    /// How much of the connection's credit has to be free for it to go on.
+    pub(super) starves_below: Option<u32>,
 }
 
 impl Outbound {
@@ -81,14 +85,18 @@ impl Outbound {
         self.head.is_some() || !self.messages.is_empty() || self.ending.is_some()
     }
 
+    /// Returns the least that the next frame costs.
+    pub(super) fn cost_min(&self) -> u32 {
+        let left = self.messages.front().map_or(0, |message| message.len() - self.at);
+        cost(left).min(CHUNK_COST_MIN)
+    }
+
     /// Returns how many bytes of the first message the next frame takes under `credit`; `None` if
-    /// it has to wait for more credit.
+    /// that is less than [`cost_min`](Self::cost_min).
     pub(super) fn chunk(&self, credit: u32, payload_max: usize) -> Option<usize> {
         let left = self.messages.front()?.len() - self.at;
         let room = (credit as usize).checked_sub(HEADER_BYTES)?;
-        let len = left.min(payload_max).min(room);
-        // Crumbs cost more than waiting for the grant that is on its way.
-        (len >= left.min(CHUNK_BYTES_MIN)).then_some(len)
+        (credit >= self.cost_min()).then(|| left.min(payload_max).min(room))
     }
 }
 
@@ -121,4 +129,6 @@ pub(super) fn cost(payload: usize) -> u32 {
     u32::try_from(payload + HEADER_BYTES).unwrap_or(u32::MAX)
 }
 
-const CHUNK_BYTES_MIN: usize = 256;
+/// What a frame costs at least that is not the end of its message: crumbs would cost more than
+/// waiting for a grant.
+pub(super) const CHUNK_COST_MIN: u32 = 256;

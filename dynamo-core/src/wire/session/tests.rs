@@ -2,7 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod credit;
 mod interleaving;
+mod limits;
 
 /// Two sessions and the bytes between them.
 struct Pair {

@@ -1,6 +1,7 @@
 use bytes::BytesMut;
 
 use super::super::frame::{self, BATCH, Kind, MORE, PAYLOAD_BYTES_MAX};
+use super::credit::Sharing;
 use super::stream::{Outbound, Terminal, cost};
 use super::{Event, Session};
 
@@ -8,17 +9,13 @@ impl Session {
     /// Appends what is due to `out` until that has `bytes_max` bytes or nothing is left; tells
     /// whether it appended anything.
     ///
-    /// Control frames go first, then first messages and ends, then the rest in turns of a frame.
+    /// Control frames go first, then first messages and ends, then the rest in turns of a frame. A
+    /// stream without credit is not looked at again before it has some.
     pub fn transmit(&mut self, out: &mut BytesMut, bytes_max: usize) -> bool {
         let before = out.len();
-        if let Some(pong) = self.pong.take() {
-            frame::put(out, Kind::Pong, 0, 0, &pong.to_le_bytes());
-        }
-        if !self.control.is_empty() {
-            out.extend_from_slice(&self.control);
-            self.control.clear();
-        }
+        self.put_all_control(out);
         while out.len() < bytes_max {
+            self.feed_next();
             let Some(id) = self.first.pop_front().or_else(|| self.bulk.pop_front()) else { break };
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             let outbound = &mut stream.outbound;
@@ -27,14 +24,14 @@ impl Session {
                 continue;
             }
             let had_room = outbound.queued < super::QUEUED_BYTES_MAX;
-            match put_next(out, id, outbound, &mut self.send_credit) {
+            match put_next(out, id, outbound, &mut self.send_credit, self.sharing) {
                 Step::Sent => {
-                    let is_due = outbound.is_due();
+                    let (is_due, is_at_end) = (outbound.is_due(), outbound.messages.is_empty());
                     if !had_room && outbound.queued < super::QUEUED_BYTES_MAX {
                         self.events.push_back(Event::Writable(id));
                     }
                     if is_due {
-                        self.schedule(id, false);
+                        self.schedule(id, is_at_end);
                     }
                 }
                 Step::Ended => {
@@ -42,14 +39,37 @@ impl Session {
                 }
                 // Scheduled again by the grant.
                 Step::Waits => {}
-                Step::ConnectionWaits => {
-                    outbound.is_scheduled = true;
-                    self.bulk.push_front(id);
-                    break;
-                }
+                // More than was too little, whatever was reckoned: it must not be asked forever.
+                Step::Starves(needed) => self.starve(id, needed.max(self.send_credit + 1)),
             }
         }
         out.len() > before
+    }
+
+    fn put_all_control(&mut self, out: &mut BytesMut) {
+        self.grant_if_scarce();
+        if !self.control.is_empty() {
+            out.extend_from_slice(&self.control);
+            self.control.clear();
+        }
+        if let Some(pong) = self.pong.take() {
+            frame::put(out, Kind::Pong, 0, 0, &pong.to_le_bytes());
+        }
+        if self.streams_max != self.told_streams_max {
+            self.told_streams_max = self.streams_max;
+            frame::put(out, Kind::Credits, 0, 0, &self.streams_max.to_le_bytes());
+        }
+    }
+
+    /// Lets the stream that needs the least of the connection's credit have a turn, if there is
+    /// as much: one per turn, so that those behind it are not asked in vain.
+    fn feed_next(&mut self) {
+        if let Some(&(needed, id)) = self.starved.first()
+            && needed <= self.send_credit
+        {
+            self.feed(id);
+            self.schedule(id, false);
+        }
     }
 }
 
@@ -58,12 +78,18 @@ enum Step {
     Ended,
     /// The stream has no credit.
     Waits,
-    /// The connection has no credit.
-    ConnectionWaits,
+    /// So much of the connection's credit has to be free.
+    Starves(u32),
 }
 
 /// Appends the next frame of a stream.
-fn put_next(out: &mut BytesMut, id: u32, outbound: &mut Outbound, connection: &mut u32) -> Step {
+fn put_next(
+    out: &mut BytesMut,
+    id: u32,
+    outbound: &mut Outbound,
+    connection: &mut u32,
+    sharing: Sharing,
+) -> Step {
     if let Some(mut head) = outbound.head.take() {
         // The start of the body goes along, free of credit.
         let room = PAYLOAD_BYTES_MAX - head.len();
@@ -83,12 +109,16 @@ fn put_next(out: &mut BytesMut, id: u32, outbound: &mut Outbound, connection: &m
         }
         return Step::Ended;
     }
-    if put_batch(out, id, outbound, connection) {
+    let credit = sharing.allowed(outbound.credit, *connection);
+    if let Some(paid) = put_batch(out, id, outbound, credit) {
+        *connection -= paid;
         return Step::Sent;
     }
-    let Some(len) = outbound.chunk(outbound.credit.min(*connection), PAYLOAD_BYTES_MAX) else {
-        let stream_waits = outbound.chunk(outbound.credit, PAYLOAD_BYTES_MAX).is_none();
-        return if stream_waits { Step::Waits } else { Step::ConnectionWaits };
+    let Some(len) = outbound.chunk(credit, PAYLOAD_BYTES_MAX) else {
+        let cost = outbound.cost_min();
+        let stream_waits = outbound.credit < cost;
+        let needed = sharing.needed(outbound.credit, cost);
+        return if stream_waits { Step::Waits } else { Step::Starves(needed) };
     };
     outbound.credit -= cost(len);
     *connection -= cost(len);
@@ -99,12 +129,12 @@ fn put_next(out: &mut BytesMut, id: u32, outbound: &mut Outbound, connection: &m
     Step::Sent
 }
 
-/// Appends a frame of several small messages, if that many are due and there is credit for them.
-fn put_batch(out: &mut BytesMut, id: u32, outbound: &mut Outbound, connection: &mut u32) -> bool {
+/// Appends a frame of several small messages, if that many are due and there is credit for them;
+/// returns what they cost.
+fn put_batch(out: &mut BytesMut, id: u32, outbound: &mut Outbound, credit: u32) -> Option<u32> {
     if outbound.at > 0 || outbound.messages.len() < 2 {
-        return false;
+        return None;
     }
-    let credit = outbound.credit.min(*connection);
     let (mut count, mut payload, mut paid) = (0, 0, 0);
     for message in &outbound.messages {
         let Some(len) = frame::batched_len(message) else { break };
@@ -114,7 +144,7 @@ fn put_batch(out: &mut BytesMut, id: u32, outbound: &mut Outbound, connection: &
         (count, payload, paid) = (count + 1, payload + len, paid + cost(message.len()));
     }
     if count < 2 {
-        return false;
+        return None;
     }
     frame::put_header(out, Kind::Data, BATCH, id, payload);
     for message in outbound.messages.drain(..count) {
@@ -123,8 +153,7 @@ fn put_batch(out: &mut BytesMut, id: u32, outbound: &mut Outbound, connection: &
         frame::put_batched(out, &message);
     }
     outbound.credit -= paid;
-    *connection -= paid;
-    true
+    Some(paid)
 }
 
 /// Takes up to `room` bytes of the first message; returns whether it goes on, as a flag.

@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 
 use super::*;
 
+/// As many streams as have a part of the reserve.
+fn limits() -> Limits {
+    Limits { streams_max: 16, ..super::limits() }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Open(usize),
@@ -16,6 +21,8 @@ enum Step {
     /// Moves at most so many bytes to the server, or to the client.
     ToServer(usize),
     ToClient(usize),
+    /// Lets the client have so many streams at once.
+    Credits(u32),
     GoAway,
     Cut,
 }
@@ -33,6 +40,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => pick.prop_map(Step::Recv),
         12 => (0usize..5000).prop_map(Step::ToServer),
         12 => (0usize..5000).prop_map(Step::ToClient),
+        1 => (0u32..20).prop_map(Step::Credits),
         1 => Just(Step::GoAway),
         1 => Just(Step::Cut),
     ]
@@ -108,6 +116,7 @@ impl Run {
         }
         while self.pair.client.poll_event().is_some() {}
         let window = limits().stream_window as usize;
+        assert!(self.pair.server.streams() <= limits().streams_max as usize);
         for side in [&self.pair.client, &self.pair.server] {
             let unread = side.streams.values().map(|stream| {
                 stream.inbound.messages.iter().skip(1).map(|message| message.0.len()).sum()
@@ -173,6 +182,7 @@ impl Run {
                 let rest = std::mem::replace(&mut pair.to_client, part);
                 pair.to_client.extend_from_slice(&rest);
             }
+            Step::Credits(streams_max) => pair.server.set_streams_max(streams_max),
             Step::GoAway => pair.server.go_away(),
             Step::Cut => {
                 self.cut = true;
@@ -180,6 +190,32 @@ impl Run {
                 pair.server.close(ErrorKind::Unavailable, "cut");
             }
             Step::ToServer(_) | Step::ToClient(_) => {}
+        }
+    }
+
+    /// Asks once more, and reads that answer alone: whatever the others hold, it gets through.
+    fn ask_amid_the_unread(&mut self) {
+        self.pair.server.set_streams_max(u32::MAX);
+        self.pair.settle();
+        self.events();
+        let known = self.pair.client.peer.as_ref().unwrap().streams_max;
+        assert_eq!(known, limits().streams_max, "the last word on streams has arrived");
+        if self.pair.client.streams() == known as usize {
+            self.step(Step::Kill(0), 0);
+        }
+        let Ok(id) = self.pair.client.open(&head(), Bytes::new()) else {
+            assert!(!self.pair.client.is_open());
+            return;
+        };
+        self.fates.insert(id, Fate::default());
+        for (seed, size) in [0, 9, 3000].into_iter().enumerate() {
+            self.pair.settle();
+            self.events();
+            let message = message(size, seed);
+            self.pair.server.send(id, message.clone()).unwrap();
+            self.fates.get_mut(&id).unwrap().sent.push(message);
+            self.pair.settle();
+            assert!(self.recv(id), "a message of {size} bytes got through");
         }
     }
 }
@@ -196,6 +232,9 @@ proptest! {
         for (seed, step) in steps.into_iter().enumerate() {
             run.step(step, seed);
             run.events();
+        }
+        if !run.cut {
+            run.ask_amid_the_unread();
         }
         // Quiescence: everything arrives, everything is answered and read.
         loop {
