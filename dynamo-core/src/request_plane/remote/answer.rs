@@ -7,7 +7,7 @@ use futures::StreamExt;
 use super::bound::Bound;
 use super::connection::{Arrival, Connection};
 use crate::engine::{Context, DynEngine, Priority, RequestId, SharedEngine};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Runs one request and sends its answer.
 pub(crate) async fn answer(connection: Connection, arrival: Arrival, bound: Arc<Bound>) {
@@ -25,6 +25,7 @@ pub(crate) async fn answer(connection: Connection, arrival: Arrival, bound: Arc<
     }
     // The client may have left before the task ran.
     let Some(codec) = connection.run_in(stream, &ctx) else { return };
+    let ending = Ending { connection: connection.clone(), stream, outcome: None };
     let outcome = match bound.find(&(head.endpoint, head.instance), head.incarnation) {
         Ok(_) if head.is_probe => {
             connection.accept(stream);
@@ -36,7 +37,27 @@ pub(crate) async fn answer(connection: Connection, arrival: Arrival, bound: Arc<
         },
         Err(error) => Err(error),
     };
-    connection.settle(stream, outcome);
+    ending.settle(outcome);
+}
+
+/// Ends the answer when it is dropped: whatever becomes of the task, the client is told.
+struct Ending {
+    connection: Connection,
+    stream: u32,
+    outcome: Option<Result<()>>,
+}
+
+impl Ending {
+    fn settle(mut self, outcome: Result<()>) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let failed = || Err(Error::internal("the task of the request ended before its answer"));
+        self.connection.settle(self.stream, self.outcome.take().unwrap_or_else(failed));
+    }
 }
 
 async fn run(
