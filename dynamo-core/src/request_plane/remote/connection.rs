@@ -123,8 +123,25 @@ impl Connection {
         lock(&self.0.state).session.why_closed().unwrap_or("the peer is going away").to_owned()
     }
 
+    /// Tells whether streams can be opened, as far as anyone here has heard.
     pub(crate) fn is_open(&self) -> bool {
-        *self.0.open.borrow() == Stage::Open
+        *self.0.open.borrow() == Stage::Open && lock(&self.0.state).session.is_open()
+    }
+
+    /// Returns since when no stream runs, if the connection could carry some.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        lock(&self.0.state).session.idle_since().map(Instant::from_std)
+    }
+
+    /// At the server: takes no more streams, and ends, if none runs; tells whether it does.
+    pub(crate) fn leave_if_idle(&self) -> bool {
+        let session = &mut lock(&self.0.state).session;
+        let is_idle = session.idle_since().is_some();
+        if is_idle {
+            session.go_away();
+            self.flush();
+        }
+        is_idle
     }
 
     /// Opens a stream for the request of `ctx`: a kill reaches the server even if nobody reads the
@@ -290,13 +307,13 @@ impl Connection {
     ) -> Result<()> {
         let mut incoming = BytesMut::with_capacity(READ_BYTES);
         let mut outgoing = BytesMut::with_capacity(WRITE_BYTES);
-        let mut is_flushed = true;
+        let (mut is_flushed, mut was_idle) = (true, true);
         let mut watches = FuturesUnordered::<Watch>::new();
         let mut leave_by: Option<Instant> = None;
         let timer = tokio::time::sleep_until(Instant::now());
         tokio::pin!(timer);
         loop {
-            let (is_closed, is_idle) = {
+            let (is_closed, is_idle, is_awaited) = {
                 let State { session, watches: new, .. } = &mut *lock(&self.0.state);
                 watches.extend(new.drain(..));
                 if outgoing.is_empty() {
@@ -306,13 +323,24 @@ impl Connection {
                     let running = |watch: &Watch| !watch.is_over.load(Ordering::Relaxed);
                     watches = std::mem::take(&mut watches).into_iter().filter(running).collect();
                 }
-                (session.is_closed(), session.streams() == 0)
+                let is_idle = session.streams() == 0;
+                if is_idle && !was_idle {
+                    session.note_use(Instant::now().into_std());
+                }
+                was_idle = is_idle;
+                (session.is_closed(), is_idle, session.has_said_farewell())
             };
             self.dispatch(on_arrival);
             let is_leaving = leave_by.is_some() || *self.0.open.borrow() == Stage::Gone;
             let is_done = is_leaving && is_idle && outgoing.is_empty() && is_flushed;
-            if is_closed || is_done {
+            // What crosses a server's farewell is refused, and who is refused hears of it: the
+            // client goes first, but not at its leisure.
+            if is_closed || (is_done && !is_awaited) {
                 return Ok(());
+            }
+            if is_awaited && leave_by.is_none() {
+                leave_by = Some(Instant::now() + FLUSH_MAX);
+                timer.as_mut().reset(Instant::now() + FLUSH_MAX);
             }
             tokio::select! {
                 read = reader.read_buf(&mut incoming) => {
@@ -324,7 +352,12 @@ impl Connection {
                     incoming.reserve(READ_BYTES);
                 }
                 written = self.write(writer, &mut outgoing, &mut is_flushed),
-                    if !outgoing.is_empty() || !is_flushed => written.map_err(broken)?,
+                    if !outgoing.is_empty() || !is_flushed => {
+                        if let Err(error) = written {
+                            self.hear_out(reader, &mut incoming).await;
+                            return Err(broken(error));
+                        }
+                    }
                 () = self.0.due.notified(), if outgoing.is_empty() => {}
                 Some(killed) = watches.next(), if !watches.is_empty() => self.kill(killed),
                 () = &mut timer => {
@@ -346,6 +379,21 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Takes in what the peer said before it could not be written to any more: that may be that
+    /// it started nothing.
+    async fn hear_out(&self, reader: &mut (impl AsyncRead + Unpin), incoming: &mut BytesMut) {
+        let heard = async {
+            while reader.read_buf(incoming).await.is_ok_and(|bytes| bytes > 0) {
+                let now = Instant::now().into_std();
+                if lock(&self.0.state).session.receive(incoming, now).is_err() {
+                    return;
+                }
+            }
+        };
+        // It ends with what was on its way.
+        let _ = tokio::time::timeout(FLUSH_MAX, heard).await;
     }
 
     /// Writes what is due, and what the transport still holds of it; cancel safe.

@@ -14,6 +14,7 @@ mod bound;
 mod connection;
 mod engine;
 mod peers;
+mod redial;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
@@ -24,6 +25,7 @@ pub(crate) use bound::Bound;
 pub(crate) use connection::{Connection, Stage, Vouch};
 pub(crate) use engine::RemoteEngine;
 pub(crate) use peers::Peers;
+pub(crate) use redial::{Reach, Redial};
 
 /// What the connections of a plane have done so far.
 #[derive(Default)]
@@ -42,3 +44,6 @@ const FLUSH_MAX: Duration = Duration::from_secs(1);
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod idle;
 mod interleaving;
 
 /// Two sessions and the bytes between them.
