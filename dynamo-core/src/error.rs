@@ -1,5 +1,6 @@
 //! The one error of this crate: a kind to branch on, a message that names the thing, a source.
 
+use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
@@ -106,6 +107,17 @@ impl Error {
     /// Creates an [`ErrorKind::Internal`] error.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, message)
+    }
+
+    /// Creates an [`ErrorKind::Internal`] error of what panicked, and logs it.
+    pub(crate) fn panicked(what: &str, payload: &(dyn Any + Send)) -> Self {
+        let text = payload
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no message");
+        tracing::error!(panic = text, "{what} panicked");
+        Self::internal(format!("{what} panicked: {text}"))
     }
 
     /// Attaches what caused this error.

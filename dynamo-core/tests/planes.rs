@@ -294,6 +294,39 @@ async fn whoever_does_not_speak_the_protocol_is_cut_off_and_the_server_goes_on()
     assert_eq!(stream.collect().await.unwrap(), [0, 1, 2]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn greetings_that_never_end_keep_nobody_out() {
+    let discovery = Arc::default();
+    let plane = Arc::new(plane(true).await);
+    let (address, stats) = (plane.address().unwrap(), Arc::clone(&plane));
+    let server = Runtime::new(
+        Arc::<MemoryDiscovery>::clone(&discovery),
+        plane,
+        Arc::new(MemoryEventPlane::default()),
+    );
+    let _serving = endpoint(&server).serve(counting()).await.unwrap();
+    let mut half_open = Vec::new();
+    // More than are let wait at once; some say the beginning of a hello.
+    for n in 0..300 {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        if n % 2 == 0 {
+            socket.write_all(&[19, 0, 0, 0, 0]).await.unwrap();
+        }
+        half_open.push(socket);
+    }
+    let caller = runtime(&discovery, false).await;
+    let client: Client<u32, u32> = endpoint(&caller).client().await.unwrap();
+    let stream = client.generate(Context::new(), 3).await.unwrap();
+    assert_eq!(stream.collect().await.unwrap(), [0, 1, 2]);
+    assert_eq!(stats.stats().connections_total, 1, "nobody else came through");
+    // Each is closed in the end.
+    for mut socket in half_open {
+        let mut said = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_secs(20), socket.read_to_end(&mut said));
+        let _ = closed.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_peer_that_is_silent_or_speaks_otherwise_is_unreachable_in_time() {
     let silent = TcpListener::bind(loopback()).await.unwrap();

@@ -191,6 +191,7 @@ fn every_limit_over_nats_is_said_alike_in_files_and_variables_and_the_rest_is_as
         ("assembly_bytes_max", "8000"),
         ("ping_after", "\"3s\""),
         ("dead_after", "\"1m\""),
+        ("idle_after", "\"9m\""),
     ];
     let said = |config: Result<RuntimeConfig>| match config.unwrap().request_plane {
         RequestPlaneConfig::Nats(config) => *config,
@@ -454,6 +455,7 @@ async fn what_does_not_start_is_named_by_its_part() {
         ("ASSEMBLY_BYTES_MAX", "0", "request plane: limits of no streams"),
         ("PING_AFTER", "0ms", "ping_after of 0ns"),
         ("PING_AFTER", "1m", "ping_after of 60s and dead_after of "),
+        ("IDLE_AFTER", "1ms", "idle_after of 1ms, not of 10ms at least"),
     ] {
         let config = vars(&[(&format!("REQUEST_PLANE__TCP__LIMITS__{key}"), value)]).unwrap();
         let error = config.build().await.unwrap_err();

@@ -1,6 +1,7 @@
 use std::any::{Any, type_name};
 use std::fmt;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -106,10 +107,17 @@ impl<Req: Message, Resp: Message> Engine for Encoded<Req, Resp> {
     type Response = Bytes;
 
     async fn generate(&self, ctx: Context, request: Bytes) -> Result<ResponseStream<Bytes>> {
-        let items = self.engine.generate_dyn(ctx, self.codec.decode(request)?).await?;
+        let request = caught("decoding the request", || self.codec.decode(request))?;
+        let items = self.engine.generate_dyn(ctx, request).await?;
         let mut encoder = Encoder::new(self.codec);
-        Ok(items.map(move |item| encoder.encode(&item)))
+        Ok(items.map(move |item| caught("encoding an item", || encoder.encode(&item))))
     }
+}
+
+/// Runs the code of a message's type; a panic there fails one request.
+fn caught<T>(what: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let run = catch_unwind(AssertUnwindSafe(run));
+    run.unwrap_or_else(|payload| Err(Error::panicked(what, &*payload)))
 }
 
 /// An engine of another process, by types.

@@ -113,11 +113,5 @@ fn went_away() -> Error {
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> Error {
-    let text = payload
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned());
-    tracing::error!(panic = text, "engine panicked");
-    Error::internal(format!("engine panicked: {text}"))
+    Error::panicked("engine", payload)
 }

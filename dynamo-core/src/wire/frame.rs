@@ -182,10 +182,13 @@ pub struct Hello {
     pub codec: Codec,
 }
 
+/// The size of a whole hello.
+pub(crate) const HELLO_BYTES: usize = HEADER_BYTES + 19;
+
 impl Hello {
     /// Encodes the payload.
     pub fn encode(&self) -> BytesMut {
-        let mut out = BytesMut::with_capacity(19);
+        let mut out = BytesMut::with_capacity(HELLO_BYTES - HEADER_BYTES);
         out.put_slice(MAGIC);
         out.put_u16_le(VERSION);
         out.put_u32_le(self.stream_window);

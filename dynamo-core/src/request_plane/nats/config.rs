@@ -82,6 +82,8 @@ struct LimitsOverNats {
     ping_after: Duration,
     #[serde(deserialize_with = "crate::time::duration")]
     dead_after: Duration,
+    #[serde(deserialize_with = "crate::time::duration")]
+    idle_after: Duration,
 }
 
 fn limits() -> Limits {

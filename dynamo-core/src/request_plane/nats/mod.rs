@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::remote::{Bound, Peers, RemoteEngine, Shares};
+use super::remote::{Bound, Peers, Reach, Redial, RemoteEngine, Shares};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
@@ -44,7 +44,7 @@ use subject::Subjects;
 pub struct NatsRequestPlane {
     hub: Arc<Hub>,
     bound: Arc<Bound>,
-    peers: Peers<u64>,
+    dialer: Arc<Dialer>,
     /// The task that hands out what arrives; it ends behind the links.
     reception: TaskTracker,
     shutdown: CancellationToken,
@@ -126,8 +126,9 @@ impl NatsRequestPlane {
         ));
         let reception = TaskTracker::new();
         reception.spawn(Arc::clone(&hub).receive(datagrams, absences));
-        let (peers, _shutdown_on_drop) = (Peers::default(), shutdown_on_drop);
-        Ok(Self { hub, bound, peers, reception, shutdown, _shutdown_on_drop })
+        let dialer = Arc::new(Dialer { hub: Arc::clone(&hub), peers: Peers::default() });
+        let _shutdown_on_drop = shutdown_on_drop;
+        Ok(Self { hub, bound, dialer, reception, shutdown, _shutdown_on_drop })
     }
 
     /// Returns what the plane has done so far.
@@ -151,8 +152,15 @@ impl NatsRequestPlane {
     pub fn subject(&self) -> String {
         self.hub.subjects().own()
     }
+}
 
-    /// Returns the way to `instance`.
+/// Makes links to processes.
+struct Dialer {
+    hub: Arc<Hub>,
+    peers: Peers<u64>,
+}
+
+impl Reach for Dialer {
     async fn reach(&self, instance: &Instance) -> Result<RemoteEngine> {
         let subject = instance.address.0.strip_prefix(SCHEME);
         let process = subject.and_then(|subject| self.hub.subjects().process(subject));
@@ -187,12 +195,12 @@ impl RequestPlane for NatsRequestPlane {
     }
 
     async fn dial(&self, instance: &Instance) -> Result<Ingress> {
-        let codec = self.hub.codec();
-        Ok(Ingress::remote(Arc::new(self.reach(instance).await?), codec))
+        let engine = Redial::dial(&self.dialer, instance).await?;
+        Ok(Ingress::remote(Arc::new(engine), self.hub.codec()))
     }
 
     async fn probe(&self, instance: &Instance) -> Result<()> {
-        self.reach(instance).await?.probe().await
+        Redial::probe(&self.dialer, instance).await
     }
 
     fn measure(&self, metrics: &Registry) {

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use super::bound::Bound;
 use super::connection::{Arrival, Connection};
 use crate::engine::{Context, DynEngine, SharedEngine};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Runs one request and sends its answer.
 ///
@@ -18,19 +18,42 @@ pub(crate) fn answer(
     bound: Arc<Bound>,
 ) -> impl Future<Output = ()> + Send {
     let Arrival { stream, ctx, target, body, codec } = arrival;
+    // Also of a task that never runs.
+    let ending = Ending { connection, stream, outcome: None };
     async move {
+        let connection = &ending.connection;
         let outcome = match bound.find(&target.key, target.incarnation) {
             Ok(_) if target.is_probe => {
                 connection.accept(stream);
                 Ok(())
             }
             Ok(ingress) => match ingress.encoded(codec) {
-                Ok(engine) => run(&connection, stream, &ctx, engine, body).await,
+                Ok(engine) => run(connection, stream, &ctx, engine, body).await,
                 Err(error) => Err(error.unprocessed()),
             },
             Err(error) => Err(error),
         };
-        connection.settle(stream, outcome);
+        ending.settle(outcome);
+    }
+}
+
+/// Ends the answer when it is dropped: whatever becomes of the task, the client is told.
+struct Ending {
+    connection: Connection,
+    stream: u32,
+    outcome: Option<Result<()>>,
+}
+
+impl Ending {
+    fn settle(mut self, outcome: Result<()>) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let failed = || Err(Error::internal("the task of the request ended before its answer"));
+        self.connection.settle(self.stream, self.outcome.take().unwrap_or_else(failed));
     }
 }
 

@@ -125,8 +125,25 @@ impl Connection {
         lock(&self.0.state).session.why_closed().unwrap_or("the peer is going away").to_owned()
     }
 
+    /// Tells whether streams can be opened, as far as anyone here has heard.
     pub(crate) fn is_open(&self) -> bool {
-        *self.0.open.borrow() == Stage::Open
+        *self.0.open.borrow() == Stage::Open && lock(&self.0.state).session.is_open()
+    }
+
+    /// Returns since when no stream runs, if the connection could carry some.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        lock(&self.0.state).session.idle_since().map(Instant::from_std)
+    }
+
+    /// At the server: takes no more streams, and ends, if none runs; tells whether it does.
+    pub(crate) fn leave_if_idle(&self) -> bool {
+        let session = &mut lock(&self.0.state).session;
+        let is_idle = session.idle_since().is_some();
+        if is_idle {
+            session.go_away();
+            self.flush();
+        }
+        is_idle
     }
 
     /// Opens a stream for a request.
@@ -252,10 +269,11 @@ impl Connection {
     ) {
         let mut driver = Driver::new(self, halves, shutdown, on_arrival);
         let outcome = std::future::poll_fn(|cx| driver.poll(cx)).await;
-        driver.end(match outcome {
+        let reason = match outcome {
             Ok(()) => "the connection was closed".to_owned(),
             Err(error) => error.message().to_owned(),
-        });
+        };
+        driver.end(reason).await;
     }
 }
 

@@ -26,6 +26,9 @@ pub(super) struct Driver<R, W, F> {
     outgoing: BytesMut,
     /// The transport holds nothing of what was written.
     is_flushed: bool,
+    /// The transport takes no more; the peer may have said why.
+    is_unwritable: bool,
+    was_idle: bool,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     /// When what is left after a shutdown is given up.
     leave_by: Option<Instant>,
@@ -62,6 +65,8 @@ where
             incoming: BytesMut::with_capacity(READ_BYTES),
             outgoing: BytesMut::with_capacity(WRITE_BYTES),
             is_flushed: true,
+            is_unwritable: false,
+            was_idle: true,
             shutdown: Box::pin(shutdown.cancelled_owned()),
             leave_by: None,
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
@@ -77,8 +82,13 @@ where
             return Poll::Ready(Ok(()));
         }
         for _ in 0..ROUNDS_MAX {
-            if self.poll_write(cx).map_err(broken)? {
-                return Poll::Ready(Ok(()));
+            match self.poll_write(cx) {
+                Ok(false) => {}
+                Ok(true) => return Poll::Ready(Ok(())),
+                Err(error) => {
+                    self.is_unwritable = true;
+                    return Poll::Ready(Err(broken(error)));
+                }
             }
             match pin!(self.reader.read_buf(&mut self.incoming)).poll(cx).map_err(broken)? {
                 Poll::Ready(0) => return Poll::Ready(Ok(())),
@@ -91,8 +101,25 @@ where
         Poll::Pending
     }
 
+    /// Takes in what the peer said before it could not be written to any more: that may be that
+    /// it started nothing.
+    async fn hear_out(&mut self) {
+        let heard = async {
+            while self.reader.read_buf(&mut self.incoming).await.is_ok_and(|bytes| bytes > 0) {
+                if self.take_in().is_err() {
+                    return;
+                }
+            }
+        };
+        // It ends with what was on its way.
+        let _ = tokio::time::timeout(FLUSH_MAX, heard).await;
+    }
+
     /// Ends every stream that is left, because of `reason`.
-    pub(super) fn end(mut self, reason: String) {
+    pub(super) async fn end(mut self, reason: String) {
+        if self.is_unwritable {
+            self.hear_out().await;
+        }
         lock(&self.connection.0.state).session.close(ErrorKind::Unavailable, reason);
         self.dispatch();
         // A word of farewell if it costs no waiting.
@@ -103,10 +130,8 @@ where
     /// leave is up.
     fn poll_time(&mut self, cx: &mut TaskContext<'_>) -> bool {
         if self.leave_by.is_none() && self.shutdown.as_mut().poll(cx).is_ready() {
-            let leave_by = Instant::now() + FLUSH_MAX;
-            self.leave_by = Some(leave_by);
-            self.timer.as_mut().reset(leave_by);
             lock(&self.connection.0.state).session.go_away();
+            self.leave();
         }
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
@@ -126,26 +151,45 @@ where
         false
     }
 
+    /// Gives what is left a moment.
+    fn leave(&mut self) {
+        let leave_by = Instant::now() + FLUSH_MAX;
+        self.leave_by = Some(leave_by);
+        self.timer.as_mut().reset(leave_by);
+    }
+
     /// Writes what is due as far as the transport takes it; tells whether nothing is left to do.
     fn poll_write(&mut self, cx: &mut TaskContext<'_>) -> std::io::Result<bool> {
         loop {
-            let (is_closed, is_idle) = {
+            let (is_closed, is_idle, is_awaited) = {
                 let state = &mut *lock(&self.connection.0.state);
+                let session = &mut state.session;
                 if self.outgoing.is_empty() {
-                    state.session.transmit(&mut self.outgoing, WRITE_BYTES);
-                    collect(state, &mut self.words);
+                    session.transmit(&mut self.outgoing, WRITE_BYTES);
                 }
-                (state.session.is_closed(), state.session.streams() == 0)
+                let is_idle = session.streams() == 0;
+                if is_idle && !self.was_idle {
+                    session.note_use(Instant::now().into_std());
+                }
+                self.was_idle = is_idle;
+                let (is_closed, is_awaited) = (session.is_closed(), session.has_said_farewell());
+                collect(state, &mut self.words);
+                (is_closed, is_idle, is_awaited)
             };
             self.tell();
             if is_closed {
                 return Ok(true);
             }
+            // What crosses a server's farewell is refused, and who is refused hears of it: the
+            // client goes first, but not at its leisure.
+            if is_awaited && self.leave_by.is_none() {
+                self.leave();
+            }
             if self.outgoing.is_empty() {
                 if !self.is_flushed {
                     self.is_flushed = pin!(self.writer.flush()).poll(cx)?.is_ready();
                 }
-                return Ok(is_idle && self.is_flushed && self.is_leaving());
+                return Ok(is_idle && self.is_flushed && !is_awaited && self.is_leaving());
             }
             let write = pin!(self.writer.write_buf(&mut self.outgoing)).poll(cx)?;
             let Poll::Ready(bytes) = write else { return Ok(false) };

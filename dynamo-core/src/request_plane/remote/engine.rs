@@ -42,6 +42,11 @@ impl Engine for RemoteEngine {
 }
 
 impl RemoteEngine {
+    /// Tells whether the connection takes no more requests.
+    pub(super) fn is_gone(&self) -> bool {
+        !self.connection.is_open()
+    }
+
     /// Asks whether the instance is there; no engine runs.
     pub(crate) async fn probe(&self) -> Result<()> {
         let ctx = Context::new().with_timeout(PROBE_MAX);

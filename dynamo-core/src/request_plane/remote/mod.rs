@@ -15,6 +15,7 @@ mod connection;
 mod driver;
 mod engine;
 mod peers;
+mod redial;
 mod shares;
 
 use std::sync::atomic::AtomicU64;
@@ -26,6 +27,7 @@ pub(crate) use bound::Bound;
 pub(crate) use connection::{Connection, Stage, Vouch};
 pub(crate) use engine::RemoteEngine;
 pub(crate) use peers::Peers;
+pub(crate) use redial::{Reach, Redial};
 pub(crate) use shares::{REQUESTS_MAX, Share, Shares};
 
 /// What the connections of a plane have done so far.
@@ -45,3 +47,6 @@ const FLUSH_MAX: Duration = Duration::from_secs(1);
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::remote::{Connection, Counters, Peers, Stage, Vouch};
+use super::super::remote::{Connection, Counters, Peers, Reach, RemoteEngine, Stage, Vouch};
 use super::tls::Tls;
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
@@ -55,7 +56,7 @@ impl fmt::Display for Target {
 impl Dialer {
     /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if this plane does not call where
     /// an instance says it is.
-    pub(super) fn check(&self, instance: &Instance, target: Target) -> Result<()> {
+    fn check(&self, instance: &Instance, target: Target) -> Result<()> {
         let why = match &self.tls {
             None if target.is_tls => "this plane has no TLS",
             Some(_) if !target.is_tls && !self.is_plaintext_allowed(target) => {
@@ -70,9 +71,17 @@ impl Dialer {
         self.plaintext_allowed || target.address.ip().is_loopback()
     }
 
-    /// Returns the connection to `target`.
-    pub(super) async fn connection(&self, target: Target) -> Result<Connection> {
-        self.peers.connection(target, self.connect(target)).await
+    /// Returns the connection to `instance`.
+    async fn connection(&self, instance: &Instance, target: Target) -> Result<Connection> {
+        if let Some(known) = self.peers.known(&target) {
+            return Ok(known);
+        }
+        // Boxed: large and seldom run, while this future is made for each call.
+        let connection = Box::pin(self.peers.connection(target, self.connect(target))).await;
+        connection.map_err(|error| {
+            let message = format!("{instance} cannot be reached at {target}");
+            Error::new(ErrorKind::Unavailable, message).with_source(error).unprocessed()
+        })
     }
 
     async fn connect(&self, target: Target) -> Result<Connection> {
@@ -82,15 +91,21 @@ impl Dialer {
         let failed = |error| Error::new(ErrorKind::Unavailable, "connecting").with_source(error);
         let socket = TcpStream::connect(target.address).await.map_err(failed)?;
         socket.set_nodelay(true).map_err(failed)?;
+        // Dropped before it is open, the connection goes no further.
+        let shutdown = self.shutdown.child_token();
+        let given_up = shutdown.clone().drop_guard();
         let connection = match self.tls.as_ref().filter(|_| target.is_tls) {
-            None => self.start(socket.into_split(), None),
+            None => self.start(socket.into_split(), None, shutdown),
             Some(tls) => {
                 let (stream, vouch) = tls.connect(socket, target.address).await?;
-                self.start(tokio::io::split(stream), Some(vouch))
+                self.start(tokio::io::split(stream), Some(vouch), shutdown)
             }
         };
         match connection.greeted().await {
-            Stage::Open => Ok(connection),
+            Stage::Open => {
+                given_up.disarm();
+                Ok(connection)
+            }
             _ => {
                 let why = connection.why_gone();
                 let message = format!("the peer refuses or speaks another protocol: {why}");
@@ -99,14 +114,43 @@ impl Dialer {
         }
     }
 
-    fn start<R, W>(&self, halves: (R, W), vouch: Option<Vouch>) -> Connection
+    fn start<R, W>(
+        &self,
+        halves: (R, W),
+        vouch: Option<Vouch>,
+        shutdown: CancellationToken,
+    ) -> Connection
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
         let session = Session::client(self.limits.clone(), self.codec, Instant::now().into_std());
         let connection = Connection::new(session, Arc::clone(&self.counters)).vouched_by(vouch);
-        self.tasks.spawn(connection.clone().drive(halves, self.shutdown.clone(), |_| {}));
+        self.tasks.spawn(connection.clone().drive(halves, shutdown, |_| {}));
         connection
     }
 }
+
+impl Reach for Dialer {
+    /// Returns the way to `instance`, behind a peer that may answer for it.
+    async fn reach(&self, instance: &Instance) -> Result<RemoteEngine> {
+        let target = Target::parse(&instance.address).ok_or_else(|| {
+            Error::invalid(format!("{instance} has address {}, not one of TCP", instance.address))
+        })?;
+        self.check(instance, target)?;
+        let mut connection = self.connection(instance, target).await?;
+        if let Err(error) = connection.check(instance) {
+            // The peer may have another certificate by now.
+            if !connection.retire(RENEW_MIN) {
+                return Err(error);
+            }
+            connection = self.connection(instance, target).await?;
+            connection.check(instance)?;
+        }
+        Ok(RemoteEngine::new(connection, instance))
+    }
+}
+
+/// A peer that is asked for what its certificate does not cover is asked for another certificate
+/// no more often.
+const RENEW_MIN: Duration = Duration::from_secs(1);

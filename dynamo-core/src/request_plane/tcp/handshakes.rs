@@ -5,7 +5,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::remote::lock;
 
-/// The handshakes under way at a server: a few at once, and the oldest gives way.
+/// Who has connected to a server and not said hello yet, or waits for a place: a few at once, and
+/// the oldest gives way.
 ///
 /// A stranger costs memory before it is known who that is. One that says nothing is pushed out by
 /// whoever comes later; one that answers is through long before.

@@ -4,6 +4,7 @@ mod client;
 mod handshakes;
 #[cfg(not(feature = "tls"))]
 mod no_tls;
+mod room;
 mod server;
 #[cfg(feature = "tls")]
 mod tls;
@@ -12,16 +13,15 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::remote::{Bound, Connection, Counters, Peers, REQUESTS_MAX, RemoteEngine, Shares};
+use super::remote::{Bound, Counters, Peers, REQUESTS_MAX, Redial, Shares};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::metrics::{self, Registry, Sample, Source, plain};
 use crate::name::EndpointPath;
 use crate::protocol::InstanceId;
@@ -30,6 +30,7 @@ use crate::wire::session::Limits;
 use client::{Dialer, Target};
 #[cfg(not(feature = "tls"))]
 use no_tls as tls;
+use room::Room;
 use server::Acceptor;
 use tls::Tls;
 #[cfg(all(feature = "tls", any(test, feature = "test-util")))]
@@ -136,7 +137,7 @@ impl TcpConfig {
 pub struct TcpRequestPlane {
     address: Option<SocketAddr>,
     bound: Arc<Bound>,
-    dialer: Dialer,
+    dialer: Arc<Dialer>,
     counters: Arc<Counters>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -158,12 +159,16 @@ pub struct TcpStats {
 impl TcpRequestPlane {
     /// Starts the plane, and listens if `config` says where.
     ///
-    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) on a config that cannot work, and
-    /// [`Unavailable`](ErrorKind::Unavailable) if it cannot listen.
+    /// Fails with [`InvalidArgument`](crate::ErrorKind::InvalidArgument) on a config that cannot work, and
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if it cannot listen.
     ///
     /// # Cancel safety
     /// Dropping the future starts nothing.
     pub async fn start(config: TcpConfig) -> Result<Self> {
+        Self::start_with(config, CONNECTIONS_MAX).await
+    }
+
+    async fn start_with(config: TcpConfig, connections_max: usize) -> Result<Self> {
         config.limits.check()?;
         let shares = Shares::new(config.requests_max)?;
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
@@ -176,6 +181,7 @@ impl TcpRequestPlane {
                 check(listen, &config, tls.is_some())?;
                 let acceptor = Acceptor {
                     limits: config.limits.clone(),
+                    room: Arc::new(Room::new(connections_max)),
                     tls: tls.clone(),
                     bound: Arc::clone(&bound),
                     shares,
@@ -191,7 +197,7 @@ impl TcpRequestPlane {
                 Some(address)
             }
         };
-        let dialer = Dialer {
+        let dialer = Arc::new(Dialer {
             limits: config.limits,
             codec: config.codec,
             tls,
@@ -200,7 +206,7 @@ impl TcpRequestPlane {
             counters: Arc::clone(&counters),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
-        };
+        });
         let _shutdown_on_drop = shutdown_on_drop;
         Ok(Self { address, bound, dialer, counters, tasks, shutdown, _shutdown_on_drop })
     }
@@ -218,7 +224,7 @@ impl TcpRequestPlane {
     /// Reads certificates, key and roots again: connections made from here on use them, those that
     /// are there go on.
     ///
-    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument), naming the part that is no good,
+    /// Fails with [`InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the part that is no good,
     /// and everything stays as it was; also if the plane has no TLS.
     ///
     /// # Cancel safety
@@ -234,36 +240,6 @@ impl TcpRequestPlane {
     /// Returns where peers reach this plane, if it listens.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
-    }
-
-    /// Returns the connection to `instance`.
-    async fn connection(&self, instance: &Instance, target: Target) -> Result<Connection> {
-        if let Some(known) = self.dialer.peers.known(&target) {
-            return Ok(known);
-        }
-        // Boxed: large and seldom run, while this future is made for each call.
-        Box::pin(self.dialer.connection(target)).await.map_err(|error| {
-            let message = format!("{instance} cannot be reached at {target}");
-            Error::new(ErrorKind::Unavailable, message).with_source(error).unprocessed()
-        })
-    }
-
-    /// Returns the way to `instance`, behind a peer that may answer for it.
-    async fn reach(&self, instance: &Instance) -> Result<RemoteEngine> {
-        let target = Target::parse(&instance.address).ok_or_else(|| {
-            Error::invalid(format!("{instance} has address {}, not one of TCP", instance.address))
-        })?;
-        self.dialer.check(instance, target)?;
-        let mut connection = self.connection(instance, target).await?;
-        if let Err(error) = connection.check(instance) {
-            // The peer may have another certificate by now.
-            if !connection.retire(RENEW_MIN) {
-                return Err(error);
-            }
-            connection = self.connection(instance, target).await?;
-            connection.check(instance)?;
-        }
-        Ok(RemoteEngine::new(connection, instance))
     }
 }
 
@@ -287,12 +263,12 @@ impl RequestPlane for TcpRequestPlane {
     }
 
     async fn dial(&self, instance: &Instance) -> Result<Ingress> {
-        let codec = self.dialer.codec;
-        Ok(Ingress::remote(Arc::new(self.reach(instance).await?), codec))
+        let engine = Redial::dial(&self.dialer, instance).await?;
+        Ok(Ingress::remote(Arc::new(engine), self.dialer.codec))
     }
 
     async fn probe(&self, instance: &Instance) -> Result<()> {
-        self.reach(instance).await?.probe().await
+        Redial::probe(&self.dialer, instance).await
     }
 
     fn measure(&self, metrics: &Registry) {
@@ -334,6 +310,8 @@ fn check(listen: SocketAddr, config: &TcpConfig, has_tls: bool) -> Result<()> {
     Ok(())
 }
 
-/// A peer that is asked for what its certificate does not cover is asked for another certificate
-/// no more often.
-const RENEW_MIN: Duration = Duration::from_secs(1);
+/// A few per process of a large fleet; each costs a socket and a task.
+const CONNECTIONS_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests;

@@ -2,23 +2,26 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::super::remote::{Bound, CONNECT_MAX, Connection, Counters, Shares, answer};
 use super::handshakes::Handshakes;
+use super::room::{Place, Room};
 use super::tls::Tls;
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::frame::HELLO_BYTES;
 use crate::wire::session::{Limits, Session};
 
 /// Serves whoever connects.
 #[derive(Clone)]
 pub(super) struct Acceptor {
     pub(super) limits: Limits,
+    pub(super) room: Arc<Room>,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) bound: Arc<Bound>,
     pub(super) shares: Arc<Shares>,
@@ -46,15 +49,8 @@ impl Acceptor {
     }
 
     async fn accept(&self, listener: TcpListener) {
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let handshakes = Arc::<Handshakes>::default();
         loop {
-            // At the limit, further peers wait in the kernel's bounded backlog; with TLS, those who
-            // have not shown who they are take no room of those who have.
-            let permit = match &self.tls {
-                Some(_) => None,
-                None => Arc::clone(&room).acquire_owned().await.ok(),
-            };
             let accepted = listener.accept().await;
             let socket =
                 match accepted.and_then(|(socket, _)| socket.set_nodelay(true).map(|()| socket)) {
@@ -66,58 +62,72 @@ impl Acceptor {
                         continue;
                     }
                 };
-            match (&self.tls, permit) {
-                (None, None) => return,
-                (None, Some(permit)) => self.serve(socket.into_split(), permit),
-                (Some(tls), _) => {
-                    let greeted = self.clone().greet(socket, Arc::clone(tls), Arc::clone(&room));
-                    let (shutdown, handshake) = (self.shutdown.clone(), handshakes.begin());
-                    self.tasks.spawn(async move {
-                        tokio::select! {
-                            () = shutdown.cancelled() => {}
-                            () = handshake.given_up() => {}
-                            () = greeted => {}
-                        }
-                    });
+            let (shutdown, handshake) = (self.shutdown.clone(), handshakes.begin());
+            let greeted = self.clone().greet(socket);
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = handshake.given_up() => {}
+                    () = greeted => {}
                 }
-            }
+            });
         }
     }
 
-    /// Lets a peer show who it is, and serves it then.
-    async fn greet(self, socket: TcpStream, tls: Arc<Tls>, room: Arc<Semaphore>) {
+    /// Lets a peer show who it is and say hello, and serves it then; until then it takes no room of
+    /// those who have.
+    async fn greet(self, mut socket: TcpStream) {
         let greeted = async {
-            let stream = tls.accept(socket).await?;
-            let permit = room.acquire_owned().await;
-            Ok((stream, permit.map_err(|_| Error::internal("the room is closed"))?))
+            if let Some(tls) = &self.tls {
+                let mut stream = tls.accept(socket).await?;
+                let session = self.hello(&mut stream).await?;
+                self.serve(tokio::io::split(stream), session, self.room.enter().await?);
+            } else {
+                let session = self.hello(&mut socket).await?;
+                self.serve(socket.into_split(), session, self.room.enter().await?);
+            }
+            Ok(())
         };
         match tokio::time::timeout(CONNECT_MAX, greeted).await {
-            Ok(Ok((stream, permit))) => self.serve(tokio::io::split(stream), permit),
             Ok::<Result<_>, _>(Err(error)) => tracing::debug!(%error, "peer refused"),
-            Err(_) => tracing::debug!("no handshake in {CONNECT_MAX:?}"),
+            Err(_) => tracing::debug!("no hello, or no room, in {CONNECT_MAX:?}"),
+            Ok(Ok(())) => {}
         }
     }
 
-    fn serve<R, W>(&self, halves: (R, W), permit: OwnedSemaphorePermit)
+    /// Reads what a peer says first, and not a byte more; its answer waits until there is room.
+    async fn hello(&self, reader: &mut (impl AsyncRead + Unpin)) -> Result<Session> {
+        let mut session = Session::server(self.limits.clone(), Instant::now().into_std());
+        let mut reader = reader.take(HELLO_BYTES as u64);
+        let mut said = BytesMut::with_capacity(HELLO_BYTES);
+        while !session.is_open() {
+            let ended =
+                |error| Error::new(ErrorKind::Unavailable, "reading a hello").with_source(error);
+            if reader.read_buf(&mut said).await.map_err(ended)? == 0 {
+                return Err(Error::new(ErrorKind::Protocol, "what was said is no hello"));
+            }
+            session.receive(&mut said, Instant::now().into_std())?;
+        }
+        Ok(session)
+    }
+
+    fn serve<R, W>(&self, halves: (R, W), session: Session, mut place: Place)
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let session = Session::server(self.limits.clone(), Instant::now().into_std());
         let connection = Connection::new(session, Arc::clone(&self.counters));
         let share = connection.share(&self.shares);
+        place.seat(&connection);
         let (bound, own, tasks) = (Arc::clone(&self.bound), connection.clone(), self.tasks.clone());
         let driven = connection.drive(halves, self.shutdown.clone(), move |arrival| {
             tasks.spawn(answer(own.clone(), arrival, Arc::clone(&bound)));
         });
         self.tasks.spawn(async move {
             driven.await;
-            drop((share, permit));
+            drop((share, place));
         });
     }
 }
-
-/// A few per process of a large fleet; each costs a socket and a task.
-const CONNECTIONS_MAX: usize = 1024;
 
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);

@@ -63,6 +63,9 @@ pub struct Session {
     events: VecDeque<Event>,
     last_received: Instant,
     pinged_at: Option<Instant>,
+    /// Since when no stream runs, and whether one has ended of which that does not tell yet.
+    idle_since: Instant,
+    was_used: bool,
     /// The last stream that the server took, once it takes no more.
     gone_after: Option<u32>,
     closed: Option<(ErrorKind, String)>,
@@ -87,6 +90,10 @@ pub struct Limits {
     /// How long the peer may be silent before it counts as dead.
     #[serde(deserialize_with = "crate::time::duration")]
     pub dead_after: Duration,
+    /// How long a server keeps a connection that carries no stream; the client makes another one
+    /// when it needs it.
+    #[serde(deserialize_with = "crate::time::duration")]
+    pub idle_after: Duration,
 }
 
 impl Default for Limits {
@@ -99,6 +106,9 @@ impl Default for Limits {
             // A sign of life each second, and a silent peer's streams fail well within three.
             ping_after: Duration::from_secs(1),
             dead_after: Duration::from_millis(2500),
+            // A pause between two requests costs no connection, a client that forgot this server
+            // no place.
+            idle_after: Duration::from_secs(300),
         }
     }
 }
@@ -114,6 +124,8 @@ impl Limits {
         } else if self.ping_after < PING_MIN || self.dead_after <= self.ping_after {
             let (ping, dead) = (self.ping_after, self.dead_after);
             format!("ping_after of {ping:?} and dead_after of {dead:?}")
+        } else if self.idle_after < IDLE_MIN {
+            format!("idle_after of {:?}, not of {IDLE_MIN:?} at least", self.idle_after)
         } else {
             return Ok(());
         };
@@ -129,6 +141,9 @@ const WINDOW_MAX: u32 = 1 << 30;
 
 /// More often would be load and no help.
 const PING_MIN: Duration = Duration::from_millis(10);
+
+/// A connection that is ended sooner is hardly made.
+const IDLE_MIN: Duration = Duration::from_millis(10);
 
 /// What the driver has to know.
 #[derive(Debug)]
@@ -152,7 +167,8 @@ pub enum Event {
     Stopped(u32),
     /// At the server: the client wants no answer any more; the stream is gone.
     Killed(u32),
-    /// At the client: no stream can be opened any more.
+    /// No stream can be opened any more: to a server's client that is told, and to the server
+    /// itself once it has said so.
     GoingAway,
 }
 
@@ -211,6 +227,8 @@ impl Session {
             events: VecDeque::new(),
             last_received: now,
             pinged_at: None,
+            idle_since: now,
+            was_used: false,
             gone_after: None,
             closed: None,
             limits,
@@ -242,6 +260,17 @@ impl Session {
     /// Returns why the connection is of no use any more.
     pub fn why_closed(&self) -> Option<&str> {
         self.closed.as_ref().map(|(_, message)| message.as_str())
+    }
+
+    /// Tells whether a server has said that it takes no more streams. What crosses that word is
+    /// refused, so the connection is best left to the client to end.
+    pub fn has_said_farewell(&self) -> bool {
+        self.is_server && self.peer.is_some() && self.gone_after.is_some()
+    }
+
+    /// Returns since when no stream runs on a connection that could carry some.
+    pub fn idle_since(&self) -> Option<Instant> {
+        (self.is_open() && self.streams.is_empty()).then_some(self.idle_since)
     }
 
     /// Returns the number of streams that have not ended.
@@ -411,6 +440,7 @@ impl Session {
             let last = self.next_stream - 1;
             self.gone_after = Some(last);
             self.put_control(Kind::GoAway, 0, &last.to_le_bytes());
+            self.events.push_back(Event::GoingAway);
         }
     }
 
@@ -455,7 +485,22 @@ impl Session {
             Some(pinged_at) => pinged_at + self.patience(),
             None => self.last_received + self.limits.ping_after,
         };
+        let due = self.idle_until().map_or(due, |idle| idle.min(due));
         self.closed.is_none().then_some(due)
+    }
+
+    /// Returns when a server ends a connection that is idle until then.
+    fn idle_until(&self) -> Option<Instant> {
+        let is_kept = !self.is_server || !self.is_open();
+        if is_kept { None } else { self.idle_since.checked_add(self.limits.idle_after) }
+    }
+
+    /// Notes up to when the connection was used, if that is `now`: told when a stream ends, the
+    /// session knows better since when it is idle than it does by its timeouts.
+    pub fn note_use(&mut self, now: Instant) {
+        if self.was_used || !self.streams.is_empty() {
+            (self.idle_since, self.was_used) = (now, false);
+        }
     }
 
     /// Returns how long an asked peer may be silent.
@@ -463,8 +508,12 @@ impl Session {
         self.limits.dead_after.saturating_sub(self.limits.ping_after)
     }
 
-    /// Asks a silent peer for a sign of life, or gives it up.
+    /// Asks a silent peer for a sign of life, or gives it up; takes leave of an idle one.
     pub fn on_timeout(&mut self, now: Instant) {
+        self.note_use(now);
+        if self.idle_until().is_some_and(|idle| now >= idle) {
+            self.go_away();
+        }
         let silent = now.saturating_duration_since(self.last_received);
         match self.pinged_at {
             // Only who was asked and had time to answer is given up: this side may have been the
@@ -494,6 +543,7 @@ impl Session {
         if let Some(needed) = stream.outbound.starves_below {
             self.starved.remove(&(needed, id));
         }
+        self.was_used = true;
         self.assembling -= stream.inbound.partial.len();
         self.owe_connection(stream.inbound.held());
         Some(stream)

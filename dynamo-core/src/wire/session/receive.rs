@@ -19,7 +19,6 @@ impl Session {
     /// Fails with [`Protocol`](ErrorKind::Protocol) if the peer broke it; the session is closed
     /// then.
     pub fn receive(&mut self, bytes: &mut BytesMut, now: Instant) -> Result<()> {
-        (self.last_received, self.pinged_at) = (now, None);
         while self.closed.is_none() {
             let taken = self.receive_frame(bytes);
             match taken {
@@ -30,6 +29,10 @@ impl Session {
                     return Err(error);
                 }
             }
+        }
+        // A peer shows no life before it has said hello: dripping that is no way to stay.
+        if self.peer.is_some() {
+            (self.last_received, self.pinged_at) = (now, None);
         }
         Ok(())
     }

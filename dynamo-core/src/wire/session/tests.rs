@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod credit;
+mod idle;
 mod interleaving;
 mod limits;
 

@@ -1,0 +1,73 @@
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Waiting, Poll};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::discovery::{Address, Instance};
+use crate::engine::{Context, Engine};
+use crate::error::ErrorKind;
+use crate::name::{EndpointPath, Name};
+use crate::protocol::InstanceId;
+use crate::wire::codec::Codec;
+use crate::wire::session::{Limits, Session};
+
+/// Takes one write, and is broken from then on.
+struct Breaks(bool);
+
+impl AsyncWrite for Breaks {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Waiting<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let is_broken = std::mem::replace(&mut self.0, true);
+        Poll::Ready(if is_broken { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(bytes.len()) })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Waiting<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Waiting<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_farewell_counts_though_the_request_that_crosses_it_cannot_be_written() {
+    let name = |name| Name::new(name).unwrap();
+    let endpoint = EndpointPath { namespace: name("n"), component: name("c"), endpoint: name("e") };
+    let (id, address, labels) = (InstanceId(1), Address("x".to_owned()), Default::default());
+    let instance = Instance { id, incarnation: 0, endpoint, address, labels };
+    // Whether reading or writing comes first is left to chance.
+    for _ in 0..32 {
+        let now = Instant::now().into_std();
+        let (mut peer, reader) = tokio::io::duplex(1 << 10);
+        let session = Session::client(Limits::default(), Codec::default(), now);
+        let connection = Connection::new(session, Arc::default());
+        let mut tasks = JoinSet::new();
+        let halves = (reader, Breaks(false));
+        tasks.spawn(connection.clone().drive(halves, CancellationToken::new(), |_| {}));
+        let mut server = Session::server(Limits::default(), now);
+        let mut said = BytesMut::new();
+        server.transmit(&mut said, 1 << 10);
+        peer.write_all_buf(&mut said).await.unwrap();
+        assert_eq!(connection.greeted().await, Stage::Open);
+        server.go_away();
+        server.transmit(&mut said, 1 << 10);
+        peer.write_all_buf(&mut said).await.unwrap();
+        drop(peer);
+        let engine = RemoteEngine::new(connection, &instance);
+        let error = engine.generate(Context::new(), Bytes::new()).await.unwrap_err();
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, true));
+        assert!(engine.is_gone());
+        tasks.join_all().await;
+    }
+}
