@@ -1,6 +1,7 @@
 //! The calling side of an endpoint: who is there, who is picked, one call.
 
 mod counts;
+mod dialled;
 mod fleet;
 mod health;
 mod least_loaded;
@@ -11,13 +12,13 @@ mod round_robin;
 mod totals;
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
+use dialled::Dialled;
 use fleet::Fleet;
 pub use least_loaded::LeastLoaded;
 pub use picker::{Pick, Picker};
@@ -47,7 +48,7 @@ pub struct Client<Req, Resp> {
     fleet: Arc<Fleet>,
     picker: Arc<dyn Picker<Req>>,
     retries: Retries,
-    types: PhantomData<fn(Req) -> Resp>,
+    dialled: Arc<Dialled<Req, Resp>>,
 }
 
 impl<Req: Message, Resp: Message> Client<Req, Resp> {
@@ -56,7 +57,8 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
         let picker = Arc::new(RoundRobin::default());
         let retries = Retries::new(RetryPolicy::default());
         let runtime = runtime.clone();
-        Ok(Self { runtime, endpoint, fleet, picker, retries, types: PhantomData })
+        let dialled = Arc::default();
+        Ok(Self { runtime, endpoint, fleet, picker, retries, dialled })
     }
 
     /// Chooses instances by `picker` instead of in turn.
@@ -186,8 +188,18 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
         request: Req,
     ) -> Result<ResponseStream<Resp>> {
         let on_drop = KillOnDrop(Some(ctx.clone()));
-        let ingress = ctx.bound(self.runtime.request_plane().dial(instance)).await?;
-        let stream = ingress.engine::<Req, Resp>()?.generate(ctx, request).await?;
+        let engine = match self.dialled.find(instance) {
+            Some(known) => known,
+            None => {
+                let ingress = ctx.bound(self.runtime.request_plane().dial(instance)).await?;
+                let engine = ingress.engine::<Req, Resp>()?;
+                if ingress.is_remote() {
+                    self.dialled.keep(instance, &engine, &self.instances());
+                }
+                engine
+            }
+        };
+        let stream = engine.generate(ctx, request).await?;
         on_drop.disarm();
         Ok(stream)
     }
@@ -258,7 +270,7 @@ impl<Req, Resp> Clone for Client<Req, Resp> {
             fleet: Arc::clone(&self.fleet),
             picker: Arc::clone(&self.picker),
             retries: self.retries.clone(),
-            types: PhantomData,
+            dialled: Arc::clone(&self.dialled),
         }
     }
 }

@@ -50,6 +50,11 @@ impl Ingress {
         Self(Entrance::Remote(encoded, codec))
     }
 
+    /// Tells whether the engine is in another process: it holds nothing here then.
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.0, Entrance::Remote(..))
+    }
+
     /// Returns the engine by messages that `codec` encodes.
     ///
     /// Fails with [`InvalidArgument`](crate::ErrorKind::InvalidArgument) if it is in another process

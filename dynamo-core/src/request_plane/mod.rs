@@ -51,7 +51,8 @@ pub trait RequestPlane: Send + Sync + fmt::Debug + 'static {
         ingress: Ingress,
     ) -> Result<Binding>;
 
-    /// Returns the way to `instance`.
+    /// Returns the way to `instance`. One to another process stays good: what it needs to get
+    /// there is made anew when it is gone.
     async fn dial(&self, instance: &Instance) -> Result<Ingress>;
 
     /// Asks whether `instance` is there; a request to it would start.

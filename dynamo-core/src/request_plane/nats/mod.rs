@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::remote::{Bound, Peers, Reach, Redial, RemoteEngine, Shares};
+use super::remote::{Bound, Connection, Peers, Reach, RemoteEngine, Shares};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
@@ -161,7 +161,7 @@ struct Dialer {
 }
 
 impl Reach for Dialer {
-    async fn reach(&self, instance: &Instance) -> Result<RemoteEngine> {
+    async fn reach(&self, instance: &Instance) -> Result<Connection> {
         let subject = instance.address.0.strip_prefix(SCHEME);
         let process = subject.and_then(|subject| self.hub.subjects().process(subject));
         let process = process.ok_or_else(|| {
@@ -169,16 +169,15 @@ impl Reach for Dialer {
             Error::invalid(format!("{instance} has address {address}, not one of NATS at {root}"))
         })?;
         if let Some(known) = self.peers.known(&process) {
-            return Ok(RemoteEngine::new(known, instance));
+            return Ok(known);
         }
         let connect = self.hub.connect(process);
         // Boxed: large and seldom run, while this future is made for each call.
         let connection = Box::pin(self.peers.connection(process, connect)).await;
-        let connection = connection.map_err(|error| {
+        connection.map_err(|error| {
             let message = format!("{instance} cannot be reached at {}", instance.address);
             Error::new(ErrorKind::Unavailable, message).with_source(error).unprocessed()
-        })?;
-        Ok(RemoteEngine::new(connection, instance))
+        })
     }
 }
 
@@ -195,12 +194,13 @@ impl RequestPlane for NatsRequestPlane {
     }
 
     async fn dial(&self, instance: &Instance) -> Result<Ingress> {
-        let engine = Redial::dial(&self.dialer, instance).await?;
+        let engine = RemoteEngine::new(&self.dialer, instance);
+        engine.connect().await?;
         Ok(Ingress::remote(Arc::new(engine), self.hub.codec()))
     }
 
     async fn probe(&self, instance: &Instance) -> Result<()> {
-        Redial::probe(&self.dialer, instance).await
+        RemoteEngine::new(&self.dialer, instance).probe().await
     }
 
     fn measure(&self, metrics: &Registry) {

@@ -11,11 +11,11 @@
 
 mod answer;
 mod bound;
+mod call;
 mod connection;
 mod driver;
 mod engine;
 mod peers;
-mod redial;
 mod shares;
 
 use std::sync::atomic::AtomicU64;
@@ -25,9 +25,8 @@ use std::time::Duration;
 pub(crate) use answer::answer;
 pub(crate) use bound::Bound;
 pub(crate) use connection::{Connection, Stage, Vouch};
-pub(crate) use engine::RemoteEngine;
+pub(crate) use engine::{Reach, RemoteEngine};
 pub(crate) use peers::Peers;
-pub(crate) use redial::{Reach, Redial};
 pub(crate) use shares::{REQUESTS_MAX, Share, Shares};
 
 /// What the connections of a plane have done so far.

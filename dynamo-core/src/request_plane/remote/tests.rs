@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::discovery::{Address, Instance};
 use crate::engine::{Context, Engine};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Result};
 use crate::name::{EndpointPath, Name};
 use crate::protocol::InstanceId;
 use crate::wire::codec::Codec;
@@ -40,6 +40,15 @@ impl AsyncWrite for Breaks {
     }
 }
 
+/// Knows one connection, and makes no other.
+struct Only(Connection);
+
+impl Reach for Only {
+    async fn reach(&self, _: &Instance) -> Result<Connection> {
+        Ok(self.0.clone())
+    }
+}
+
 #[tokio::test]
 async fn a_farewell_counts_though_the_request_that_crosses_it_cannot_be_written() {
     let name = |name| Name::new(name).unwrap();
@@ -64,10 +73,10 @@ async fn a_farewell_counts_though_the_request_that_crosses_it_cannot_be_written(
         server.transmit(&mut said, 1 << 10);
         peer.write_all_buf(&mut said).await.unwrap();
         drop(peer);
-        let engine = RemoteEngine::new(connection, &instance);
+        let engine = RemoteEngine::new(&Arc::new(Only(connection.clone())), &instance);
         let error = engine.generate(Context::new(), Bytes::new()).await.unwrap_err();
         assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, true));
-        assert!(engine.is_gone());
+        assert!(!connection.is_open());
         tasks.join_all().await;
     }
 }

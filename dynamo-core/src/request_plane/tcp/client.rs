@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::remote::{Connection, Counters, Peers, Reach, RemoteEngine, Stage, Vouch};
+use super::super::remote::{Connection, Counters, Peers, Reach, Stage, Vouch};
 use super::tls::Tls;
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, ErrorKind, Result};
@@ -132,8 +132,8 @@ impl Dialer {
 }
 
 impl Reach for Dialer {
-    /// Returns the way to `instance`, behind a peer that may answer for it.
-    async fn reach(&self, instance: &Instance) -> Result<RemoteEngine> {
+    /// The peer may answer for `instance`.
+    async fn reach(&self, instance: &Instance) -> Result<Connection> {
         let target = Target::parse(&instance.address).ok_or_else(|| {
             Error::invalid(format!("{instance} has address {}, not one of TCP", instance.address))
         })?;
@@ -147,7 +147,7 @@ impl Reach for Dialer {
             connection = self.connection(instance, target).await?;
             connection.check(instance)?;
         }
-        Ok(RemoteEngine::new(connection, instance))
+        Ok(connection)
     }
 }
 

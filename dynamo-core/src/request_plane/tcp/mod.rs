@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::remote::{Bound, Counters, Peers, REQUESTS_MAX, Redial, Shares};
+use super::remote::{Bound, Counters, Peers, REQUESTS_MAX, RemoteEngine, Shares};
 use super::{Binding, Ingress, RequestPlane};
 use crate::discovery::{Address, Instance};
 use crate::error::{Error, Result};
@@ -263,12 +263,13 @@ impl RequestPlane for TcpRequestPlane {
     }
 
     async fn dial(&self, instance: &Instance) -> Result<Ingress> {
-        let engine = Redial::dial(&self.dialer, instance).await?;
+        let engine = RemoteEngine::new(&self.dialer, instance);
+        engine.connect().await?;
         Ok(Ingress::remote(Arc::new(engine), self.dialer.codec))
     }
 
     async fn probe(&self, instance: &Instance) -> Result<()> {
-        Redial::probe(&self.dialer, instance).await
+        RemoteEngine::new(&self.dialer, instance).probe().await
     }
 
     fn measure(&self, metrics: &Registry) {
