@@ -60,8 +60,9 @@ impl Discovery for Script {
     }
 }
 
-/// A process of its own, as far as requests are concerned.
+/// A process of its own, as far as requests are concerned: the threads of its sockets are its own.
 struct Process {
+    threads: Threads,
     plane: Arc<TcpRequestPlane>,
     runtime: Runtime,
     requests: Arc<AtomicUsize>,
@@ -71,10 +72,12 @@ struct Process {
 impl Process {
     async fn start(directory: &Arc<Script>) -> Self {
         let config = TcpConfig::default().with_listen("127.0.0.1:0".parse().unwrap());
-        let plane = Arc::new(TcpRequestPlane::start(config).await.unwrap());
+        let threads = Threads::start();
+        let plane = threads.run(TcpRequestPlane::start(config)).await.unwrap();
+        let plane = Arc::new(plane);
         let (discovery, requests) = (Arc::<Script>::clone(directory), plane.clone());
         let runtime = Runtime::new(discovery, requests, Arc::new(MemoryEventPlane::default()));
-        Self { plane, runtime, requests: Arc::default(), serving: None }
+        Self { threads, plane, runtime, requests: Arc::default(), serving: None }
     }
 
     async fn serving(directory: &Arc<Script>, id: u64) -> Self {
@@ -100,11 +103,52 @@ impl Process {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Ends as a process does that is killed: nobody is told but by the sockets.
-    async fn die(self) -> usize {
-        self.plane.shutdown().await;
+    /// Ends as a process does that is killed: in the midst of whatever it does, its sockets are
+    /// closed, and nobody is told anything.
+    async fn die(mut self) -> usize {
+        self.threads.end().await;
         self.requests()
     }
+}
+
+/// A tokio runtime that can be dropped anywhere, with every task on it.
+struct Threads(Option<tokio::runtime::Runtime>);
+
+impl Threads {
+    fn start() -> Self {
+        let mut threads = tokio::runtime::Builder::new_multi_thread();
+        Self(Some(threads.worker_threads(1).enable_all().build().unwrap()))
+    }
+
+    /// Runs `work` there: what it spawns is of there too.
+    async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        self.0.as_ref().unwrap().spawn(work).await.unwrap()
+    }
+
+    /// Returns once no task is left.
+    async fn end(&mut self) {
+        let threads = self.0.take();
+        tokio::task::spawn_blocking(move || drop(threads)).await.unwrap();
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(threads) = self.0.take() {
+            threads.shutdown_background();
+        }
+    }
+}
+
+/// Waits until `caller` has seen that the process of an instance is not there any more. What is
+/// asked of it until then may have been started, for all that anyone knows.
+async fn noticed(caller: &Process, dead: &Instance) {
+    let notices = async {
+        while caller.plane.dial(dead).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), notices).await.expect("happens soon");
 }
 
 fn options(id: u64) -> ServeOptions {
@@ -146,6 +190,7 @@ async fn no_request_is_lost_to_an_instance_that_died_and_no_second_one_goes_ther
         assert_eq!(ask(&client).await.unwrap(), 3);
     }
     assert_eq!(dead.die().await, 2, "requests go in turn");
+    noticed(&caller, &directory.instance(4)).await;
     let dials = caller.plane.stats().connections_total;
     for _ in 0..40 {
         assert_eq!(ask(&client).await.unwrap(), 3);
@@ -156,6 +201,28 @@ async fn no_request_is_lost_to_an_instance_that_died_and_no_second_one_goes_ther
     assert_eq!(served.iter().sum::<usize>(), 6 + 40);
     // One request found it dead; from there on only probes go there.
     assert!(caller.plane.stats().connections_total <= dials + 4);
+}
+
+/// What was under way may have done something: it fails, at once, and is not tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_in_mid_stream_is_an_error_that_is_not_safe_to_repeat_and_no_short_answer() {
+    let directory = Script::new();
+    let mut dies = Process::start(&directory).await;
+    let engine = engine_fn(|ctx: Context, count: u32| async move {
+        let items = stream::iter(0..count).map(Ok).chain(stream::pending());
+        Ok(ResponseStream::new(&ctx, items))
+    });
+    dies.serve(engine, options(1)).await;
+    let other = Process::serving(&directory, 2).await;
+    let caller = Process::start(&directory).await;
+    let client = endpoint(&caller.runtime).client().await.unwrap();
+    let mut answer = client.direct(InstanceId(1), Context::new(), 1).await.unwrap();
+    assert_eq!(answer.next().await.unwrap().unwrap(), 0);
+    dies.die().await;
+    let end = tokio::time::timeout(Duration::from_secs(20), answer.next()).await.unwrap();
+    let error = end.unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, false));
+    assert_eq!((other.requests(), ask(&client).await.unwrap()), (0, 3));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

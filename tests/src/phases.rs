@@ -25,6 +25,7 @@ pub struct Caller {
     /// What makes the instance known; without it, it is not.
     pub registration: Option<Registration>,
     runtime: Runtime,
+    plane: Arc<TcpRequestPlane>,
 }
 
 impl Caller {
@@ -34,7 +35,8 @@ impl Caller {
         let config = TcpConfig::default().with_plaintext_allowed();
         let plane = Arc::new(TcpRequestPlane::start(config).await?);
         let events = Arc::<MemoryEventPlane>::default();
-        let runtime = Runtime::new(Arc::<MemoryDiscovery>::clone(&discovery), plane, events);
+        let ours = Arc::<TcpRequestPlane>::clone(&plane);
+        let runtime = Runtime::new(Arc::<MemoryDiscovery>::clone(&discovery), ours, events);
         let endpoint = endpoint(&runtime)?;
         let (address, labels) = (Address(address.to_owned()), BTreeMap::new());
         let (id, path) = (InstanceId(id), endpoint.path().clone());
@@ -42,13 +44,18 @@ impl Caller {
         let registration = Some(discovery.register(instance).await?);
         let client = endpoint.client().await?;
         let client = client.with_retry(RetryPolicy::default().with_attempts_max(1));
-        Ok(Self { client, registration, runtime })
+        Ok(Self { client, registration, runtime, plane })
     }
 
     /// Follows the endpoint anew: what it learns is what is listed now.
     pub async fn follow_again(&mut self) -> Result<()> {
         self.client = endpoint(&self.runtime)?.client().await?;
         Ok(())
+    }
+
+    /// Returns how many connections have been made, whether or not anyone has greeted there.
+    pub fn connections(&self) -> u64 {
+        self.plane.stats().connections_total
     }
 
     /// Ends everything, within twenty seconds.

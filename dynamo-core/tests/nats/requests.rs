@@ -1,7 +1,7 @@
 //! Requests over a real NATS: streams are whole and run once, whatever becomes of NATS meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,6 +25,14 @@ use crate::server::Server;
 
 async fn plane(server: &Server) -> Arc<NatsRequestPlane> {
     Arc::new(NatsRequestPlane::start(NatsRequestPlaneConfig::new(server.url())).await.unwrap())
+}
+
+/// A plane that gives nobody up for silence, however long a busy machine takes.
+async fn patient(server: &Server) -> Arc<NatsRequestPlane> {
+    let config = NatsRequestPlaneConfig::new(server.url());
+    let mut limits = config.limits.clone();
+    limits.dead_after = Duration::from_secs(3600);
+    Arc::new(NatsRequestPlane::start(config.with_limits(limits)).await.unwrap())
 }
 
 /// A process of its own, as far as requests are concerned; all share a directory.
@@ -71,19 +79,24 @@ async fn streams_are_whole_and_run_once_though_nats_is_killed_and_freezes() {
     const STREAMS: usize = 32;
     const ITEMS: u32 = 400;
     let Some(mut server) = Server::start() else { return };
-    let (ours, theirs) = (plane(&server).await, plane(&server).await);
+    let (ours, theirs) = (patient(&server).await, patient(&server).await);
     let discovery = Arc::default();
     let (serves, calls) = (runtime(&discovery, &ours), runtime(&discovery, &theirs));
     let starts = Arc::default();
     let serving = endpoint(&serves).serve(counting(&starts)).await.unwrap();
     let client: Client<u32, u32> = endpoint(&calls).client().await.unwrap();
     client.wait_ready(Duration::from_secs(20)).await.unwrap();
-    let done = Arc::new(AtomicUsize::new(0));
-    let load = stream::iter(0..STREAMS * 4).map(|_| async {
-        let stream = client.generate(Context::new(), ITEMS).await.unwrap();
-        let items = stream.collect().await.unwrap();
-        assert!(items.into_iter().eq(0..ITEMS));
-        done.fetch_add(1, Ordering::Relaxed);
+    // As long as there is trouble, there is load: one stream after another, in so many turns.
+    let is_over = AtomicBool::new(false);
+    let load = stream::iter(0..STREAMS).map(|_| async {
+        let mut whole = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            let stream = client.generate(Context::new(), ITEMS).await.unwrap();
+            let items = stream.collect().await.unwrap();
+            assert!(items.into_iter().eq(0..ITEMS));
+            whole += 1;
+        }
+        whole
     });
     let trouble = async {
         for _ in 0..4 {
@@ -93,20 +106,19 @@ async fn streams_are_whole_and_run_once_though_nats_is_killed_and_freezes() {
             server.restart();
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let before = done.load(Ordering::Relaxed);
-        assert!(before < STREAMS * 4, "there was load all the time");
         server.signal("-STOP");
         tokio::time::sleep(Duration::from_secs(2)).await;
         server.signal("-CONT");
+        is_over.store(true, Ordering::Relaxed);
     };
-    let load = load.buffer_unordered(STREAMS).collect::<Vec<_>>();
-    let ((), counts) =
+    let load = load.buffer_unordered(STREAMS).collect::<Vec<usize>>();
+    let ((), whole) =
         tokio::time::timeout(Duration::from_secs(120), async { tokio::join!(trouble, load) })
             .await
             .unwrap();
-    assert_eq!(counts.len(), STREAMS * 4);
     let starts = starts.lock().unwrap();
-    assert_eq!(starts.len(), STREAMS * 4);
+    assert_eq!(starts.len(), whole.iter().sum::<usize>());
+    assert!(whole.iter().all(|whole| *whole > 0), "{whole:?}");
     assert!(starts.values().all(|count| *count == 1), "{starts:?}");
     let (serves, calls) = (ours.stats(), theirs.stats());
     assert_eq!((serves.links_total, calls.links_total), (1, 1), "one link outlives it all");
@@ -195,6 +207,36 @@ async fn a_client_process_that_dies_kills_what_it_asked_for() {
     };
     soon(idle).await;
     drop(stream);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_link_ends_and_the_next_request_makes_another() {
+    let Some(nats) = Server::start() else { return };
+    let config = NatsRequestPlaneConfig::new(nats.url());
+    let mut limits = config.limits.clone();
+    limits.idle_after = Duration::from_millis(50);
+    let ours = Arc::new(NatsRequestPlane::start(config.with_limits(limits)).await.unwrap());
+    let (theirs, discovery) = (plane(&nats).await, Arc::default());
+    let (serves, calls) = (runtime(&discovery, &ours), runtime(&discovery, &theirs));
+    let starts = Arc::default();
+    let serving = endpoint(&serves).serve(counting(&starts)).await.unwrap();
+    let engine = theirs.dial(serving.instance()).await.unwrap().engine::<u32, u32>().unwrap();
+    let again = async {
+        // Asked at any moment of a link's short life, and at the last one as well.
+        let mut asked = 0;
+        while theirs.stats().links_total < 5 {
+            let answer = Engine::generate(&engine, Context::new(), 3).await.unwrap();
+            assert_eq!(answer.collect().await.unwrap(), [0, 1, 2]);
+            asked += 1;
+            tokio::time::sleep(Duration::from_millis(45 + asked % 10)).await;
+        }
+        asked
+    };
+    let asked = soon(again).await;
+    let starts: &Mutex<HashMap<String, usize>> = &starts;
+    let starts = starts.lock().unwrap().clone();
+    assert!(starts.len() as u64 == asked && starts.values().all(|count| *count == 1), "{starts:?}");
+    drop(calls);
 }
 
 /// A process that speaks to planes as it likes.
@@ -293,7 +335,8 @@ async fn whoever_does_not_speak_the_protocol_is_refused_and_the_server_goes_on()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn links_beyond_the_limit_are_refused() {
     let Some(nats) = Server::start() else { return };
-    let ours = plane(&nats).await;
+    // Strangers who say no more stay until the last one has come.
+    let ours = patient(&nats).await;
     let stranger = Stranger::new(&nats).await;
     let mut heard = stranger.listen().await;
     let (mut opened, mut refused) = (0, 0);
@@ -318,10 +361,7 @@ async fn links_beyond_the_limit_are_refused() {
 async fn a_peer_that_vanishes_without_a_word_is_noticed_because_nobody_listens_there() {
     let Some(nats) = Server::start() else { return };
     // Silence alone would take far too long.
-    let patient = NatsRequestPlaneConfig::new(nats.url());
-    let mut limits = patient.limits.clone();
-    limits.dead_after = Duration::from_secs(3600);
-    let ours = NatsRequestPlane::start(patient.with_limits(limits)).await.unwrap();
+    let ours = patient(&nats).await;
     let stranger = Stranger::new(&nats).await;
     let mut heard = stranger.listen().await;
     let instance = stranger.instance();

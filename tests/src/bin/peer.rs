@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -28,10 +29,10 @@ async fn serve(listen: SocketAddr, inflight_max: usize) -> Result<()> {
     let config = TcpConfig::default().with_listen(listen).with_plaintext_allowed();
     let plane = Arc::new(TcpRequestPlane::start(config).await?);
     let runtime = Runtime::new(Arc::<Directory>::default(), plane, Arc::<Events>::default());
-    let release = watch::Sender::new(false);
+    let (release, starts) = (watch::Sender::new(false), Arc::<AtomicUsize>::default());
     let options = ServeOptions::default().with_inflight_max(inflight_max).with_waiting_max(1);
     let serving = dynamo_tests::phases::endpoint(&runtime)?;
-    let serving = serving.serve_with(engine(release.subscribe()), options).await?;
+    let serving = serving.serve_with(engine(release.subscribe(), &starts), options).await?;
     let instance = serving.instance();
     say(&format!("{} {}", instance.address, instance.id.0)).await?;
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
@@ -44,6 +45,7 @@ async fn serve(listen: SocketAddr, inflight_max: usize) -> Result<()> {
                 let (running, waiting) = counts;
                 say(&format!("{running} {waiting} {tasks} {}", process::open_files()?)).await?;
             }
+            ("started", _) => say(&starts.load(Ordering::Relaxed).to_string()).await?,
             ("release", _) => {
                 release.send_replace(true);
                 say("released").await?;
@@ -69,9 +71,14 @@ async fn serve(listen: SocketAddr, inflight_max: usize) -> Result<()> {
 type Directory = dynamo_core::discovery::MemoryDiscovery;
 type Events = MemoryEventPlane;
 
-/// Answers with three items, and waits for its release where it is told to.
-fn engine(release: watch::Receiver<bool>) -> impl Engine<Request = String, Response = u32> {
+/// Answers with three items, and waits for its release where it is told to; counts its starts.
+fn engine(
+    release: watch::Receiver<bool>,
+    starts: &Arc<AtomicUsize>,
+) -> impl Engine<Request = String, Response = u32> {
+    let starts = Arc::clone(starts);
     engine_fn(move |ctx: Context, phase: String| {
+        starts.fetch_add(1, Ordering::Relaxed);
         let release = release.clone();
         let released = async move |is_here: bool| {
             if is_here {

@@ -49,6 +49,9 @@ pub(crate) async fn run(
     } else {
         let mut caller = Caller::start(&cell.address, cell.id).await?;
         cell.request(&mut caller, expected).await?;
+        if (phase, fault) == (Phase::Connect, Fault::ClientDrops) {
+            cell.dropped_while_connecting(&caller, before).await?;
+        }
         caller.end().await.context("the caller's end")?;
     }
     if phase == Phase::Draining && fault != Fault::ServerKilled {
@@ -127,8 +130,14 @@ impl<'a> Cell<'a> {
         let mut begun = None;
         match self.phase {
             Phase::Connect if self.fault == Fault::ClientDrops => {
-                let call = tokio::time::timeout(Duration::from_millis(100), call.join_next()).await;
-                ensure!(call.is_err(), "nobody greets");
+                // As far as it gets: the kernel has answered for the server.
+                let connects = async {
+                    while caller.connections() == 0 {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                tokio::time::timeout(BOUND, connects).await.context("does not connect")?;
+                ensure!(call.try_join_next().is_none(), "nobody greets");
             }
             Phase::Connect => {}
             Phase::BeforeAccept => self.until(|left| left.running == 1).await?,
@@ -163,6 +172,23 @@ impl<'a> Cell<'a> {
         drop(occupant);
         self.revive().await?;
         judge(outcome, expected)
+    }
+
+    /// Sees that a request that was dropped before it had a connection never ran, left none behind,
+    /// and that the plane makes one for the next.
+    async fn dropped_while_connecting(&mut self, caller: &Caller, before: Left) -> Result<()> {
+        let next = async {
+            let stream = caller.client.generate(Context::new(), word(self.phase).to_owned());
+            stream.await?.collect().await
+        };
+        let items = tokio::time::timeout(BOUND, next).await.context("no answer in time")??;
+        ensure!(items == [0, 1, 2], "the next request is answered with {items:?}");
+        // Of two connections, the one that was given up has ended.
+        let connected = Left { tasks: before.tasks + 1, files: before.files + 1, ..before };
+        self.until(|left| *left == connected).await.context("more than one connection is left")?;
+        let starts = self.server.ask("started").await?;
+        ensure!(starts == "1", "{starts} requests were started, not the next alone");
+        Ok(())
     }
 
     /// Reads to the end.
