@@ -455,6 +455,7 @@ async fn what_does_not_start_is_named_by_its_part() {
         ("ASSEMBLY_BYTES_MAX", "0", "request plane: limits of no streams"),
         ("PING_AFTER", "0ms", "ping_after of 0ns"),
         ("PING_AFTER", "1m", "ping_after of 60s and dead_after of "),
+        ("DEAD_AFTER", "9000h", "and dead_after of 32400000s"),
         ("IDLE_AFTER", "1ms", "idle_after of 1ms, not of 10ms at least"),
     ] {
         let config = vars(&[(&format!("REQUEST_PLANE__TCP__LIMITS__{key}"), value)]).unwrap();

@@ -11,12 +11,14 @@
 mod credit;
 #[cfg(any(test, feature = "test-util"))]
 pub(super) mod fuzz;
+mod limits;
 mod receive;
 mod stream;
+mod time;
 mod transmit;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
@@ -25,6 +27,8 @@ use super::frame::{self, Hello, Kind};
 use super::head::Head;
 use crate::error::{Error, ErrorKind, Result};
 use credit::Sharing;
+pub use limits::Limits;
+use limits::{WINDOW_MAX, WINDOW_MIN};
 pub(crate) use stream::StreamIds;
 use stream::{Stream, Terminal};
 
@@ -70,80 +74,6 @@ pub struct Session {
     gone_after: Option<u32>,
     closed: Option<(ErrorKind, String)>,
 }
-
-/// What a session allows its peer, and how long it waits for it.
-#[derive(Debug, Clone, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Limits {
-    /// Bytes on their way or unread per stream.
-    pub stream_window: u32,
-    /// Bytes on their way or unread in all.
-    pub connection_window: u32,
-    /// Streams at once.
-    pub streams_max: u32,
-    /// Bytes of messages that are arriving, in all.
-    pub assembly_bytes_max: usize,
-    /// How long the peer may be silent before it is asked for a sign of life.
-    #[serde(deserialize_with = "crate::time::duration")]
-    pub ping_after: Duration,
-    /// How long the peer may be silent before it counts as dead.
-    #[serde(deserialize_with = "crate::time::duration")]
-    pub dead_after: Duration,
-    /// How long a server keeps a connection that carries no stream; the client makes another one
-    /// when it needs it.
-    #[serde(deserialize_with = "crate::time::duration")]
-    pub idle_after: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            stream_window: 256 << 10,
-            connection_window: 4 << 20,
-            streams_max: 4096,
-            assembly_bytes_max: 256 << 20,
-            // A sign of life each second, and a silent peer's streams fail well within three.
-            ping_after: Duration::from_secs(1),
-            dead_after: Duration::from_millis(2500),
-            // A pause between two requests costs no connection, a client that forgot this server
-            // no place.
-            idle_after: Duration::from_secs(300),
-        }
-    }
-}
-
-impl Limits {
-    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if no request would get through.
-    pub fn check(&self) -> Result<()> {
-        let windows = [self.stream_window, self.connection_window];
-        let wrong = if windows.iter().any(|window| !(WINDOW_MIN..=WINDOW_MAX).contains(window)) {
-            format!("windows of {windows:?} bytes, not of {WINDOW_MIN} to {WINDOW_MAX}")
-        } else if self.streams_max == 0 || self.assembly_bytes_max == 0 {
-            "limits of no streams, or of no bytes that arrive".to_owned()
-        } else if self.ping_after < PING_MIN || self.dead_after <= self.ping_after {
-            let (ping, dead) = (self.ping_after, self.dead_after);
-            format!("ping_after of {ping:?} and dead_after of {dead:?}")
-        } else if self.idle_after < IDLE_MIN {
-            format!("idle_after of {:?}, not of {IDLE_MIN:?} at least", self.idle_after)
-        } else {
-            return Ok(());
-        };
-        Err(Error::invalid(wrong))
-    }
-}
-
-/// Room for a few frames at least: below it, credit could run dry for good.
-const WINDOW_MIN: u32 = 4 << 10;
-
-/// Keeps sums of credit far from overflow.
-const WINDOW_MAX: u32 = 1 << 30;
-
-/// More often would be load and no help.
-const PING_MIN: Duration = Duration::from_millis(10);
-
-/// A connection that is ended sooner is hardly made.
-const IDLE_MIN: Duration = Duration::from_millis(10);
 
 /// What the driver has to know.
 #[derive(Debug)]
@@ -266,11 +196,6 @@ impl Session {
     /// refused, so the connection is best left to the client to end.
     pub fn has_said_farewell(&self) -> bool {
         self.is_server && self.peer.is_some() && self.gone_after.is_some()
-    }
-
-    /// Returns since when no stream runs on a connection that could carry some.
-    pub fn idle_since(&self) -> Option<Instant> {
-        (self.is_open() && self.streams.is_empty()).then_some(self.idle_since)
     }
 
     /// Returns the number of streams that have not ended.
@@ -477,56 +402,6 @@ impl Session {
         self.bulk.clear();
         self.starved.clear();
         (self.owing, self.told_streams_max) = (Vec::new(), self.streams_max);
-    }
-
-    /// Returns when [`on_timeout`](Self::on_timeout) is due; `None` once closed.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        let due = match self.pinged_at {
-            Some(pinged_at) => pinged_at + self.patience(),
-            None => self.last_received + self.limits.ping_after,
-        };
-        let due = self.idle_until().map_or(due, |idle| idle.min(due));
-        self.closed.is_none().then_some(due)
-    }
-
-    /// Returns when a server ends a connection that is idle until then.
-    fn idle_until(&self) -> Option<Instant> {
-        let is_kept = !self.is_server || !self.is_open();
-        if is_kept { None } else { self.idle_since.checked_add(self.limits.idle_after) }
-    }
-
-    /// Notes up to when the connection was used, if that is `now`: told when a stream ends, the
-    /// session knows better since when it is idle than it does by its timeouts.
-    pub fn note_use(&mut self, now: Instant) {
-        if self.was_used || !self.streams.is_empty() {
-            (self.idle_since, self.was_used) = (now, false);
-        }
-    }
-
-    /// Returns how long an asked peer may be silent.
-    fn patience(&self) -> Duration {
-        self.limits.dead_after.saturating_sub(self.limits.ping_after)
-    }
-
-    /// Asks a silent peer for a sign of life, or gives it up; takes leave of an idle one.
-    pub fn on_timeout(&mut self, now: Instant) {
-        self.note_use(now);
-        if self.idle_until().is_some_and(|idle| now >= idle) {
-            self.go_away();
-        }
-        let silent = now.saturating_duration_since(self.last_received);
-        match self.pinged_at {
-            // Only who was asked and had time to answer is given up: this side may have been the
-            // one that stood still.
-            Some(pinged_at) if now >= pinged_at + self.patience() => {
-                self.close(ErrorKind::Unavailable, format!("the peer is silent for {silent:?}"));
-            }
-            None if silent >= self.limits.ping_after => {
-                self.pinged_at = Some(now);
-                self.put_control(Kind::Ping, 0, &0u64.to_le_bytes());
-            }
-            _ => {}
-        }
     }
 
     /// Returns why a stream of a closed connection failed.
