@@ -107,5 +107,7 @@ async fn until(holds: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(20), waits).await.unwrap();
 }
 
-/// Measured: 2,080; how many tokens share a burst differs from run to run.
-const PER_TOKEN_THOUSANDTHS: usize = 2300;
+/// Measured: 2,063, on an idle machine and a busy one. What is allocated per burst adds a few per
+/// burst at each end, and the smallest is 32 tokens: less than half, whatever the machine does
+/// meanwhile. One more for each token is caught.
+const PER_TOKEN_THOUSANDTHS: usize = 2500;
