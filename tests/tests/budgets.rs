@@ -20,6 +20,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const STREAMS: usize = 64;
 const TOKENS: u32 = 2000;
+const CALLS: usize = 1000;
 
 fn runtime(discovery: &Arc<MemoryDiscovery>, plane: &Arc<TcpRequestPlane>) -> Runtime {
     let discovery = Arc::<MemoryDiscovery>::clone(discovery);
@@ -33,7 +34,7 @@ fn endpoint(runtime: &Runtime) -> Endpoint<u32, GenerateChunk> {
 
 /// One test: what is counted is the whole process's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_streamed_answer_costs_a_task_no_connection_and_few_allocations_per_token() {
+async fn an_answer_costs_a_task_no_connection_and_few_allocations_per_token_and_per_call() {
     let discovery = Arc::default();
     let listening = TcpConfig::default().with_listen("127.0.0.1:0".parse().unwrap());
     let at_server = Arc::new(TcpRequestPlane::start(listening).await.unwrap());
@@ -90,6 +91,18 @@ async fn a_streamed_answer_costs_a_task_no_connection_and_few_allocations_per_to
     // The chunk's own list at the engine and at the reader are two of them.
     assert!(thousandths <= PER_TOKEN_THOUSANDTHS, "{thousandths} / 1000 per token: {change:?}");
 
+    until(|| serving.inflight() == 0).await;
+    let region = Region::new(ALLOCATOR);
+    for _ in 0..CALLS {
+        assert_eq!(
+            client.generate(Context::new(), 1).await.unwrap().collect().await.unwrap().len(),
+            1
+        );
+    }
+    let change = region.change();
+    let per_call = (change.allocations + change.reallocations) / CALLS;
+    assert!(per_call <= PER_CALL, "{per_call} per call: {change:?}");
+
     // The task of the first request may have been about to end when they were counted.
     until(|| metrics.num_alive_tasks() <= before.0 && serving.inflight() == 0).await;
     drop((client, serving));
@@ -111,3 +124,6 @@ async fn until(holds: impl Fn() -> bool) {
 /// burst at each end, and the smallest is 32 tokens: less than half, whatever the machine does
 /// meanwhile. One more for each token is caught.
 const PER_TOKEN_THOUSANDTHS: usize = 2500;
+
+/// Measured: 55, both ends together.
+const PER_CALL: usize = 60;
