@@ -95,16 +95,19 @@ async fn a_drain_waits_for_its_patience_and_no_longer() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_streams_share_one_connection() {
-    let discovery = Arc::default();
-    let (server, caller) = (runtime(&discovery, true).await, runtime(&discovery, false).await);
+    let discovery = Arc::<MemoryDiscovery>::default();
+    let planes = [Arc::new(plane(true).await), Arc::new(plane(false).await)];
+    let [server, caller] = planes.each_ref().map(|plane| {
+        let (discovery, plane) = (Arc::clone(&discovery), Arc::<TcpRequestPlane>::clone(plane));
+        Runtime::new(discovery, plane, Arc::new(MemoryEventPlane::default()))
+    });
     let _serving = endpoint(&server).serve(counting()).await.unwrap();
     let client: Client<u32, u32> = endpoint(&caller).client().await.unwrap();
-    let before = sockets();
     let mut streams = Vec::new();
     for _ in 0..1000 {
         streams.push(client.generate(Context::new(), 50).await.unwrap());
     }
-    assert!(sockets() <= before + 2, "one connection has two ends in this process");
+    assert_eq!(planes.each_ref().map(|plane| plane.stats().connections_total), [1, 1]);
     let counts = stream::iter(streams).map(ResponseStream::collect).buffer_unordered(1000);
     let counts: Vec<_> = counts.map(|items| items.unwrap().len()).collect().await;
     assert_eq!(counts, [50; 1000]);
@@ -211,13 +214,6 @@ async fn tokens_of_many_streams_share_their_writes() {
     let signs_of_life = 16 * 16;
     // What is ready together shares a frame.
     assert!(bytes <= tokens * 10 + signs_of_life, "{stats:?} for {tokens} tokens");
-}
-
-/// Returns how many sockets this process has open.
-fn sockets() -> usize {
-    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-    let targets = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
