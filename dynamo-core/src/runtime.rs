@@ -17,8 +17,9 @@ use crate::request_plane::{MemoryRequestPlane, RequestPlane};
 
 /// The ground a graph stands on; cheap to clone.
 ///
-/// It owns every task that the crate spawns; [`shutdown`](Self::shutdown) ends and joins them,
-/// dropping the last clone ends them.
+/// It owns the tasks of clients and servers; [`shutdown`](Self::shutdown) ends and joins them and those
+/// of its planes, dropping the last clone ends them. What a layer runs, such as the copies of
+/// [`Mirror`](crate::engine::layers::Mirror), ends with the layer.
 #[derive(Clone)]
 pub struct Runtime(Arc<Inner>);
 
