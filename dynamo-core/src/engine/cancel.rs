@@ -43,9 +43,14 @@ impl Cancellation {
             let listen = |parent| Listening::new(parent, Listener::Child(child.clone()));
             Self::with_parents(parents.map(|parent| parent.map(listen)))
         });
-        // Whoever was told before the child was there did not reach it.
+        // Who was told before the child was there did not reach it: under the lock, so that the raise
+        // is either seen here or finds the child.
         for parent in parents.into_iter().flatten() {
-            child.level.fetch_max(parent.level.load(Ordering::Acquire), Ordering::AcqRel);
+            let level = {
+                let _told = parent.listeners();
+                parent.level.load(Ordering::Acquire)
+            };
+            child.level.fetch_max(level, Ordering::AcqRel);
         }
         child
     }
@@ -143,9 +148,15 @@ impl Future for Reached {
                 this.listening = Some(Listening::new(&this.node, listener));
             }
             Some(Listening { key, .. }) => {
-                if let Some(Listener::Task(waker)) = this.node.listeners().get_mut(*key) {
-                    waker.clone_from(cx.waker());
-                }
+                let mut listeners = this.node.listeners();
+                let displaced = match listeners.get_mut(*key) {
+                    Some(Listener::Task(waker)) if !waker.will_wake(cx.waker()) => {
+                        Some(std::mem::replace(waker, cx.waker().clone()))
+                    }
+                    _ => None,
+                };
+                drop(listeners);
+                drop(displaced);
             }
         }
         // A raise that came before the listener is seen here, one behind it wakes it.

@@ -211,6 +211,21 @@ async fn a_kill_reaches_the_work_though_nobody_reads(runtime: Runtime) {
     assert!(stream.next().await.is_none());
     drop(sender);
     puppet.idle().await;
+
+    // Also while it waits for a place, which it leaves at once.
+    drop(puppet);
+    let options = ServeOptions::default().with_inflight_max(1).with_waiting_max(1);
+    let mut puppet = Puppet::new(&runtime, options).await;
+    let _running = puppet.call().await;
+    let ctx = Context::new();
+    let killed = async {
+        until(|| puppet.serving.waiting() == 1).await;
+        ctx.kill();
+    };
+    let waits = puppet.client.generate(ctx.clone(), 0);
+    let (outcome, ()) = soon(futures::future::join(waits, killed)).await;
+    assert_eq!(kind(outcome), ErrorKind::Cancelled);
+    until(|| puppet.serving.waiting() == 0).await;
 }
 
 async fn a_stop_asks_for_an_end_and_what_follows_still_arrives(runtime: Runtime) {

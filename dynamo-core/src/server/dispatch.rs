@@ -75,18 +75,24 @@ impl<E: Engine> Dispatch<E> {
             .map(|item| item.unwrap_or_else(|payload| Err(panicked(&*payload))));
         let activity = self.activity.clone();
         let mut killed = served.kill_reached();
-        let items = stream::poll_fn(move |cx| match items.poll_next_unpin(cx) {
-            Poll::Ready(Some(Ok(item))) => {
-                activity.as_deref().into_iter().for_each(Activity::note);
-                Poll::Ready(Some(Ok(item)))
+        let items = stream::poll_fn(move |cx| {
+            // Also of a stream that is always ready.
+            if inflight.is_gone() {
+                return Poll::Ready(Some(Err(went_away())));
             }
-            Poll::Ready(_) if inflight.is_gone() => Poll::Ready(Some(Err(went_away()))),
-            Poll::Ready(end) => Poll::Ready(end),
-            // A stream of another context may not notice.
-            Poll::Pending => match Pin::new(&mut killed).poll(cx) {
-                Poll::Ready(()) if inflight.is_gone() => Poll::Ready(Some(Err(went_away()))),
-                _ => Poll::Pending,
-            },
+            match items.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(item))) => {
+                    activity.as_deref().into_iter().for_each(Activity::note);
+                    Poll::Ready(Some(Ok(item)))
+                }
+                Poll::Ready(_) if inflight.is_gone() => Poll::Ready(Some(Err(went_away()))),
+                Poll::Ready(end) => Poll::Ready(end),
+                // A stream of another context may not notice.
+                Poll::Pending => match Pin::new(&mut killed).poll(cx) {
+                    Poll::Ready(()) if inflight.is_gone() => Poll::Ready(Some(Err(went_away()))),
+                    _ => Poll::Pending,
+                },
+            }
         });
         Ok(ResponseStream::new(&ctx, items).with_guard(permit))
     }

@@ -158,7 +158,8 @@ impl Connection {
         std::future::poll_fn(|cx| {
             let mut state = lock(&self.0.state);
             if !state.session.is_decided(id) {
-                state.waiting.insert(id, cx.waker().clone());
+                let _displaced = state.waiting.insert(id, cx.waker().clone());
+                drop(state);
                 return Poll::Pending;
             }
             if state.session.is_accepted(id) {
@@ -172,8 +173,8 @@ impl Connection {
         .await
     }
 
-    /// Polls for what has arrived on a client's stream: takes all messages that are there, or how
-    /// the stream ended.
+    /// Polls for what has arrived on a client's stream: takes some of the messages that are there, or
+    /// how the stream ended.
     pub(crate) fn poll_recv(
         &self,
         id: u32,
@@ -181,11 +182,20 @@ impl Connection {
         cx: &mut std::task::Context<'_>,
     ) -> Poll<Option<Result<()>>> {
         let mut state = lock(&self.0.state);
+        let mut bytes = 0;
         let ended = loop {
             match state.session.recv(id) {
-                Recv::Message(message) => messages.push_back(message),
+                Recv::Message(message) => {
+                    bytes += message.len();
+                    messages.push_back(message);
+                    // What is left holds its credit until somebody reads so far.
+                    if bytes >= TAKEN_BYTES || messages.len() >= TAKEN_MAX {
+                        break Some(Ok(()));
+                    }
+                }
                 Recv::Pending if messages.is_empty() => {
-                    state.waiting.insert(id, cx.waker().clone());
+                    let _displaced = state.waiting.insert(id, cx.waker().clone());
+                    drop(state);
                     return Poll::Pending;
                 }
                 Recv::Pending => break Some(Ok(())),
@@ -193,9 +203,11 @@ impl Connection {
                 Recv::Failed(error) => break Some(Err(error)),
             }
         };
-        let has_grant = state.session.has_control();
+        let session = &state.session;
+        // A grant is to be sent, or the driver may have nothing left to do.
+        let is_due = session.has_control() || session.streams() == 0 || session.is_closed();
         drop(state);
-        if has_grant {
+        if is_due {
             self.flush();
         }
         Poll::Ready(ended)
@@ -208,7 +220,7 @@ impl Connection {
 
     pub(crate) fn kill(&self, id: u32) {
         let mut state = lock(&self.0.state);
-        state.waiting.remove(&id);
+        let _waiter = state.waiting.remove(&id);
         state.session.kill(id);
         drop(state);
         self.flush();
@@ -239,7 +251,8 @@ impl Connection {
             if state.session.has_room(id) {
                 return Poll::Ready(Ok(()));
             }
-            state.waiting.insert(id, cx.waker().clone());
+            let _displaced = state.waiting.insert(id, cx.waker().clone());
+            drop(state);
             Poll::Pending
         })
         .await
@@ -248,8 +261,7 @@ impl Connection {
     /// Ends an answer.
     pub(crate) fn settle(&self, id: u32, outcome: Result<()>) {
         let mut state = lock(&self.0.state);
-        state.running.remove(&id);
-        state.waiting.remove(&id);
+        let _over = (state.running.remove(&id), state.waiting.remove(&id));
         match outcome {
             Ok(()) => state.session.finish(id),
             Err(error) => state.session.fail(id, error),
@@ -295,3 +307,7 @@ impl Target {
         (Self { key, incarnation: head.incarnation, is_probe: head.is_probe }, ctx)
     }
 }
+
+/// What a reader takes at once; a lock for each message would cost more than the message.
+const TAKEN_BYTES: usize = 32 << 10;
+const TAKEN_MAX: usize = 256;

@@ -142,7 +142,8 @@ where
                 let session = &mut lock(&self.connection.0.state).session;
                 session.on_timeout(now.into_std());
                 // Armed anew only here: what arrives meanwhile costs no timer.
-                session.poll_timeout().map(Instant::from_std)
+                let next = session.poll_timeout().map(Instant::from_std);
+                next.map(|next| next.min(now + session.timeout_max()))
             };
             let next = [next, self.leave_by].into_iter().flatten().min();
             self.timer.as_mut().reset(next.unwrap_or(now).max(now + TICK_MIN));

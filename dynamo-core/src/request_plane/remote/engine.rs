@@ -49,15 +49,17 @@ impl<R: Reach> RemoteEngine<R> {
         is_probe: bool,
         request: Bytes,
     ) -> Result<ResponseStream<Bytes>> {
-        let head = self.head(ctx, is_probe);
+        let mut head = self.head(ctx, is_probe);
         for _ in 0..REDIALS_MAX {
             let connection = ctx.bound(self.dialer.reach(&self.instance)).await?;
+            head.remaining = ctx.remaining();
             match call(&connection, ctx, &head, request.clone()).await {
                 Err(error) if has_crossed(&connection, &error) => {}
                 outcome => return outcome,
             }
         }
         let connection = ctx.bound(self.dialer.reach(&self.instance)).await?;
+        head.remaining = ctx.remaining();
         call(&connection, ctx, &head, request).await
     }
 

@@ -52,7 +52,10 @@ impl<K: Eq + Hash> Peers<K> {
         // Peers come and go with discovery: what is gone is not kept.
         if peers.len() >= PEERS_TIDY {
             peers.retain(|_, peer| match peer.try_lock() {
-                Ok(peer) => peer.as_ref().is_some_and(Connection::is_open),
+                // Somebody may be about to make it.
+                Ok(known) => {
+                    Arc::strong_count(peer) > 1 || known.as_ref().is_some_and(Connection::is_open)
+                }
                 Err(_) => true,
             });
         }

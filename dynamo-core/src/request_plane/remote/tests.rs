@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context as Waiting, Poll};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -79,4 +79,32 @@ async fn a_farewell_counts_though_the_request_that_crosses_it_cannot_be_written(
         assert!(!connection.is_open());
         tasks.join_all().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_dies_right_after_a_sign_of_life_is_given_up_in_time() {
+    let limits = Limits::default();
+    let now = Instant::now().into_std();
+    let (ours, mut peer) = tokio::io::duplex(1 << 10);
+    let session = Session::client(limits.clone(), Codec::default(), now);
+    let connection = Connection::new(session, Arc::default());
+    let mut tasks = JoinSet::new();
+    let halves = tokio::io::split(ours);
+    tasks.spawn(connection.clone().drive(halves, CancellationToken::new(), |_| {}));
+    let mut server = Session::server(limits.clone(), now);
+    let (mut heard, mut said) = (BytesMut::new(), BytesMut::new());
+    let mut last = Instant::now();
+    // The hello, and the answer to one ping.
+    for _ in 0..3 {
+        server.transmit(&mut said, 1 << 10);
+        peer.write_all_buf(&mut said).await.unwrap();
+        last = Instant::now();
+        peer.read_buf(&mut heard).await.unwrap();
+        server.receive(&mut heard, Instant::now().into_std()).unwrap();
+    }
+    tasks.join_all().await;
+    assert!(!connection.is_open());
+    let silent = last.elapsed();
+    let late = limits.dead_after + Duration::from_millis(100);
+    assert!((limits.dead_after..late).contains(&silent), "given up after {silent:?}");
 }

@@ -264,7 +264,8 @@ impl Session {
     /// Returns what the server has answered; messages first, then how the stream ended.
     pub fn recv(&mut self, id: u32) -> Recv {
         let Some(stream) = self.streams.get_mut(&id) else {
-            return Recv::Failed(Error::internal("stream is gone"));
+            // Only the client itself takes a stream away before it has told how that ended.
+            return Recv::Failed(Error::new(ErrorKind::Cancelled, "by the client"));
         };
         let inbound = &mut stream.inbound;
         if let Some((message, mut credit)) = inbound.messages.pop_front() {
@@ -337,8 +338,7 @@ impl Session {
 
     /// Tells whether a message may be queued now; [`Event::Writable`] says when it may again.
     pub fn has_room(&self, id: u32) -> bool {
-        let queued = self.streams.get(&id).map_or(0, |stream| stream.outbound.queued);
-        queued < QUEUED_BYTES_MAX
+        self.streams.get(&id).is_none_or(|stream| stream.outbound.has_room())
     }
 
     /// Completes the answer behind what is queued.
@@ -459,9 +459,6 @@ impl Session {
         }
     }
 }
-
-/// An engine that is ahead of the network by this much waits.
-const QUEUED_BYTES_MAX: usize = 64 << 10;
 
 /// Thousands of windows and resets; a peer that leaves more unread is not there.
 const CONTROL_BYTES_MAX: usize = 1 << 20;

@@ -76,8 +76,13 @@ impl Session {
             }
             (Kind::Stop, true) => {
                 self.known(id)?;
-                if self.streams.contains_key(&id) {
-                    self.events.push_back(Event::Stopped(id));
+                match self.streams.get_mut(&id) {
+                    // Nobody knows of the request yet.
+                    Some(stream) if stream.inbound.head.is_some() => {
+                        stream.inbound.is_stopped = true;
+                    }
+                    Some(_) => self.events.push_back(Event::Stopped(id)),
+                    None => {}
                 }
             }
             (Kind::Reset, true) => {
@@ -226,14 +231,25 @@ impl Session {
                 // Small messages of a stream share their memory, and no other stream's.
                 inbound.partial = BytesMut::with_capacity(part.len().max(ROOM));
             }
+            let is_in_parts = !inbound.partial.is_empty();
             inbound.partial.extend_from_slice(part);
-            inbound.partial.split().freeze()
+            // A large message holds its memory alone, and no longer than it lives.
+            let rest = if is_in_parts {
+                BytesMut::new()
+            } else {
+                inbound.partial.split_off(inbound.partial.len())
+            };
+            std::mem::replace(&mut inbound.partial, rest).freeze()
         };
         inbound.received += 1;
         let credit = std::mem::take(&mut inbound.partial_credit);
         if let Some(head) = inbound.head.take() {
+            let is_stopped = inbound.is_stopped;
             self.give_back(id, credit);
             self.events.push_back(Event::Opened { stream: id, head, body: message });
+            if is_stopped {
+                self.events.push_back(Event::Stopped(id));
+            }
         } else {
             if inbound.messages.is_empty() {
                 self.events.push_back(Event::Readable(id));

@@ -35,6 +35,8 @@ pub(super) struct Inbound {
     pub(super) is_accepted: bool,
     /// Whole messages that arrived.
     pub(super) received: u64,
+    /// At the server: an early end was asked for before the request had arrived in whole.
+    pub(super) is_stopped: bool,
     /// At the client: more arrived than there is room for, and what follows is not wanted.
     pub(super) is_refused: bool,
     /// How the stream ends behind the messages.
@@ -80,6 +82,11 @@ pub(super) struct Outbound {
 }
 
 impl Outbound {
+    /// Tells whether a further message may be queued.
+    pub(super) fn has_room(&self) -> bool {
+        self.queued < QUEUED_BYTES_MAX && self.messages.len() < QUEUED_MAX
+    }
+
     /// Tells whether there is something to send, credit aside.
     pub(super) fn is_due(&self) -> bool {
         self.head.is_some() || !self.messages.is_empty() || self.ending.is_some()
@@ -132,3 +139,7 @@ pub(super) fn cost(payload: usize) -> u32 {
 /// What a frame costs at least that is not the end of its message: crumbs would cost more than
 /// waiting for a grant.
 pub(super) const CHUNK_COST_MIN: u32 = 256;
+
+/// An engine that is ahead of the network by so many bytes, or messages, waits.
+const QUEUED_BYTES_MAX: usize = 64 << 10;
+const QUEUED_MAX: usize = 16 << 10;

@@ -17,6 +17,12 @@ impl Session {
         self.closed.is_none().then_some(due)
     }
 
+    /// Returns how long a driver may wait before it asks again when that is: what arrives meanwhile
+    /// may bring it closer.
+    pub fn timeout_max(&self) -> Duration {
+        self.limits.ping_after
+    }
+
     /// Returns when a server ends a connection that is idle until then.
     fn idle_until(&self) -> Option<Instant> {
         let is_kept = !self.is_server || !self.is_open();

@@ -23,11 +23,11 @@ impl Session {
             if !outbound.is_due() {
                 continue;
             }
-            let had_room = outbound.queued < super::QUEUED_BYTES_MAX;
+            let had_room = outbound.has_room();
             match put_next(out, id, outbound, &mut self.send_credit, self.sharing) {
                 Step::Sent => {
                     let (is_due, is_at_end) = (outbound.is_due(), outbound.messages.is_empty());
-                    if !had_room && outbound.queued < super::QUEUED_BYTES_MAX {
+                    if !had_room && outbound.has_room() {
                         self.events.push_back(Event::Writable(id));
                     }
                     if is_due {

@@ -136,3 +136,71 @@ fn the_last_stream_number_makes_the_connection_go_and_what_runs_ends() {
     pair.settle();
     pair.assert_nothing_is_held();
 }
+
+#[test]
+fn a_stop_that_overtakes_the_body_of_its_request_is_told_behind_it() {
+    for is_early in [true, false] {
+        let mut pair = Pair::established(&limits());
+        let body = message(3 * PAYLOAD, 0);
+        let id = pair.client.open(&head(), body.clone()).unwrap();
+        if !is_early {
+            pair.client.transmit(&mut pair.to_server, 1);
+        }
+        pair.client.stop(id);
+        pair.settle();
+        let Some(Event::Opened { stream, body: arrived, .. }) = pair.server.poll_event() else {
+            unreachable!("no request")
+        };
+        assert_eq!((stream, &arrived), (id, &body));
+        assert!(matches!(pair.server.poll_event(), Some(Event::Stopped(stopped)) if stopped == id));
+    }
+}
+
+#[test]
+fn a_large_message_keeps_no_memory_behind_it() {
+    let mut pair = Pair::established(&Limits::default());
+    let id = pair.client.open(&head(), message(100_000, 0)).unwrap();
+    pair.settle();
+    let Some(Event::Opened { body, .. }) = pair.server.poll_event() else { unreachable!() };
+    assert!(body.is_unique());
+    for seed in 0..2 {
+        pair.server.send(id, message(100_000, seed)).unwrap();
+        pair.settle();
+        let Recv::Message(answer) = pair.client.recv(id) else { unreachable!() };
+        assert!(answer.is_unique());
+        pair.settle();
+    }
+}
+
+#[test]
+fn messages_of_no_bytes_are_bounded_too() {
+    let mut pair = Pair::established(&limits());
+    let id = pair.open(b"a");
+    let mut sent = 0;
+    while pair.server.has_room(id) {
+        pair.server.send(id, Bytes::new()).unwrap();
+        sent += 1;
+        assert!(sent <= 1 << 20, "an engine that is ahead is never told to wait");
+    }
+    pair.server.finish(id);
+    let mut received = 0;
+    loop {
+        pair.settle();
+        match pair.client.recv(id) {
+            Recv::Message(message) => received += usize::from(message.is_empty()),
+            Recv::Complete => break,
+            other => unreachable!("{other:?}"),
+        }
+    }
+    assert_eq!(received, sent);
+}
+
+#[test]
+fn what_the_client_has_killed_is_cancelled_to_whoever_still_asks() {
+    let mut pair = Pair::established(&limits());
+    let id = pair.open(b"a");
+    pair.client.kill(id);
+    assert!(pair.client.is_decided(id) && !pair.client.is_accepted(id));
+    let Recv::Failed(error) = pair.client.recv(id) else { unreachable!() };
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Cancelled, false));
+}
