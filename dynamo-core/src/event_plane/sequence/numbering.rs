@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::{Kind, Stamp};
@@ -8,7 +8,7 @@ use super::{Kind, Stamp};
 pub(in crate::event_plane) struct Numbering {
     publisher: u64,
     epoch: u64,
-    topics: HashMap<String, Last>,
+    topics: BTreeMap<String, Last>,
 }
 
 #[derive(Debug)]
@@ -22,7 +22,7 @@ struct Last {
 
 impl Numbering {
     pub(in crate::event_plane) fn new(publisher: u64, epoch: u64) -> Self {
-        Self { publisher, epoch, topics: HashMap::new() }
+        Self { publisher, epoch, topics: BTreeMap::new() }
     }
 
     /// Numbers an event on `topic` that is published now.

@@ -1,8 +1,8 @@
-use std::collections::BTreeMap;
-use std::time::Instant;
+mod world;
 
 use proptest::prelude::*;
 
+use self::world::{Step, World, step};
 use super::*;
 use crate::time::{Clock, ManualClock};
 
@@ -132,124 +132,6 @@ fn signs_of_life_become_rare_and_never_end() {
     assert!(due[60..].iter().copied().eq((2..=60).map(|minute| minute * 60)));
     assert_eq!(numbering.event("t", clock.now()).number, 1);
     assert_eq!(numbering.signs(clock.now()).len(), 1, "they are frequent again");
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Publish { publisher: u64, arrives: bool },
-    Signs { publisher: u64, arrives: bool },
-    Restart { publisher: u64 },
-    Wait(u16),
-    Deliver,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let message = || (0..3u64, any::<bool>());
-    prop_oneof![
-        6 => message().prop_map(|(publisher, arrives)| Step::Publish { publisher, arrives }),
-        2 => message().prop_map(|(publisher, arrives)| Step::Signs { publisher, arrives }),
-        1 => (0..3u64).prop_map(|publisher| Step::Restart { publisher }),
-        3 => (0..2000u16).prop_map(Step::Wait),
-        3 => Just(Step::Deliver),
-    ]
-}
-
-/// Publishers, a carrier that loses and delays, and one listener; it counts what is owed and told.
-struct World {
-    clock: ManualClock,
-    numberings: Vec<Numbering>,
-    epochs: Vec<u64>,
-    heard: Heard,
-    since: Option<Instant>,
-    on_the_way: Vec<Bytes>,
-    /// Per publisher and epoch: when each event was published.
-    published: BTreeMap<(u64, u64), Vec<Instant>>,
-    /// Per publisher and epoch: numbers told, as they came; and all that were told as missed.
-    events: BTreeMap<(u64, u64), Vec<u64>>,
-    missed: BTreeMap<(u64, u64), u64>,
-    /// The last number of each epoch that the listener has had word of.
-    known: BTreeMap<(u64, u64), u64>,
-    last_epoch: BTreeMap<u64, u64>,
-}
-
-impl World {
-    fn new(remembers: usize) -> Self {
-        Self {
-            clock: ManualClock::new(),
-            numberings: (0..3).map(|publisher| Numbering::new(publisher, 0)).collect(),
-            epochs: vec![0; 3],
-            heard: Heard::new(remembers),
-            since: None,
-            on_the_way: Vec::new(),
-            published: BTreeMap::new(),
-            events: BTreeMap::new(),
-            missed: BTreeMap::new(),
-            known: BTreeMap::new(),
-            last_epoch: BTreeMap::new(),
-        }
-    }
-
-    fn run(&mut self, steps: &[Step]) {
-        for step in steps {
-            match *step {
-                Step::Publish { publisher, arrives } => {
-                    let now = self.clock.now();
-                    let stamp = self.numberings[publisher as usize].event("t", now);
-                    self.published.entry((publisher, stamp.epoch)).or_default().push(now);
-                    self.send(stamp, arrives);
-                }
-                Step::Signs { publisher, arrives } => {
-                    for (_, stamp) in self.numberings[publisher as usize].signs(self.clock.now()) {
-                        self.send(stamp, arrives);
-                    }
-                }
-                Step::Restart { publisher } => {
-                    self.deliver();
-                    let epoch = &mut self.epochs[publisher as usize];
-                    *epoch += 1;
-                    self.numberings[publisher as usize] = Numbering::new(publisher, *epoch);
-                }
-                Step::Wait(millis) => self.clock.advance(Duration::from_millis(millis.into())),
-                Step::Deliver => self.deliver(),
-            }
-        }
-    }
-
-    fn send(&mut self, stamp: Stamp, arrives: bool) {
-        if arrives && self.since.is_some() {
-            self.on_the_way.push(stamp.encode(&[]));
-        }
-    }
-
-    fn deliver(&mut self) {
-        for message in std::mem::take(&mut self.on_the_way) {
-            let stamp = Stamp::decode(&mut message.clone()).unwrap();
-            let life = (stamp.publisher, stamp.epoch);
-            let listened = self.clock.now() - self.since.unwrap();
-            let (missed, is_event) = told(&self.heard.judge(message, listened));
-            *self.missed.entry(life).or_default() += missed;
-            if is_event {
-                self.events.entry(life).or_default().push(stamp.number);
-            }
-            let known = self.known.entry(life).or_default();
-            *known = stamp.after().max(*known);
-            let before = self.last_epoch.insert(stamp.publisher, stamp.epoch);
-            if before.is_some_and(|before| before != stamp.epoch) {
-                assert!(missed > 0, "a restart is a gap");
-            }
-        }
-    }
-
-    /// Returns how many events of a life the listener is owed, as far as it had word of it.
-    fn owed(&self, life: (u64, u64)) -> u64 {
-        let known = usize::try_from(self.known[&life]).unwrap();
-        let published = &self.published[&life][..known];
-        published.iter().filter(|at| Some(**at) >= self.since).count() as u64
-    }
-
-    fn told(&self, life: (u64, u64)) -> u64 {
-        self.missed[&life] + self.events.get(&life).map_or(0, Vec::len) as u64
-    }
 }
 
 proptest! {
