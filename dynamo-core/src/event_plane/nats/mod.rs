@@ -9,15 +9,6 @@
 //! it is another epoch. A sign of life repeats how many events there were, each second for a minute
 //! and then each minute, so that the loss of the last event shows as well. Nothing relies on
 //! JetStream.
-//!
-//! A listener is told a gap that is none, never nothing in place of a gap, if
-//! - what it first hears of a publisher was under way, or unread, for longer than the time between
-//!   its subscription and the event before that one;
-//! - a publisher with a name of its own restarts;
-//! - more publishers are heard on a topic than it remembers.
-//!
-//! What a publisher said that is never heard again, or of which nothing was ever heard before its
-//! restart, nobody can count.
 
 mod config;
 mod listener;
@@ -42,6 +33,16 @@ use crate::protocol::InstanceId;
 use crate::time::{Clock, SystemClock};
 
 /// Carries events over NATS.
+///
+/// Where it is not known whether something was lost, a listener is told a gap. None may be behind it
+/// - if what it first hears of a publisher was under way, or unread, for longer than from the event
+///   before that one to its subscription;
+/// - if a publisher restarts that [keeps its name](NatsEventPlaneConfig::with_publisher);
+/// - if more publishers are heard on a topic than it remembers, 65,536.
+///
+/// Nobody can count what a publisher said that is never heard again, or of which nothing was heard
+/// before its restart. Clocks may differ, but must run alike (within a 500th), and a listener's must
+/// not stand still, as that of a machine that sleeps does.
 ///
 /// It owns one task: [`shutdown`](EventPlane::shutdown) joins it, dropping the plane ends it.
 pub struct NatsEventPlane {
