@@ -151,6 +151,7 @@ fn the_same_is_said_in_toml_and_in_yaml() {
         user = ["name", "canary"]
         [event_plane.nats]
         backlog_max = 7
+        publisher = 5
         access = { url = "nats://10.0.0.3", identity.user = { name = "n", password = "canary" } }
     "#;
     let as_yaml = "
@@ -164,6 +165,7 @@ discovery:
 event_plane:
   nats:
     backlog_max: 7
+    publisher: 5
     access:
       url: nats://10.0.0.3
       identity: {user: {name: n, password: canary}}
@@ -175,6 +177,7 @@ event_plane:
     assert_eq!(etcd.user, Some(("name".into(), "canary".into())));
     let EventPlaneConfig::Nats(nats) = a.event_plane else { unreachable!() };
     assert_eq!((nats.backlog_max, &*nats.root), (7, "dynamo"));
+    assert_eq!(nats.publisher, Some(crate::protocol::InstanceId(5)));
     let crate::nats::NatsIdentity::User { name, password } = nats.access.identity else {
         unreachable!()
     };

@@ -1,9 +1,13 @@
 //! One publisher, many listeners: lossy by contract, and honest about every loss.
 
+#[cfg(any(test, feature = "test-util"))]
+pub mod conformance;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
 mod publisher;
+#[cfg(any(test, feature = "nats"))]
+mod sequence;
 mod subscriber;
 
 use std::fmt;
@@ -24,18 +28,25 @@ use crate::wire::codec::Codec;
 /// Carries events from publishers to whoever listens.
 ///
 /// # Contract
-/// - `publish` never blocks. A listener that falls behind loses the oldest events.
-/// - A loss is a [`RawDelivery::Gap`] in the listener's stream, never silence.
-/// - Events of one publisher arrive in the order they were published.
+/// - `publish` never blocks. A listener that falls behind loses events.
+/// - Whatever was published since [`subscribe`](Self::subscribe) returned and is not heard is a
+///   [`RawDelivery::Gap`] in the listener's stream, never silence; a gap may be told where nothing
+///   was lost. What was published before is no loss.
+/// - Events of one publisher arrive in the order they were published, each once at most.
 #[async_trait]
 pub trait EventPlane: Send + Sync + fmt::Debug + 'static {
     /// Sends `payload` to everyone who listens to `topic` at this moment.
+    ///
+    /// Fails with [`InvalidArgument`](crate::ErrorKind::InvalidArgument) if it is larger than the
+    /// plane carries; nobody is told a gap then.
     fn publish(&self, topic: &Topic, payload: Bytes) -> Result<()>;
 
     /// Starts to listen to `topic`.
     async fn subscribe(&self, topic: &Topic) -> Result<Box<dyn RawSubscriber>>;
 
-    /// Ends what the plane runs and joins it; listeners hear nothing any more.
+    /// Ends what the plane runs and joins it; its listeners hear nothing any more.
+    ///
+    /// A plane that runs nothing, and that the runtimes of a process share, goes on for the others.
     async fn shutdown(&self) {}
 }
 
@@ -52,9 +63,9 @@ pub trait RawSubscriber: Send + fmt::Debug + 'static {
 pub enum RawDelivery {
     /// An event.
     Event(Bytes),
-    /// This many events were lost here.
+    /// Events were lost here.
     Gap {
-        /// The number of events lost.
+        /// How many: where the plane cannot know, all that may be lost, and one at least.
         missed: u64,
     },
 }

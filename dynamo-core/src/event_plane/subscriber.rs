@@ -22,7 +22,7 @@ pub enum Delivery<T> {
     },
     /// Events were lost here; whoever keeps state must ask its source again.
     Gap {
-        /// The number of events lost.
+        /// How many: where the plane cannot know, all that may be lost, and one at least.
         missed: u64,
     },
 }
