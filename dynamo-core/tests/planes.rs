@@ -238,9 +238,12 @@ async fn a_server_that_dies_ends_its_streams_and_one_that_comes_back_is_called_a
         let error = client.generate(Context::new(), 0).await.unwrap_err();
         assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, true));
         drop(serving);
-        while !client.instances().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        let gone = async {
+            while !client.instances().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use dynamo_core::discovery::{Address, Discovery, MemoryDiscovery, Registration};
 use dynamo_core::engine::layers::RetryPolicy;
 use dynamo_core::event_plane::MemoryEventPlane;
@@ -23,7 +23,7 @@ pub struct Caller {
     /// The client.
     pub client: Client<String, u32>,
     /// What makes the instance known; without it, it is not.
-    pub registration: Option<Registration>,
+    registration: Option<Registration>,
     runtime: Runtime,
     plane: Arc<TcpRequestPlane>,
 }
@@ -47,10 +47,15 @@ impl Caller {
         Ok(Self { client, registration, runtime, plane })
     }
 
-    /// Follows the endpoint anew: what it learns is what is listed now.
-    pub async fn follow_again(&mut self) -> Result<()> {
-        self.client = endpoint(&self.runtime)?.client().await?;
-        Ok(())
+    /// Takes the instance off the list; on return the client knows of none, within twenty seconds.
+    pub async fn lose(&mut self) -> Result<()> {
+        self.registration = None;
+        let lost = async {
+            while !self.client.instances().is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(LOST_MAX, lost).await.context("the client knows it still")
     }
 
     /// Returns how many connections have been made, whether or not anyone has greeted there.
@@ -64,3 +69,5 @@ impl Caller {
         Ok(self.runtime.shutdown(Duration::from_secs(20)).await?)
     }
 }
+
+const LOST_MAX: Duration = Duration::from_secs(20);

@@ -1,8 +1,10 @@
 //! The structure of the repository, checked: who may depend on whom, what a library may not do.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const LIBRARIES: [&str; 4] = ["dynamo-core", "dynamo-router", "dynamo-kv", "dynamo-transfer"];
 
@@ -236,6 +238,29 @@ fn every_source_file_is_part_of_a_module_tree() {
             assert!(candidates.into_iter().any(declares), "{} is dead", file.display());
         }
     }
+}
+
+/// What whoever embeds core has to trust and to build; what tests need is not counted.
+#[test]
+fn core_is_built_of_at_most_60_crates_and_with_etcd_and_nats_of_240() {
+    let alone = crates_of_core(&[]);
+    assert!((20..=60).contains(&alone), "{alone} crates");
+    let with_both = crates_of_core(&["--features", "etcd,nats"]);
+    assert!((alone + 1..=240).contains(&with_both), "{with_both} crates with etcd and nats");
+}
+
+fn crates_of_core(features: &[&str]) -> usize {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args(["tree", "--package", "dynamo-core", "--edges", "normal", "--prefix", "none"])
+        .args(["--format", "{p}", "--locked", "--offline"])
+        .args(features)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let listed = String::from_utf8(output.stdout).unwrap();
+    // One that is listed again is marked.
+    listed.lines().map(|line| line.trim_end_matches(" (*)")).collect::<BTreeSet<_>>().len()
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dynamo_core::discovery::conformance::Reach;
@@ -147,7 +148,7 @@ fn endpoint(runtime: &Runtime) -> Endpoint<u32, u32> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn etcd_may_be_killed_frozen_or_wiped_and_no_request_fails() {
+async fn etcd_may_be_killed_frozen_wiped_or_compacted_and_no_request_fails() {
     let Some(mut server) = Server::start() else { return };
     let engine = || {
         engine_fn(|ctx: Context, n: u32| async move { Ok(ResponseStream::from_items(&ctx, 0..n)) })
@@ -158,42 +159,77 @@ async fn etcd_may_be_killed_frozen_or_wiped_and_no_request_fails() {
     let _two = endpoint(&second).serve(engine()).await.unwrap();
     let client: Client<u32, u32> = endpoint(&caller).client().await.unwrap();
     wait(|| client.instances().len() == 2).await;
-    let calls = |count: usize| {
-        let client = client.clone();
-        async move {
-            for _ in 0..count {
-                let stream = client.generate(Context::new(), 3).await.unwrap();
-                assert_eq!(stream.collect().await.unwrap(), [0, 1, 2]);
-                assert_eq!(client.instances().len(), 2, "what was known stays");
-                tokio::task::yield_now().await;
+    // Three ways to lose etcd, each for longer than the TTL of two seconds.
+    for (way, seconds) in [("killed", 5), ("frozen", 30), ("wiped", 5)] {
+        let trouble = async {
+            match way {
+                "frozen" => server.signal("-STOP"),
+                _ => server.kill(),
             }
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            match way {
+                "frozen" => server.signal("-CONT"),
+                "wiped" => {
+                    server.wipe();
+                    server.restart();
+                }
+                _ => server.restart(),
+            }
+            // Whoever takes up its watch again finds its past gone, more than once.
+            let mut raw = Box::pin(raw(&server)).await;
+            for _ in 0..20 {
+                compact(&mut raw).await;
+            }
+            // A newcomer sees both again: they have registered by themselves.
+            let newcomer = discovery(&server);
+            let mut watch = newcomer.watch(&path()).await.unwrap();
+            let mut view = View::default();
+            until(&mut watch, &mut view, |view| view.instances().len() == 2).await;
+            compact(&mut raw).await;
+        };
+        let calls = calls_during(&client, Box::pin(trouble)).await;
+        assert_eq!(calls.failed, [], "of {} while etcd was {way}", calls.asked);
+        assert_eq!(calls.fewest_known, 2, "what was known stays while etcd is {way}");
+        assert!(calls.asked >= 100, "{} calls while etcd was {way}", calls.asked);
+    }
+}
+
+/// What became of calls, one after the other.
+struct Calls {
+    asked: usize,
+    failed: Vec<ErrorKind>,
+    fewest_known: usize,
+}
+
+/// Calls, at the pace of a busy client, for as long as `trouble` takes.
+async fn calls_during(client: &Client<u32, u32>, trouble: impl Future<Output = ()>) -> Calls {
+    let mut calls = Calls { asked: 0, failed: Vec::new(), fewest_known: usize::MAX };
+    let mut pace = tokio::time::interval(Duration::from_millis(5));
+    let is_over = AtomicBool::new(false);
+    let load = async {
+        while !is_over.load(Ordering::Relaxed) {
+            pace.tick().await;
+            let answer = async { client.generate(Context::new(), 3).await?.collect().await };
+            match answer.await {
+                Ok(items) => assert_eq!(items, [0, 1, 2]),
+                Err(error) => calls.failed.push(error.kind()),
+            }
+            calls.asked += 1;
+            calls.fewest_known = calls.fewest_known.min(client.instances().len());
         }
     };
-    // Three ways to lose etcd, each for longer than the TTL of two seconds.
-    for way in ["killed", "frozen", "wiped"] {
-        match way {
-            "frozen" => server.signal("-STOP"),
-            _ => server.kill(),
-        }
-        let outage = tokio::time::Instant::now();
-        while outage.elapsed() < Duration::from_secs(5) {
-            calls(50).await;
-        }
-        match way {
-            "frozen" => server.signal("-CONT"),
-            "wiped" => {
-                server.wipe();
-                server.restart();
-            }
-            _ => server.restart(),
-        }
-        // A newcomer sees both again: they have registered by themselves.
-        let newcomer = discovery(&server);
-        let mut watch = newcomer.watch(&path()).await.unwrap();
-        let mut view = View::default();
-        until(&mut watch, &mut view, |view| view.instances().len() == 2).await;
-        calls(200).await;
-    }
+    let trouble = async {
+        trouble.await;
+        is_over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(load, trouble);
+    calls
+}
+
+/// Makes etcd forget everything but the present.
+async fn compact(raw: &mut etcd_client::Client) {
+    let put = raw.put("/elsewhere", "something", None).await.unwrap();
+    raw.compact(put.header().unwrap().revision(), None).await.unwrap();
 }
 
 async fn wait(is_reached: impl Fn() -> bool) {

@@ -20,6 +20,7 @@ use dynamo_core::{
     engine_fn,
 };
 use futures::{StreamExt, stream};
+use tokio::runtime::Handle;
 
 use crate::server::Server;
 
@@ -180,9 +181,12 @@ async fn a_server_that_goes_ends_its_streams_at_once_and_one_that_comes_back_is_
         assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, false));
         let error = soon(theirs.dial(&instance)).await.unwrap_err();
         assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, true));
-        while !client.instances().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        let gone = async {
+            while !client.instances().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(gone).await;
     }
 }
 
@@ -211,6 +215,8 @@ async fn a_client_process_that_dies_kills_what_it_asked_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_link_ends_and_the_next_request_makes_another() {
+    const ENDS: u64 = 3;
+    const CROSSINGS: u64 = 10;
     let Some(nats) = Server::start() else { return };
     let config = NatsRequestPlaneConfig::new(nats.url());
     let mut limits = config.limits.clone();
@@ -220,22 +226,41 @@ async fn an_idle_link_ends_and_the_next_request_makes_another() {
     let (serves, calls) = (runtime(&discovery, &ours), runtime(&discovery, &theirs));
     let starts = Arc::default();
     let serving = endpoint(&serves).serve(counting(&starts)).await.unwrap();
+    // Each end of a link is a task.
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let no_link = tasks();
     let engine = theirs.dial(serving.instance()).await.unwrap().engine::<u32, u32>().unwrap();
-    let again = async {
-        // Asked at any moment of a link's short life, and at the last one as well.
-        let mut asked = 0;
-        while theirs.stats().links_total < 5 {
-            let answer = Engine::generate(&engine, Context::new(), 3).await.unwrap();
-            assert_eq!(answer.collect().await.unwrap(), [0, 1, 2]);
-            asked += 1;
-            tokio::time::sleep(Duration::from_millis(45 + asked % 10)).await;
-        }
-        asked
+    let ask = async || {
+        let answer = Engine::generate(&engine, Context::new(), 3).await.unwrap();
+        assert_eq!(answer.collect().await.unwrap(), [0, 1, 2]);
     };
-    let asked = soon(again).await;
+    for links in 1..=ENDS {
+        ask().await;
+        assert_eq!(theirs.stats().links_total, links);
+        let ended = async {
+            while tasks() > no_link {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(ended).await;
+    }
+    // Asked as soon as the server says something on its own: that it leaves, if it is no
+    // acknowledgement. What is asked crosses that.
+    for _ in 0..CROSSINGS {
+        ask().await;
+        let said = ours.stats().datagrams_total;
+        let says = async {
+            while ours.stats().datagrams_total == said {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(says).await;
+    }
+    assert!(theirs.stats().links_total > ENDS + 1, "nobody left while others asked");
     let starts: &Mutex<HashMap<String, usize>> = &starts;
     let starts = starts.lock().unwrap().clone();
-    assert!(starts.len() as u64 == asked && starts.values().all(|count| *count == 1), "{starts:?}");
+    assert_eq!(starts.len() as u64, ENDS + CROSSINGS);
+    assert!(starts.values().all(|count| *count == 1), "{starts:?}");
     drop(calls);
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -29,10 +29,10 @@ async fn serve(listen: SocketAddr, inflight_max: usize) -> Result<()> {
     let config = TcpConfig::default().with_listen(listen).with_plaintext_allowed();
     let plane = Arc::new(TcpRequestPlane::start(config).await?);
     let runtime = Runtime::new(Arc::<Directory>::default(), plane, Arc::<Events>::default());
-    let (release, starts) = (watch::Sender::new(false), Arc::<AtomicUsize>::default());
+    let (release, counts) = (watch::Sender::new(false), Arc::<Counts>::default());
     let options = ServeOptions::default().with_inflight_max(inflight_max).with_waiting_max(1);
     let serving = dynamo_tests::phases::endpoint(&runtime)?;
-    let serving = serving.serve_with(engine(release.subscribe(), &starts), options).await?;
+    let serving = serving.serve_with(engine(release.subscribe(), &counts), options).await?;
     let instance = serving.instance();
     say(&format!("{} {}", instance.address, instance.id.0)).await?;
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
@@ -45,7 +45,8 @@ async fn serve(listen: SocketAddr, inflight_max: usize) -> Result<()> {
                 let (running, waiting) = counts;
                 say(&format!("{running} {waiting} {tasks} {}", process::open_files()?)).await?;
             }
-            ("started", _) => say(&starts.load(Ordering::Relaxed).to_string()).await?,
+            ("started", _) => say(&counts.started.load(Ordering::Relaxed).to_string()).await?,
+            ("flooded", _) => say(&counts.flooded.load(Ordering::Relaxed).to_string()).await?,
             ("release", _) => {
                 release.send_replace(true);
                 say("released").await?;
@@ -71,15 +72,24 @@ async fn serve(listen: SocketAddr, inflight_max: usize) -> Result<()> {
 type Directory = dynamo_core::discovery::MemoryDiscovery;
 type Events = MemoryEventPlane;
 
-/// Answers with three items, and waits for its release where it is told to; counts its starts.
+/// What the engine has done.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Requests that it was asked.
+    started: AtomicU64,
+    /// Items of floods that it gave out.
+    flooded: AtomicU64,
+}
+
+/// Answers with three items, and waits for its release where it is told to.
 fn engine(
     release: watch::Receiver<bool>,
-    starts: &Arc<AtomicUsize>,
+    counts: &Arc<Counts>,
 ) -> impl Engine<Request = String, Response = u32> {
-    let starts = Arc::clone(starts);
+    let counts = Arc::clone(counts);
     engine_fn(move |ctx: Context, phase: String| {
-        starts.fetch_add(1, Ordering::Relaxed);
-        let release = release.clone();
+        counts.started.fetch_add(1, Ordering::Relaxed);
+        let (release, counts) = (release.clone(), Arc::clone(&counts));
         let released = async move |is_here: bool| {
             if is_here {
                 // The sender lives as long as the process.
@@ -88,7 +98,12 @@ fn engine(
         };
         async move {
             if phase == "flood" {
-                return Ok(ResponseStream::new(&ctx, stream::iter(0..).map(Ok)));
+                // Behind the first item each takes five bytes.
+                let items = stream::iter((0..1).chain(1 << 16..)).map(move |item| {
+                    counts.flooded.fetch_add(1, Ordering::Relaxed);
+                    Ok(item)
+                });
+                return Ok(ResponseStream::new(&ctx, items));
             }
             released(phase == "before accept").await;
             let items = stream::unfold((0, phase, released), |(n, phase, released)| async move {
@@ -101,12 +116,30 @@ fn engine(
     })
 }
 
+/// Makes a request, and says how far it is.
 async fn call(address: &str, id: u64, phase: &str) -> Result<()> {
     let caller = dynamo_tests::phases::Caller::start(address, id).await?;
-    say("calling").await?;
-    let mut stream = caller.client.generate(Context::new(), phase.to_owned()).await?;
+    let call = caller.client.generate(Context::new(), phase.to_owned());
+    tokio::pin!(call);
+    let connects = async {
+        while caller.connections() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let answered = tokio::select! {
+        biased;
+        answered = &mut call => Some(answered),
+        () = connects => None,
+    };
+    say("connected").await?;
+    let mut stream = match answered {
+        Some(answered) => answered?,
+        None => call.await?,
+    };
+    say("begun").await?;
     while let Some(item) = stream.next().await {
         item?;
+        say("item").await?;
     }
     say("complete").await
 }

@@ -65,11 +65,12 @@ async fn every_fault_in_every_phase_ends_as_it_should_in_time_and_leaves_nothing
     }
     let network = network.ok();
     let before = (open_files(), tasks());
-    let cells = TABLE.iter().filter(|(.., expected)| !matches!(expected, Expected::NoSense(_)));
-    let cells = cells.filter(|(_, fault, _)| *fault != Fault::Blackhole || network.is_some());
+    let cells =
+        TABLE.iter().filter(|(_, _, expected, _)| !matches!(expected, Expected::NoSense(_)));
+    let cells = cells.filter(|(_, fault, ..)| *fault != Fault::Blackhole || network.is_some());
     let network = network.as_ref();
-    let ends = stream::iter(cells).map(|(phase, fault, expected)| async move {
-        let outcome = cell::run(*phase, *fault, *expected, network).await;
+    let ends = stream::iter(cells).map(|(phase, fault, expected, within)| async move {
+        let outcome = cell::run((*phase, *fault), *expected, *within, network).await;
         outcome.err().map(|error| format!("{phase:?} × {fault:?}: {error:#}"))
     });
     // Most of the time they wait.
@@ -86,13 +87,13 @@ async fn every_fault_in_every_phase_ends_as_it_should_in_time_and_leaves_nothing
 
 #[test]
 fn the_table_has_every_cell_once() {
-    for (at, (phase, fault, _)) in TABLE.iter().enumerate() {
+    for (at, (phase, fault, ..)) in TABLE.iter().enumerate() {
         assert!(
-            TABLE[..at].iter().all(|(p, f, _)| (p, f) != (phase, fault)),
+            TABLE[..at].iter().all(|(p, f, ..)| (p, f) != (phase, fault)),
             "{phase:?} {fault:?}"
         );
     }
-    let senseless = TABLE.iter().filter_map(|(.., expected)| match expected {
+    let senseless = TABLE.iter().filter_map(|(_, _, expected, _)| match expected {
         Expected::NoSense(why) => Some(why),
         _ => None,
     });
