@@ -1,8 +1,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::super::remote::{Connection, lock};
 use crate::error::{Error, Result};
@@ -12,6 +11,8 @@ use crate::error::{Error, Result};
 pub(super) struct Room {
     places: Arc<Semaphore>,
     guests: Mutex<Guests>,
+    /// Told when a guest is idle, for whoever asks.
+    on_idle: Arc<Notify>,
     /// Held by the newcomer for whom someone is to leave: one asks at a time.
     asking: tokio::sync::Mutex<()>,
 }
@@ -32,7 +33,7 @@ pub(super) struct Place {
 impl Room {
     pub(super) fn new(places: usize) -> Self {
         let (places, asking) = (Arc::new(Semaphore::new(places)), tokio::sync::Mutex::default());
-        Self { places, guests: Mutex::default(), asking }
+        Self { places, guests: Mutex::default(), on_idle: Arc::default(), asking }
     }
 
     /// Waits for a place. Without one, who has been idle longest is asked to leave; if nobody is
@@ -53,8 +54,15 @@ impl Room {
     /// Asks somebody to leave, once somebody is idle.
     async fn ask(&self) {
         let _asking = self.asking.lock().await;
-        while !self.idlest().is_some_and(|guest| guest.leave_if_idle()) {
-            tokio::time::sleep(ASK_EVERY).await;
+        loop {
+            // Who has work again by now is passed over for the next.
+            while let Some(guest) = self.idlest() {
+                if guest.leave_if_idle() {
+                    return;
+                }
+            }
+            // What was told since the last wait ends this one at once.
+            self.on_idle.notified().await;
         }
     }
 
@@ -67,13 +75,16 @@ impl Room {
 }
 
 impl Place {
-    /// Lets `guest` have the place: it may be asked to leave.
+    /// Lets `guest`, who has said hello, have the place: it may be asked to leave.
     pub(super) fn seat(&mut self, guest: &Connection) {
         let mut guests = lock(&self.room.guests);
         let id = guests.next;
         guests.next += 1;
         guests.connections.insert(id, guest.clone());
         self.guest = Some(id);
+        guest.tell_idle(&self.room.on_idle);
+        // It has no stream yet.
+        self.room.on_idle.notify_one();
     }
 }
 
@@ -85,5 +96,70 @@ impl Drop for Place {
     }
 }
 
-/// Nobody says that a connection has become idle; one newcomer at a time looks for it.
-const ASK_EVERY: Duration = Duration::from_millis(50);
+#[cfg(test)]
+mod tests {
+    use bytes::{Bytes, BytesMut};
+    use tokio::sync::mpsc;
+    use tokio::task::JoinSet;
+    use tokio::time::Instant;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::super::remote::Stage;
+    use super::*;
+    use crate::wire::codec::Codec;
+    use crate::wire::head::Head;
+    use crate::wire::session::{Limits, Session};
+
+    /// The clock stands still as long as anybody has something to do.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_has_a_place_once_somebody_is_idle_and_by_no_look_at_the_clock() {
+        let head = Head {
+            instance: 1,
+            incarnation: 0,
+            endpoint: "n/c/e".into(),
+            request: "r".into(),
+            priority: 4,
+            is_probe: false,
+            trace: None,
+            remaining: None,
+            metadata: Vec::new(),
+        };
+        let (room, limits, now) = (Arc::new(Room::new(1)), Limits::default(), Instant::now());
+        for is_used in [false, true] {
+            let mut server = Session::server(limits.clone(), now.into_std());
+            let mut client = Session::client(limits.clone(), Codec::default(), now.into_std());
+            let mut said = BytesMut::new();
+            client.transmit(&mut said, 1 << 10);
+            server.receive(&mut said, now.into_std()).unwrap();
+            let [guest, client] =
+                [server, client].map(|session| Connection::new(session, Arc::default()));
+            let mut place = room.enter().await.unwrap();
+            let mut entering = Box::pin(room.enter());
+            assert!(futures::poll!(&mut entering).is_pending(), "nobody has a seat yet");
+            place.seat(&guest);
+            let (near, far) = tokio::io::duplex(1 << 10);
+            let (near, far) = (tokio::io::split(near), tokio::io::split(far));
+            let (arrived, mut arrivals) = mpsc::channel(1);
+            let (own, mut tasks) = (guest.clone(), JoinSet::new());
+            tasks.spawn(async move {
+                let hand = move |arrival| drop(arrived.try_send(arrival));
+                own.drive(near, CancellationToken::new(), hand).await;
+                drop(place);
+            });
+            tasks.spawn(client.clone().drive(far, CancellationToken::new(), |_| {}));
+            if is_used {
+                assert_eq!(client.greeted().await, Stage::Open);
+                let id = client.open(&head, Bytes::new()).unwrap();
+                let arrival = arrivals.recv().await.unwrap();
+                assert!(futures::poll!(&mut entering).is_pending(), "nobody is idle");
+                guest.settle(arrival.stream, Ok(()));
+                let mut none = Default::default();
+                let end = std::future::poll_fn(|cx| client.poll_recv(id, &mut none, cx)).await;
+                assert!(end.is_none(), "complete");
+            }
+            entering.await.unwrap();
+            assert_eq!(now.elapsed(), std::time::Duration::ZERO);
+            tasks.join_all().await;
+        }
+    }
+}
