@@ -12,6 +12,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use memory::MemoryEventPlane;
+#[cfg(all(feature = "nats", any(test, feature = "test-util")))]
+pub use nats::fuzz_event;
 #[cfg(feature = "nats")]
 pub use nats::{NatsEventPlane, NatsEventPlaneConfig};
 pub use publisher::Publisher;

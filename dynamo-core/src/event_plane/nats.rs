@@ -324,6 +324,29 @@ impl Heard {
     }
 }
 
+/// Whatever arrives, an event is handed out as it came, and once; each byte of `data` that stands
+/// for a length has a message behind it.
+///
+/// # Panics
+/// If not.
+#[cfg(any(test, feature = "test-util"))]
+pub fn fuzz_event(mut data: &[u8]) {
+    let mut heard = Heard::default();
+    while let Some((len, rest)) = data.split_first() {
+        let (message, rest) = rest.split_at(rest.len().min(usize::from(*len)));
+        data = rest;
+        for is_repeat in [false, true] {
+            match heard.judge(Bytes::copy_from_slice(message)) {
+                Judged::Event(event) | Judged::Gap { event: Some(event), .. } => {
+                    assert!(!is_repeat && message[HEADER_BYTES..] == event);
+                }
+                Judged::Gap { missed, .. } => assert!(missed > 0),
+                Judged::Nothing => {}
+            }
+        }
+    }
+}
+
 fn encode(publisher: u64, number: u64, kind: u8, event: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(HEADER_BYTES + event.len());
     out.put_u64_le(publisher);

@@ -199,10 +199,9 @@ fn a_prompt_of_4_mb_holds_up_no_token_and_no_grant_by_more_than_a_frame() {
         assert!(matches!(pair.client.recv(answered), Recv::Message(got) if got == token));
         tokens += 1;
         while let Some(event) = pair.server.poll_event() {
-            if let Event::Opened { stream, body, .. } = event {
-                if stream == prompt {
-                    arrived = Some(body);
-                }
+            match event {
+                Event::Opened { stream, body, .. } if stream == prompt => arrived = Some(body),
+                _ => {}
             }
         }
     }
