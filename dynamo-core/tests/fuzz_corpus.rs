@@ -66,6 +66,8 @@ fn mutate(rounds: usize) {
 
 fn targets() -> Vec<Target> {
     let beyond_the_wire: &[Target] = &[
+        #[cfg(feature = "nats")]
+        ("event", dynamo_core::event_plane::fuzz_event),
         #[cfg(feature = "etcd")]
         ("etcd_key", dynamo_core::discovery::fuzz_etcd_key),
         #[cfg(feature = "tls")]

@@ -19,6 +19,8 @@ pub use memory::MemoryEventPlane;
 #[cfg(feature = "nats")]
 pub use nats::{NatsEventPlane, NatsEventPlaneConfig};
 pub use publisher::Publisher;
+#[cfg(all(feature = "nats", any(test, feature = "test-util")))]
+pub use sequence::fuzz_event;
 pub use subscriber::{Delivery, Subscriber};
 
 use crate::error::Result;

@@ -11,6 +11,7 @@ use crate::client::{Client, LeastLoaded};
 use crate::component::Endpoint;
 use crate::engine::{Context, Engine, ResponseSender, ResponseStream, engine_fn};
 use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::TraceContext;
 use crate::runtime::Runtime;
 use crate::server::{ServeOptions, Serving};
 
@@ -409,12 +410,17 @@ async fn the_context_travels(runtime: Runtime) {
         .with_timeout(Duration::from_secs(60))
         .with_priority(crate::engine::Priority::HIGHEST)
         .with_metadata("tenant", "a")
-        .with_metadata("trace", "b");
+        .with_metadata("trace", "b")
+        .with_trace(TraceContext::random());
     let _stream = puppet.client.generate(sent.clone(), 0).await.expect("starts");
     let (got, _sender) = soon(puppet.calls.recv()).await.expect("the engine is there");
     assert_eq!(got.id(), sent.id());
     assert_eq!(got.priority(), sent.priority());
     assert_eq!(got.metadata(), sent.metadata());
+    // The span may be one below the caller's.
+    let traces = [&sent, &got].map(|ctx| ctx.trace().expect("set"));
+    assert_eq!(traces[1].trace_id(), traces[0].trace_id());
+    assert_eq!(traces[1].is_sampled(), traces[0].is_sampled());
     let (ours, theirs) = (sent.remaining().expect("set"), got.remaining().expect("set"));
     assert!(theirs <= ours + Duration::from_secs(1) && theirs > Duration::from_secs(1));
 }

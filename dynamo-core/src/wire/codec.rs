@@ -174,7 +174,8 @@ mod tests {
 
     use super::*;
     use crate::protocol::{
-        BlockSize, CacheNamespace, FinishReason, GenerateChunk, GenerateRequest, Sampling,
+        BlockSize, CacheNamespace, FinishReason, GenerateChunk, GenerateRequest, HandoffReport,
+        HandoffTicket, Sampling, Usage,
     };
 
     const BINCODE: Codec = Codec::Bincode;
@@ -197,6 +198,44 @@ mod tests {
             }
         }
         assert_eq!(Codec::from_id(200).unwrap_err().kind(), ErrorKind::Protocol);
+    }
+
+    #[test]
+    fn the_default_messages_do_not_change_unseen() {
+        let namespace = CacheNamespace::model("m");
+        let sampling =
+            Sampling { max_tokens: 300, seed: 7, stop_token_ids: vec![2], ..Sampling::default() };
+        let prompt = vec![5, 251, 70_000];
+        let request = GenerateRequest::new(namespace, BlockSize::new(2).unwrap(), prompt, sampling);
+        let hash = b"\xfd\x70\x2f\x37\x2b\x11\xcf\xe4\x08";
+        let golden = [
+            // The prompt; blocks of two tokens, of which the only one is hashed twice.
+            &b"\x03\x05\xfb\xfb\x00\xfc\x70\x11\x01\x00\x02\x01"[..],
+            hash,
+            b"\x01",
+            hash,
+            // The cache's tenant, model, adapter and extra.
+            b"\x00\x01m\x00\x00",
+            // 300 tokens, temperature 0, top_p 1, seed 7, stop at 2; all of the work.
+            b"\xfb\x2c\x01\0\0\0\0\0\0\x80\x3f\x07\x01\x02\x00",
+        ]
+        .concat();
+        assert_eq!(BINCODE.encode(&request).unwrap()[..], golden[..]);
+        assert_eq!(BINCODE.decode::<GenerateRequest>(golden.into()).unwrap(), request);
+        let ticket = HandoffTicket::new(&b"t"[..]);
+        let usage = Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 1 };
+        let handoff = HandoffReport { blocks_pulled: 1, blocks_cached: 2, bytes: 4096, micros: 9 };
+        let chunk = GenerateChunk {
+            token_ids: vec![49_151],
+            finish: Some(FinishReason::Length),
+            usage: Some(usage),
+            ticket: Some(ticket),
+            handoff: Some(handoff),
+        };
+        let golden =
+            b"\x01\xfb\xff\xbf\x01\x01\x01\x03\x02\x01\x01\x01t\x01\x01\x02\xfb\x00\x10\x09";
+        assert_eq!(BINCODE.encode(&chunk).unwrap()[..], golden[..]);
+        assert_eq!(BINCODE.decode::<GenerateChunk>(Bytes::from_static(golden)).unwrap(), chunk);
     }
 
     #[test]

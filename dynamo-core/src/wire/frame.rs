@@ -19,7 +19,7 @@ pub enum Kind {
     Hello = 0,
     /// Opens a stream: a [`Head`](super::head::Head), then the body of the request.
     Open = 1,
-    /// The server has started the request.
+    /// The engine has given its stream; without it a request may have started or not.
     Accept = 2,
     /// Part of a message; [`MORE`] if the message goes on in the next one, [`BATCH`] if there are
     /// several.
@@ -159,10 +159,23 @@ pub(super) fn put_batched(out: &mut BytesMut, message: &[u8]) {
 }
 
 /// Takes the length of the next message off a batch.
+///
+/// Fails with [`Protocol`](ErrorKind::Protocol) on what [`put_batched`] does not write: each batch
+/// has one form.
 pub(super) fn take_batched(batch: &mut &[u8]) -> Result<usize> {
     let low = batch.try_get_u8().map_err(|_| short())?;
-    let high = if low & 0x80 == 0 { 0 } else { batch.try_get_u8().map_err(|_| short())? };
-    let len = usize::from(low & 0x7f) | usize::from(high) << 7;
+    let mut len = usize::from(low & 0x7f);
+    if low & 0x80 != 0 {
+        let high = batch.try_get_u8().map_err(|_| short())?;
+        if high == 0 {
+            return Err(protocol(format!("length {len} in a batch in two bytes, not one")));
+        }
+        len |= usize::from(high) << 7;
+    }
+    if len > BATCHED_BYTES_MAX {
+        let message = format!("message of {len} bytes in a batch, at most {BATCHED_BYTES_MAX}");
+        return Err(protocol(message));
+    }
     if len > batch.len() {
         return Err(short());
     }
@@ -297,115 +310,4 @@ const UNPROCESSED: u8 = 1;
 const RETRY_AFTER: u8 = 2;
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn the_format_does_not_change_unseen() {
-        let mut out = BytesMut::new();
-        let hello =
-            Hello { stream_window: 1, connection_window: 2, streams_max: 3, codec: Codec::Bincode };
-        put(&mut out, Kind::Hello, 0, 0, &hello.encode());
-        put(&mut out, Kind::Data, MORE, 0x0102_0304, b"ab");
-        put(&mut out, Kind::End, 0, 5, &7u64.to_le_bytes());
-        let error = Error::new(ErrorKind::Overloaded, "full").unprocessed();
-        put(&mut out, Kind::Reset, 0, 6, &encode_error(&error));
-        let golden = [
-            &[19, 0, 0, 0, 0, 0, 0, 0][..],
-            b"DYNW\x01\x00\x01\x00\x00\x00\x02\x00\x00\x00\x03\x00\x00\x00\x00",
-            &[2, 0, 0, 0x13, 4, 3, 2, 1],
-            b"ab",
-            &[8, 0, 0, 4, 5, 0, 0, 0],
-            &[7, 0, 0, 0, 0, 0, 0, 0],
-            &[6, 0, 0, 5, 6, 0, 0, 0],
-            b"\x03\x01full",
-        ]
-        .concat();
-        assert_eq!(&out[..], golden);
-    }
-
-    #[test]
-    fn messages_of_a_batch_stand_behind_their_lengths() {
-        let messages = [vec![1; 3], Vec::new(), vec![2; 0x7f], vec![3; 0x80], vec![4; 1024]];
-        let mut out = BytesMut::new();
-        for message in &messages {
-            let before = out.len();
-            put_batched(&mut out, message);
-            assert_eq!(Some(out.len() - before), batched_len(message));
-        }
-        assert_eq!(batched_len(&[0; 1025]), None);
-        assert_eq!(&out[..5], [3, 1, 1, 1, 0]);
-        assert_eq!(&out[5 + 1 + 0x7f..][..3], [0x80, 1, 3]);
-        let mut batch = &out[..];
-        for message in &messages {
-            let len = take_batched(&mut batch).unwrap();
-            assert_eq!(batch.split_off(..len).unwrap(), message);
-        }
-        assert!(batch.is_empty());
-        for mut cut in [&[][..], &[0x80], &[2, 0]] {
-            assert!(take_batched(&mut cut).is_err());
-        }
-    }
-
-    #[test]
-    fn headers_and_payloads_survive_the_way() {
-        for code in 0..12 {
-            let kind = Kind::decode(code).unwrap();
-            assert_eq!(kind as u8, code);
-            let mut out = BytesMut::new();
-            put(&mut out, kind, 0, 9, &[0; 3]);
-            let header = Header { kind, flags: 0, stream: 9, len: 3 };
-            assert_eq!(Header::decode(&out).unwrap(), Some(header));
-            assert_eq!(Header::decode(&out[..7]).unwrap(), None);
-        }
-        for kind in ErrorKind::ALL {
-            let error = decode_error(&encode_error(&Error::new(kind, "text"))).unwrap();
-            assert_eq!(
-                (error.kind(), error.message(), error.is_retryable()),
-                (kind, "text", false)
-            );
-        }
-        let later = Error::new(ErrorKind::Overloaded, "full")
-            .unprocessed()
-            .with_retry_after(Duration::from_millis(1500));
-        let bytes = encode_error(&later);
-        assert_eq!(&bytes[..], b"\x03\x03\xdc\x05\x00\x00full");
-        let decoded = decode_error(&bytes).unwrap();
-        assert!(decoded.is_retryable() && decoded.retry_after() == later.retry_after());
-        assert!(decode_error(b"\x03\x04full").is_err() && decode_error(b"\x03\x02no").is_err());
-        let long = Error::internal("ä".repeat(PAYLOAD_BYTES_MAX));
-        assert!(encode_error(&long).len() <= PAYLOAD_BYTES_MAX);
-    }
-
-    #[test]
-    fn what_there_is_not_is_refused() {
-        for bad in [
-            [0, 0, 0, 12, 0, 0, 0, 0],
-            [0, 0, 0, 0x33, 0, 0, 0, 0],
-            [0, 0, 0, 0x21, 0, 0, 0, 0],
-            [0, 0, 0, 0x43, 0, 0, 0, 0],
-            [0, 0, 0, 0x14, 0, 0, 0, 0],
-            [1, 0x40, 0, 3, 0, 0, 0, 0],
-        ] {
-            assert_eq!(Header::decode(&bad).unwrap_err().kind(), ErrorKind::Protocol, "{bad:?}");
-        }
-        let good =
-            Hello { stream_window: 1, connection_window: 2, streams_max: 3, codec: Codec::Bincode }
-                .encode();
-        for at in 0..good.len() {
-            assert!(Hello::decode(&good[..at]).is_err(), "cut at {at}");
-        }
-        assert!(Hello::decode(&[&good[..], &[0]].concat()).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = Header::decode(&bytes);
-            let _ = Hello::decode(&bytes);
-            let _ = decode_error(&bytes);
-        }
-    }
-}
+mod tests;

@@ -8,14 +8,15 @@ use serde::de::DeserializeOwned;
 use super::codec::Codec;
 use super::frame::{self, HEADER_BYTES, Header, Hello, PAYLOAD_BYTES_MAX};
 use super::head::Head;
+use super::link::Datagram;
 use super::session::fuzz as session;
-use crate::protocol::{GenerateChunk, GenerateRequest};
+use crate::protocol::{GenerateChunk, GenerateRequest, TraceContext};
 
 /// What is fed, by name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// The targets of the wire.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 10] = [
     ("frame", fuzz_frame),
     ("hello", fuzz_hello),
     ("reset", fuzz_reset),
@@ -24,6 +25,8 @@ pub const TARGETS: [Target; 8] = [
     ("chunk", fuzz_chunk),
     ("server", fuzz_server),
     ("client", fuzz_client),
+    ("datagram", fuzz_datagram),
+    ("traceparent", fuzz_traceparent),
 ];
 
 /// A header that is taken is written as the same bytes.
@@ -119,4 +122,28 @@ pub fn fuzz_server(data: &[u8]) {
 /// If not.
 pub fn fuzz_client(data: &[u8]) {
     session::client(data);
+}
+
+/// A datagram that is taken is written as the same bytes.
+///
+/// # Panics
+/// If not.
+pub fn fuzz_datagram(data: &[u8]) {
+    if let Ok(datagram) = Datagram::decode(Bytes::copy_from_slice(data)) {
+        assert_eq!(datagram.encode(), data);
+    }
+}
+
+/// A trace that is taken from a caller's text is written as the same text, as far as version 0
+/// goes.
+///
+/// # Panics
+/// If not.
+pub fn fuzz_traceparent(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    if let Ok(trace) = text.parse::<TraceContext>() {
+        let written = trace.to_string();
+        assert!(text[2..].starts_with(&written[2..]) && trace.trace_id() != 0);
+        assert!(written.parse::<TraceContext>().is_ok_and(|again| again == trace));
+    }
 }

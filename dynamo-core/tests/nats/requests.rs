@@ -142,13 +142,22 @@ async fn messages_larger_than_nats_takes_cross_in_whole_and_hold_up_no_others() 
     let sizes = [8 << 20, 3 << 20, 10, 1 << 20, 1];
     let answers = stream::iter(sizes).map(|len| {
         let (client, request) = (&client, large[..len].to_vec());
-        async move { client.generate(Context::new(), request).await?.collect().await }
+        async move {
+            let answer = async { client.generate(Context::new(), request).await?.collect().await };
+            (len, answer.await)
+        }
     });
-    let answers: Vec<_> = soon(answers.buffered(sizes.len()).collect()).await;
-    for (answer, len) in answers.into_iter().zip(sizes) {
-        let answer = answer.unwrap();
-        assert!(answer.len() == 2 && answer.iter().all(|bytes| *bytes == large[..len]), "{len}");
+    // In the order in which they are complete.
+    let answers: Vec<_> = soon(answers.buffer_unordered(sizes.len()).collect()).await;
+    for (len, answer) in &answers {
+        let answer: &Vec<_> = answer.as_ref().unwrap();
+        assert!(answer.len() == 2 && answer.iter().all(|bytes| *bytes == large[..*len]), "{len}");
     }
+    let order: Vec<_> = answers.into_iter().map(|(len, _)| len).collect();
+    let turn = |len| order.iter().position(|size| *size == len);
+    // What was asked first is the largest, and is complete behind all that was asked after it.
+    assert!(turn(10).max(turn(1)) < turn(1 << 20).min(turn(3 << 20)), "{order:?}");
+    assert_eq!(turn(8 << 20), Some(sizes.len() - 1), "{order:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

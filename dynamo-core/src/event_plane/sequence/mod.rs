@@ -10,6 +10,7 @@
 
 mod heard;
 mod numbering;
+
 #[cfg(test)]
 mod tests;
 
@@ -85,3 +86,26 @@ const VERSION: u8 = 1;
 
 /// What a stamp takes on the wire.
 pub(super) const HEADER_BYTES: usize = 34;
+
+/// Whatever arrives, an event is handed out as it came, and once; each byte of `data` that stands
+/// for a length has a message behind it.
+///
+/// # Panics
+/// If not.
+#[cfg(any(test, feature = "test-util"))]
+pub fn fuzz_event(mut data: &[u8]) {
+    let mut heard = Heard::new(2);
+    while let Some((len, rest)) = data.split_first() {
+        let (message, rest) = rest.split_at(rest.len().min(usize::from(*len)));
+        data = rest;
+        for is_repeat in [false, true] {
+            match heard.judge(Bytes::copy_from_slice(message), Duration::from_secs(1)) {
+                Judged::Event(event) | Judged::Gap { event: Some(event), .. } => {
+                    assert!(!is_repeat && message[HEADER_BYTES..] == event);
+                }
+                Judged::Gap { missed, .. } => assert!(missed > 0),
+                Judged::Nothing => {}
+            }
+        }
+    }
+}

@@ -1,6 +1,5 @@
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_nats::connection::State;
 use async_nats::{Client, Message, StatusCode, Subscriber};
@@ -10,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::remote::{Bound, Connection, Counters, Shares, Stage, answer};
+use super::super::remote::{Bound, Connection, Counters, FLUSH_MAX, Shares, Stage, answer, lock};
 use super::Published;
 use super::socket::{End, Outlet, Reader, Writer};
 use super::subject::Subjects;
@@ -48,7 +47,7 @@ struct Known {
 
 impl Links {
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Repeats what NATS may have lost while it was away.
@@ -271,6 +270,3 @@ impl Hub {
 
 /// Links that peers may ask for: a few per process of a large fleet; each costs a task.
 const LINKS_MAX: usize = 1024;
-
-/// What is queued when a link ends goes out within this, or not at all.
-const FLUSH_MAX: Duration = Duration::from_secs(1);

@@ -1,6 +1,6 @@
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 
 use async_nats::connection::State;
@@ -11,6 +11,7 @@ use futures::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::super::remote::lock;
 use super::Published;
 use crate::wire::link::{Datagram, Link};
 
@@ -27,7 +28,7 @@ impl End {
     }
 
     fn lock(&self) -> MutexGuard<'_, Link> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.link)
     }
 
     pub(super) fn receive(&self, datagram: Datagram) {

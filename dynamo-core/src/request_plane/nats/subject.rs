@@ -22,7 +22,7 @@ impl Subjects {
 
     /// Returns where the datagrams of a process arrive.
     pub(super) fn of(&self, process: u64) -> String {
-        format!("{}.{ROOM}.{process:016x}", self.root)
+        format!("{}.{REQUESTS}.{process:016x}", self.root)
     }
 
     /// Returns where NATS says that nobody listened to a datagram of `link`.
@@ -38,7 +38,7 @@ impl Subjects {
     /// Returns the process whose datagrams arrive at `subject`.
     pub(super) fn process(&self, subject: &str) -> Option<u64> {
         let rest = subject.strip_prefix(&self.root)?.strip_prefix('.')?;
-        parse(rest.strip_prefix(ROOM)?.strip_prefix('.')?)
+        parse(rest.strip_prefix(REQUESTS)?.strip_prefix('.')?)
     }
 
     /// Returns the process and the link that an absence would be told to.
@@ -55,7 +55,7 @@ fn parse(id: &str) -> Option<u64> {
     u64::from_str_radix(id, 16).ok().filter(|_| is_written_so)
 }
 
-const ROOM: &str = "requests";
+const REQUESTS: &str = "requests";
 
 #[cfg(test)]
 mod tests {

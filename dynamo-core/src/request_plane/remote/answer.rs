@@ -17,13 +17,13 @@ pub(crate) fn answer(
     arrival: Arrival,
     bound: Arc<Bound>,
 ) -> impl Future<Output = ()> + Send {
-    let Arrival { stream, ctx, target, body, codec } = arrival;
+    let Arrival { stream, ctx, asked, body, codec } = arrival;
     // Also of a task that never runs.
     let ending = Ending { connection, stream, outcome: None };
     async move {
         let connection = &ending.connection;
-        let outcome = match bound.find(&target.key, target.incarnation) {
-            Ok(_) if target.is_probe => {
+        let outcome = match bound.find(&asked.key, asked.incarnation) {
+            Ok(_) if asked.is_probe => {
                 connection.accept(stream);
                 Ok(())
             }

@@ -11,7 +11,8 @@ use crate::engine::{Context, Listening, ResponseStream};
 use crate::error::{Error, Result};
 use crate::wire::head::Head;
 
-/// Sends one request over `connection`; returns its answer once it was started.
+/// Sends one request over `connection`; returns its answer once the engine has
+/// given it.
 pub(super) async fn call(
     connection: &Connection,
     ctx: &Context,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) waiting: HashMap<u32, Waker, StreamIds>,
     /// At the server: the contexts of the requests that run.
     pub(super) running: HashMap<u32, Context, StreamIds>,
+    /// Who is told when the last stream has ended.
+    pub(super) on_idle: Option<Arc<Notify>>,
 }
 
 /// How far a connection is.
@@ -58,14 +60,14 @@ pub(crate) struct Arrival {
     pub(crate) stream: u32,
     /// Cancelled from here on as the client asks for.
     pub(crate) ctx: Context,
-    pub(crate) target: Target,
+    pub(crate) asked: Asked,
     pub(crate) body: Bytes,
     /// How it and its answer are encoded.
     pub(crate) codec: Codec,
 }
 
 /// What a request is for.
-pub(crate) struct Target {
+pub(crate) struct Asked {
     /// Endpoint and instance.
     pub(crate) key: (String, u64),
     pub(crate) incarnation: u64,
@@ -76,7 +78,7 @@ impl Connection {
     pub(crate) fn new(session: Session, counters: Arc<Counters>) -> Self {
         counters.connections.fetch_add(1, Ordering::Relaxed);
         let (waiting, running) = (HashMap::default(), HashMap::default());
-        let state = State { session, waiting, running };
+        let state = State { session, waiting, running, on_idle: None };
         let open = watch::Sender::new(Stage::Greeting);
         let (state, due, since) = (Mutex::new(state), AtomicWaker::new(), Instant::now());
         Self(Arc::new(Shared { state, since, due, open, counters }), None)
@@ -130,15 +132,24 @@ impl Connection {
         *self.0.open.borrow() == Stage::Open && lock(&self.0.state).session.is_open()
     }
 
+    /// Counts as idle from here on, and tells `on_idle` whenever the last stream has ended.
+    pub(crate) fn tell_idle(&self, on_idle: &Arc<Notify>) {
+        let mut state = lock(&self.0.state);
+        state.session.begin_idle(Instant::now().into_std());
+        state.on_idle = Some(Arc::clone(on_idle));
+    }
+
     /// Returns since when no stream runs, if the connection could carry some.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         lock(&self.0.state).session.idle_since().map(Instant::from_std)
     }
 
-    /// At the server: takes no more streams, and ends, if none runs; tells whether it does.
-    pub(crate) fn leave_if_idle(&self) -> bool {
+    /// At the server: takes no more streams, and ends, if it has been idle for `patience`; tells
+    /// whether it does.
+    pub(crate) fn leave_if_idle(&self, patience: Duration) -> bool {
         let session = &mut lock(&self.0.state).session;
-        let is_idle = session.idle_since().is_some();
+        let idle_since = session.idle_since().map(Instant::from_std);
+        let is_idle = idle_since.is_some_and(|since| since.elapsed() >= patience);
         if is_idle {
             session.go_away();
             self.flush();
@@ -153,7 +164,7 @@ impl Connection {
         Ok(id)
     }
 
-    /// Waits until the server has started the request, or fails with why it did not.
+    /// Waits until the engine has given its stream, or fails with why it did not.
     pub(crate) async fn started(&self, id: u32) -> Result<()> {
         std::future::poll_fn(|cx| {
             let mut state = lock(&self.0.state);
@@ -226,7 +237,7 @@ impl Connection {
         self.flush();
     }
 
-    /// Queues the word that a request was started; [`flush`](Self::flush) sends it.
+    /// Queues the word that the engine has given its stream; [`flush`](Self::flush) sends it.
     pub(crate) fn accept(&self, id: u32) {
         lock(&self.0.state).session.accept(id);
     }
@@ -289,7 +300,7 @@ impl Connection {
     }
 }
 
-impl Target {
+impl Asked {
     /// Reads from `head` what a request is for, and its context.
     pub(super) fn read(head: Head) -> (Self, Context) {
         let mut ctx = Context::with_id(RequestId::from(&*head.request))

@@ -1,5 +1,6 @@
 use std::mem;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
@@ -7,10 +8,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::connection::{Arrival, Connection, Stage, State, Target};
+use super::connection::{Arrival, Asked, Connection, Stage, State};
 use super::{FLUSH_MAX, lock};
 use crate::engine::Context;
 use crate::error::{Error, ErrorKind, Result};
@@ -43,6 +45,7 @@ enum Word {
     Wake(Waker),
     Stop(Context),
     Kill(Context),
+    Idle(Arc<Notify>),
 }
 
 impl<R, W, F> Driver<R, W, F>
@@ -171,6 +174,7 @@ where
                 let is_idle = session.streams() == 0;
                 if is_idle && !self.was_idle {
                     session.note_use(Instant::now().into_std());
+                    self.words.extend(state.on_idle.clone().map(Word::Idle));
                 }
                 self.was_idle = is_idle;
                 let (is_closed, is_awaited) = (session.is_closed(), session.has_said_farewell());
@@ -211,6 +215,8 @@ where
         let taken = {
             let state = &mut *lock(&self.connection.0.state);
             let taken = state.session.receive(&mut self.incoming, Instant::now().into_std());
+            // A stream may end before the next write.
+            self.was_idle &= state.session.streams() == 0;
             collect(state, &mut self.words);
             taken
         };
@@ -237,6 +243,7 @@ where
                 Word::Wake(waker) => waker.wake(),
                 Word::Stop(ctx) => ctx.stop(),
                 Word::Kill(ctx) => ctx.kill(),
+                Word::Idle(on_idle) => on_idle.notify_one(),
             }
         }
         self.words = words;
@@ -245,16 +252,16 @@ where
 
 /// Collects whom to tell what the session has for them.
 fn collect(state: &mut State, words: &mut Vec<Word>) {
-    let State { session, waiting, running } = state;
+    let State { session, waiting, running, .. } = state;
     while let Some(event) = session.poll_event() {
         match event {
             Event::Established => words.push(Word::Stage(Stage::Open)),
             Event::GoingAway => words.push(Word::Stage(Stage::Gone)),
             Event::Opened { stream, head, body } => {
-                let (target, ctx) = Target::read(head);
+                let (asked, ctx) = Asked::read(head);
                 running.insert(stream, ctx.clone());
                 let codec = session.codec();
-                words.push(Word::Arrival(Arrival { stream, ctx, target, body, codec }));
+                words.push(Word::Arrival(Arrival { stream, ctx, asked, body, codec }));
             }
             Event::Readable(id) | Event::Writable(id) => {
                 words.extend(waiting.remove(&id).map(Word::Wake));

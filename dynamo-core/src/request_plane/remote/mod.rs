@@ -40,8 +40,8 @@ pub(crate) struct Counters {
 /// A peer that is there answers within this even over long distance.
 pub(crate) const CONNECT_MAX: Duration = Duration::from_secs(3);
 
-/// What is queued when a connection ends goes out within this, or not at all.
-const FLUSH_MAX: Duration = Duration::from_secs(1);
+/// What is queued when a connection or its link ends goes out within this, or not at all.
+pub(crate) const FLUSH_MAX: Duration = Duration::from_secs(1);
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

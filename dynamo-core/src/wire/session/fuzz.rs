@@ -144,8 +144,10 @@ impl<'a> Peer<'a> {
 }
 
 /// What holds after each step, whatever the peer says.
-fn check(session: &Session) {
+pub(super) fn check(session: &Session) {
     if session.is_closed() {
+        let has_streams = session.is_server && !session.streams.is_empty();
+        assert!(session.control.is_empty() && session.pong.is_none() && !has_streams);
         return;
     }
     let held: u32 = session.streams.values().map(|stream| stream.inbound.held()).sum();
@@ -154,7 +156,9 @@ fn check(session: &Session) {
     assert_eq!(session.assembling, arriving);
     assert!(session.assembling <= session.limits.assembly_bytes_max);
     assert!(session.control.len() <= CONTROL_BYTES_MAX);
-    assert!(session.streams.len() <= STREAMS_MAX as usize);
+    assert!(session.streams.len() <= session.limits.streams_max as usize);
+    let unread = session.streams.values().map(|stream| stream.inbound.held());
+    assert!(unread.max().unwrap_or(0) <= session.limits.stream_window);
 }
 
 /// Numbers below 256 by chance, the same for the same seed (xorshift, Marsaglia 2003).

@@ -246,8 +246,8 @@ impl Session {
         Ok(id)
     }
 
-    /// Tells a client whether the server has said what becomes of the request: it was started, or
-    /// it was refused, which [`recv`](Self::recv) has then.
+    /// Tells a client whether the server has said what becomes of the request: its engine has given
+    /// its stream, or it failed, which [`recv`](Self::recv) has then.
     pub fn is_decided(&self, id: u32) -> bool {
         self.closed.is_some()
             || self.streams.get(&id).is_none_or(|stream| {
@@ -256,7 +256,8 @@ impl Session {
             })
     }
 
-    /// Tells whether the request was started, as far as a client knows.
+    /// Tells a client whether the engine has given its stream; until then the request may have
+    /// started or not.
     pub fn is_accepted(&self, id: u32) -> bool {
         self.streams.get(&id).is_some_and(|stream| stream.inbound.is_accepted)
     }
@@ -314,7 +315,7 @@ impl Session {
         }
     }
 
-    /// Tells the client that its request was started.
+    /// Tells the client that the engine has given its stream.
     pub fn accept(&mut self, id: u32) {
         if self.streams.contains_key(&id) {
             self.put_control(Kind::Accept, id, &[]);

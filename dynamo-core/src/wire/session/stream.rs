@@ -31,7 +31,7 @@ pub(super) struct Inbound {
     pub(super) owed: u32,
     /// The stream is in the session's list of those that are owed something.
     pub(super) is_owing: bool,
-    /// At the client: the server has started the request.
+    /// At the client: the engine has given its stream.
     pub(super) is_accepted: bool,
     /// Whole messages that arrived.
     pub(super) received: u64,

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod credit;
+mod golden;
 mod idle;
 mod interleaving;
 mod limits;
@@ -138,6 +139,77 @@ fn a_large_message_does_not_hold_up_a_small_one() {
     pair.server.transmit(&mut pair.to_client, before + PAYLOAD);
     let header = frame::Header::decode(&pair.to_client[before..]).unwrap().unwrap();
     assert_eq!((header.kind, header.stream, header.len), (Kind::Data, token, 4));
+}
+
+/// The kinds and streams of the frames in `bytes`, and the bytes of each.
+fn frames(bytes: &[u8]) -> Vec<(Kind, u32, usize)> {
+    let (mut found, mut rest) = (Vec::new(), bytes);
+    while let Some(header) = frame::Header::decode(rest).unwrap() {
+        let size = frame::HEADER_BYTES + header.len;
+        found.push((header.kind, header.stream, size));
+        rest = &rest[size..];
+    }
+    assert!(rest.is_empty());
+    found
+}
+
+/// Each write is one frame, or what there is of control frames.
+#[test]
+fn a_prompt_of_4_mb_holds_up_no_token_and_no_grant_by_more_than_a_frame() {
+    let mut pair = Pair::established(&Limits { stream_window: 16 << 10, ..Limits::default() });
+    let answered = pair.open(b"ask");
+    let body = message(4 << 20, 1);
+    let prompt = pair.client.open(&head(), body.clone()).unwrap();
+    let (mut parts, mut tokens, mut grants, mut asked) = (0, 0, 0, 0);
+    let mut arrived = None;
+    while arrived.is_none() {
+        // A request that comes while the prompt goes out is in the next write.
+        let other = (parts % 32 == 5).then(|| pair.client.open(&head(), Bytes::new()).unwrap());
+        let owes = pair.client.has_control();
+        pair.client.transmit(&mut pair.to_server, 1);
+        let said = frames(&pair.to_server);
+        if owes {
+            assert!(said.iter().all(|said| said.0 == Kind::Window), "{said:?}");
+            grants += said.iter().filter(|said| said.1 == answered).count();
+            pair.server.receive(&mut pair.to_server, pair.now).unwrap();
+            pair.client.transmit(&mut pair.to_server, 1);
+        }
+        let said = frames(&pair.to_server);
+        assert_eq!(said.len(), 1, "{said:?}");
+        match other {
+            Some(other) => {
+                assert_eq!((said[0].0, said[0].1), (Kind::Open, other));
+                asked += 1;
+            }
+            None => assert_eq!(said[0].1, prompt),
+        }
+        parts += 1;
+        pair.server.receive(&mut pair.to_server, pair.now).unwrap();
+        // A token is in the first write of the server, behind its grants.
+        let token = message(100, tokens);
+        pair.server.send(answered, token.clone()).unwrap();
+        pair.server.transmit(&mut pair.to_client, PAYLOAD);
+        let said = frames(&pair.to_client);
+        let (last, before) = said.split_last().unwrap();
+        assert_eq!((last.0, last.1), (Kind::Data, answered));
+        assert!(before.iter().all(|said| said.0 == Kind::Window), "{said:?}");
+        let waited: usize = before.iter().map(|said| said.2).sum();
+        assert!(waited <= PAYLOAD, "{waited} bytes before the token");
+        pair.client.receive(&mut pair.to_client, pair.now).unwrap();
+        assert!(matches!(pair.client.recv(answered), Recv::Message(got) if got == token));
+        tokens += 1;
+        while let Some(event) = pair.server.poll_event() {
+            match event {
+                Event::Opened { stream, body, .. } if stream == prompt => arrived = Some(body),
+                _ => {}
+            }
+        }
+    }
+    assert!(arrived.is_some_and(|arrived| arrived == body));
+    assert!(parts >= (4 << 20) / PAYLOAD, "the prompt went out in {parts} frames");
+    // More tokens than the stream's window holds: they were granted meanwhile.
+    assert!(tokens * 108 > 16 << 10 && grants > 0, "{tokens} tokens, {grants} grants");
+    assert!(asked >= parts / 32);
 }
 
 #[test]
@@ -430,7 +502,8 @@ fn batches_stop_at_the_credit_and_go_on_when_it_is_back() {
 
 #[test]
 fn a_bad_batch_closes_the_connection() {
-    for batch in [&[][..], &[5, 1, 2], &[0x80], &[1, 7, 9]] {
+    let large = [&[0x81, 8][..], &[7; 1025]].concat();
+    for batch in [&[][..], &[5, 1, 2], &[0x80], &[1, 7, 9], &[0x81, 0, 7], &large] {
         let mut pair = Pair::established(&Limits::default());
         let id = pair.open(b"ask");
         frame::put(&mut pair.to_client, Kind::Data, frame::BATCH, id, batch);

@@ -37,6 +37,11 @@ impl Session {
         }
     }
 
+    /// Counts a connection as idle from `now` on, if no stream runs.
+    pub fn begin_idle(&mut self, now: Instant) {
+        (self.idle_since, self.was_used) = (now, false);
+    }
+
     /// Returns how long an asked peer may be silent.
     fn patience(&self) -> Duration {
         self.limits.dead_after.saturating_sub(self.limits.ping_after)

@@ -275,14 +275,57 @@ proptest! {
         }
     }
 
+    /// Of a peer that mostly keeps to the rules.
     #[test]
-    fn no_bytes_panic_and_nothing_grows(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
-        for is_server in [false, true] {
+    fn whatever_a_peer_says_nothing_panics_and_what_a_session_holds_is_accounted_for(
+        to_server in prop::collection::vec(word(true), 0..60),
+        to_client in prop::collection::vec(word(false), 0..60),
+        asked in 1u32..4,
+    ) {
+        for (is_server, words) in [(true, &to_server), (false, &to_client)] {
             let mut pair = Pair::established(&limits());
+            for _ in 0..asked {
+                pair.open(b"ask");
+            }
+            let mut opened = asked;
             let side = if is_server { &mut pair.server } else { &mut pair.client };
-            let mut bytes: BytesMut = bytes[..].into();
-            let _ = side.receive(&mut bytes, pair.now);
-            prop_assert!(side.control.len() <= CONTROL_BYTES_MAX + PAYLOAD);
+            for (kind, flags, stream, payload) in words {
+                let is_open = *kind == Kind::Open as u8;
+                opened += u32::from(is_open);
+                let mut said = BytesMut::new();
+                let stream = if is_open { opened } else { 1 + stream % opened };
+                frame::put(&mut said, Kind::Data, 0, stream, payload);
+                said[3] = kind | flags << 4;
+                let is_broken = side.receive(&mut said, pair.now).is_err();
+                prop_assert!(!is_broken || side.is_closed());
+                fuzz::check(side);
+            }
         }
     }
+}
+
+/// Kind, flags, stream and payload of a frame.
+fn word(to_server: bool) -> BoxedStrategy<(u8, u8, u32, Vec<u8>)> {
+    let part = prop_oneof![3 => 0usize..40, 1 => 0usize..3000].prop_map(|len| vec![7; len]);
+    let open = [&head().encode().unwrap()[..], b"part"].concat();
+    let more = prop_oneof![4 => Just(frame::MORE), 1 => Just(0)];
+    let frame = |kind: Kind, payload: &[u8]| {
+        (Just(kind as u8), Just(0), any::<u32>(), Just(payload.to_vec()))
+    };
+    let data = (Just(Kind::Data as u8), more.clone(), any::<u32>(), part);
+    let anything = (0u8..16, 0u8..4, any::<u32>(), prop::collection::vec(any::<u8>(), 0..40));
+    let common = prop_oneof![
+        8 => data,
+        2 => frame(Kind::Reset, b"\x05\x00"),
+        1 => frame(Kind::Window, &[9, 0, 0, 0]),
+        1 => frame(Kind::Ping, &[0; 8]),
+    ];
+    if to_server {
+        let open = (Just(Kind::Open as u8), more, any::<u32>(), Just(open));
+        let stop = frame(Kind::Stop, &[]);
+        return prop_oneof![30 => common, 20 => open, 3 => stop, 1 => anything].boxed();
+    }
+    let batch = (Just(Kind::Data as u8), Just(frame::BATCH), any::<u32>(), Just(vec![1, 7, 0]));
+    let end = frame(Kind::End, &[1, 0, 0, 0, 0, 0, 0, 0]);
+    prop_oneof![30 => common, 5 => batch, 5 => end, 1 => anything].boxed()
 }
