@@ -103,6 +103,7 @@ impl Listening {
     }
 
     /// Has `waker` woken by each raise, also by one that was before.
+    #[cfg(any(test, feature = "tcp", feature = "nats"))]
     pub(crate) fn wake(node: &Arc<Cancellation>, waker: Waker) -> Self {
         let listening = Self::new(node, Listener::Task(waker.clone()));
         if node.has_reached(Level::Stopped) {

@@ -7,6 +7,7 @@ mod memory;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(any(feature = "tcp", feature = "nats"))]
+#[cfg_attr(not(feature = "tcp"), expect(dead_code, unused_imports, reason = "TCP uses all of it"))]
 mod remote;
 #[cfg(feature = "tcp")]
 mod tcp;

@@ -9,7 +9,7 @@ use super::super::frame::{
 };
 use super::super::head::Head;
 use super::credit::Sharing;
-use super::stream::{Outbound, Stream, Terminal, cost};
+use super::stream::{Opening, Outbound, Stream, Terminal, cost};
 use super::{Event, Session, WINDOW_MAX, WINDOW_MIN};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -76,12 +76,11 @@ impl Session {
             }
             (Kind::Stop, true) => {
                 self.known(id)?;
-                match self.streams.get_mut(&id) {
+                let stream = self.streams.get_mut(&id);
+                match stream.map(|stream| &mut stream.inbound.opening) {
                     // Nobody knows of the request yet.
-                    Some(stream) if stream.inbound.head.is_some() => {
-                        stream.inbound.is_stopped = true;
-                    }
-                    Some(_) => self.events.push_back(Event::Stopped(id)),
+                    Some(Some(opening)) => opening.is_stopped = true,
+                    Some(None) => self.events.push_back(Event::Stopped(id)),
                     None => {}
                 }
             }
@@ -136,7 +135,7 @@ impl Session {
         let mut stream = Stream::default();
         stream.inbound.credit = self.limits.stream_window;
         stream.outbound.credit = self.peer.as_ref().map_or(0, |peer| peer.stream_window);
-        stream.inbound.head = Some(head);
+        stream.inbound.opening = Some(Opening { head, is_stopped: false });
         self.streams.insert(id, stream);
         self.on_part(id, flags, body, 0)
     }
@@ -168,7 +167,7 @@ impl Session {
             self.owe_connection(cost);
             return Ok(());
         }
-        if inbound.terminal.is_some() || (self.is_server && inbound.head.is_none()) {
+        if inbound.terminal.is_some() || (self.is_server && inbound.opening.is_none()) {
             return Err(protocol(format!("stream {id} goes on after its end")));
         }
         if flags == BATCH {
@@ -243,8 +242,7 @@ impl Session {
         };
         inbound.received += 1;
         let credit = std::mem::take(&mut inbound.partial_credit);
-        if let Some(head) = inbound.head.take() {
-            let is_stopped = inbound.is_stopped;
+        if let Some(Opening { head, is_stopped }) = inbound.opening.take() {
             self.give_back(id, credit);
             self.events.push_back(Event::Opened { stream: id, head, body: message });
             if is_stopped {

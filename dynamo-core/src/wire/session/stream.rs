@@ -14,11 +14,19 @@ pub(super) struct Stream {
     pub(super) outbound: Outbound,
 }
 
+/// A request that has not arrived in whole.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) head: Head,
+    /// An early end is asked for already.
+    pub(super) is_stopped: bool,
+}
+
 /// What the peer sends.
 #[derive(Debug, Default)]
 pub(super) struct Inbound {
     /// At the server: what the request is, until its body is there.
-    pub(super) head: Option<Head>,
+    pub(super) opening: Option<Opening>,
     /// Whole messages that nobody has taken yet, and the credit they hold.
     pub(super) messages: VecDeque<(Bytes, u32)>,
     /// The message that is arriving.
@@ -35,8 +43,6 @@ pub(super) struct Inbound {
     pub(super) is_accepted: bool,
     /// Whole messages that arrived.
     pub(super) received: u64,
-    /// At the server: an early end was asked for before the request had arrived in whole.
-    pub(super) is_stopped: bool,
     /// At the client: more arrived than there is room for, and what follows is not wanted.
     pub(super) is_refused: bool,
     /// How the stream ends behind the messages.
