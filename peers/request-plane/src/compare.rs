@@ -15,13 +15,14 @@ pub async fn run(path: Option<&str>) -> Result<()> {
     let model = Arc::<Model>::default();
     let server = nats::Server::start()?;
     let tcp = Arc::new(ours::tcp(&model).await?);
+    let over_nats = Arc::new(ours::nats(&model, server.url()).await?);
     let here = |subject: Arc<dyn Subject>| Contender::Here(subject, Arc::clone(&model));
     let contenders = [
         (MEMORY, here(Arc::new(ours::memory(&model).await?))),
         (TCP, here(Arc::clone(&tcp) as Arc<dyn Subject>)),
         (SOCKET, here(Arc::new(raw::start().await?))),
         (NATS, here(Arc::new(nats::raw(&server).await?))),
-        (OVER_NATS, here(Arc::new(ours::nats(&model, server.url()).await?))),
+        (OVER_NATS, here(Arc::clone(&over_nats) as Arc<dyn Subject>)),
         (TONIC, here(Arc::new(grpc::start(&model).await?))),
         (DYNAMO, Contender::Apart(dynamo::tcp()?)),
         (DYNAMO_QUIC, Contender::Apart(dynamo::quic()?)),
@@ -34,16 +35,21 @@ pub async fn run(path: Option<&str>) -> Result<()> {
     }
 
     // What a token costs on the wire at 256 streams, by our own count.
-    let before = tcp.server_stats();
     let turn = ready(256, 256);
-    turn::run(&(Arc::clone(&tcp) as Arc<dyn Subject>), &model, turn).await?;
-    let after = tcp.server_stats();
     let tokens = f64::from(turn.calls * turn.tokens);
-    let bytes = (after.written_bytes_total - before.written_bytes_total) as f64 / tokens;
-    let writes = (after.writes_total - before.writes_total) as f64 / tokens;
-    let workload = "256 streams of 200 tokens, tcp";
-    table.row(workload, BYTES, bytes, None, Some(16.0));
-    table.row(workload, WRITES, writes, None, Some(0.1));
+    for (plane, subject, [bytes, calls], targets) in [
+        (TCP, &tcp, [BYTES, WRITES], [Some(16.0), Some(0.1)]),
+        (OVER_NATS, &over_nats, [BYTES, DATAGRAMS], [None, None]),
+    ] {
+        let before = subject.sent();
+        turn::run(&(Arc::clone(subject) as Arc<dyn Subject>), &model, turn).await?;
+        let after = subject.sent();
+        let workload = format!("256 streams of 200 tokens, {plane}");
+        for (at, metric) in [bytes, calls].into_iter().enumerate() {
+            let each = (after[at] - before[at]) as f64 / tokens;
+            table.row(&workload, metric, each, None, targets[at]);
+        }
+    }
 
     table.print();
     path.map_or(Ok(()), |path| table.write(path))
@@ -191,6 +197,7 @@ const LOOPBACK: Metric = Metric::lower("loopback bytes per token", "B");
 const PACKETS: Metric = Metric::lower("loopback packets per token", "1");
 const BYTES: Metric = Metric::lower("bytes per token", "B");
 const WRITES: Metric = Metric::lower("writes per token", "1");
+const DATAGRAMS: Metric = Metric::lower("datagrams per token", "1");
 
 const MEMORY: &str = "memory";
 const TCP: &str = "tcp";

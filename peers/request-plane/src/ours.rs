@@ -7,7 +7,7 @@ use dynamo_core::discovery::MemoryDiscovery;
 use dynamo_core::event_plane::MemoryEventPlane;
 use dynamo_core::protocol::GenerateChunk;
 use dynamo_core::request_plane::{
-    NatsRequestPlane, NatsRequestPlaneConfig, RequestPlane, TcpConfig, TcpRequestPlane, TcpStats,
+    NatsRequestPlane, NatsRequestPlaneConfig, RequestPlane, TcpConfig, TcpRequestPlane,
 };
 use dynamo_core::{Client, Context, Endpoint, Engine, ResponseStream, Runtime, Serving, engine_fn};
 use futures::StreamExt;
@@ -19,11 +19,14 @@ use crate::turn::Subject;
 pub struct Ours {
     client: Client<Ask, GenerateChunk>,
     model: Arc<Model>,
-    server: Option<Arc<TcpRequestPlane>>,
+    /// Bytes that the server has sent, and in how many writes or datagrams.
+    sent: Option<Sent>,
     _serving: Serving,
     /// Its plane ends with it.
     _callee: Runtime,
 }
+
+type Sent = Box<dyn Fn() -> [u64; 2] + Send + Sync>;
 
 /// Client and server in one process, values moved.
 pub async fn memory(model: &Arc<Model>) -> Result<Ours> {
@@ -37,15 +40,23 @@ pub async fn tcp(model: &Arc<Model>) -> Result<Ours> {
     let server = Arc::new(TcpRequestPlane::start(listening).await?);
     let caller = Arc::new(TcpRequestPlane::start(TcpConfig::default()).await?);
     let (caller, callee) = runtimes(caller, Arc::clone(&server));
-    ours(model, &caller, &callee, Some(server)).await
+    let sent = move || {
+        let stats = server.stats();
+        [stats.written_bytes_total, stats.writes_total]
+    };
+    ours(model, &caller, &callee, Some(Box::new(sent))).await
 }
 
 /// Client and server as two processes have them, over a server of NATS.
 pub async fn nats(model: &Arc<Model>, url: &str) -> Result<Ours> {
     let server = Arc::new(NatsRequestPlane::start(NatsRequestPlaneConfig::new(url)).await?);
     let caller = Arc::new(NatsRequestPlane::start(NatsRequestPlaneConfig::new(url)).await?);
-    let (caller, callee) = runtimes(caller, server);
-    ours(model, &caller, &callee, None).await
+    let (caller, callee) = runtimes(caller, Arc::clone(&server));
+    let sent = move || {
+        let stats = server.stats();
+        [stats.datagram_bytes_total, stats.datagrams_total]
+    };
+    ours(model, &caller, &callee, Some(Box::new(sent))).await
 }
 
 /// Two runtimes that know of each other.
@@ -60,18 +71,18 @@ async fn ours(
     model: &Arc<Model>,
     caller: &Runtime,
     callee: &Runtime,
-    server: Option<Arc<TcpRequestPlane>>,
+    sent: Option<Sent>,
 ) -> Result<Ours> {
     let serving = serve(callee, Arc::clone(model)).await?;
     let client = endpoint(caller)?.client().await?;
     let (model, callee) = (Arc::clone(model), callee.clone());
-    Ok(Ours { client, model, server, _serving: serving, _callee: callee })
+    Ok(Ours { client, model, sent, _serving: serving, _callee: callee })
 }
 
 impl Ours {
-    /// Returns what the server's side has written so far.
-    pub fn server_stats(&self) -> TcpStats {
-        self.server.as_ref().map_or_else(TcpStats::default, |server| server.stats())
+    /// Returns how many bytes the server's side has sent so far, and in how many writes or datagrams.
+    pub fn sent(&self) -> [u64; 2] {
+        self.sent.as_ref().map_or([0; 2], |sent| sent())
     }
 }
 
