@@ -82,20 +82,25 @@ async fn ready_is_who_serves_and_is_listed_with_all_it_serves() {
     assert_eq!(ask(&page, "/ready").await.0, 503);
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_engine_that_fails_its_canary_is_not_ready_until_it_answers_again() {
-    let runtime = Runtime::in_process();
-    let fails = Arc::new(AtomicBool::new(true));
-    let failing = Arc::clone(&fails);
-    let engine = engine_fn(move |ctx: Context, count: u32| {
-        let fails = failing.load(Ordering::Relaxed);
+/// Counts, unless `fails` says otherwise.
+fn failing_while(fails: &Arc<AtomicBool>) -> impl Engine<Request = u32, Response = u32> {
+    let fails = Arc::clone(fails);
+    engine_fn(move |ctx: Context, count: u32| {
+        let fails = fails.load(Ordering::Relaxed);
         async move {
             if fails {
                 return Err(Error::internal("out of order"));
             }
             Ok(ResponseStream::from_items(&ctx, 0..count))
         }
-    });
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_fails_its_canary_is_not_ready_until_it_answers_again() {
+    let runtime = Runtime::in_process();
+    let fails = Arc::new(AtomicBool::new(true));
+    let engine = failing_while(&fails);
     let endpoint = endpoint(&runtime, "e");
     let serving = endpoint.serve_watched(engine, ServeOptions::default(), Canary::new(1));
     let serving = serving.await.unwrap();
@@ -148,16 +153,7 @@ async fn who_is_displaced_by_a_later_incarnation_is_not_ready_and_the_page_names
 async fn who_answers_its_canary_again_does_not_outbid_a_later_incarnation() {
     let [ours, other] = two_with_one_directory();
     let fails = Arc::new(AtomicBool::new(true));
-    let failing = Arc::clone(&fails);
-    let engine = engine_fn(move |ctx: Context, count: u32| {
-        let fails = failing.load(Ordering::Relaxed);
-        async move {
-            if fails {
-                return Err(Error::internal("out of order"));
-            }
-            Ok(ResponseStream::from_items(&ctx, 0..count))
-        }
-    });
+    let engine = failing_while(&fails);
     let options = ServeOptions::default().with_instance(InstanceId(7));
     let endpoint_here = endpoint(&ours, "e");
     let serving = endpoint_here.serve_watched(engine, options.clone(), Canary::new(1));

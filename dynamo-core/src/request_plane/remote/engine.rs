@@ -50,17 +50,18 @@ impl<R: Reach> RemoteEngine<R> {
         request: Bytes,
     ) -> Result<ResponseStream<Bytes>> {
         let mut head = self.head(ctx, is_probe);
-        for _ in 0..REDIALS_MAX {
+        let mut redials = 0;
+        loop {
             let connection = ctx.bound(self.dialer.reach(&self.instance)).await?;
+            // Reaching it may have taken a while.
             head.remaining = ctx.remaining();
             match call(&connection, ctx, &head, request.clone()).await {
-                Err(error) if has_crossed(&connection, &error) => {}
+                Err(error) if redials < REDIALS_MAX && has_crossed(&connection, &error) => {
+                    redials += 1;
+                }
                 outcome => return outcome,
             }
         }
-        let connection = ctx.bound(self.dialer.reach(&self.instance)).await?;
-        head.remaining = ctx.remaining();
-        call(&connection, ctx, &head, request).await
     }
 
     fn head(&self, ctx: &Context, is_probe: bool) -> Head {

@@ -233,12 +233,12 @@ impl Session {
             let is_in_parts = !inbound.partial.is_empty();
             inbound.partial.extend_from_slice(part);
             // A large message holds its memory alone, and no longer than it lives.
-            let rest = if is_in_parts {
-                BytesMut::new()
+            let message = if is_in_parts {
+                std::mem::take(&mut inbound.partial)
             } else {
-                inbound.partial.split_off(inbound.partial.len())
+                inbound.partial.split()
             };
-            std::mem::replace(&mut inbound.partial, rest).freeze()
+            message.freeze()
         };
         inbound.received += 1;
         let credit = std::mem::take(&mut inbound.partial_credit);

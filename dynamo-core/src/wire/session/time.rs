@@ -33,7 +33,7 @@ impl Session {
     /// session knows better since when it is idle than it does by its timeouts.
     pub fn note_use(&mut self, now: Instant) {
         if self.was_used || !self.streams.is_empty() {
-            (self.idle_since, self.was_used) = (now, false);
+            self.begin_idle(now);
         }
     }
 
