@@ -142,6 +142,24 @@ fn too_large() -> Error {
 }
 
 #[cfg(test)]
+impl Head {
+    /// One of a request that asks for nothing special.
+    pub(crate) fn example() -> Self {
+        Self {
+            instance: 1,
+            incarnation: 0,
+            endpoint: "n/c/e".into(),
+            request: "r".into(),
+            priority: 4,
+            is_probe: false,
+            trace: None,
+            remaining: None,
+            metadata: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
@@ -149,15 +167,11 @@ mod tests {
 
     fn head() -> Head {
         Head {
-            instance: 1,
             incarnation: 2,
-            endpoint: "n/c/e".into(),
-            request: "r".into(),
             priority: 3,
-            is_probe: false,
-            trace: None,
             remaining: Some(Duration::from_micros(4)),
             metadata: vec![("k".into(), "v".into())],
+            ..Head::example()
         }
     }
 

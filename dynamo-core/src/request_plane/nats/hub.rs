@@ -41,8 +41,26 @@ pub(super) struct Links(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
-    ends: HashMap<u64, Arc<End>>,
-    accepted: HashMap<u64, Arc<End>>,
+    ends: HashMap<u64, Wired>,
+    accepted: HashMap<u64, Wired>,
+}
+
+/// A link and what it carries.
+#[derive(Clone)]
+struct Wired {
+    end: Arc<End>,
+    connection: Connection,
+}
+
+impl Wired {
+    /// Takes in a datagram. The last one that has arrived is worked on at once: one task less has to
+    /// be woken.
+    fn receive(&self, datagram: Datagram, is_last: bool) {
+        self.end.receive(datagram);
+        if !(is_last && self.connection.drive_now()) {
+            self.end.wake();
+        }
+    }
 }
 
 impl Links {
@@ -53,7 +71,7 @@ impl Links {
     /// Repeats what NATS may have lost while it was away.
     pub(super) fn on_reconnect(&self) {
         let ends: Vec<_> = self.lock().ends.values().cloned().collect();
-        ends.iter().for_each(|end| end.on_reconnect());
+        ends.iter().for_each(|link| link.end.on_reconnect());
     }
 }
 
@@ -122,14 +140,20 @@ impl Hub {
         tokio::pin!(ended);
         loop {
             tokio::select! {
-                Some(message) = datagrams.next() => self.on_datagram(message),
+                Some(first) = datagrams.next() => {
+                    let mut message = Some(first);
+                    while let Some(next) = message {
+                        message = datagrams.next().now_or_never().flatten();
+                        self.on_datagram(next, message.is_none());
+                    }
+                }
                 Some(message) = absences.next() => self.on_absence(&message),
                 () = &mut ended => return,
             }
         }
     }
 
-    fn on_datagram(self: &Arc<Self>, message: Message) {
+    fn on_datagram(self: &Arc<Self>, message: Message, is_last: bool) {
         let sender = message.reply.as_ref().and_then(|reply| self.subjects.link(reply));
         match Datagram::decode(message.payload) {
             Ok(Datagram::Open { from }) => match sender {
@@ -138,9 +162,9 @@ impl Hub {
             },
             Ok(datagram) => {
                 let Some(to) = datagram.to() else { return };
-                let end = self.links.lock().ends.get(&to).cloned();
-                match (end, sender) {
-                    (Some(end), _) => end.receive(datagram),
+                let link = self.links.lock().ends.get(&to).cloned();
+                match (link, sender) {
+                    (Some(link), _) => link.receive(datagram, is_last),
                     // Not answered by a word that would be answered in turn.
                     (None, _) if matches!(datagram, Datagram::Closed { .. }) => {}
                     (None, Some((process, link))) => self.refuse(process, link, to),
@@ -157,17 +181,17 @@ impl Hub {
             return;
         }
         if let Some((_, link)) = self.subjects.link(&message.subject) {
-            let end = self.links.lock().ends.get(&link).cloned();
-            if let Some(end) = end {
-                end.on_absent();
+            let known = self.links.lock().ends.get(&link).cloned();
+            if let Some(link) = known {
+                link.end.on_absent();
             }
         }
     }
 
     fn on_open(self: &Arc<Self>, process: u64, from: u64) {
         let known = self.links.lock().accepted.get(&from).cloned();
-        if let Some(end) = known {
-            end.receive(Datagram::Open { from });
+        if let Some(link) = known {
+            link.receive(Datagram::Open { from }, false);
             return;
         }
         let permit = Arc::clone(&self.room).try_acquire_owned();
@@ -177,7 +201,6 @@ impl Hub {
         };
         let (own, now) = (InstanceId::random().0, Instant::now().into_std());
         let end = End::new(Link::accept(own, from, self.link_limits(), now));
-        self.links.lock().accepted.insert(from, Arc::clone(&end));
         let session = Session::server(self.limits.clone(), now);
         let accepted = Some((from, permit));
         self.drive((own, end), process, session, self.shutdown.clone(), accepted);
@@ -221,7 +244,15 @@ impl Hub {
         shutdown: CancellationToken,
         accepted: Option<(u64, OwnedSemaphorePermit)>,
     ) -> Connection {
-        self.links.lock().ends.insert(own, Arc::clone(&end));
+        let connection = Connection::new(session, Arc::clone(&self.counters));
+        let link = Wired { end: Arc::clone(&end), connection: connection.clone() };
+        {
+            let mut known = self.links.lock();
+            if let Some((from, _)) = &accepted {
+                known.accepted.insert(*from, link.clone());
+            }
+            known.ends.insert(own, link);
+        }
         let outlet = Outlet {
             end,
             client: self.client.clone(),
@@ -229,7 +260,6 @@ impl Hub {
             absence: self.subjects.absence(own).into(),
             published: Arc::clone(&self.published),
         };
-        let connection = Connection::new(session, Arc::clone(&self.counters));
         let share = accepted.as_ref().map(|_| connection.share(&self.shares));
         let halves = (Reader::new(outlet.clone()), Writer(outlet.clone()));
         let (bound, own_end, tasks) =

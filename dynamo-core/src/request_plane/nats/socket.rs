@@ -31,8 +31,13 @@ impl End {
         lock(&self.link)
     }
 
+    /// Takes in a datagram; whoever drives the link is to be told.
     pub(super) fn receive(&self, datagram: Datagram) {
         self.lock().receive(datagram, now());
+    }
+
+    /// Wakes the task that drives it.
+    pub(super) fn wake(&self) {
         self.waker.wake();
     }
 

@@ -73,7 +73,7 @@ async fn run(
         let next = match futures::poll!(&mut next) {
             Poll::Ready(next) => next,
             Poll::Pending => {
-                connection.flush();
+                connection.push();
                 next.await
             }
         };

@@ -1,6 +1,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::driver::Driver;
+use super::driver::{Drive, Driver, Handle};
 use super::{Counters, Share, Shares, lock};
 use crate::discovery::Instance;
 use crate::engine::{Context, Priority, RequestId};
@@ -32,6 +32,8 @@ pub(super) struct Shared {
     since: Instant,
     /// Wakes the driver: there is something to send.
     pub(super) due: AtomicWaker,
+    /// The driver itself, while it drives.
+    driver: OnceLock<Weak<dyn Drive>>,
     /// Whether streams can be opened.
     pub(super) open: watch::Sender<Stage>,
     pub(super) counters: Arc<Counters>,
@@ -81,7 +83,8 @@ impl Connection {
         let state = State { session, waiting, running, on_idle: None };
         let open = watch::Sender::new(Stage::Greeting);
         let (state, due, since) = (Mutex::new(state), AtomicWaker::new(), Instant::now());
-        Self(Arc::new(Shared { state, since, due, open, counters }), None)
+        let driver = OnceLock::new();
+        Self(Arc::new(Shared { state, since, due, driver, open, counters }), None)
     }
 
     /// Lets [`check`](Self::check) ask `vouch`.
@@ -160,7 +163,7 @@ impl Connection {
     /// Opens a stream for a request.
     pub(crate) fn open(&self, head: &Head, body: Bytes) -> Result<u32> {
         let id = lock(&self.0.state).session.open(head, body)?;
-        self.flush();
+        self.push();
         Ok(id)
     }
 
@@ -216,10 +219,11 @@ impl Connection {
         };
         let session = &state.session;
         // A grant is to be sent, or the driver may have nothing left to do.
-        let is_due = session.has_control() || session.streams() == 0 || session.is_closed();
+        let is_due = session.has_control() || session.is_closed();
+        let is_last = session.streams() == 0;
         drop(state);
-        if is_due {
-            self.flush();
+        if is_due || is_last && *self.0.open.borrow() == Stage::Gone {
+            self.push();
         }
         Poll::Ready(ended)
     }
@@ -245,6 +249,23 @@ impl Connection {
     /// Wakes the driver for what is queued.
     pub(crate) fn flush(&self) {
         self.0.due.wake();
+    }
+
+    /// Sends what is queued: here and now if it cannot get company, else by waking the driver.
+    ///
+    /// After three tasks that woke each other tokio wakes another thread for the next, which costs
+    /// more than a request: so one that is alone on its connection wakes nobody.
+    pub(crate) fn push(&self) {
+        let is_alone = lock(&self.0.state).session.streams() <= 1;
+        if !(is_alone && self.drive_now()) {
+            self.flush();
+        }
+    }
+
+    /// Moves bytes within the caller's task, unless somebody else does; tells whether it did.
+    pub(crate) fn drive_now(&self) -> bool {
+        let driver = self.0.driver.get().and_then(Weak::upgrade);
+        driver.is_some_and(|driver| driver.drive_now())
     }
 
     /// Queues messages of an answer, up to the first error; tells whether there is room for more.
@@ -278,7 +299,7 @@ impl Connection {
             Err(error) => state.session.fail(id, error),
         }
         drop(state);
-        self.flush();
+        self.push();
     }
 
     /// Moves bytes until the connection is of no use, or `shutdown` fires; then every stream ends.
@@ -286,17 +307,21 @@ impl Connection {
     /// Requests that arrive are handed to `on_arrival`.
     pub(crate) async fn drive(
         self,
-        halves: (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+        halves: (impl AsyncRead + Unpin + Send + 'static, impl AsyncWrite + Unpin + Send + 'static),
         shutdown: CancellationToken,
-        on_arrival: impl FnMut(Arrival),
+        on_arrival: impl FnMut(Arrival) + Send + 'static,
     ) {
-        let mut driver = Driver::new(self, halves, shutdown, on_arrival);
-        let outcome = std::future::poll_fn(|cx| driver.poll(cx)).await;
+        let handle = Handle::new(Driver::new(self.clone(), halves, shutdown, on_arrival));
+        // A connection is driven once.
+        let _ = self.0.driver.set(Arc::downgrade(&handle) as Weak<dyn Drive>);
+        let outcome = std::future::poll_fn(|cx| handle.poll(cx)).await;
         let reason = match outcome {
             Ok(()) => "the connection was closed".to_owned(),
             Err(error) => error.message().to_owned(),
         };
-        driver.end(reason).await;
+        if let Some(driver) = handle.take() {
+            driver.end(reason).await;
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use std::mem;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
@@ -36,6 +36,72 @@ pub(super) struct Driver<R, W, F> {
     leave_by: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     words: Vec<Word>,
+}
+
+/// A driver, at work in a task of its own and now and then in that of whoever has something for it.
+pub(super) struct Handle<R, W, F>(Mutex<Option<Shift<R, W, F>>>);
+
+struct Shift<R, W, F> {
+    driver: Driver<R, W, F>,
+    /// Wakes the driver's own task: whoever drives in between waits for nothing.
+    waker: Option<Waker>,
+    /// What came of it in somebody else's task.
+    outcome: Option<Result<()>>,
+}
+
+/// A [`Handle`], whatever it moves.
+pub(super) trait Drive: Send + Sync {
+    /// Moves bytes here and now, unless that is being done; tells whether it did.
+    fn drive_now(&self) -> bool;
+}
+
+impl<R, W, F> Handle<R, W, F>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+    F: FnMut(Arrival),
+{
+    pub(super) fn new(driver: Driver<R, W, F>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some(Shift { driver, waker: None, outcome: None }))))
+    }
+
+    /// Moves bytes in the driver's own task; completes when the connection is of no use.
+    pub(super) fn poll(&self, cx: &mut TaskContext<'_>) -> Poll<Result<()>> {
+        let mut shift = lock(&self.0);
+        let Some(Shift { driver, waker, outcome }) = &mut *shift else {
+            return Poll::Ready(Ok(()));
+        };
+        if waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        outcome.take().map_or_else(|| driver.poll(cx), Poll::Ready)
+    }
+
+    /// Returns the driver, for its end.
+    pub(super) fn take(&self) -> Option<Driver<R, W, F>> {
+        lock(&self.0).take().map(|shift| shift.driver)
+    }
+}
+
+impl<R, W, F> Drive for Handle<R, W, F>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+    F: FnMut(Arrival) + Send,
+{
+    fn drive_now(&self) -> bool {
+        let Ok(mut shift) = self.0.try_lock() else { return false };
+        let Some(Shift { driver, waker: Some(waker), outcome }) = &mut *shift else {
+            return false;
+        };
+        if outcome.is_none()
+            && let Poll::Ready(ended) = driver.poll(&mut TaskContext::from_waker(waker))
+        {
+            *outcome = Some(ended);
+            waker.wake_by_ref();
+        }
+        true
+    }
 }
 
 /// What someone has to be told.

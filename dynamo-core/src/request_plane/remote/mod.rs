@@ -7,7 +7,8 @@
 //!
 //! Each connection is one task that moves bytes between a transport and a
 //! [`Session`](crate::wire::session::Session): whatever is due when the transport takes more goes
-//! into one write, and nothing waits for company.
+//! into one write, and nothing waits for company. A request that is alone on its connection moves its
+//! bytes itself, without waking that task.
 
 mod answer;
 mod bound;

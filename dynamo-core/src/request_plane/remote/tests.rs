@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context as Waiting, Poll};
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -16,6 +17,7 @@ use crate::error::{ErrorKind, Result};
 use crate::name::{EndpointPath, Name};
 use crate::protocol::InstanceId;
 use crate::wire::codec::Codec;
+use crate::wire::head::Head;
 use crate::wire::session::{Limits, Session};
 
 /// Takes one write, and is broken from then on.
@@ -107,4 +109,31 @@ async fn a_peer_that_dies_right_after_a_sign_of_life_is_given_up_in_time() {
     let silent = last.elapsed();
     let late = limits.dead_after + Duration::from_millis(100);
     assert!((limits.dead_after..late).contains(&silent), "given up after {silent:?}");
+}
+
+#[tokio::test]
+async fn who_is_alone_on_a_connection_needs_no_other_task_to_be_sent() {
+    let now = Instant::now().into_std();
+    let (ours, mut peer) = tokio::io::duplex(1 << 10);
+    let session = Session::client(Limits::default(), Codec::default(), now);
+    let connection = Connection::new(session, Arc::default());
+    let mut tasks = JoinSet::new();
+    let halves = tokio::io::split(ours);
+    tasks.spawn(connection.clone().drive(halves, CancellationToken::new(), |_| {}));
+    let mut server = Session::server(Limits::default(), now);
+    let (mut heard, mut said) = (BytesMut::with_capacity(1 << 10), BytesMut::new());
+    server.transmit(&mut said, 1 << 10);
+    peer.write_all_buf(&mut said).await.unwrap();
+    assert_eq!(connection.greeted().await, Stage::Open);
+    peer.read_buf(&mut heard).await.unwrap();
+
+    let head = Head::example();
+    // Nothing else runs in between.
+    connection.open(&head, Bytes::new()).unwrap();
+    let sent = peer.read_buf(&mut heard).now_or_never().expect("sent at once").unwrap();
+    connection.open(&head, Bytes::new()).unwrap();
+    assert!(peer.read_buf(&mut heard).now_or_never().is_none(), "two are sent by the driver");
+    assert_eq!(peer.read_buf(&mut heard).await.unwrap(), sent);
+    server.receive(&mut heard, now).unwrap();
+    assert_eq!(server.streams(), 2);
 }

@@ -59,7 +59,7 @@ impl Pair {
 
     /// Opens a stream and returns it once the server has it.
     fn open(&mut self, body: &[u8]) -> u32 {
-        let id = self.client.open(&head(), Bytes::copy_from_slice(body)).unwrap();
+        let id = self.client.open(&Head::example(), Bytes::copy_from_slice(body)).unwrap();
         self.settle();
         while let Some(event) = self.server.poll_event() {
             if let Event::Opened { stream, body: arrived, .. } = event {
@@ -78,20 +78,6 @@ impl Pair {
         }
         assert_eq!(self.client.send_credit, self.server.credit);
         assert_eq!(self.server.send_credit, self.client.credit);
-    }
-}
-
-fn head() -> Head {
-    Head {
-        instance: 1,
-        incarnation: 0,
-        endpoint: "n/c/e".into(),
-        request: "r".into(),
-        priority: 4,
-        is_probe: false,
-        trace: None,
-        remaining: None,
-        metadata: Vec::new(),
     }
 }
 
@@ -159,12 +145,13 @@ fn a_prompt_of_4_mb_holds_up_no_token_and_no_grant_by_more_than_a_frame() {
     let mut pair = Pair::established(&Limits { stream_window: 16 << 10, ..Limits::default() });
     let answered = pair.open(b"ask");
     let body = message(4 << 20, 1);
-    let prompt = pair.client.open(&head(), body.clone()).unwrap();
+    let prompt = pair.client.open(&Head::example(), body.clone()).unwrap();
     let (mut parts, mut tokens, mut grants, mut asked) = (0, 0, 0, 0);
     let mut arrived = None;
     while arrived.is_none() {
         // A request that comes while the prompt goes out is in the next write.
-        let other = (parts % 32 == 5).then(|| pair.client.open(&head(), Bytes::new()).unwrap());
+        let other =
+            (parts % 32 == 5).then(|| pair.client.open(&Head::example(), Bytes::new()).unwrap());
         let owes = pair.client.has_control();
         pair.client.transmit(&mut pair.to_server, 1);
         let said = frames(&pair.to_server);
@@ -271,13 +258,13 @@ fn a_kill_at_the_client_and_a_failure_at_the_server_end_the_other_side() {
 fn a_request_that_was_never_sent_provably_did_not_start() {
     let mut pair = Pair::established(&limits());
     let sent = pair.open(b"a");
-    let unsent = pair.client.open(&head(), Bytes::new()).unwrap();
+    let unsent = pair.client.open(&Head::example(), Bytes::new()).unwrap();
     pair.client.close(ErrorKind::Unavailable, "the connection broke");
     for (id, is_retryable) in [(sent, false), (unsent, true)] {
         let Recv::Failed(error) = pair.client.recv(id) else { unreachable!() };
         assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, is_retryable));
     }
-    assert!(pair.client.open(&head(), Bytes::new()).unwrap_err().is_retryable());
+    assert!(pair.client.open(&Head::example(), Bytes::new()).unwrap_err().is_retryable());
 }
 
 #[test]
@@ -286,7 +273,7 @@ fn going_away_lets_what_runs_finish_and_refuses_the_rest_as_not_started() {
     let running = pair.open(b"a");
     pair.server.go_away();
     // Opened before the word arrives.
-    let late = pair.client.open(&head(), Bytes::from_static(b"b")).unwrap();
+    let late = pair.client.open(&Head::example(), Bytes::from_static(b"b")).unwrap();
     pair.client.transmit(&mut pair.to_server, 1 << 20);
     pair.settle();
     let Recv::Failed(error) = pair.client.recv(late) else { unreachable!() };
@@ -306,11 +293,11 @@ fn streams_beyond_the_limit_are_refused_on_both_sides() {
     let mut pair = Pair::established(&small);
     let first = pair.open(b"a");
     pair.open(b"b");
-    let refused = pair.client.open(&head(), Bytes::new()).unwrap_err();
+    let refused = pair.client.open(&Head::example(), Bytes::new()).unwrap_err();
     assert_eq!((refused.kind(), refused.is_retryable()), (ErrorKind::Overloaded, true));
     // A client that does not count is refused by the server.
     pair.client.peer.as_mut().unwrap().streams_max = 9;
-    let id = pair.client.open(&head(), Bytes::new()).unwrap();
+    let id = pair.client.open(&Head::example(), Bytes::new()).unwrap();
     pair.settle();
     let Recv::Failed(error) = pair.client.recv(id) else { unreachable!() };
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Overloaded, true));
@@ -347,7 +334,7 @@ fn a_peer_that_breaks_the_rules_is_dropped() {
         frame::put(&mut out, kind, flags, stream, payload);
         out
     };
-    let body = head().encode().unwrap();
+    let body = Head::example().encode().unwrap();
     let data = [0; PAYLOAD];
     let broken: Vec<(&str, Vec<BytesMut>)> = vec![
         ("data on a stream that was never opened", vec![put(Kind::Data, 0, 9, b"x")]),
@@ -387,7 +374,7 @@ fn a_peer_that_asks_and_does_not_read_is_bounded() {
     pair.server.go_away();
     let mut opens = BytesMut::new();
     for id in 1..100_000 {
-        frame::put(&mut opens, Kind::Open, 0, id, &head().encode().unwrap());
+        frame::put(&mut opens, Kind::Open, 0, id, &Head::example().encode().unwrap());
     }
     // Each is refused; the refusals are not read.
     let _ = pair.server.receive(&mut opens, pair.now);
@@ -398,7 +385,7 @@ fn a_peer_that_asks_and_does_not_read_is_bounded() {
 fn messages_that_arrive_are_bounded_in_all() {
     let small = Limits { assembly_bytes_max: 100_000, ..limits() };
     let mut pair = Pair::established(&small);
-    let id = pair.client.open(&head(), message(200_000, 0)).unwrap();
+    let id = pair.client.open(&Head::example(), message(200_000, 0)).unwrap();
     pair.settle();
     let Recv::Failed(error) = pair.client.recv(id) else { unreachable!() };
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Overloaded, true));

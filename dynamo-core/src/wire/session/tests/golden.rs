@@ -48,7 +48,7 @@ fn every_kind_of_frame_is_what_the_page_says() {
     scene.says(Server, &[&[19, 0, 0, 0, 0, 0, 0, 0], windows, &[2, 1, 0, 0, 0]]);
 
     // OPEN: the head, and the request behind it.
-    let id = scene.pair.client.open(&head(), Bytes::from_static(b"ask")).unwrap();
+    let id = scene.pair.client.open(&Head::example(), Bytes::from_static(b"ask")).unwrap();
     assert_eq!(id, 1);
     scene.says(Client, &[&[43, 0, 0, 1, 1, 0, 0, 0], HEAD, b"ask"]);
     // ACCEPT; BATCH: three messages; END behind five.
@@ -67,7 +67,7 @@ fn every_kind_of_frame_is_what_the_page_says() {
 
     // OPEN with MORE, and the rest of the request in DATA.
     let request = message(17_000, 1);
-    let id = scene.pair.client.open(&head(), request.clone()).unwrap();
+    let id = scene.pair.client.open(&Head::example(), request.clone()).unwrap();
     let (first, rest) = request.split_at(PAYLOAD - HEAD.len());
     let open = [&[0, 0x40, 0, 0x11, 2, 0, 0, 0], HEAD, first].concat();
     scene.says(Client, &[&open, &[0x90, 2, 0, 3, 2, 0, 0, 0], rest]);
@@ -79,7 +79,7 @@ fn every_kind_of_frame_is_what_the_page_says() {
     scene.says(Server, &[&[10, 0, 0, 5, 2, 0, 0, 0], b"\x03\x03\xdc\x05\x00\x00full"]);
 
     // WINDOW: a quarter of the stream's is granted again. RESET by the client: cancelled.
-    let id = scene.pair.client.open(&head(), Bytes::new()).unwrap();
+    let id = scene.pair.client.open(&Head::example(), Bytes::new()).unwrap();
     scene.says(Client, &[&[40, 0, 0, 1, 3, 0, 0, 0], HEAD]);
     scene.pair.server.send(id, message(1016, 2)).unwrap();
     scene.says(Server, &[&[0xf8, 3, 0, 3, 3, 0, 0, 0], &message(1016, 2)]);

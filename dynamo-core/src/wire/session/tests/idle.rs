@@ -91,7 +91,7 @@ fn a_request_that_crosses_the_farewell_was_not_started_whichever_word_is_heard_f
         let mut pair = Pair::established(&limits());
         let begun = pair.now;
         pass(&mut pair, begun + IDLE - Duration::from_millis(1));
-        let id = pair.client.open(&head(), Bytes::from_static(b"late")).unwrap();
+        let id = pair.client.open(&Head::example(), Bytes::from_static(b"late")).unwrap();
         pair.now += Duration::from_millis(1);
         pair.server.on_timeout(pair.now);
         if is_refused_first {

@@ -130,7 +130,7 @@ impl Run {
         match step {
             Step::Open(size) => {
                 let body = message(size, seed);
-                if let Ok(id) = pair.client.open(&head(), body.clone()) {
+                if let Ok(id) = pair.client.open(&Head::example(), body.clone()) {
                     self.fates.insert(id, Fate { body, ..Fate::default() });
                 }
             }
@@ -203,7 +203,7 @@ impl Run {
         if self.pair.client.streams() == known as usize {
             self.step(Step::Kill(0), 0);
         }
-        let Ok(id) = self.pair.client.open(&head(), Bytes::new()) else {
+        let Ok(id) = self.pair.client.open(&Head::example(), Bytes::new()) else {
             assert!(!self.pair.client.is_open());
             return;
         };
@@ -307,7 +307,7 @@ proptest! {
 /// Kind, flags, stream and payload of a frame.
 fn word(to_server: bool) -> BoxedStrategy<(u8, u8, u32, Vec<u8>)> {
     let part = prop_oneof![3 => 0usize..40, 1 => 0usize..3000].prop_map(|len| vec![7; len]);
-    let open = [&head().encode().unwrap()[..], b"part"].concat();
+    let open = [&Head::example().encode().unwrap()[..], b"part"].concat();
     let more = prop_oneof![4 => Just(frame::MORE), 1 => Just(0)];
     let frame = |kind: Kind, payload: &[u8]| {
         (Just(kind as u8), Just(0), any::<u32>(), Just(payload.to_vec()))

@@ -8,9 +8,9 @@ fn a_share_that_shrinks_lets_what_runs_go_on_and_refuses_what_crossed_it() {
     let running = [pair.open(b"a"), pair.open(b"b")];
     pair.server.set_streams_max(2);
     // Opened before the word arrives.
-    let late = pair.client.open(&head(), Bytes::from_static(b"late")).unwrap();
+    let late = pair.client.open(&Head::example(), Bytes::from_static(b"late")).unwrap();
     let body = message(3 * PAYLOAD, 0);
-    let late_and_large = pair.client.open(&head(), body).unwrap();
+    let late_and_large = pair.client.open(&Head::example(), body).unwrap();
     pair.client.transmit(&mut pair.to_server, 1 << 20);
     pair.settle();
     for id in [late, late_and_large] {
@@ -18,7 +18,7 @@ fn a_share_that_shrinks_lets_what_runs_go_on_and_refuses_what_crossed_it() {
         assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Overloaded, true));
     }
     assert!(pair.server.poll_event().is_none(), "no request was seen");
-    let refused = pair.client.open(&head(), Bytes::new()).unwrap_err();
+    let refused = pair.client.open(&Head::example(), Bytes::new()).unwrap_err();
     assert_eq!((refused.kind(), refused.is_retryable()), (ErrorKind::Overloaded, true));
     // Still less: those that run go on.
     pair.server.set_streams_max(1);
@@ -32,7 +32,7 @@ fn a_share_that_shrinks_lets_what_runs_go_on_and_refuses_what_crossed_it() {
         assert!(matches!(pair.client.recv(id), Recv::Complete));
     }
     let one = pair.open(b"c");
-    assert!(pair.client.open(&head(), Bytes::new()).is_err());
+    assert!(pair.client.open(&Head::example(), Bytes::new()).is_err());
     pair.server.set_streams_max(2);
     pair.settle();
     pair.server.finish(one);
@@ -119,7 +119,7 @@ fn the_last_stream_number_makes_the_connection_go_and_what_runs_ends() {
     let last = pair.open(b"last");
     assert_eq!(last, u32::MAX - 1);
     for _ in 0..3 {
-        let error = pair.client.open(&head(), Bytes::new()).unwrap_err();
+        let error = pair.client.open(&Head::example(), Bytes::new()).unwrap_err();
         assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Unavailable, true));
     }
     assert!(!pair.client.is_open());
@@ -142,7 +142,7 @@ fn a_stop_that_overtakes_the_body_of_its_request_is_told_behind_it() {
     for is_early in [true, false] {
         let mut pair = Pair::established(&limits());
         let body = message(3 * PAYLOAD, 0);
-        let id = pair.client.open(&head(), body.clone()).unwrap();
+        let id = pair.client.open(&Head::example(), body.clone()).unwrap();
         if !is_early {
             pair.client.transmit(&mut pair.to_server, 1);
         }
@@ -159,7 +159,7 @@ fn a_stop_that_overtakes_the_body_of_its_request_is_told_behind_it() {
 #[test]
 fn a_large_message_keeps_no_memory_behind_it() {
     let mut pair = Pair::established(&Limits::default());
-    let id = pair.client.open(&head(), message(100_000, 0)).unwrap();
+    let id = pair.client.open(&Head::example(), message(100_000, 0)).unwrap();
     pair.settle();
     let Some(Event::Opened { body, .. }) = pair.server.poll_event() else { unreachable!() };
     assert!(body.is_unique());
