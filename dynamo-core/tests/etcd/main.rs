@@ -125,9 +125,14 @@ async fn what_stands_in_etcd_and_is_no_instance_is_passed_over() {
 async fn raw(server: &Server) -> etcd_client::Client {
     let connected = async {
         loop {
-            if let Ok(mut client) = etcd_client::Client::connect([server.url()], None).await
-                && client.status().await.is_ok()
-            {
+            let answering = async {
+                let mut client = etcd_client::Client::connect([server.url()], None).await?;
+                client.status().await?;
+                Ok::<_, etcd_client::Error>(client)
+            };
+            // A question that came too early may stay without an answer.
+            let answering = tokio::time::timeout(Duration::from_secs(2), Box::pin(answering));
+            if let Ok(Ok(client)) = answering.await {
                 return client;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,9 +1,10 @@
 //! A real etcd on loopback, with a folder of its own; ended by its pid.
 
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 pub(crate) struct Server {
     process: Child,
@@ -22,10 +23,30 @@ impl Server {
             std::io::stderr().write_all(skipped.as_bytes()).unwrap();
             return None;
         }
-        let (client_port, peer_port) = (free_port(), free_port());
-        let folder = std::env::temp_dir().join(format!("dynamo-etcd-{client_port}"));
-        let process = spawn(&folder, client_port, peer_port);
-        Some(Self { process, folder, client_port, peer_port })
+        loop {
+            let (client_port, peer_port) = (free_port(), free_port());
+            let folder = std::env::temp_dir().join(format!("dynamo-etcd-{client_port}"));
+            let process = spawn(&folder, client_port, peer_port);
+            let mut server = Self { process, folder, client_port, peer_port };
+            if server.listens() {
+                return Some(server);
+            }
+            // Somebody else has got one of the ports meanwhile.
+        }
+    }
+
+    /// Waits until the process listens; tells whether it does, or has ended.
+    fn listens(&mut self) -> bool {
+        for _ in 0..6000 {
+            if self.process.try_wait().unwrap().is_some() {
+                return false;
+            }
+            if TcpStream::connect(self.address()).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        unreachable!("etcd listens within a minute");
     }
 
     pub(crate) fn url(&self) -> String {
