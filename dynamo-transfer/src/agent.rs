@@ -1,22 +1,23 @@
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::backend::tcp::{TcpClient, TcpServer};
-use crate::backend::{Memcpy, MemoryFabric};
+use crate::backend::{Memcpy, MemoryFabric, Progress};
 use crate::config::AgentConfig;
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{RegionHandle, RegisteredRegion, Right, Rights, Segment, random};
-use crate::peer::metadata::{self, RegionGrant};
+use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random};
+use crate::peer::metadata::{self, GrantedRegion};
 use crate::peer::{PeerAddress, RemoteAgent};
-use crate::transfer::{Initiator, Notifications, Transfer, TransferOptions};
+use crate::transfer::{Initiator, Notifications, Transfer, TransferOptions, remote_memory};
 
 /// One process's end of the transfer engine; cheap to clone.
 ///
@@ -53,7 +54,7 @@ impl Agent {
         let endpoint = Arc::new(Endpoint {
             name: config.name.clone(),
             incarnation: random()?,
-            regions: Arc::default(),
+            regions: Arc::new(RegionTable::new()?),
             notifications: sender,
         });
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
@@ -77,7 +78,7 @@ impl Agent {
             fabric: config.fabric.as_ref().map(MemoryFabric::id),
             tcp,
         };
-        let tcp = TcpClient::new(Arc::clone(&endpoint));
+        let tcp = TcpClient::new(&endpoint, config.tcp_lanes, &tasks, &shutdown);
         Ok(Self(Arc::new(Inner {
             initiator: Arc::new(Initiator { fabric: address.fabric, memcpy, tcp }),
             endpoint,
@@ -109,8 +110,7 @@ impl Agent {
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
     {
-        let segments = segments.into_iter().map(Segment::Shared).collect();
-        RegisteredRegion::new(&self.0.endpoint.regions, segments, Rights::ReadOnly)
+        RegisteredRegion::shared(&self.0.endpoint.regions, segments)
     }
 
     /// Registers memory that this agent may read and write, and its peers may read.
@@ -118,9 +118,9 @@ impl Agent {
     /// Fails like [`register`](Self::register).
     pub fn register_mut<B>(&self, segments: Vec<B>) -> Result<RegisteredRegion<B>>
     where
-        B: AsRef<[u8]> + AsMut<[u8]> + Send + Sync + 'static,
+        B: AsMut<[u8]> + Send + Sync + 'static,
     {
-        self.register_exclusive(segments, Rights::OwnerWrites)
+        RegisteredRegion::exclusive(&self.0.endpoint.regions, segments, Rights::OwnerWrites)
     }
 
     /// Registers memory that this agent and its peers may read and write.
@@ -128,20 +128,23 @@ impl Agent {
     /// Fails like [`register`](Self::register).
     pub fn register_peer_writable<B>(&self, segments: Vec<B>) -> Result<RegisteredRegion<B>>
     where
-        B: AsRef<[u8]> + AsMut<[u8]> + Send + Sync + 'static,
+        B: AsMut<[u8]> + Send + Sync + 'static,
     {
-        self.register_exclusive(segments, Rights::PeersWrite)
+        RegisteredRegion::exclusive(&self.0.endpoint.regions, segments, Rights::PeersWrite)
     }
 
-    /// Returns this agent's metadata with the given regions: whoever holds it may use them.
+    /// Returns this agent's metadata with grants of regions: whoever holds it may use them.
     ///
+    /// A [`RegionHandle`](crate::RegionHandle) grants what its region was registered for;
+    /// [`read_only`](crate::RegionHandle::read_only) and [`with_ttl`](Grant::with_ttl) grant less.
     /// Regions that are revoked, or not of this agent, are left out.
-    pub fn metadata(&self, regions: &[&RegionHandle]) -> Bytes {
-        let grant = |region: &&RegionHandle| {
-            let (key, len, rights) = self.0.endpoint.regions.grant(region.id)?;
-            Some(RegionGrant { id: region.id, key, len, writable: rights == Rights::PeersWrite })
+    pub fn metadata(&self, grants: impl IntoIterator<Item = impl Into<Grant>>) -> Bytes {
+        let granted = |grant: Grant| {
+            let Grant { id, is_writable, ttl } = grant;
+            let (token, len) = self.0.endpoint.regions.grant(id, is_writable, ttl)?;
+            Some(GrantedRegion { id, token, len })
         };
-        let grants: Vec<_> = regions.iter().filter_map(grant).collect();
+        let grants: Vec<_> = grants.into_iter().map(Into::into).filter_map(granted).collect();
         metadata::encode(&self.0.address, &grants)
     }
 
@@ -152,9 +155,9 @@ impl Agent {
 
     /// Posts a read: fills `local` with the bytes of `remote`, range after range.
     ///
-    /// The transfer fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if the two sides
-    /// differ in size or make more than 32,768 chunks (contiguous on both sides, at most 256 KiB
-    /// each), with [`Overloaded`](ErrorKind::Overloaded) at the limit of transfers, and with the
+    /// Ranges of `local` must not overlap each other. The transfer fails with
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if the two sides differ in size, with
+    /// [`Overloaded`](ErrorKind::Overloaded) at the limit of transfers, and with the
     /// kinds that tell why this agent, the owner or the way between them refused it.
     ///
     /// # Panics
@@ -215,16 +218,6 @@ impl Agent {
             fabric.leave(self.incarnation());
         }
         self.0.tasks.wait().await;
-        self.0.initiator.tcp.close_idle();
-    }
-
-    fn register_exclusive<B>(&self, segments: Vec<B>, rights: Rights) -> Result<RegisteredRegion<B>>
-    where
-        B: AsRef<[u8]> + AsMut<[u8]> + Send + Sync + 'static,
-    {
-        let exclusive = |bytes| Segment::Exclusive(RwLock::new(bytes), B::as_mut);
-        let segments = segments.into_iter().map(exclusive).collect();
-        RegisteredRegion::new(&self.0.endpoint.regions, segments, rights)
     }
 
     fn post(
@@ -235,8 +228,8 @@ impl Agent {
         options: TransferOptions,
     ) -> Transfer {
         let (settle, outcome) = oneshot::channel();
-        let cancel = self.0.shutdown.child_token();
-        let transfer = Transfer::new(outcome, cancel.clone());
+        let (progress, cancel) = (Arc::<Progress>::default(), self.0.shutdown.child_token());
+        let transfer = Transfer::new(outcome, Arc::clone(&progress), cancel.clone());
         let Ok(permit) = Arc::clone(&self.0.room).try_acquire_owned() else {
             // The transfer is at hand, so its outcome is received.
             let _ = settle
@@ -245,20 +238,24 @@ impl Agent {
         };
         // The task does not keep the agent alive: dropping the last clone ends it.
         let initiator = Arc::clone(&self.0.initiator);
-        let deadline = options.deadline.unwrap_or(self.0.transfer_deadline);
+        let (posted, deadline) = (Instant::now(), options.deadline);
+        let deadline = posted + deadline.unwrap_or(self.0.transfer_deadline);
         self.0.tasks.spawn(async move {
             let _permit = permit;
             let name = remote.peer.name.clone();
-            let run = initiator.run(right, local, remote, options.notification, &cancel);
+            let run = initiator.run(posted, (right, local, remote), options, &progress, &cancel);
             let result = tokio::select! {
-                result = tokio::time::timeout(deadline, run) => {
+                result = tokio::time::timeout_at(deadline, run) => {
                     result.unwrap_or_else(|_| Err(overdue(&name)))
                 }
                 () = cancel.cancelled() => Err(Error::new(ErrorKind::Closed, "transfer was cancelled")),
             };
             cancel.cancel();
             // Nobody waits for a transfer that was dropped.
-            let _ = settle.send(result.map_err(|error| error.with_peer(&name)));
+            let _ = settle.send(result.map_err(|error| {
+                let remote_memory = remote_memory(right, &progress, &error);
+                error.with_peer(&name).with_remote_memory(remote_memory)
+            }));
         });
         transfer
     }

@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::backend::MemoryFabric;
@@ -17,6 +18,8 @@ pub struct AgentConfig {
     /// Where peers find `tcp_listen`, if that is not the address they reach it by; port 0 stands
     /// for the port listened on. Has to be given when listening on a wildcard address.
     pub tcp_advertise: Option<SocketAddr>,
+    /// Connections to each peer that transfers are spread over.
+    pub tcp_lanes: NonZeroUsize,
     /// Notifications that wait for their reader; senders wait beyond.
     pub notifications_max: usize,
     /// Transfers posted and not settled; more are refused.
@@ -32,6 +35,8 @@ impl Default for AgentConfig {
             fabric: None,
             tcp_listen: None,
             tcp_advertise: None,
+            // One fills a core; a second one still pays on a fast network, more seldom do.
+            tcp_lanes: NonZeroUsize::MIN.saturating_add(1),
             // Small messages of at most 64 KiB each: 64 MiB in the worst case.
             notifications_max: 1024,
             // Far above the sequences that one worker hands over at once.
@@ -68,6 +73,13 @@ impl AgentConfig {
     #[must_use]
     pub fn with_tcp_advertise(mut self, address: SocketAddr) -> Self {
         self.tcp_advertise = Some(address);
+        self
+    }
+
+    /// Spreads transfers over `lanes` connections to each peer.
+    #[must_use]
+    pub fn with_tcp_lanes(mut self, lanes: NonZeroUsize) -> Self {
+        self.tcp_lanes = lanes;
         self
     }
 

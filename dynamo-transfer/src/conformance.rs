@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::{Agent, BackendKind, ErrorKind, HostBuffer, RemoteAgent, TransferOptions};
+use crate::{
+    Agent, BackendKind, BlockLayout, ErrorKind, HostBuffer, Priority, RemoteAgent, TransferGroup,
+    TransferOptions,
+};
 
 /// Runs the whole suite: `initiator` reaches `owner` through `backend`.
 ///
@@ -16,7 +20,10 @@ pub async fn run(owner: &Agent, initiator: &Agent, backend: BackendKind) {
     writes_land_where_they_are_granted(owner, initiator).await;
     a_notification_comes_after_the_data(owner, initiator).await;
     ranges_outside_are_refused_on_both_sides(owner, initiator).await;
-    forged_keys_are_refused(owner, initiator).await;
+    forged_tokens_are_refused(owner, initiator).await;
+    a_grant_may_be_less_than_the_region_and_may_expire(owner, initiator).await;
+    blocks_of_a_layout_go_where_they_are_meant(owner, initiator).await;
+    what_settles_together_is_waited_for_together(owner, initiator).await;
     a_revoked_region_is_stale_and_its_memory_comes_back(owner, initiator).await;
     another_incarnation_is_stale(owner, initiator).await;
 }
@@ -119,16 +126,107 @@ async fn ranges_outside_are_refused_on_both_sides(owner: &Agent, initiator: &Age
     assert_eq!(kind(read), ErrorKind::OutOfBounds);
 }
 
-async fn forged_keys_are_refused(owner: &Agent, initiator: &Agent) {
+async fn forged_tokens_are_refused(owner: &Agent, initiator: &Agent) {
     let region = owner.register(vec![pattern(8, 16)]).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
     let mut forged = peer.regions()[0].clone();
-    forged.key.token ^= 1;
+    forged.token.proof ^= 1;
     assert_eq!(kind(read_one(initiator, &forged, (0, 16)).await), ErrorKind::PermissionDenied);
     let mut stale = peer.regions()[0].clone();
-    stale.key.generation ^= 1;
+    stale.token.generation ^= 1;
     assert_eq!(kind(read_one(initiator, &stale, (0, 16)).await), ErrorKind::StaleRegion);
-    read_one(initiator, &peer.regions()[0], (0, 16)).await.expect("the right key still works");
+    let mut longer = peer.regions()[0].clone();
+    longer.token.is_writable ^= true;
+    assert_eq!(kind(read_one(initiator, &longer, (0, 16)).await), ErrorKind::PermissionDenied);
+    // Of another region of the same owner.
+    let other = owner.register(vec![pattern(8, 16)]).expect("registers");
+    let others = load(owner, initiator, &[other.handle()]);
+    let mut swapped = others.regions()[0].clone();
+    swapped.token.proof = peer.regions()[0].token.proof;
+    assert_eq!(kind(read_one(initiator, &swapped, (0, 16)).await), ErrorKind::PermissionDenied);
+    read_one(initiator, &peer.regions()[0], (0, 16)).await.expect("the right one still works");
+}
+
+async fn a_grant_may_be_less_than_the_region_and_may_expire(owner: &Agent, initiator: &Agent) {
+    let region = owner.register_peer_writable(vec![HostBuffer::new(16)]).expect("registers");
+    let handle = region.handle();
+    let grants = [handle.grant(), handle.read_only(), handle.grant().with_ttl(Duration::ZERO)];
+    let peer = initiator.load_metadata(&owner.metadata(grants)).expect("metadata of our own");
+    let source = initiator.register(vec![pattern(11, 16)]).expect("registers");
+    let write = |index: usize| {
+        let local = source.descriptor([(0, 16)]).expect("inside");
+        let remote = peer.regions()[index].descriptor([(0, 16)]).expect("inside");
+        initiator.write(local, remote, TransferOptions::default())
+    };
+    assert!(peer.regions()[0].is_writable() && !peer.regions()[1].is_writable());
+    for index in [1, 2] {
+        let error = write(index).await.expect_err("not granted");
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+    }
+    read_one(initiator, &peer.regions()[1], (0, 16)).await.expect("reading is granted");
+    assert_eq!(
+        kind(read_one(initiator, &peer.regions()[2], (0, 16)).await),
+        ErrorKind::PermissionDenied
+    );
+    let mut bytes = [1; 16];
+    region.read_at(0, &mut bytes).expect("inside");
+    assert_eq!(bytes, [0; 16], "nothing refused was written");
+    write(0).await.expect("writing is granted");
+    assert_eq!(region.close().await[0][..], pattern(11, 16)[..]);
+}
+
+async fn blocks_of_a_layout_go_where_they_are_meant(owner: &Agent, initiator: &Agent) {
+    const BLOCKS: u32 = 600;
+    let layout = BlockLayout::contiguous(1000).with_stride(24, 1024);
+    let source = pattern(12, 1024 * BLOCKS as usize);
+    let expected = source.clone();
+    let region = owner.register(vec![source]).expect("registers");
+    let peer = load(owner, initiator, &[region.handle()]);
+    let target = initiator.register_mut(vec![HostBuffer::new(expected.len())]).expect("registers");
+    // Every other block, backwards, behind one another.
+    let remote: Vec<u32> = (0..BLOCKS / 2).rev().map(|index| index * 2).collect();
+    let local: Vec<u32> = (0..BLOCKS / 2).collect();
+    let blocks = target.blocks(BlockLayout::contiguous(1000), local).expect("inside");
+    let remote = peer.regions()[0].blocks(layout, remote).expect("inside");
+    assert_eq!(kind(peer.regions()[0].blocks(layout, vec![BLOCKS])), ErrorKind::OutOfBounds);
+    let report = initiator.read(blocks, remote, TransferOptions::default()).await.expect("reads");
+    assert_eq!(report.bytes, u64::from(BLOCKS / 2) * 1000);
+    let got = target.close().await;
+    for (index, block) in got[0].chunks(1000).take(BLOCKS as usize / 2).enumerate() {
+        let from = 24 + (BLOCKS as usize - 2 - 2 * index) * 1024;
+        assert!(block == &expected[from..from + 1000], "block {index}");
+    }
+}
+
+async fn what_settles_together_is_waited_for_together(owner: &Agent, initiator: &Agent) {
+    let region = owner.register(vec![pattern(13, 1 << 20)]).expect("registers");
+    let peer = load(owner, initiator, &[region.handle()]);
+    let target = initiator.register_mut(vec![HostBuffer::new(1 << 20)]).expect("registers");
+    let mut forged = peer.regions()[0].clone();
+    forged.token.proof ^= 1;
+    let read = |region: &crate::RemoteRegion, offset, priority| {
+        let range = [(offset, 1 << 18)];
+        let (local, remote) = (target.descriptor(range), region.descriptor(range));
+        let options = TransferOptions::default().with_priority(priority);
+        initiator.read(local.expect("inside"), remote.expect("inside"), options)
+    };
+    let mut group: TransferGroup = [
+        read(&forged, 0, Priority::High),
+        read(&peer.regions()[0], 1 << 18, Priority::Low),
+        read(&peer.regions()[0], 2 << 18, Priority::High),
+    ]
+    .into_iter()
+    .collect();
+    group.push(read(&peer.regions()[0], 3 << 18, Priority::Normal));
+    let outcomes = group.settled().await;
+    assert_eq!(outcomes.len(), 4);
+    let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    assert_eq!((failed, kind(outcomes.into_iter().next().expect("four"))), {
+        (1, ErrorKind::PermissionDenied)
+    });
+    let got = target.close().await;
+    assert!(got[0][..1 << 18].iter().all(|byte| *byte == 0), "what was refused");
+    assert!(got[0][1 << 18..] == pattern(13, 1 << 20)[1 << 18..]);
 }
 
 async fn a_revoked_region_is_stale_and_its_memory_comes_back(owner: &Agent, initiator: &Agent) {
@@ -186,7 +284,7 @@ async fn read_one(
 }
 
 fn load(owner: &Agent, initiator: &Agent, regions: &[&crate::RegionHandle]) -> RemoteAgent {
-    initiator.load_metadata(&owner.metadata(regions)).expect("metadata of our own")
+    initiator.load_metadata(&owner.metadata(regions.iter().copied())).expect("metadata of our own")
 }
 
 fn kind<T>(result: crate::Result<T>) -> ErrorKind {

@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{RegionKey, RegionTable};
+use crate::memory::{RegionTable, Token};
 
-/// Ranges of a region of this agent.
+/// Ranges of a region of this agent; cheap to clone.
 #[derive(Clone)]
 pub struct LocalDescriptor {
     pub(crate) table: Arc<RegionTable>,
@@ -14,51 +14,146 @@ pub struct LocalDescriptor {
     pub(crate) ranges: Ranges,
 }
 
-/// Ranges of a region of a peer.
+/// Ranges of a region of a peer; cheap to clone.
 #[derive(Clone)]
 pub struct RemoteDescriptor {
     pub(crate) peer: Arc<crate::peer::PeerAddress>,
     pub(crate) id: u64,
-    pub(crate) key: RegionKey,
+    pub(crate) token: Token,
     pub(crate) ranges: Ranges,
 }
 
-/// (offset, length) pairs that lie inside their region.
+/// Blocks of one size at one distance: block `i` is `block_bytes` bytes from
+/// `offset + i * stride` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BlockLayout {
+    /// Where block 0 begins, in bytes from the beginning of the region.
+    pub offset: u64,
+    /// Bytes of a block.
+    pub block_bytes: u64,
+    /// Bytes from the beginning of one block to that of the next.
+    pub stride: u64,
+}
+
+/// Ranges that lie inside their region; cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ranges {
-    ranges: Vec<(u64, u64)>,
-    total: u64,
+pub(crate) enum Ranges {
+    /// Any, as offsets and lengths of one count.
+    List { offsets: Arc<[u64]>, lens: Arc<[u64]>, total: u64 },
+    /// Blocks of a layout.
+    Blocks { layout: BlockLayout, indices: Arc<[u32]> },
+}
+
+impl BlockLayout {
+    /// Lays blocks of `block_bytes` bytes out one behind the other, from the region's beginning on.
+    pub const fn contiguous(block_bytes: u64) -> Self {
+        Self { offset: 0, block_bytes, stride: block_bytes }
+    }
+
+    /// Begins at `offset`, and goes on every `stride` bytes.
+    #[must_use]
+    pub const fn with_stride(self, offset: u64, stride: u64) -> Self {
+        Self { offset, stride, ..self }
+    }
+
+    /// Returns where block `index` is, unless that is beyond 2^64.
+    fn range(&self, index: u32) -> Option<(u64, u64)> {
+        let offset = self.stride.checked_mul(u64::from(index))?.checked_add(self.offset)?;
+        Some((offset, self.block_bytes))
+    }
 }
 
 impl Ranges {
-    pub(crate) fn new(
+    /// Takes (offset, length) pairs that lie inside a region; empty ones are left out.
+    pub(crate) fn list(
         ranges: impl IntoIterator<Item = (u64, u64)>,
         region_len: u64,
     ) -> Result<Self> {
-        let mut total = 0u64;
-        let mut kept = Vec::new();
-        for (offset, len) in ranges {
-            if offset.checked_add(len).is_none_or(|end| end > region_len) {
-                let message =
-                    format!("range {offset}+{len} lies outside a region of {region_len} bytes");
-                return Err(Error::new(ErrorKind::OutOfBounds, message));
+        let ranges = Self::unchecked(ranges);
+        ranges.check(region_len)?;
+        Ok(ranges)
+    }
+
+    /// Takes pairs that somebody else is to check.
+    pub(crate) fn unchecked(ranges: impl IntoIterator<Item = (u64, u64)>) -> Self {
+        let (mut offsets, mut lens, mut total) = (Vec::new(), Vec::new(), 0u64);
+        for (offset, len) in ranges.into_iter().filter(|range| range.1 > 0) {
+            offsets.push(offset);
+            lens.push(len);
+            total = total.saturating_add(len);
+        }
+        Self::List { offsets: offsets.into(), lens: lens.into(), total }
+    }
+
+    /// Takes blocks of a layout that lie inside a region.
+    pub(crate) fn blocks(layout: BlockLayout, indices: Vec<u32>, region_len: u64) -> Result<Self> {
+        let indices = if layout.block_bytes == 0 { Vec::new() } else { indices };
+        let ranges = Self::Blocks { layout, indices: indices.into() };
+        ranges.check(region_len)?;
+        Ok(ranges)
+    }
+
+    /// Fails with the first range that does not lie inside a region.
+    pub(crate) fn check(&self, region_len: u64) -> Result<()> {
+        let outside = |range: &dyn fmt::Display| {
+            let message = format!("{range} lies outside a region of {region_len} bytes");
+            Err(Error::new(ErrorKind::OutOfBounds, message))
+        };
+        match self {
+            Self::List { .. } => {
+                let lies_outside = |range: &(u64, u64)| {
+                    range.0.checked_add(range.1).is_none_or(|end| end > region_len)
+                };
+                if let Some((offset, len)) = self.iter().find(lies_outside) {
+                    return outside(&format!("range {offset}+{len}"));
+                }
             }
-            total = total.checked_add(len).ok_or_else(|| {
-                Error::new(ErrorKind::InvalidArgument, "ranges of more than 2^64 bytes")
-            })?;
-            if len > 0 {
-                kept.push((offset, len));
+            Self::Blocks { layout, indices } => {
+                let Some(last) = indices.iter().max() else { return Ok(()) };
+                let end = layout.range(*last).and_then(|(offset, len)| offset.checked_add(len));
+                if end.is_none_or(|end| end > region_len) {
+                    return outside(&format!("block {last}"));
+                }
             }
         }
-        Ok(Self { ranges: kept, total })
+        if self.count() > RANGES_MAX {
+            let message = format!("{} ranges, at most {RANGES_MAX}", self.count());
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        if self.total() == u64::MAX {
+            return Err(Error::new(ErrorKind::InvalidArgument, "ranges of more than 2^64 bytes"));
+        }
+        Ok(())
     }
 
-    pub(crate) fn as_slice(&self) -> &[(u64, u64)] {
-        &self.ranges
+    /// Returns range `index`, as offset and length; none behind the last.
+    pub(crate) fn get(&self, index: usize) -> Option<(u64, u64)> {
+        match self {
+            Self::List { offsets, lens, .. } => Some((*offsets.get(index)?, *lens.get(index)?)),
+            Self::Blocks { layout, indices } => layout.range(*indices.get(index)?),
+        }
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + Clone {
+        (0..self.count()).map_while(|index| self.get(index))
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Self::List { offsets, .. } => offsets.len(),
+            Self::Blocks { indices, .. } => indices.len(),
+        }
+    }
+
+    /// Returns the sum of all lengths; 2^64 - 1 if it is more.
     pub(crate) fn total(&self) -> u64 {
-        self.total
+        match self {
+            Self::List { total, .. } => *total,
+            Self::Blocks { layout, indices } => {
+                layout.block_bytes.saturating_mul(indices.len() as u64)
+            }
+        }
     }
 }
 
@@ -73,11 +168,41 @@ impl fmt::Debug for LocalDescriptor {
 
 impl fmt::Debug for RemoteDescriptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The key grants access: it stays out of logs.
+        // The token grants access: it stays out of logs.
         f.debug_struct("RemoteDescriptor")
             .field("peer", &self.peer.name)
             .field("region", &self.id)
             .field("ranges", &self.ranges)
             .finish_non_exhaustive()
+    }
+}
+
+/// Ranges of one descriptor: far above the blocks of one hand-over, few enough to be held.
+const RANGES_MAX: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_a_layout_are_where_it_says_and_outside_is_refused() {
+        let layout = BlockLayout::contiguous(10).with_stride(5, 16);
+        let ranges = Ranges::blocks(layout, vec![3, 0, 1], 5 + 3 * 16 + 10).unwrap();
+        assert_eq!(ranges.iter().collect::<Vec<_>>(), [(53, 10), (5, 10), (21, 10)]);
+        assert_eq!((ranges.count(), ranges.total()), (3, 30));
+        let outside = Ranges::blocks(layout, vec![3, 0], 5 + 3 * 16 + 9).unwrap_err();
+        assert_eq!(outside.kind(), ErrorKind::OutOfBounds);
+        assert!(outside.message().contains("block 3"), "{outside}");
+        let far = BlockLayout::contiguous(u64::MAX);
+        assert_eq!(
+            Ranges::blocks(far, vec![1], u64::MAX).unwrap_err().kind(),
+            ErrorKind::OutOfBounds
+        );
+    }
+
+    #[test]
+    fn more_bytes_than_can_be_counted_are_refused() {
+        let error = Ranges::list([(0, u64::MAX - 1), (0, 2)], u64::MAX).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     }
 }

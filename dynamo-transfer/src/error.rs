@@ -34,22 +34,47 @@ pub enum ErrorKind {
     Internal,
 }
 
+/// What a failed write has left in the peer's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RemoteMemory {
+    /// Nothing was written.
+    Untouched,
+    /// Some of the ranges were written, and nothing is on its way any more.
+    Partial,
+    /// Some may have been written, and more may still arrive until the peer has noticed.
+    Unknown,
+}
+
 /// A failure with its kind, what it concerns, and the peer it came from.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
     peer: Option<String>,
+    remote_memory: RemoteMemory,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), peer: None, source: None }
+        let remote_memory = RemoteMemory::Untouched;
+        Self { kind, message: message.into(), peer: None, remote_memory, source: None }
     }
 
     pub(crate) fn with_peer(mut self, peer: &str) -> Self {
         self.peer.get_or_insert_with(|| peer.to_owned());
+        self
+    }
+
+    pub(crate) fn with_remote_memory(mut self, remote_memory: RemoteMemory) -> Self {
+        self.remote_memory = remote_memory;
+        self
+    }
+
+    /// Names the region of a range.
+    pub(crate) fn in_region(mut self, id: u64) -> Self {
+        self.message = format!("region {id}: {}", self.message);
         self
     }
 
@@ -74,6 +99,11 @@ impl Error {
     /// Returns the name of the peer concerned.
     pub fn peer(&self) -> Option<&str> {
         self.peer.as_deref()
+    }
+
+    /// Returns what a failed write has left in the peer's memory.
+    pub fn remote_memory(&self) -> RemoteMemory {
+        self.remote_memory
     }
 
     /// Tells whether the same operation may succeed later.

@@ -15,7 +15,7 @@
 //! let mut source = HostBuffer::new(8);
 //! source.copy_from_slice(b"kv bytes");
 //! let source = owner.register(vec![source])?;
-//! let metadata = owner.metadata(&[source.handle()]);
+//! let metadata = owner.metadata([source.handle()]);
 //!
 //! let reader = AgentConfig::default().with_name("reader").with_fabric(fabric);
 //! let reader = Agent::start(reader).await?;
@@ -44,7 +44,6 @@
 //!   keep the memory alive, and [`RegisteredRegion::close`] gives it back when they have ended.
 //! - The owner checks incarnation, generation, token, rights and bounds of every operation.
 //! - Every transfer has a deadline; dropping a [`Transfer`] cancels it.
-#![forbid(unsafe_code)]
 
 mod agent;
 mod backend;
@@ -63,8 +62,11 @@ pub mod conformance;
 pub use agent::Agent;
 pub use backend::{BackendKind, MemoryFabric};
 pub use config::AgentConfig;
-pub use descriptor::{LocalDescriptor, RemoteDescriptor};
-pub use error::{Error, ErrorKind, Result};
-pub use memory::{HostBuffer, RegionHandle, RegisteredRegion};
+pub use descriptor::{BlockLayout, LocalDescriptor, RemoteDescriptor};
+pub use error::{Error, ErrorKind, RemoteMemory, Result};
+pub use memory::{Grant, HostBuffer, RegionHandle, RegisteredRegion};
 pub use peer::{RemoteAgent, RemoteRegion};
-pub use transfer::{Notification, Notifications, Transfer, TransferOptions, TransferReport};
+pub use transfer::{
+    Notification, Notifications, Priority, Progress, Transfer, TransferGroup, TransferOptions,
+    TransferReport,
+};

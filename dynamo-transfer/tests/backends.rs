@@ -2,12 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dynamo_transfer::{
-    Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, MemoryFabric, RegisteredRegion,
-    RemoteAgent, Transfer, TransferOptions, conformance,
+    Agent, AgentConfig, BackendKind, ErrorKind, Grant, HostBuffer, MemoryFabric, RegisteredRegion,
+    RemoteAgent, RemoteMemory, Transfer, TransferOptions, conformance,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -50,61 +49,9 @@ async fn tcp_conforms() {
 async fn agents_without_a_common_backend_are_told_so() {
     let owner = agent("owner", Some(&MemoryFabric::new()), false).await;
     let initiator = agent("initiator", Some(&MemoryFabric::new()), false).await;
-    let peer = initiator.load_metadata(&owner.metadata(&[])).unwrap();
+    let peer = initiator.load_metadata(&owner.metadata(None::<Grant>)).unwrap();
     let error = initiator.notify(&peer, b"x"[..].into()).await.unwrap_err();
     assert_eq!((error.kind(), error.peer()), (ErrorKind::BackendUnavailable, Some("owner")));
-}
-
-/// A segment that can be read only while its lock is free: holds an operation in flight.
-struct Gate(HostBuffer, Arc<Mutex<()>>, tokio::sync::mpsc::Sender<()>);
-
-impl AsRef<[u8]> for Gate {
-    fn as_ref(&self) -> &[u8] {
-        // Registration reads the length too, hence the bounded queue that is never waited for.
-        let _ = self.2.try_send(());
-        drop(self.1.lock().unwrap());
-        &self.0
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn close_waits_for_the_operation_in_flight() {
-    let fabric = MemoryFabric::new();
-    let owner = agent("owner", Some(&fabric), false).await;
-    let initiator = agent("initiator", Some(&fabric), false).await;
-    let lock = Arc::new(Mutex::new(()));
-    let (entered, mut reads) = tokio::sync::mpsc::channel(8);
-    let region =
-        owner.register(vec![Gate(HostBuffer::new(8), Arc::clone(&lock), entered)]).unwrap();
-    while reads.try_recv().is_ok() {}
-    let peer = initiator.load_metadata(&owner.metadata(&[region.handle()])).unwrap();
-    let target = initiator.register_mut(vec![HostBuffer::new(8)]).unwrap();
-
-    let held = hold(lock);
-    let transfer = initiator.read(
-        target.descriptor([(0, 8)]).unwrap(),
-        peer.regions()[0].descriptor([(0, 8)]).unwrap(),
-        TransferOptions::default(),
-    );
-    reads.recv().await.unwrap();
-    let mut close = Box::pin(region.close());
-    assert!(futures::poll!(&mut close).is_pending());
-    drop(held);
-    assert_eq!(transfer.await.unwrap().bytes, 8);
-    assert_eq!(close.await.len(), 1);
-}
-
-/// Holds a lock on a thread of its own until the returned sender is dropped.
-fn hold(lock: Arc<Mutex<()>>) -> std::sync::mpsc::Sender<()> {
-    let (release, released) = std::sync::mpsc::channel::<()>();
-    let (locked, is_locked) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let _guard = lock.lock().unwrap();
-        locked.send(()).unwrap();
-        let _ = released.recv();
-    });
-    is_locked.recv().unwrap();
-    release
 }
 
 /// A peer played by the test: whoever connects finds the test's own listener.
@@ -121,12 +68,25 @@ impl Played {
         let listener = TcpListener::bind(loopback()).await.unwrap();
         let owner = agent("owner", None, false).await;
         let region = owner.register(vec![HostBuffer::new(len)]).unwrap();
-        let metadata = owner.metadata(&[region.handle()]);
+        let metadata = owner.metadata([region.handle()]);
         let initiator = Agent::start(config).await.unwrap();
         let metadata = with_address(&metadata, listener.local_addr().unwrap());
         let peer = initiator.load_metadata(&metadata).unwrap();
         let target = initiator.register_mut(vec![HostBuffer::new(len)]).unwrap();
         Self { listener, initiator, peer, target }
+    }
+
+    /// Accepts a lane, and takes its hello and its first request; grants as many of them.
+    async fn grant(&self, granted: usize) -> TcpStream {
+        let (mut stream, _) = self.listener.accept().await.unwrap();
+        for index in 0..2 {
+            let len = stream.read_u32_le().await.unwrap() as usize;
+            stream.read_exact(&mut vec![0; len]).await.unwrap();
+            if index < granted {
+                stream.write_all(&[0; 8]).await.unwrap();
+            }
+        }
+        stream
     }
 
     /// Posts a read of the whole region.
@@ -164,28 +124,62 @@ fn with_address(metadata: &[u8], address: SocketAddr) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_peer_that_dies_in_the_middle_is_a_disconnection() {
+async fn close_waits_for_the_operation_in_flight() {
+    let slow = Played::new(1 << 20, AgentConfig::default()).await;
+    let transfer = slow.read(TransferOptions::default());
+    let mut stream = slow.grant(2).await;
+    stream.write_all(&vec![7; 1 << 19]).await.unwrap();
+    let mut last = [0];
+    while last != [7] {
+        slow.target.read_at((1 << 19) - 1, &mut last).unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut close = Box::pin(slow.target.close());
+    assert!(futures::poll!(&mut close).is_pending());
+    stream.write_all(&vec![8; 1 << 19]).await.unwrap();
+    assert_eq!(transfer.await.unwrap().bytes, 1 << 20);
+    let memory = close.await;
+    assert!(memory[0][..1 << 19].iter().all(|byte| *byte == 7));
+    assert!(memory[0][1 << 19..].iter().all(|byte| *byte == 8));
+}
+
+#[tokio::test]
+async fn a_read_outlives_a_connection_that_breaks_and_not_the_death_of_the_peer() {
     let dying = Played::new(1 << 20, AgentConfig::default()).await;
     let transfer = dying.read(TransferOptions::default());
-    let (mut stream, _) = dying.listener.accept().await.unwrap();
-    for _ in 0..2 {
-        // Hello, then the request: both are granted, half of the data follows.
-        let len = stream.read_u32_le().await.unwrap() as usize;
-        stream.read_exact(&mut vec![0; len]).await.unwrap();
-        stream.write_all(&[1, 0, 0, 0, 0]).await.unwrap();
-    }
+    let mut stream = dying.grant(2).await;
     stream.write_all(&vec![7; 1 << 19]).await.unwrap();
     drop(stream);
+    let mut stream = dying.grant(2).await;
+    stream.write_all(&vec![8; 1 << 20]).await.unwrap();
+    assert_eq!(transfer.await.unwrap().bytes, 1 << 20);
+
+    let transfer = dying.read(TransferOptions::default());
+    drop((stream, dying.listener));
+    let error = transfer.await.unwrap_err();
+    assert_eq!((error.kind(), error.peer()), (ErrorKind::Unreachable, Some("owner")));
+    assert!(error.is_retryable());
+    assert!(dying.target.close().await[0].iter().all(|byte| *byte == 8));
+}
+
+#[tokio::test]
+async fn a_write_that_breaks_off_is_not_sent_again_and_says_what_is_unknown() {
+    let dying = Played::new(1 << 20, AgentConfig::default()).await;
+    let whole = [(0, 1 << 20)];
+    let remote = dying.peer.regions()[0].descriptor(whole).unwrap();
+    let local = dying.target.descriptor(whole).unwrap();
+    let transfer = dying.initiator.write(local, remote, TransferOptions::default());
+    drop(dying.grant(1).await);
     let error = transfer.await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Disconnected);
-    assert!(error.is_retryable());
+    assert_eq!(error.remote_memory(), RemoteMemory::Unknown);
 }
 
 #[tokio::test]
 async fn garbage_on_a_connection_ends_it_and_the_owner_goes_on() {
     let owner = agent("owner", None, true).await;
     let region = owner.register(vec![HostBuffer::new(8)]).unwrap();
-    let metadata = owner.metadata(&[region.handle()]);
+    let metadata = owner.metadata([region.handle()]);
     let initiator = agent("initiator", None, false).await;
     let peer = initiator.load_metadata(&metadata).unwrap();
     let port = tcp_port(&metadata);
@@ -195,7 +189,7 @@ async fn garbage_on_a_connection_ends_it_and_the_owner_goes_on() {
         let mut answer = Vec::new();
         // Either an error frame or a plain end, never a hang.
         let ended = stream.read_to_end(&mut answer).await;
-        assert!(ended.is_err() || answer.is_empty() || answer[4] != 0, "{answer:?}");
+        assert!(ended.is_err() || answer.is_empty() || answer[0] != 0, "{answer:?}");
     }
     let target = initiator.register_mut(vec![HostBuffer::new(8)]).unwrap();
     let read = initiator.read(
@@ -218,12 +212,13 @@ async fn a_dropped_transfer_and_an_agent_that_ends_leave_nothing_behind() {
     let transfer = silent.read(TransferOptions::default());
     let (mut stream, _) = silent.listener.accept().await.unwrap();
     drop(transfer);
-    // The connection of a cancelled transfer is closed: its bytes could not be told apart.
-    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    let cancelled = silent.read(TransferOptions::default()).cancel().await.unwrap_err();
+    assert_eq!(cancelled.kind(), ErrorKind::Closed);
 
     let transfer = silent.read(TransferOptions::default());
     silent.initiator.shutdown().await;
     assert_eq!(transfer.await.unwrap_err().kind(), ErrorKind::Closed);
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
     assert_eq!(silent.target.close().await.len(), 1);
 }
 
@@ -257,7 +252,7 @@ async fn notifications_end_with_the_agent() {
     let owner = agent("owner", Some(&fabric), false).await;
     let initiator = agent("initiator", Some(&fabric), false).await;
     let mut notifications = owner.notifications().unwrap();
-    let peer = initiator.load_metadata(&owner.metadata(&[])).unwrap();
+    let peer = initiator.load_metadata(&owner.metadata(None::<Grant>)).unwrap();
     initiator.notify(&peer, b"last"[..].into()).await.unwrap();
     owner.shutdown().await;
     assert_eq!(notifications.recv().await.unwrap().payload, b"last"[..]);
@@ -274,7 +269,7 @@ async fn a_wildcard_address_has_to_be_advertised_by_another() {
     let owner = Agent::start(config.with_tcp_advertise(loopback())).await.unwrap();
     let mut notifications = owner.notifications().unwrap();
     let initiator = agent("initiator", None, false).await;
-    let peer = initiator.load_metadata(&owner.metadata(&[])).unwrap();
+    let peer = initiator.load_metadata(&owner.metadata(None::<Grant>)).unwrap();
     initiator.notify(&peer, b"here"[..].into()).await.unwrap();
     assert_eq!(notifications.recv().await.unwrap().payload, b"here"[..]);
 }
@@ -291,7 +286,7 @@ fn crossing_copies_do_not_block_each_other() {
         let initiator = agent("initiator", Some(&fabric), false).await;
         let theirs = owner.register_peer_writable(vec![HostBuffer::new(CROSSING)]).unwrap();
         let ours = initiator.register_mut(vec![HostBuffer::new(CROSSING)]).unwrap();
-        let peer = initiator.load_metadata(&owner.metadata(&[theirs.handle()])).unwrap();
+        let peer = initiator.load_metadata(&owner.metadata([theirs.handle()])).unwrap();
         let mut transfers = Vec::new();
         for round in 0..100 {
             let local = ours.descriptor([(0, CROSSING as u64)]).unwrap();

@@ -227,7 +227,7 @@ impl Handoff {
             layout: inner.manager.layout().fingerprint(),
             tail_tokens,
             identities,
-            metadata: inner.agent.metadata(&[region.handle()]),
+            metadata: inner.agent.metadata([region.handle()]),
         };
         let id = ticket.id;
         let (settle, settled) = oneshot::channel();

@@ -7,10 +7,12 @@ use tokio_util::task::TaskTracker;
 use super::{Backend, BackendKind, MemoryFabric, Operation};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Lease, Right};
+use crate::memory::{Lease, Right, copy};
 use crate::peer::PeerAddress;
+use crate::plan::{Stripe, behind};
 
-/// Copies between regions of agents in one process, on blocking threads.
+/// Copies between regions of agents in one process: small ones at once, large ones on a few
+/// blocking threads.
 pub(crate) struct Memcpy {
     pub(crate) fabric: MemoryFabric,
     pub(crate) own: Arc<Endpoint>,
@@ -23,73 +25,91 @@ impl Backend for Memcpy {
         BackendKind::Memcpy
     }
 
-    async fn run(&self, operation: Operation) -> Result<()> {
+    async fn run(&self, operation: Arc<Operation>) -> Result<()> {
         let owner = self.fabric.find(&operation.peer)?;
-        let ranges: Vec<_> = operation.chunks.iter().map(|c| (c.remote, c.len)).collect();
-        let Operation { right, remote_id, remote_key, .. } = operation;
-        let remote = owner.regions.lease_remote(remote_id, remote_key, right, &ranges)?;
+        let Operation { right, remote_id, token, remote_ranges, .. } = &*operation;
+        let remote = owner.regions.lease_remote(*remote_id, token, *right, remote_ranges)?;
         if remote.is_same_region(&operation.local) {
             let message = "source and destination are the same region";
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
-        // The thread looks at `cancel` between chunks, and its leases keep both memories alive.
-        let copy = self.tasks.spawn_blocking(move || copy(&operation, &remote));
-        copy.await.map_err(|e| Error::new(ErrorKind::Internal, "copying").with_source(e))?
+        if operation.total() <= INLINE_BYTES_MAX {
+            return run(&operation, &remote);
+        }
+        let remote = Arc::new(remote);
+        let threads = operation.total().div_ceil(THREAD_BYTES_MIN).min(THREADS_MAX);
+        let copies = (0..threads).map(|_| {
+            let (operation, remote) = (Arc::clone(&operation), Arc::clone(&remote));
+            // A thread looks at `cancel` between stripes, and its leases keep both memories alive.
+            self.tasks.spawn_blocking(move || run(&operation, &remote))
+        });
+        let mut outcome = Ok(());
+        for copy in copies.collect::<Vec<_>>() {
+            let copied = copy.await;
+            let internal = |e| Err(Error::new(ErrorKind::Internal, "copying").with_source(e));
+            let copied = copied.unwrap_or_else(internal);
+            outcome = outcome.and(copied);
+        }
+        outcome
     }
 
-    async fn notify(&self, peer: &PeerAddress, payload: Bytes) -> Result<()> {
+    async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
         let owner = self.fabric.find(peer)?;
         owner.deliver(self.own.name.clone(), self.own.incarnation, payload).await
     }
 }
 
-fn copy(operation: &Operation, remote: &Lease) -> Result<()> {
-    for chunk in &operation.chunks {
-        if operation.cancel.is_cancelled() {
-            return Err(Error::new(ErrorKind::DeadlineExceeded, "transfer was cancelled"));
-        }
-        let (from, to) = match operation.right {
-            Right::Read => ((remote, chunk.remote), (&operation.local, chunk.local)),
-            Right::Write => ((&operation.local, chunk.local), (remote, chunk.remote)),
-        };
-        copy_chunk(from, to, chunk.len)?;
+/// Copies stripes until none is left.
+fn run(operation: &Operation, remote: &Lease) -> Result<()> {
+    while let Some(stripe) = operation.next(STRIPE_BYTES, usize::MAX) {
+        operation.begin();
+        copy_stripe(operation, remote, &stripe)?;
+        operation.advance(&stripe);
     }
-    Ok(())
+    operation.check()
 }
 
-/// Copies `len` bytes, piece by piece: a piece lies in one segment on both sides.
-fn copy_chunk(from: (&Lease, u64), to: (&Lease, u64), len: u64) -> Result<()> {
-    let mut done = 0;
-    while done < len {
-        let left = usize::try_from(len - done).unwrap_or(usize::MAX);
-        let copied = copy_piece((from.0, from.1 + done), (to.0, to.1 + done), left);
-        if copied == 0 {
-            return Err(Error::new(ErrorKind::Internal, "a checked range lies outside its region"));
-        }
-        done += copied as u64;
-    }
-    Ok(())
-}
-
-/// Copies up to `len` bytes and returns how many.
-///
-/// Both regions may be writable, hence locked while they are touched, and another transfer may go
-/// the other way between the same two: the locks are taken in the order of the regions.
-fn copy_piece(from: (&Lease, u64), to: (&Lease, u64), len: usize) -> usize {
-    let (source, target) = (from.0.memory(), to.0.memory());
-    let mut copied = 0;
-    let mut copy = |source: &[u8], target: &mut [u8]| {
-        copied = source.len().min(target.len());
-        target[..copied].copy_from_slice(&source[..copied]);
+/// Both regions may be writable, hence held while they are touched, and another transfer may go the
+/// other way between the same two: they are held in the order of the regions.
+fn copy_stripe(operation: &Operation, remote: &Lease, stripe: &Stripe) -> Result<()> {
+    let local = &operation.local;
+    let (source, target) = match operation.right {
+        Right::Read => (remote, local),
+        Right::Write => (local, remote),
     };
-    if from.0.order() < to.0.order() {
-        source.with_bytes(from.1, len, &mut |source| {
-            target.with_bytes_mut(to.1, len, &mut |target| copy(source, target));
-        });
-    } else {
-        target.with_bytes_mut(to.1, len, &mut |target| {
-            source.with_bytes(from.1, len, &mut |source| copy(source, target));
-        });
+    let mut done = 0;
+    while done < stripe.bytes {
+        let (locals, remotes) = (behind(stripe.local(), done), behind(stripe.remote(), done));
+        let copied = match (operation.right, source.order() < target.order()) {
+            (Right::Read, true) => source
+                .memory()
+                .gather(remotes, |from| target.memory().scatter(locals, |to| copy(from, to))),
+            (Right::Read, false) => target
+                .memory()
+                .scatter(locals, |to| source.memory().gather(remotes, |from| copy(from, to))),
+            (Right::Write, true) => source
+                .memory()
+                .gather(locals, |from| target.memory().scatter(remotes, |to| copy(from, to))),
+            (Right::Write, false) => target
+                .memory()
+                .scatter(remotes, |to| source.memory().gather(locals, |from| copy(from, to))),
+        };
+        match copied {
+            Some(copied) if copied > 0 => done += copied as u64,
+            _ => return Err(Error::new(ErrorKind::Internal, "a checked range cannot be copied")),
+        }
     }
-    copied
+    Ok(())
 }
+
+/// Long enough to run at memory speed, short enough to notice a cancellation.
+const STRIPE_BYTES: u64 = 256 << 10;
+
+/// Copied by the task of the transfer: waking a thread takes as long.
+const INLINE_BYTES_MAX: u64 = 64 << 10;
+
+/// What is worth a further thread.
+const THREAD_BYTES_MIN: u64 = 8 << 20;
+
+/// Two fill the memory of most machines.
+const THREADS_MAX: u64 = 2;

@@ -5,7 +5,8 @@ mod memcpy;
 pub(crate) mod tcp;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,10 +16,12 @@ pub use fabric::MemoryFabric;
 
 pub(crate) use memcpy::Memcpy;
 
-use crate::error::Result;
-use crate::memory::{Lease, RegionKey, Right};
+use crate::descriptor::{Ranges, RemoteDescriptor};
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Lease, Right, Token};
 use crate::peer::PeerAddress;
-use crate::plan::Chunk;
+use crate::plan::{Plan, Stripe};
+use crate::transfer::Priority;
 
 /// Names a backend in reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,7 +29,7 @@ use crate::plan::Chunk;
 pub enum BackendKind {
     /// A copy inside the process.
     Memcpy,
-    /// A connection to the owner.
+    /// Connections to the owner.
     Tcp,
 }
 
@@ -39,17 +42,33 @@ impl fmt::Display for BackendKind {
     }
 }
 
-/// A planned transfer as a backend runs it.
+/// A transfer as a backend runs it.
+///
+/// Whoever works on it holds it, and with it the local memory: what cannot be called back when the
+/// transfer is given up keeps the memory in quarantine until it has ended.
 pub(crate) struct Operation {
     pub(crate) peer: Arc<PeerAddress>,
     /// What is done to the *remote* region: `Read` fills the local one from it.
     pub(crate) right: Right,
     pub(crate) local: Lease,
     pub(crate) remote_id: u64,
-    pub(crate) remote_key: RegionKey,
-    pub(crate) chunks: Vec<Chunk>,
+    pub(crate) token: Token,
+    pub(crate) remote_ranges: Ranges,
+    pub(crate) priority: Priority,
     /// Fires when the transfer is dropped or its deadline passes.
     pub(crate) cancel: CancellationToken,
+    pub(crate) progress: Arc<Progress>,
+    plan: Mutex<Plan>,
+}
+
+/// How far a transfer is.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) total: AtomicU64,
+    pub(crate) moved: AtomicU64,
+    pub(crate) chunks: AtomicU64,
+    /// Bytes may have reached the target.
+    pub(crate) has_begun: AtomicBool,
 }
 
 /// Moves bytes between this agent and its peers.
@@ -58,14 +77,81 @@ pub(crate) struct Operation {
 /// - The owner of the remote region checks incarnation, generation, token, rights and bounds before
 ///   the first byte moves.
 /// - When the future completes, nothing touches either memory on behalf of the operation any more.
-/// - Dropping the future, or `cancel`, ends the operation within one chunk.
+/// - Dropping the future, or `cancel`, ends the operation within one stripe; until then whoever
+///   touches the memory holds the operation.
 #[async_trait]
 pub(crate) trait Backend: Send + Sync {
     fn kind(&self) -> BackendKind;
 
     /// Runs the operation to its end.
-    async fn run(&self, operation: Operation) -> Result<()>;
+    async fn run(&self, operation: Arc<Operation>) -> Result<()>;
 
     /// Delivers a notification; completes when the peer's queue has it.
-    async fn notify(&self, peer: &PeerAddress, payload: Bytes) -> Result<()>;
+    async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()>;
+}
+
+impl Operation {
+    pub(crate) fn new(
+        right: Right,
+        (local, local_ranges): (Lease, Ranges),
+        remote: RemoteDescriptor,
+        (priority, cancel, progress): (Priority, CancellationToken, Arc<Progress>),
+    ) -> Result<Self> {
+        let RemoteDescriptor { peer, id: remote_id, token, ranges: remote_ranges } = remote;
+        let plan = Plan::new(local_ranges, remote_ranges.clone())?;
+        progress.total.store(plan.total(), Ordering::Relaxed);
+        let plan = Mutex::new(plan);
+        Ok(Self {
+            peer,
+            right,
+            local,
+            remote_id,
+            token,
+            remote_ranges,
+            priority,
+            cancel,
+            progress,
+            plan,
+        })
+    }
+
+    /// Hands out the next stripe; none once the transfer is given up.
+    pub(crate) fn next(&self, bytes_max: u64, chunks_max: usize) -> Option<Stripe> {
+        if self.cancel.is_cancelled() {
+            return None;
+        }
+        self.plan().next(bytes_max, chunks_max)
+    }
+
+    /// Tells whether all stripes have been handed out.
+    pub(crate) fn is_planned(&self) -> bool {
+        self.plan().is_over()
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.progress.total.load(Ordering::Relaxed)
+    }
+
+    /// Fails once the transfer is given up.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::new(ErrorKind::Closed, "transfer was cancelled"));
+        }
+        Ok(())
+    }
+
+    /// Notes that bytes are on their way.
+    pub(crate) fn begin(&self) {
+        self.progress.has_begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that a stripe has arrived.
+    pub(crate) fn advance(&self, stripe: &Stripe) {
+        self.progress.moved.fetch_add(stripe.bytes, Ordering::Relaxed);
+        self.progress.chunks.fetch_add(stripe.chunks.len() as u64, Ordering::Relaxed);
+    }
 }

@@ -1,9 +1,13 @@
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::table::{RegionTable, Rights};
-use crate::descriptor::{LocalDescriptor, Ranges};
-use crate::error::Result;
+use super::access::{Memory, copy};
+use super::span::Span;
+use super::table::{Backed, RegionTable, Rights};
+use crate::descriptor::{BlockLayout, LocalDescriptor, Ranges};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Memory registered with an agent.
 ///
@@ -11,112 +15,70 @@ use crate::error::Result;
 /// alive until they end. [`close`](Self::close) does the same and gives the memory back.
 #[must_use = "dropping the region revokes it"]
 pub struct RegisteredRegion<B> {
-    memory: Option<Arc<Segments<B>>>,
+    owned: Option<Arc<Owned<B>>>,
     handle: RegionHandle,
     table: Arc<RegionTable>,
 }
 
 /// Names a registered region, for [`Agent::metadata`](crate::Agent::metadata).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct RegionHandle {
     pub(crate) id: u64,
     pub(crate) len: u64,
 }
 
-/// The bytes of a region, whatever owns them.
+/// What a peer is told of a region, and may do with it.
 ///
-/// A region is the concatenation of its segments. Each call passes the bytes of one segment, from
-/// `offset` on and `len` at most; the caller goes on behind what it was passed.
-pub(crate) trait RegionMemory: Send + Sync {
-    /// Passes bytes to read.
-    fn with_bytes(&self, offset: u64, len: usize, read: &mut dyn FnMut(&[u8]));
-
-    /// Passes bytes to write; does nothing if the region is read-only.
-    fn with_bytes_mut(&self, offset: u64, len: usize, write: &mut dyn FnMut(&mut [u8]));
+/// A handle alone grants what the region was registered for, until it is revoked.
+#[derive(Debug, Clone, Copy)]
+pub struct Grant {
+    pub(crate) id: u64,
+    pub(crate) is_writable: bool,
+    pub(crate) ttl: Option<Duration>,
 }
 
-/// One piece of a region.
-pub(crate) enum Segment<B> {
-    /// Read by anyone at any time.
-    Shared(B),
-    /// Locked for one copy or one socket call at a time, never across a wait.
-    Exclusive(RwLock<B>, fn(&mut B) -> &mut [u8]),
+/// The segments of a region, beside where their bytes are.
+struct Owned<B> {
+    memory: Memory,
+    /// Untouched until nobody uses `memory` any more: the addresses were taken from borrows that
+    /// count as lasting so long.
+    segments: Vec<B>,
 }
 
-pub(super) struct Segments<B> {
-    segments: Vec<Segment<B>>,
-    /// Where each segment ends within the region.
-    ends: Vec<u64>,
-}
-
-impl<B: AsRef<[u8]>> Segment<B> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Shared(bytes) => bytes.as_ref().len(),
-            Self::Exclusive(bytes, _) => {
-                bytes.read().unwrap_or_else(PoisonError::into_inner).as_ref().len()
-            }
-        }
-    }
-
-    fn into_inner(self) -> B {
-        match self {
-            Self::Shared(bytes) => bytes,
-            Self::Exclusive(bytes, _) => bytes.into_inner().unwrap_or_else(PoisonError::into_inner),
-        }
+impl<B: Send + Sync> Backed for Owned<B> {
+    fn memory(&self) -> &Memory {
+        &self.memory
     }
 }
 
-impl<B: AsRef<[u8]>> Segments<B> {
-    /// Returns the segment at `offset` and the range of it that `len` bytes from there cover.
-    fn at(&self, offset: u64, len: usize) -> Option<(&Segment<B>, std::ops::Range<usize>)> {
-        let index = self.ends.partition_point(|&end| end <= offset);
-        let end = *self.ends.get(index)?;
-        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
-        let from = usize::try_from(offset - start).ok()?;
-        let left = usize::try_from(end - offset).ok()?;
-        Some((&self.segments[index], from..from + left.min(len)))
-    }
-}
-
-impl<B: AsRef<[u8]> + Send + Sync> RegionMemory for Segments<B> {
-    fn with_bytes(&self, offset: u64, len: usize, read: &mut dyn FnMut(&[u8])) {
-        let Some((segment, range)) = self.at(offset, len) else { return };
-        match segment {
-            Segment::Shared(bytes) => read(&bytes.as_ref()[range]),
-            Segment::Exclusive(bytes, _) => {
-                read(&bytes.read().unwrap_or_else(PoisonError::into_inner).as_ref()[range]);
-            }
-        }
+impl<B: Send + Sync + 'static> RegisteredRegion<B> {
+    /// Registers what `segments` show now: they are not asked again.
+    pub(crate) fn shared(table: &Arc<RegionTable>, segments: Vec<B>) -> Result<Self>
+    where
+        B: AsRef<[u8]>,
+    {
+        let spans = segments.iter().map(|segment| Span::of(segment.as_ref())).collect();
+        Self::new(table, Owned { memory: Memory::new(spans, true), segments }, Rights::ReadOnly)
     }
 
-    fn with_bytes_mut(&self, offset: u64, len: usize, write: &mut dyn FnMut(&mut [u8])) {
-        let Some((segment, range)) = self.at(offset, len) else { return };
-        if let Segment::Exclusive(bytes, as_mut) = segment {
-            let mut bytes = bytes.write().unwrap_or_else(PoisonError::into_inner);
-            write(&mut as_mut(&mut bytes)[range]);
-        }
-    }
-}
-
-impl<B: AsRef<[u8]> + Send + Sync + 'static> RegisteredRegion<B> {
-    pub(crate) fn new(
+    /// Registers what `segments` show now, to be written; they are not asked again.
+    pub(crate) fn exclusive(
         table: &Arc<RegionTable>,
-        segments: Vec<Segment<B>>,
+        mut segments: Vec<B>,
         rights: Rights,
-    ) -> Result<Self> {
-        let mut len = 0u64;
-        let ends = segments
-            .iter()
-            .map(|segment| {
-                len += segment.len() as u64;
-                len
-            })
-            .collect();
-        let memory = Arc::new(Segments { segments, ends });
-        let id = table.insert(Arc::<Segments<B>>::clone(&memory), len, rights)?;
+    ) -> Result<Self>
+    where
+        B: AsMut<[u8]>,
+    {
+        let spans = segments.iter_mut().map(|segment| Span::of_mut(segment.as_mut())).collect();
+        Self::new(table, Owned { memory: Memory::new(spans, false), segments }, rights)
+    }
+
+    fn new(table: &Arc<RegionTable>, owned: Owned<B>, rights: Rights) -> Result<Self> {
+        let (len, owned) = (owned.memory.len(), Arc::new(owned));
+        let id = table.insert(Arc::<Owned<B>>::clone(&owned), rights)?;
         let handle = RegionHandle { id, len };
-        Ok(Self { memory: Some(memory), handle, table: Arc::clone(table) })
+        Ok(Self { owned: Some(owned), handle, table: Arc::clone(table) })
     }
 
     /// Revokes the region, waits for operations in flight and gives the memory back.
@@ -130,9 +92,49 @@ impl<B: AsRef<[u8]> + Send + Sync + 'static> RegisteredRegion<B> {
         if let Some(quiet) = self.table.remove(self.handle.id) {
             quiet.wait().await;
         }
-        let memory = self.memory.take().and_then(Arc::into_inner);
-        let memory = memory.expect("a revoked region without operations has one owner");
-        memory.segments.into_iter().map(Segment::into_inner).collect()
+        let owned = self.owned.take().and_then(Arc::into_inner);
+        owned.expect("a revoked region without operations has one owner").segments
+    }
+
+    /// Copies bytes of the region from `offset` on into `bytes`, whatever transfers are in flight:
+    /// those that overlap leave a mix.
+    ///
+    /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds).
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let memory = self.checked(offset, bytes.len())?;
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = &mut bytes[done..];
+            let range = std::iter::once((offset + done as u64, rest.len() as u64));
+            done += memory.gather(range, |slices| copy(slices, &mut [IoSliceMut::new(rest)]));
+        }
+        Ok(())
+    }
+
+    /// Copies `bytes` into the region from `offset` on, whatever transfers are in flight: those that
+    /// overlap leave a mix.
+    ///
+    /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds), and with
+    /// [`PermissionDenied`](crate::ErrorKind::PermissionDenied) if the region is read-only.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let memory = self.checked(offset, bytes.len())?;
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = &bytes[done..];
+            let range = std::iter::once((offset + done as u64, rest.len() as u64));
+            let copied = memory.scatter(range, |slices| copy(&[IoSlice::new(rest)], slices));
+            done += copied.ok_or_else(|| {
+                let message = format!("local region {} is read-only", self.handle.id);
+                Error::new(ErrorKind::PermissionDenied, message)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn checked(&self, offset: u64, len: usize) -> Result<&Memory> {
+        Ranges::list([(offset, len as u64)], self.handle.len)?;
+        let owned = self.owned.as_ref();
+        Ok(&owned.ok_or_else(|| Error::new(ErrorKind::Internal, "a region is not open"))?.memory)
     }
 }
 
@@ -160,8 +162,19 @@ impl<B> RegisteredRegion<B> {
         &self,
         ranges: impl IntoIterator<Item = (u64, u64)>,
     ) -> Result<LocalDescriptor> {
-        let ranges = Ranges::new(ranges, self.handle.len)?;
-        Ok(LocalDescriptor { table: Arc::clone(&self.table), id: self.handle.id, ranges })
+        Ok(self.describe(Ranges::list(ranges, self.handle.len)?))
+    }
+
+    /// Describes blocks of a layout, in the order they are to be used: 4 bytes for each.
+    ///
+    /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds) naming a block that does not lie
+    /// inside.
+    pub fn blocks(&self, layout: BlockLayout, indices: Vec<u32>) -> Result<LocalDescriptor> {
+        Ok(self.describe(Ranges::blocks(layout, indices, self.handle.len)?))
+    }
+
+    fn describe(&self, ranges: Ranges) -> LocalDescriptor {
+        LocalDescriptor { table: Arc::clone(&self.table), id: self.handle.id, ranges }
     }
 }
 
@@ -174,5 +187,75 @@ impl<B> Drop for RegisteredRegion<B> {
 impl<B> fmt::Debug for RegisteredRegion<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RegisteredRegion").field("handle", &self.handle).finish_non_exhaustive()
+    }
+}
+
+impl From<&RegionHandle> for Grant {
+    fn from(handle: &RegionHandle) -> Self {
+        Self { id: handle.id, is_writable: true, ttl: None }
+    }
+}
+
+impl RegionHandle {
+    /// Grants reading, also if the region was registered for more.
+    pub fn read_only(&self) -> Grant {
+        Grant { is_writable: false, ..Grant::from(self) }
+    }
+
+    /// Grants what the region was registered for.
+    pub fn grant(&self) -> Grant {
+        self.into()
+    }
+}
+
+impl Grant {
+    /// Ends the grant after `ttl`, by the owner's clock.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Right;
+    use super::*;
+
+    #[tokio::test]
+    async fn memory_of_any_owner_can_be_lent_and_comes_back_as_it_was_left() {
+        let table = Arc::new(RegionTable::new().unwrap());
+        // In the box itself, behind it, and behind that.
+        let inline =
+            RegisteredRegion::exclusive(&table, vec![[1u8; 4], [2; 4]], Rights::PeersWrite);
+        let inline = inline.unwrap();
+        let boxed = vec![vec![3u8; 4].into_boxed_slice()];
+        let boxed = RegisteredRegion::exclusive(&table, boxed, Rights::OwnerWrites).unwrap();
+        let shared: Arc<[u8]> = vec![4u8; 4].into();
+        let lent = RegisteredRegion::shared(&table, vec![Arc::clone(&shared)]).unwrap();
+        let lease = table.lease_local(inline.handle().id, Right::Read).unwrap();
+        inline.write_at(2, &[9; 4]).unwrap();
+        let mut bytes = [0; 8];
+        inline.read_at(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [1, 1, 9, 9, 9, 9, 2, 2]);
+        boxed.write_at(0, &[8]).unwrap();
+        assert_eq!(lent.write_at(0, &[8]).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        assert_eq!(boxed.read_at(1, &mut bytes).unwrap_err().kind(), ErrorKind::OutOfBounds);
+        drop(lease);
+        assert_eq!(inline.close().await, [[1, 1, 9, 9], [9, 9, 2, 2]]);
+        assert_eq!(boxed.close().await[0][..], [8, 3, 3, 3]);
+        assert_eq!(lent.close().await[0], shared);
+    }
+
+    #[test]
+    fn many_small_segments_are_one_region() {
+        let table = Arc::new(RegionTable::new().unwrap());
+        let segments = vec![[0u8; 3]; 700];
+        let region = RegisteredRegion::exclusive(&table, segments, Rights::OwnerWrites).unwrap();
+        let written: Vec<u8> = (0..2100).map(|at| (at % 251) as u8).collect();
+        region.write_at(0, &written).unwrap();
+        let mut read = vec![0; 2100];
+        region.read_at(0, &mut read).unwrap();
+        assert!(read == written);
     }
 }

@@ -1,14 +1,19 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::region::RegionMemory;
+use super::access::Memory;
+use super::token::{Mint, Token};
+use crate::descriptor::Ranges;
 use crate::error::{Error, ErrorKind, Result};
 
 /// An agent's regions: what may be reached, by whom, and what is being reached.
-#[derive(Default)]
-pub(crate) struct RegionTable(Mutex<Regions>);
+pub(crate) struct RegionTable {
+    regions: Mutex<Regions>,
+    mint: Mint,
+}
 
 #[derive(Default)]
 struct Regions {
@@ -17,20 +22,15 @@ struct Regions {
 }
 
 struct Entry {
-    memory: Arc<dyn RegionMemory>,
-    key: RegionKey,
-    len: u64,
+    memory: Arc<dyn Backed>,
+    generation: u64,
     rights: Rights,
     operations: Arc<watch::Sender<usize>>,
 }
 
-/// What a peer must present besides the id.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RegionKey {
-    /// Differs each time memory is registered.
-    pub(crate) generation: u64,
-    /// Unguessable.
-    pub(crate) token: u128,
+/// Memory, and beside it whoever owns it.
+pub(super) trait Backed: Send + Sync {
+    fn memory(&self) -> &Memory;
 }
 
 /// Who may write a region; its own agent and peers may always read it.
@@ -51,7 +51,7 @@ pub(crate) enum Right {
 
 /// A region in use: keeps the memory alive. The memory is given up before it counts as quiet.
 pub(crate) struct Lease {
-    memory: Arc<dyn RegionMemory>,
+    memory: Arc<dyn Backed>,
     operation: Operation,
 }
 
@@ -61,14 +61,12 @@ struct Operation(Arc<watch::Sender<usize>>);
 pub(super) struct Quiet(Arc<watch::Sender<usize>>);
 
 impl RegionTable {
-    pub(super) fn insert(
-        &self,
-        memory: Arc<dyn RegionMemory>,
-        len: u64,
-        rights: Rights,
-    ) -> Result<u64> {
-        let token = u128::from(random()?) << 64 | u128::from(random()?);
-        let key = RegionKey { generation: random()?, token };
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { regions: Mutex::default(), mint: Mint::new()? })
+    }
+
+    pub(super) fn insert(&self, memory: Arc<dyn Backed>, rights: Rights) -> Result<u64> {
+        let generation = random()?;
         let mut regions = self.lock();
         if regions.entries.len() >= REGIONS_MAX {
             let message = format!("{REGIONS_MAX} regions are registered, the limit");
@@ -77,7 +75,7 @@ impl RegionTable {
         let id = regions.next_id;
         regions.next_id += 1;
         let operations = Arc::default();
-        regions.entries.insert(id, Entry { memory, key, len, rights, operations });
+        regions.entries.insert(id, Entry { memory, generation, rights, operations });
         Ok(id)
     }
 
@@ -101,41 +99,44 @@ impl RegionTable {
     pub(crate) fn lease_remote(
         &self,
         id: u64,
-        key: RegionKey,
+        token: &Token,
         right: Right,
-        ranges: &[(u64, u64)],
+        ranges: &Ranges,
     ) -> Result<Lease> {
-        let regions = self.lock();
-        let entry = regions.entries.get(&id).ok_or_else(|| stale(id))?;
-        if entry.key.generation != key.generation {
-            return Err(stale(id));
-        }
-        if entry.key.token != key.token {
-            let message = format!("token of region {id} is wrong");
-            return Err(Error::new(ErrorKind::PermissionDenied, message));
-        }
-        if right == Right::Write && entry.rights != Rights::PeersWrite {
-            let message = format!("region {id} is not writable by peers");
-            return Err(Error::new(ErrorKind::PermissionDenied, message));
-        }
-        for &(offset, len) in ranges {
-            if offset.checked_add(len).is_none_or(|end| end > entry.len) {
-                let message =
-                    format!("range {offset}+{len} lies outside region {id} of {} bytes", entry.len);
-                return Err(Error::new(ErrorKind::OutOfBounds, message));
+        let lease = {
+            let regions = self.lock();
+            let entry = regions.entries.get(&id).ok_or_else(|| stale(id))?;
+            if entry.generation != token.generation {
+                return Err(stale(id));
             }
-        }
-        Ok(Lease::new(entry))
+            if right == Right::Write && entry.rights != Rights::PeersWrite {
+                let message = format!("region {id} is not writable by peers");
+                return Err(Error::new(ErrorKind::PermissionDenied, message));
+            }
+            Lease::new(entry)
+        };
+        self.mint.check(id, token, right)?;
+        ranges.check(lease.memory().len()).map_err(|error| error.in_region(id))?;
+        Ok(lease)
     }
 
-    /// Returns what a peer must present, the size, and who may write.
-    pub(crate) fn grant(&self, id: u64) -> Option<(RegionKey, u64, Rights)> {
+    /// Returns a token for a region, its size, and whether it may be written: as far as its rights
+    /// go and `is_writable` asks.
+    pub(crate) fn grant(
+        &self,
+        id: u64,
+        is_writable: bool,
+        ttl: Option<Duration>,
+    ) -> Option<(Token, u64)> {
         let regions = self.lock();
-        regions.entries.get(&id).map(|entry| (entry.key, entry.len, entry.rights))
+        let entry = regions.entries.get(&id)?;
+        let is_writable = is_writable && entry.rights == Rights::PeersWrite;
+        let token = self.mint.issue((id, entry.generation), is_writable, ttl);
+        Some((token, entry.memory.memory().len()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Regions> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.regions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -148,16 +149,16 @@ impl Lease {
         }
     }
 
-    pub(crate) fn memory(&self) -> &dyn RegionMemory {
-        &*self.memory
+    pub(crate) fn memory(&self) -> &Memory {
+        self.memory.memory()
     }
 
     pub(crate) fn is_same_region(&self, other: &Self) -> bool {
         self.order() == other.order()
     }
 
-    /// Returns a number by which the regions of a process are ordered: whoever holds the locks of
-    /// two takes them in this order.
+    /// Returns a number by which the regions of a process are ordered: whoever holds parts of two
+    /// takes them in this order.
     pub(crate) fn order(&self) -> usize {
         Arc::as_ptr(&self.operation.0).addr()
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! magic "DTMD" │ version u16 │ name len u16, bytes │ incarnation u64
 //! fabric flag u8, u64 │ tcp flag u8 (0, 4, 6), address bytes, port u16
-//! region count u32 │ per region: id u64, generation u64, token u128, len u64, writable u8
+//! region count u32 │ per region: id u64, generation u64, expires ms u64, proof u128, len u64, writable u8
 //! XXH3-64 of all before
 //! ```
 
@@ -15,17 +15,16 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{PeerAddress, RemoteAgent, RemoteRegion};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::RegionKey;
+use crate::memory::Token;
 
 /// One region as metadata carries it.
-pub(crate) struct RegionGrant {
+pub(crate) struct GrantedRegion {
     pub(crate) id: u64,
-    pub(crate) key: RegionKey,
+    pub(crate) token: Token,
     pub(crate) len: u64,
-    pub(crate) writable: bool,
 }
 
-pub(crate) fn encode(address: &PeerAddress, regions: &[RegionGrant]) -> Bytes {
+pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes {
     let mut out = BytesMut::new();
     out.put_slice(MAGIC);
     out.put_u16_le(VERSION);
@@ -54,10 +53,11 @@ pub(crate) fn encode(address: &PeerAddress, regions: &[RegionGrant]) -> Bytes {
     out.put_u32_le(u32::try_from(regions.len()).unwrap_or(u32::MAX));
     for region in regions {
         out.put_u64_le(region.id);
-        out.put_u64_le(region.key.generation);
-        out.put_u128_le(region.key.token);
+        out.put_u64_le(region.token.generation);
+        out.put_u64_le(region.token.expires_ms);
+        out.put_u128_le(region.token.proof);
         out.put_u64_le(region.len);
-        out.put_u8(u8::from(region.writable));
+        out.put_u8(u8::from(region.token.is_writable));
     }
     let checksum = xxh3_64(&out);
     out.put_u64_le(checksum);
@@ -98,11 +98,12 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
     for _ in 0..count {
         let id = body.try_get_u64_le().map_err(truncated)?;
         let generation = body.try_get_u64_le().map_err(truncated)?;
-        let token = body.try_get_u128_le().map_err(truncated)?;
+        let expires_ms = body.try_get_u64_le().map_err(truncated)?;
+        let proof = body.try_get_u128_le().map_err(truncated)?;
         let len = body.try_get_u64_le().map_err(truncated)?;
-        let writable = flag(body)?;
-        let key = RegionKey { generation, token };
-        regions.push(RemoteRegion { peer: Arc::clone(&peer), id, key, len, writable });
+        let is_writable = flag(body)?;
+        let token = Token { generation, is_writable, expires_ms, proof };
+        regions.push(RemoteRegion { peer: Arc::clone(&peer), id, token, len });
     }
     Ok(RemoteAgent { address: peer, regions: regions.into() })
 }
@@ -139,18 +140,19 @@ fn protocol(message: impl Into<String>) -> Error {
 
 const MAGIC: &[u8] = b"DTMD";
 const VERSION: u16 = 1;
-const REGION_BYTES: usize = 8 + 8 + 16 + 8 + 1;
+const REGION_BYTES: usize = 8 + 8 + 8 + 16 + 8 + 1;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const TOKEN: Token = Token { generation: 5, is_writable: true, expires_ms: 6, proof: 9 };
+
     fn sample() -> Bytes {
         let tcp = Some("[::1]:7000".parse().unwrap());
         let address = PeerAddress { name: "a".into(), incarnation: 7, fabric: Some(3), tcp };
-        let key = RegionKey { generation: 5, token: 9 };
-        encode(&address, &[RegionGrant { id: 1, key, len: 4096, writable: true }])
+        encode(&address, &[GrantedRegion { id: 1, token: TOKEN, len: 4096 }])
     }
 
     #[test]
@@ -161,7 +163,7 @@ mod tests {
         assert_eq!(agent.address.tcp, Some("[::1]:7000".parse().unwrap()));
         let region = &agent.regions()[0];
         assert_eq!((region.id, region.len(), region.is_writable()), (1, 4096, true));
-        assert!(region.key == RegionKey { generation: 5, token: 9 });
+        assert_eq!(region.token, TOKEN);
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::descriptor::{Ranges, RemoteDescriptor};
+use crate::descriptor::{BlockLayout, Ranges, RemoteDescriptor};
 use crate::error::Result;
-use crate::memory::RegionKey;
+use crate::memory::Token;
 
 /// A peer as loaded from its metadata; cheap to clone.
 #[derive(Debug, Clone)]
@@ -31,9 +31,8 @@ pub(crate) struct PeerAddress {
 pub struct RemoteRegion {
     pub(crate) peer: Arc<PeerAddress>,
     pub(crate) id: u64,
-    pub(crate) key: RegionKey,
+    pub(crate) token: Token,
     pub(crate) len: u64,
-    pub(crate) writable: bool,
 }
 
 impl RemoteAgent {
@@ -64,9 +63,9 @@ impl RemoteRegion {
         self.len == 0
     }
 
-    /// Tells whether the owner grants writing.
+    /// Tells whether the owner grants writing, until the grant expires.
     pub fn is_writable(&self) -> bool {
-        self.writable
+        self.token.is_writable
     }
 
     /// Describes ranges of (offset, length) bytes, in the order they are to be used.
@@ -77,8 +76,19 @@ impl RemoteRegion {
         &self,
         ranges: impl IntoIterator<Item = (u64, u64)>,
     ) -> Result<RemoteDescriptor> {
-        let ranges = Ranges::new(ranges, self.len)?;
-        Ok(RemoteDescriptor { peer: Arc::clone(&self.peer), id: self.id, key: self.key, ranges })
+        Ok(self.describe(Ranges::list(ranges, self.len)?))
+    }
+
+    /// Describes blocks of a layout, in the order they are to be used: 4 bytes for each.
+    ///
+    /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds) naming a block that does not lie
+    /// inside.
+    pub fn blocks(&self, layout: BlockLayout, indices: Vec<u32>) -> Result<RemoteDescriptor> {
+        Ok(self.describe(Ranges::blocks(layout, indices, self.len)?))
+    }
+
+    fn describe(&self, ranges: Ranges) -> RemoteDescriptor {
+        RemoteDescriptor { peer: Arc::clone(&self.peer), id: self.id, token: self.token, ranges }
     }
 }
 

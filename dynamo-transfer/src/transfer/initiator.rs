@@ -1,13 +1,15 @@
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::TransferReport;
+use super::{TransferOptions, TransferReport};
 use crate::backend::tcp::TcpClient;
-use crate::backend::{Backend, Memcpy, Operation};
+use crate::backend::{Backend, Memcpy, Operation, Progress};
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, RemoteMemory, Result};
 use crate::memory::Right;
 use crate::peer::PeerAddress;
 use crate::plan::{self, Route};
@@ -17,41 +19,40 @@ pub(crate) struct Initiator {
     /// The fabric that the agent has joined.
     pub(crate) fabric: Option<u64>,
     pub(crate) memcpy: Option<Memcpy>,
-    pub(crate) tcp: TcpClient,
+    pub(crate) tcp: Arc<TcpClient>,
 }
 
 impl Initiator {
     pub(crate) async fn run(
         &self,
-        right: Right,
-        local: LocalDescriptor,
-        remote: RemoteDescriptor,
-        notification: Option<Bytes>,
+        posted: Instant,
+        (right, local, remote): (Right, LocalDescriptor, RemoteDescriptor),
+        options: TransferOptions,
+        progress: &Arc<Progress>,
         cancel: &CancellationToken,
     ) -> Result<TransferReport> {
-        let posted = tokio::time::Instant::now();
-        check_notification(notification.as_ref())?;
-        let backend = self.backend(&remote.peer)?;
-        let chunks = plan::chunks(&local.ranges, &remote.ranges, CHUNK_BYTES, CHUNKS_MAX)?;
-        let (bytes, count) = (local.ranges.total(), chunks.len());
-        let operation = Operation {
-            peer: Arc::clone(&remote.peer),
-            right,
-            local: local.table.lease_local(local.id, right)?,
-            remote_id: remote.id,
-            remote_key: remote.key,
-            chunks,
-            cancel: cancel.clone(),
-        };
-        backend.run(operation).await?;
-        if let Some(payload) = notification {
-            backend.notify(&remote.peer, payload).await?;
+        let queued = posted.elapsed();
+        check_notification(options.notification.as_ref())?;
+        let (peer, backend) = (Arc::clone(&remote.peer), self.backend(&remote.peer)?);
+        let lease = local.table.lease_local(local.id, right)?;
+        let run = (options.priority, cancel.clone(), Arc::clone(progress));
+        let operation = Operation::new(right, (lease, local.ranges), remote, run)?;
+        if operation.total() > 0 {
+            backend.run(Arc::new(operation)).await?;
         }
-        let (backend, elapsed) = (backend.kind(), posted.elapsed());
-        Ok(TransferReport { bytes, chunks: count, backend, elapsed })
+        if let Some(payload) = options.notification {
+            backend.notify(&peer, payload).await?;
+        }
+        Ok(TransferReport {
+            bytes: progress.total.load(Ordering::Relaxed),
+            chunks: progress.chunks.load(Ordering::Relaxed),
+            backend: backend.kind(),
+            queued,
+            elapsed: posted.elapsed(),
+        })
     }
 
-    pub(crate) async fn notify(&self, peer: &PeerAddress, payload: Bytes) -> Result<()> {
+    pub(crate) async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
         check_notification(Some(&payload))?;
         self.backend(peer)?.notify(peer, payload).await.map_err(|e| e.with_peer(&peer.name))
     }
@@ -63,8 +64,22 @@ impl Initiator {
                 ErrorKind::Internal,
                 "an agent with a fabric has the memcpy backend",
             )),
-            (Route::Tcp(_), _) => Ok(&self.tcp),
+            (Route::Tcp(_), _) => Ok(&*self.tcp),
         }
+    }
+}
+
+/// Tells what a failed operation has left at the peer.
+pub(crate) fn remote_memory(right: Right, progress: &Progress, error: &Error) -> RemoteMemory {
+    if right == Right::Read || !progress.has_begun.load(Ordering::Relaxed) {
+        return RemoteMemory::Untouched;
+    }
+    match error.kind() {
+        // The owner said so: what it took before is there, and nothing is on its way.
+        ErrorKind::StaleRegion | ErrorKind::PermissionDenied | ErrorKind::OutOfBounds => {
+            RemoteMemory::Partial
+        }
+        _ => RemoteMemory::Unknown,
     }
 }
 
@@ -80,9 +95,3 @@ fn check_notification(payload: Option<&Bytes>) -> Result<()> {
 
 /// The largest notification: a message, not a transfer.
 pub(crate) const NOTIFICATION_BYTES_MAX: usize = 64 << 10;
-
-/// Long enough to run at memory speed, short enough to notice a cancellation.
-const CHUNK_BYTES: u64 = 256 << 10;
-
-/// What one request frame of the TCP backend holds; 8 GiB in full chunks.
-pub(crate) const CHUNKS_MAX: usize = 32_768;

@@ -1,11 +1,14 @@
 //! A transfer: a future with a deadline, and what it reports.
 
+mod group;
 mod initiator;
 mod notify;
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,11 +16,12 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use group::TransferGroup;
 pub use notify::{Notification, Notifications};
 
-pub(crate) use initiator::{CHUNKS_MAX, Initiator, NOTIFICATION_BYTES_MAX};
+pub(crate) use initiator::{Initiator, NOTIFICATION_BYTES_MAX, remote_memory};
 
-use crate::backend::BackendKind;
+use crate::backend::{self, BackendKind};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How one transfer is run.
@@ -26,8 +30,22 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct TransferOptions {
     /// The most time it may take; the agent's default if `None`.
     pub deadline: Option<Duration>,
+    /// What goes first where transfers share a way.
+    pub priority: Priority,
     /// Delivered to the peer after the data; at most 64 KiB.
     pub notification: Option<Bytes>,
+}
+
+/// What goes first where transfers share a way; those of one priority take turns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// What nobody waits for, such as offloading.
+    Low,
+    /// The usual.
+    #[default]
+    Normal,
+    /// What a token waits for.
+    High,
 }
 
 impl TransferOptions {
@@ -35,6 +53,13 @@ impl TransferOptions {
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
+        self
+    }
+
+    /// Lets the transfer go before those of lower priority.
+    #[must_use]
+    pub fn with_priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
         self
     }
 
@@ -53,30 +78,63 @@ pub struct TransferReport {
     /// Bytes moved.
     pub bytes: u64,
     /// Contiguous pieces they were moved in.
-    pub chunks: usize,
+    pub chunks: u64,
     /// Who moved them.
     pub backend: BackendKind,
+    /// Wall time from posting until it was begun.
+    pub queued: Duration,
     /// Wall time from posting to completion.
     pub elapsed: Duration,
+}
+
+/// How far a transfer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Bytes that have arrived.
+    pub bytes_moved: u64,
+    /// Bytes it moves; 0 until it is planned.
+    pub bytes_total: u64,
 }
 
 /// A transfer that has been posted; await it for the outcome.
 ///
 /// Posting only enqueues: nothing is copied on the caller's thread. Dropping the future cancels
-/// the transfer; memory being copied at that moment stays alive until the copy of the current
-/// chunk has ended.
+/// the transfer. Memory being touched at that moment stays in quarantine until that has ended: its
+/// region does not close before.
 #[must_use = "dropping the transfer cancels it"]
 pub struct Transfer {
     outcome: oneshot::Receiver<Result<TransferReport>>,
-    _cancel_on_drop: DropGuard,
+    progress: Arc<backend::Progress>,
+    cancel: DropGuard,
 }
 
 impl Transfer {
     pub(crate) fn new(
         outcome: oneshot::Receiver<Result<TransferReport>>,
+        progress: Arc<backend::Progress>,
         cancel: CancellationToken,
     ) -> Self {
-        Self { outcome, _cancel_on_drop: cancel.drop_guard() }
+        Self { outcome, progress, cancel: cancel.drop_guard() }
+    }
+
+    /// Returns how far it is.
+    pub fn progress(&self) -> Progress {
+        let bytes_moved = self.progress.moved.load(Ordering::Relaxed);
+        Progress { bytes_moved, bytes_total: self.progress.total.load(Ordering::Relaxed) }
+    }
+
+    /// Cancels the transfer and waits for its end: it may have been complete before.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is as dropping the transfer.
+    pub async fn cancel(mut self) -> Result<TransferReport> {
+        self.cancel = {
+            let token = self.cancel.disarm();
+            token.cancel();
+            token.drop_guard()
+        };
+        self.await
     }
 }
 
@@ -92,6 +150,6 @@ impl Future for Transfer {
 
 impl fmt::Debug for Transfer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transfer").finish_non_exhaustive()
+        f.debug_struct("Transfer").field("progress", &self.progress()).finish_non_exhaustive()
     }
 }

@@ -3,9 +3,10 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::config::NAME_BYTES_MAX;
+use crate::descriptor::Ranges;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::RegionKey;
-use crate::transfer::{CHUNKS_MAX, NOTIFICATION_BYTES_MAX};
+use crate::memory::Token;
+use crate::transfer::NOTIFICATION_BYTES_MAX;
 
 /// What a client says.
 #[derive(Clone, PartialEq)]
@@ -26,17 +27,22 @@ pub(super) enum Request {
 #[derive(Clone, PartialEq)]
 pub(super) struct Access {
     pub(super) region: u64,
-    pub(super) key: RegionKey,
-    pub(super) ranges: Vec<(u64, u64)>,
+    pub(super) token: Token,
+    pub(super) ranges: Ranges,
 }
 
 /// What an owner answers.
 pub(super) type Status = Result<()>;
 
+/// What is moved by one request: owners refuse more.
+pub(super) const STRIPE_BYTES_MAX: u64 = 1 << 20;
+pub(super) const STRIPE_CHUNKS_MAX: usize = 512;
+
 /// What fits into a frame of each sort; larger ones are refused before anything is allocated.
 pub(super) const HELLO_BYTES_MAX: usize = 64 + 2 * NAME_BYTES_MAX;
-pub(super) const REQUEST_BYTES_MAX: usize = 64 + 16 * CHUNKS_MAX;
-pub(super) const STATUS_BYTES_MAX: usize = 4 << 10;
+pub(super) const REQUEST_BYTES_MAX: usize = 1 + NOTIFICATION_BYTES_MAX;
+pub(super) const STATUS_BYTES: usize = 8;
+pub(super) const MESSAGE_BYTES_MAX: usize = 4 << 10;
 
 impl Request {
     pub(super) fn encode(&self) -> Bytes {
@@ -93,26 +99,38 @@ impl Request {
     }
 }
 
+/// A status is a code, three bytes of nothing, and the length of the message behind it.
 pub(super) fn encode_status(status: &Status) -> Bytes {
-    let mut body = BytesMut::new();
-    match status {
-        Ok(()) => body.put_u8(0),
+    let mut out = BytesMut::new();
+    let (code, message) = match status {
+        Ok(()) => (0, ""),
         Err(error) => {
             let code = KINDS.iter().position(|kind| *kind == error.kind());
-            let code = code.and_then(|index| u8::try_from(index + 1).ok());
-            body.put_u8(code.unwrap_or(u8::MAX));
-            let message = error.message().as_bytes();
-            body.put_slice(&message[..message.len().min(STATUS_BYTES_MAX - 1)]);
+            (
+                code.and_then(|index| u8::try_from(index + 1).ok()).unwrap_or(u8::MAX),
+                error.message(),
+            )
         }
-    }
-    framed(&body)
+    };
+    let message = &message.as_bytes()[..message.len().min(MESSAGE_BYTES_MAX)];
+    out.put_u8(code);
+    out.put_bytes(0, 3);
+    // Limited just above.
+    out.put_u32_le(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    out.put_slice(message);
+    out.freeze()
 }
 
-pub(super) fn decode_status(body: &[u8]) -> Result<Status> {
-    let (&code, message) = body.split_first().ok_or_else(|| protocol("status without a code"))?;
-    let Some(index) = usize::from(code).checked_sub(1) else { return Ok(Ok(())) };
-    let kind = KINDS.get(index).copied().unwrap_or(ErrorKind::Internal);
-    Ok(Err(Error::new(kind, String::from_utf8_lossy(message))))
+/// Returns the kind of error, if it is one, and the length of the message behind.
+pub(super) fn decode_status(head: [u8; STATUS_BYTES]) -> Result<(Option<ErrorKind>, usize)> {
+    let [code, _, _, _, a, b, c, d] = head;
+    let len = u32::from_le_bytes([a, b, c, d]) as usize;
+    if len > MESSAGE_BYTES_MAX {
+        return Err(protocol(format!("status with a message of {len} bytes")));
+    }
+    let index = usize::from(code).checked_sub(1);
+    let kind = index.map(|index| KINDS.get(index).copied().unwrap_or(ErrorKind::Internal));
+    Ok((kind, len))
 }
 
 fn framed(body: &[u8]) -> Bytes {
@@ -126,24 +144,53 @@ fn framed(body: &[u8]) -> Bytes {
 fn put_access(body: &mut BytesMut, op: u8, access: &Access) {
     body.put_u8(op);
     body.put_u64_le(access.region);
-    body.put_u64_le(access.key.generation);
-    body.put_u128_le(access.key.token);
-    for &(offset, len) in &access.ranges {
-        body.put_u64_le(offset);
+    body.put_u64_le(access.token.generation);
+    body.put_u64_le(access.token.expires_ms);
+    body.put_u128_le(access.token.proof);
+    body.put_u8(u8::from(access.token.is_writable));
+    let mut ranges = access.ranges.iter();
+    let len = ranges.clone().next().map_or(0, |range| range.1);
+    let is_uniform = ranges.all(|range| range.1 == len);
+    body.put_u8(u8::from(is_uniform));
+    if is_uniform {
         body.put_u64_le(len);
+    }
+    for (offset, len) in access.ranges.iter() {
+        body.put_u64_le(offset);
+        if !is_uniform {
+            body.put_u64_le(len);
+        }
     }
 }
 
 fn take_access(body: &mut &[u8]) -> Result<Access> {
     let region = body.try_get_u64_le().map_err(short)?;
     let generation = body.try_get_u64_le().map_err(short)?;
-    let token = body.try_get_u128_le().map_err(short)?;
-    let mut ranges = Vec::with_capacity(body.len() / 16);
+    let expires_ms = body.try_get_u64_le().map_err(short)?;
+    let proof = body.try_get_u128_le().map_err(short)?;
+    let is_writable = take_flag(body)?;
+    let len = if take_flag(body)? { Some(body.try_get_u64_le().map_err(short)?) } else { None };
+    let mut ranges = Vec::with_capacity((body.len() / 8).min(STRIPE_CHUNKS_MAX));
     while !body.is_empty() {
+        if ranges.len() == STRIPE_CHUNKS_MAX {
+            return Err(protocol(format!("request of more than {STRIPE_CHUNKS_MAX} ranges")));
+        }
         let offset = body.try_get_u64_le().map_err(short)?;
-        ranges.push((offset, body.try_get_u64_le().map_err(short)?));
+        ranges.push((offset, len.map_or_else(|| body.try_get_u64_le().map_err(short), Ok)?));
     }
-    Ok(Access { region, key: RegionKey { generation, token }, ranges })
+    let ranges = Ranges::unchecked(ranges);
+    if ranges.total() > STRIPE_BYTES_MAX {
+        return Err(protocol(format!("request of {} bytes", ranges.total())));
+    }
+    Ok(Access { region, token: Token { generation, is_writable, expires_ms, proof }, ranges })
+}
+
+fn take_flag(body: &mut &[u8]) -> Result<bool> {
+    match body.try_get_u8().map_err(short)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(protocol(format!("flag of {other}"))),
+    }
 }
 
 fn put_text(body: &mut BytesMut, text: &str) {
@@ -173,7 +220,7 @@ fn protocol(message: impl Into<String>) -> Error {
 }
 
 const MAGIC: &[u8] = b"DTCP";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HELLO: u8 = 1;
 const READ: u8 = 2;
 const WRITE: u8 = 3;
@@ -199,8 +246,12 @@ mod tests {
 
     #[test]
     fn requests_and_statuses_survive_the_way() {
-        let key = RegionKey { generation: 2, token: 3 };
-        let access = Access { region: 1, key, ranges: vec![(4, 5), (6, 7)] };
+        let token = Token { generation: 2, is_writable: true, expires_ms: 4, proof: 3 };
+        let access = |ranges: &[(u64, u64)]| {
+            let ranges = Ranges::unchecked(ranges.iter().copied());
+            Access { region: 1, token, ranges }
+        };
+        let (mixed, uniform) = (access(&[(4, 5), (6, 7)]), access(&[(4, 5), (60, 5)]));
         let hello = Request::Hello {
             target_name: "a".into(),
             target_incarnation: 1,
@@ -208,7 +259,7 @@ mod tests {
             incarnation: 2,
         };
         let notify = Request::Notify(Bytes::from_static(b"done"));
-        for request in [hello, Request::Read(access.clone()), Request::Write(access), notify] {
+        for request in [hello, Request::Read(mixed), Request::Write(uniform), notify] {
             let frame = request.encode();
             assert_eq!(
                 frame.len() - 4,
@@ -219,19 +270,34 @@ mod tests {
         }
         for kind in KINDS {
             let frame = encode_status(&Err(Error::new(kind, "text")));
-            let error = decode_status(&frame[4..]).unwrap().unwrap_err();
-            assert_eq!((error.kind(), error.message()), (kind, "text"));
+            let (head, message) = frame.split_first_chunk().unwrap();
+            assert_eq!(decode_status(*head).unwrap(), (Some(kind), 4));
+            assert_eq!(message, b"text");
         }
-        assert!(decode_status(&encode_status(&Ok(()))[4..]).unwrap().is_ok());
-        let long = Error::new(ErrorKind::Internal, "ä".repeat(STATUS_BYTES_MAX));
-        assert!(encode_status(&Err(long)).len() <= 4 + STATUS_BYTES_MAX);
+        let ok = encode_status(&Ok(()));
+        assert_eq!(decode_status(ok[..].try_into().unwrap()).unwrap(), (None, 0));
+        let long = Error::new(ErrorKind::Internal, "ä".repeat(MESSAGE_BYTES_MAX));
+        assert_eq!(encode_status(&Err(long)).len(), STATUS_BYTES + MESSAGE_BYTES_MAX);
+    }
+
+    #[test]
+    fn what_is_more_than_a_stripe_is_refused() {
+        let token = Token { generation: 2, is_writable: false, expires_ms: 0, proof: 3 };
+        let refusal = |ranges: Vec<(u64, u64)>| {
+            let access = Access { region: 1, token, ranges: Ranges::unchecked(ranges) };
+            Request::decode(&Request::Read(access).encode()[4..]).err().map(|error| error.kind())
+        };
+        assert_eq!(refusal(vec![(0, STRIPE_BYTES_MAX)]), None);
+        assert_eq!(refusal(vec![(0, STRIPE_BYTES_MAX), (0, 1)]), Some(ErrorKind::Protocol));
+        assert_eq!(refusal(vec![(0, 1); STRIPE_CHUNKS_MAX]), None);
+        assert_eq!(refusal(vec![(0, 1); STRIPE_CHUNKS_MAX + 1]), Some(ErrorKind::Protocol));
     }
 
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = Request::decode(&bytes);
-            let _ = decode_status(&bytes);
+            let _ = bytes.first_chunk().map(|head| decode_status(*head));
         }
     }
 }

@@ -2,23 +2,26 @@
 //!
 //! ```text
 //! client                                  owner
-//! HELLO  who I am, whom I mean   ──────►  checks name and incarnation
-//! READ   region, key, ranges     ──────►  checks key, rights, bounds
-//!                                ◄──────  STATUS, then the bytes, range after range
-//! WRITE  region, key, ranges     ──────►  checks
-//!                                ◄──────  STATUS: go ahead
-//! the bytes                      ──────►
-//!                                ◄──────  STATUS: written
-//! NOTIFY payload                 ──────►  queues it
-//!                                ◄──────  STATUS
+//! HELLO  who I am, whom I mean            ──────►  checks name and incarnation
+//!                                         ◄──────  STATUS
+//! READ   region, token, ranges            ──────►  checks token, rights, bounds
+//!                                         ◄──────  STATUS, the bytes, range after range
+//! WRITE  region, token, ranges, the bytes ──────►  checks, takes or discards them
+//!                                         ◄──────  STATUS
+//! NOTIFY payload                          ──────►  queues it
+//!                                         ◄──────  STATUS
 //! ```
 //!
-//! One operation at a time runs on a connection; a connection that breaks off in the middle is
-//! never used again. Bytes go from socket to memory and from memory to socket without a copy
-//! between.
+//! A transfer is cut into stripes, and each of a few lanes to the peer, a connection each, takes the
+//! next stripe of what is most urgent: so a large transfer fills all lanes, and a small one is never
+//! behind more than a few stripes. Answers come in the order of requests, and the next stripe is
+//! asked for before the one ahead has arrived. Bytes go from socket to memory and from memory to
+//! socket without a copy between.
 
 mod client;
 mod frame;
+mod job;
+mod lanes;
 mod server;
 mod stream;
 

@@ -2,13 +2,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::frame::{Access, HELLO_BYTES_MAX, REQUEST_BYTES_MAX, Request, Status, encode_status};
-use super::stream::{STALL_MAX, recv_frame, recv_memory, send_frame, send_memory};
+use super::stream::{STALL_MAX, discard, recv_frame, recv_memory, send, send_memory};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
@@ -61,7 +62,7 @@ impl TcpServer {
                     self.tasks.spawn(async move {
                         tokio::select! {
                             () = shutdown.cancelled() => {}
-                            outcome = serve(stream, &endpoint) => {
+                            outcome = serve(&stream, &endpoint) => {
                                 if let Err(error) = outcome {
                                     tracing::debug!(%error, "transfer connection ended");
                                 }
@@ -80,35 +81,36 @@ impl TcpServer {
     }
 }
 
-async fn serve(mut stream: TcpStream, endpoint: &Endpoint) -> Result<()> {
+async fn serve(stream: &TcpStream, endpoint: &Endpoint) -> Result<()> {
     stream.set_nodelay(true).map_err(|error| {
         Error::new(ErrorKind::Disconnected, "the connection broke").with_source(error)
     })?;
-    let hello = recv_frame(&mut stream, HELLO_BYTES_MAX, HELLO_MAX).await?;
+    let mut buffered = BytesMut::new();
+    let hello = recv_frame(stream, &mut buffered, HELLO_BYTES_MAX, HELLO_MAX).await?;
     let hello = Request::decode(&hello);
     let (name, incarnation) = match hello.and_then(|hello| welcome(hello, endpoint)) {
         Ok(peer) => peer,
-        Err(error) => return answer(&mut stream, &Err(error)).await,
+        Err(error) => return answer(stream, &Err(error)).await,
     };
-    answer(&mut stream, &Ok(())).await?;
+    answer(stream, &Ok(())).await?;
     loop {
-        let body = recv_frame(&mut stream, REQUEST_BYTES_MAX, IDLE_MAX).await?;
+        let body = recv_frame(stream, &mut buffered, REQUEST_BYTES_MAX, IDLE_MAX).await?;
         match Request::decode(&body) {
             Ok(Request::Read(access)) => {
-                paced(&access, serve_read(&mut stream, endpoint, &access)).await?;
+                paced(&access, serve_read(stream, endpoint, &access)).await?;
             }
             Ok(Request::Write(access)) => {
-                paced(&access, serve_write(&mut stream, endpoint, &access)).await?;
+                paced(&access, serve_write(stream, &mut buffered, endpoint, &access)).await?;
             }
             Ok(Request::Notify(payload)) => {
                 let delivered = endpoint.deliver(name.clone(), incarnation, payload).await;
-                answer(&mut stream, &delivered).await?;
+                answer(stream, &delivered).await?;
             }
             Ok(Request::Hello { .. }) => {
                 let error = Error::new(ErrorKind::Protocol, "second hello on a connection");
-                return answer(&mut stream, &Err(error)).await;
+                return answer(stream, &Err(error)).await;
             }
-            Err(error) => return answer(&mut stream, &Err(error)).await,
+            Err(error) => return answer(stream, &Err(error)).await,
         }
     }
 }
@@ -128,44 +130,46 @@ fn welcome(hello: Request, endpoint: &Endpoint) -> Result<(String, u64)> {
 
 /// Bounds an operation as a whole: a peer that trickles does not keep a lease on memory for ever.
 async fn paced(access: &Access, operation: impl Future<Output = Result<()>>) -> Result<()> {
-    let bytes = access.ranges.iter().fold(0u64, |sum, range| sum.saturating_add(range.1));
+    let bytes = access.ranges.total();
     let bound = STALL_MAX + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
     tokio::time::timeout(bound, operation).await.unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::Disconnected, format!("the peer is too slow for {bytes} bytes")))
     })
 }
 
-async fn serve_read(stream: &mut TcpStream, endpoint: &Endpoint, access: &Access) -> Result<()> {
-    let Access { region, key, ranges } = access;
-    match endpoint.regions.lease_remote(*region, *key, Right::Read, ranges) {
+async fn serve_read(stream: &TcpStream, endpoint: &Endpoint, access: &Access) -> Result<()> {
+    let Access { region, token, ranges } = access;
+    match endpoint.regions.lease_remote(*region, token, Right::Read, ranges) {
         Err(error) => answer(stream, &Err(error)).await,
-        Ok(memory) => {
-            answer(stream, &Ok(())).await?;
-            for (offset, len) in ranges {
-                send_memory(stream, &memory, *offset, *len).await?;
-            }
-            Ok(())
+        Ok(lease) => {
+            send_memory(stream, &encode_status(&Ok(())), lease.memory(), ranges.iter()).await
         }
     }
 }
 
-async fn serve_write(stream: &mut TcpStream, endpoint: &Endpoint, access: &Access) -> Result<()> {
-    let Access { region, key, ranges } = access;
-    match endpoint.regions.lease_remote(*region, *key, Right::Write, ranges) {
-        Err(error) => answer(stream, &Err(error)).await,
-        Ok(memory) => {
-            answer(stream, &Ok(())).await?;
-            for (offset, len) in ranges {
-                recv_memory(stream, &memory, *offset, *len).await?;
-            }
-            drop(memory);
+/// The bytes come behind the request, whether they are taken or not.
+async fn serve_write(
+    stream: &TcpStream,
+    buffered: &mut BytesMut,
+    endpoint: &Endpoint,
+    access: &Access,
+) -> Result<()> {
+    let Access { region, token, ranges } = access;
+    match endpoint.regions.lease_remote(*region, token, Right::Write, ranges) {
+        Err(error) => {
+            discard(stream, buffered, ranges.total()).await?;
+            answer(stream, &Err(error)).await
+        }
+        Ok(lease) => {
+            recv_memory(stream, buffered, lease.memory(), ranges.iter()).await?;
+            drop(lease);
             answer(stream, &Ok(())).await
         }
     }
 }
 
-async fn answer(stream: &mut TcpStream, status: &Status) -> Result<()> {
-    send_frame(stream, &encode_status(status)).await
+async fn answer(stream: &TcpStream, status: &Status) -> Result<()> {
+    send(stream, &encode_status(status)).await
 }
 
 /// A few per worker of a large fleet; each costs a socket and a task.
@@ -188,6 +192,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::descriptor::Ranges;
     use crate::{Agent, AgentConfig, HostBuffer};
 
     #[tokio::test(start_paused = true)]
@@ -195,7 +200,7 @@ mod tests {
         let listen = "127.0.0.1:0".parse().unwrap();
         let owner = Agent::start(AgentConfig::default().with_tcp_listen(listen)).await.unwrap();
         let region = owner.register_peer_writable(vec![HostBuffer::new(64)]).unwrap();
-        let peer = owner.load_metadata(&owner.metadata(&[region.handle()])).unwrap();
+        let peer = owner.load_metadata(&owner.metadata([region.handle()])).unwrap();
         let mut stream = TcpStream::connect(peer.address.tcp.unwrap()).await.unwrap();
         let hello = Request::Hello {
             target_name: peer.name().to_owned(),
@@ -203,11 +208,20 @@ mod tests {
             name: "trickle".to_owned(),
             incarnation: 1,
         };
-        let write = Access { region: 0, key: peer.regions()[0].key, ranges: vec![(0, 64)] };
-        for request in [hello, Request::Write(write)] {
-            stream.write_all(&request.encode()).await.unwrap();
-            assert_eq!(stream.read_u32_le().await.unwrap(), 1);
-            assert_eq!(stream.read_u8().await.unwrap(), 0, "granted");
+        let ranges = Ranges::unchecked([(0, 64)]);
+        let write = Access { region: 0, token: peer.regions()[0].token, ranges };
+        stream.write_all(&hello.encode()).await.unwrap();
+        assert_eq!(stream.read_u64_le().await.unwrap(), 0, "welcome");
+        stream.write_all(&Request::Write(write).encode()).await.unwrap();
+        stream.write_all(&[7]).await.unwrap();
+        // Only when it has begun to write does the owner hold on to the memory.
+        let has_begun = || {
+            let mut first = [0];
+            region.read_at(0, &mut first).unwrap();
+            first == [7]
+        };
+        while !has_begun() {
+            tokio::task::yield_now().await;
         }
         let mut closing = std::pin::pin!(region.close());
         let mut bytes = 0;

@@ -1,0 +1,148 @@
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::oneshot;
+
+use super::frame::{STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX};
+use super::lanes::{Lanes, Work};
+use crate::backend::Operation;
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::Right;
+use crate::plan::Stripe;
+
+/// One operation, as the lanes to a peer work on it.
+pub(super) struct Job {
+    pub(super) operation: Arc<Operation>,
+    /// Where what is lost is queued again.
+    lanes: Weak<Lanes>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Stripes that a lane has.
+    in_flight: usize,
+    /// Stripes whose lane broke, and how often.
+    again: Vec<(Stripe, u32)>,
+    failure: Option<Error>,
+    settle: Option<oneshot::Sender<Result<()>>>,
+}
+
+/// A stripe that a lane has. Dropped before it has arrived or was refused, it is lost: what reads goes
+/// out again.
+pub(super) struct Flight {
+    pub(super) job: Arc<Job>,
+    pub(super) stripe: Stripe,
+    losses: u32,
+    is_over: bool,
+}
+
+impl Job {
+    /// Makes a job, and what tells its outcome once no lane has a part of it any more.
+    pub(super) fn new(
+        operation: Arc<Operation>,
+        lanes: &Arc<Lanes>,
+    ) -> (Arc<Self>, oneshot::Receiver<Result<()>>) {
+        let (settle, outcome) = oneshot::channel();
+        let (again, settle) = (Vec::new(), Some(settle));
+        let state = Mutex::new(State { in_flight: 0, again, failure: None, settle });
+        (Arc::new(Self { operation, lanes: Arc::downgrade(lanes), state }), outcome)
+    }
+
+    /// Hands out the next stripe, and tells whether more are left; none if all are in flight, or the
+    /// job is over.
+    pub(super) fn next(self: &Arc<Self>) -> Option<(Flight, bool)> {
+        let mut state = self.lock();
+        let is_given_up = state.failure.is_some() || self.operation.cancel.is_cancelled();
+        let next = if is_given_up { None } else { state.again.pop() };
+        let next = match next {
+            None if is_given_up => None,
+            None => {
+                self.operation.next(STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX).map(|stripe| (stripe, 0))
+            }
+            again => again,
+        };
+        let Some((stripe, losses)) = next else {
+            state.settle_if_over(&self.operation);
+            return None;
+        };
+        state.in_flight += 1;
+        let has_more = !(state.again.is_empty() && self.operation.is_planned());
+        drop(state);
+        Some((Flight { job: Arc::clone(self), stripe, losses, is_over: false }, has_more))
+    }
+
+    /// Gives the job up: nobody reaches the peer.
+    pub(super) fn fail(&self, error: Error) {
+        let mut state = self.lock();
+        state.failure.get_or_insert(error);
+        state.settle_if_over(&self.operation);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn settle_if_over(&mut self, operation: &Operation) {
+        let is_given_up = self.failure.is_some() || operation.cancel.is_cancelled();
+        let is_complete = self.again.is_empty() && operation.is_planned();
+        if self.in_flight > 0 || !is_given_up && !is_complete {
+            return;
+        }
+        if let Some(settle) = self.settle.take() {
+            let outcome = self.failure.take().map_or_else(|| operation.check(), Err);
+            // Nobody waits for a transfer that was dropped.
+            let _ = settle.send(outcome);
+        }
+    }
+}
+
+impl Flight {
+    /// Notes that all bytes have arrived where they belong.
+    pub(super) fn arrived(mut self) {
+        self.job.operation.advance(&self.stripe);
+        self.over(None);
+    }
+
+    /// Notes that the owner has refused it.
+    pub(super) fn refused(mut self, error: Error) {
+        self.over(Some(error));
+    }
+
+    fn over(&mut self, failure: Option<Error>) {
+        self.is_over = true;
+        let mut state = self.job.lock();
+        state.in_flight -= 1;
+        if state.failure.is_none() {
+            state.failure = failure;
+        }
+        state.settle_if_over(&self.job.operation);
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let mut state = self.job.lock();
+        state.in_flight -= 1;
+        // The owner may still take what is left of a write when the transfer is long over.
+        if self.job.operation.right == Right::Read && self.losses < LOSSES_MAX {
+            state.again.push((std::mem::take(&mut self.stripe), self.losses + 1));
+        } else if state.failure.is_none() {
+            let message = "the connection broke in the middle";
+            state.failure = Some(Error::new(ErrorKind::Disconnected, message));
+        }
+        state.settle_if_over(&self.job.operation);
+        let is_queued_again = !state.again.is_empty();
+        drop(state);
+        if is_queued_again && let Some(lanes) = self.job.lanes.upgrade() {
+            let work = Work::Move(Arc::downgrade(&self.job));
+            lanes.push(work, self.job.operation.priority);
+        }
+    }
+}
+
+/// How often a stripe is asked for again: a peer that is there answers the second time.
+const LOSSES_MAX: u32 = 1;

@@ -1,0 +1,341 @@
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::frame::{Access, Request, STATUS_BYTES, decode_status};
+use super::job::{Flight, Job};
+use super::stream::{STALL_MAX, recv, recv_memory, send, send_memory, within};
+use crate::descriptor::Ranges;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::Right;
+use crate::peer::PeerAddress;
+use crate::transfer::Priority;
+
+/// The connections to one peer, and what waits for them.
+///
+/// Each lane takes the next stripe of whatever is most urgent; jobs of one priority take turns. A
+/// lane asks for a stripe before the one ahead of it has arrived.
+pub(super) struct Lanes {
+    own: Arc<Endpoint>,
+    peer: Arc<PeerAddress>,
+    lanes_max: usize,
+    queue: Mutex<Queue>,
+    /// Something is queued.
+    due: Notify,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// By priority.
+    works: [VecDeque<Work>; 3],
+    lanes: usize,
+    /// Lanes among them that have nothing to do.
+    idle: usize,
+    connected: usize,
+    /// Connections in a row that could not be made, and when the next one may be tried.
+    failures: u32,
+    retry_at: Option<Instant>,
+}
+
+/// What lanes do.
+pub(super) enum Work {
+    /// Whoever waits for the job keeps it, and each lane that has a part of it.
+    Move(Weak<Job>),
+    Notify(Notice),
+}
+
+/// A notification on its way.
+pub(super) struct Notice {
+    pub(super) payload: Bytes,
+    pub(super) settle: oneshot::Sender<Result<()>>,
+}
+
+/// What has been asked of the peer and not been answered.
+enum Asked {
+    Stripe(Flight),
+    Notice(oneshot::Sender<Result<()>>),
+}
+
+impl Lanes {
+    pub(super) fn new(
+        own: &Arc<Endpoint>,
+        peer: &Arc<PeerAddress>,
+        lanes_max: usize,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            own: Arc::clone(own),
+            peer: Arc::clone(peer),
+            lanes_max,
+            queue: Mutex::default(),
+            due: Notify::new(),
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
+        })
+    }
+
+    /// Queues work.
+    pub(super) fn push(self: &Arc<Self>, work: Work, priority: Priority) {
+        let mut queue = self.lock();
+        queue.works[priority as usize].push_back(work);
+        self.call(&mut queue);
+    }
+
+    /// Tells whether no lane is left.
+    pub(super) fn is_asleep(&self) -> bool {
+        self.lock().lanes == 0
+    }
+
+    /// Calls a lane for what is queued: an idle one, or one more.
+    fn call(self: &Arc<Self>, queue: &mut Queue) {
+        if queue.idle > 0 {
+            self.due.notify_one();
+        } else if queue.lanes < self.lanes_max {
+            queue.lanes += 1;
+            let lanes = Arc::clone(self);
+            self.tasks.spawn(async move {
+                let shutdown = lanes.shutdown.clone();
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = lanes.lane() => {}
+                }
+            });
+        }
+    }
+
+    /// One lane, until it has been idle for long or the peer cannot be reached.
+    async fn lane(self: &Arc<Self>) {
+        loop {
+            let retry_at = self.lock().retry_at;
+            if let Some(at) = retry_at {
+                tokio::time::sleep_until(at).await;
+            }
+            match self.connect().await {
+                Ok(stream) => {
+                    {
+                        let mut queue = self.lock();
+                        (queue.failures, queue.retry_at) = (0, None);
+                        queue.connected += 1;
+                    }
+                    let ended = self.drive(&stream).await;
+                    self.lock().connected -= 1;
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, peer = self.peer.name, "lane broke");
+                    }
+                }
+                Err(error) => self.unreachable(&error),
+            }
+            let mut queue = self.lock();
+            if queue.is_empty() {
+                queue.lanes -= 1;
+                return;
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<TcpStream> {
+        let address = self.peer.tcp.ok_or_else(|| {
+            Error::new(ErrorKind::BackendUnavailable, "peer offers no TCP address")
+        })?;
+        let unreachable =
+            || Error::new(ErrorKind::Unreachable, format!("cannot connect to {address}"));
+        let stream = within(CONNECT_MAX, TcpStream::connect(address)).await;
+        let stream = stream.map_err(|error| unreachable().with_source(error))?;
+        stream.set_nodelay(true).map_err(|error| unreachable().with_source(error))?;
+        let hello = Request::Hello {
+            target_name: self.peer.name.clone(),
+            target_incarnation: self.peer.incarnation,
+            name: self.own.name.clone(),
+            incarnation: self.own.incarnation,
+        };
+        send(&stream, &hello.encode()).await?;
+        answer(&stream, CONNECT_MAX).await??;
+        Ok(stream)
+    }
+
+    /// Gives up what is queued, unless another lane has a connection.
+    fn unreachable(&self, error: &Error) {
+        let given_up = {
+            let mut queue = self.lock();
+            queue.retry_at = Some(Instant::now() + BACK_OFF * (1 << queue.failures.min(7)));
+            queue.failures += 1;
+            if queue.connected > 0 { Vec::new() } else { queue.drain() }
+        };
+        for work in given_up {
+            let error = Error::new(error.kind(), error.message());
+            match work {
+                Work::Move(job) => {
+                    if let Some(job) = job.upgrade() {
+                        job.fail(error);
+                    }
+                }
+                Work::Notify(notice) => {
+                    // Nobody waits for a notification that was dropped.
+                    let _ = notice.settle.send(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Asks and takes answers, at the same time; ends when it has been idle for long.
+    async fn drive(self: &Arc<Self>, stream: &TcpStream) -> Result<()> {
+        let (asked, mut answers) = mpsc::channel(ASKED_MAX);
+        let receive = async {
+            while let Some(next) = answers.recv().await {
+                match next {
+                    Asked::Stripe(flight) => receive(stream, flight).await?,
+                    Asked::Notice(settle) => {
+                        // Nobody waits for a notification that was dropped.
+                        let _ = settle.send(answer(stream, STALL_MAX).await?);
+                    }
+                }
+            }
+            Ok(())
+        };
+        let ask = async {
+            let asked = asked;
+            // At most so much is asked ahead of the answers; the receiver lives as long as this.
+            while let Ok(room) = asked.reserve().await {
+                let Some(next) = self.next().await else { break };
+                room.send(ask(stream, next).await?);
+            }
+            Ok(())
+        };
+        tokio::try_join!(ask, receive).map(|((), ())| ())
+    }
+
+    /// Waits for something to ask; `None` when there was nothing for long.
+    async fn next(self: &Arc<Self>) -> Option<Next> {
+        loop {
+            let due = {
+                let mut queue = self.lock();
+                if let Some(next) = queue.next() {
+                    if !queue.is_empty() {
+                        self.call(&mut queue);
+                    }
+                    return Some(next);
+                }
+                queue.idle += 1;
+                self.due.notified()
+            };
+            let woken = tokio::time::timeout(IDLE_MAX, due).await;
+            self.lock().idle -= 1;
+            woken.ok()?;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is asked next.
+enum Next {
+    Stripe(Flight),
+    Notice(Notice),
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.works.iter().all(VecDeque::is_empty)
+    }
+
+    fn drain(&mut self) -> Vec<Work> {
+        self.works.iter_mut().flat_map(|works| works.drain(..)).collect()
+    }
+
+    /// Takes what is most urgent; jobs of which more is left go to the end of their line.
+    fn next(&mut self) -> Option<Next> {
+        for works in self.works.iter_mut().rev() {
+            while let Some(work) = works.pop_front() {
+                match work {
+                    Work::Notify(notice) => return Some(Next::Notice(notice)),
+                    Work::Move(job) => {
+                        if let Some((flight, has_more)) = job.upgrade().and_then(|job| job.next()) {
+                            if has_more {
+                                works.push_back(Work::Move(job));
+                            }
+                            return Some(Next::Stripe(flight));
+                        }
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Asks the peer; a write goes out whole.
+async fn ask(stream: &TcpStream, next: Next) -> Result<Asked> {
+    match next {
+        Next::Notice(Notice { payload, settle }) => {
+            send(stream, &Request::Notify(payload).encode()).await?;
+            Ok(Asked::Notice(settle))
+        }
+        Next::Stripe(flight) => {
+            let operation = &flight.job.operation;
+            let ranges = Ranges::unchecked(flight.stripe.remote());
+            let access = Access { region: operation.remote_id, token: operation.token, ranges };
+            operation.begin();
+            match operation.right {
+                Right::Read => send(stream, &Request::Read(access).encode()).await?,
+                Right::Write => {
+                    let (head, memory) =
+                        (Request::Write(access).encode(), operation.local.memory());
+                    send_memory(stream, &head, memory, flight.stripe.local()).await?;
+                }
+            }
+            Ok(Asked::Stripe(flight))
+        }
+    }
+}
+
+/// Takes the answer for a stripe.
+async fn receive(stream: &TcpStream, flight: Flight) -> Result<()> {
+    match answer(stream, STALL_MAX).await? {
+        Err(error) => flight.refused(error),
+        Ok(()) => {
+            let operation = &flight.job.operation;
+            if operation.right == Right::Read {
+                let (memory, nothing) = (operation.local.memory(), &mut BytesMut::new());
+                recv_memory(stream, nothing, memory, flight.stripe.local()).await?;
+            }
+            flight.arrived();
+        }
+    }
+    Ok(())
+}
+
+/// Receives a status: the outer error is the connection's, the inner one the owner's answer.
+async fn answer(stream: &TcpStream, patience: Duration) -> Result<Result<()>> {
+    let mut head = [0; STATUS_BYTES];
+    recv(stream, &mut head, patience).await?;
+    let (kind, len) = decode_status(head)?;
+    let mut message = vec![0; len];
+    recv(stream, &mut message, STALL_MAX).await?;
+    let message = String::from_utf8_lossy(&message);
+    Ok(kind.map_or(Ok(()), |kind| Err(Error::new(kind, message))))
+}
+
+/// A host that is there answers within this even over long distance.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+
+/// Half of what a server waits, so that a lane in use is not closed at that moment.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// Stripes asked for ahead of the one that is arriving: the way there costs no time then.
+const ASKED_MAX: usize = 2;
+
+/// How soon a peer that could not be reached is tried again; twice as long each time, at most 1.28 s.
+const BACK_OFF: Duration = Duration::from_millis(10);

@@ -1,0 +1,93 @@
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Which bytes of a writable region are being touched in this process right now.
+///
+/// Two operations may overlap; what they leave is then a mix, but never a data race: whoever writes
+/// bytes has them alone, for one copy or one call of the kernel at a time, never across a wait.
+#[derive(Debug, Default)]
+pub(super) struct Holds {
+    held: Mutex<Vec<Held>>,
+    freed: Condvar,
+}
+
+#[derive(Debug)]
+struct Held {
+    range: Range<u64>,
+    is_write: bool,
+}
+
+/// The right to touch a range until it is dropped.
+pub(super) struct Hold<'a> {
+    holds: &'a Holds,
+    range: Range<u64>,
+    is_write: bool,
+}
+
+impl Holds {
+    /// Waits until nobody touches `range` in a way that excludes this one.
+    pub(super) fn hold(&self, range: Range<u64>, is_write: bool) -> Hold<'_> {
+        let excludes = |held: &mut Vec<Held>| {
+            held.iter().any(|other| {
+                (is_write || other.is_write)
+                    && range.start < other.range.end
+                    && other.range.start < range.end
+            })
+        };
+        let held = self.freed.wait_while(self.lock(), excludes);
+        let mut held = held.unwrap_or_else(PoisonError::into_inner);
+        held.push(Held { range: range.clone(), is_write });
+        Hold { holds: self, range, is_write }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut held = self.holds.lock();
+        let own = |other: &Held| other.range == self.range && other.is_write == self.is_write;
+        if let Some(index) = held.iter().position(own) {
+            held.swap_remove(index);
+        }
+        drop(held);
+        self.holds.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn readers_share_what_a_writer_has_alone() {
+        let holds = Holds::default();
+        let first = holds.hold(0..10, false);
+        let second = holds.hold(5..15, false);
+        let beside = holds.hold(15..20, true);
+        let writers = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _writer = holds.hold(9..11, true);
+                writers.fetch_add(1, Ordering::Relaxed);
+            });
+            scope
+                .spawn(|| {
+                    let _apart = holds.hold(30..40, true);
+                })
+                .join()
+                .unwrap();
+            assert_eq!(writers.load(Ordering::Relaxed), 0, "a reader is still there");
+            drop(first);
+            assert_eq!(writers.load(Ordering::Relaxed), 0, "the other one as well");
+            drop(second);
+        });
+        assert_eq!(writers.load(Ordering::Relaxed), 1);
+        drop(beside);
+        assert!(holds.lock().is_empty());
+    }
+}
