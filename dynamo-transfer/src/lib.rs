@@ -58,6 +58,8 @@ pub mod transfer;
 
 #[cfg(any(test, feature = "test-util"))]
 pub mod conformance;
+#[cfg(any(test, feature = "test-util"))]
+pub mod fuzz;
 
 pub use agent::Agent;
 pub use backend::{BackendKind, MemoryFabric};

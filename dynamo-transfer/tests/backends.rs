@@ -111,7 +111,7 @@ async fn a_peer_that_never_answers_is_cut_at_the_deadline() {
 fn with_address(metadata: &[u8], address: SocketAddr) -> Vec<u8> {
     let SocketAddr::V4(address) = address else { unreachable!("a loopback address of IPv4") };
     let name_len = usize::from(u16::from_le_bytes([metadata[6], metadata[7]]));
-    let family = 8 + name_len + 8 + 1 + 8;
+    let family = 8 + name_len + 8 + 1;
     assert_eq!(metadata[family], 0);
     let mut bytes = metadata[..family].to_vec();
     bytes.push(4);
@@ -202,7 +202,7 @@ async fn garbage_on_a_connection_ends_it_and_the_owner_goes_on() {
 
 fn tcp_port(metadata: &[u8]) -> u16 {
     let name_len = usize::from(u16::from_le_bytes([metadata[6], metadata[7]]));
-    let port = 8 + name_len + 8 + 1 + 8 + 1 + 4;
+    let port = 8 + name_len + 8 + 1 + 1 + 4;
     u16::from_le_bytes([metadata[port], metadata[port + 1]])
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! magic "DTMD" │ version u16 │ name len u16, bytes │ incarnation u64
-//! fabric flag u8, u64 │ tcp flag u8 (0, 4, 6), address bytes, port u16
+//! fabric flag u8, then u64 │ tcp flag u8 (0, 4, 6), address bytes, port u16
 //! region count u32 │ per region: id u64, generation u64, expires ms u64, proof u128, len u64, writable u8
 //! XXH3-64 of all before
 //! ```
@@ -33,7 +33,9 @@ pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes 
     out.put_slice(address.name.as_bytes());
     out.put_u64_le(address.incarnation);
     out.put_u8(u8::from(address.fabric.is_some()));
-    out.put_u64_le(address.fabric.unwrap_or(0));
+    if let Some(fabric) = address.fabric {
+        out.put_u64_le(fabric);
+    }
     match address.tcp {
         None => out.put_u8(0),
         Some(tcp) => {
@@ -85,10 +87,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
     let name = String::from_utf8(take(body, usize::from(name_len))?.to_vec())
         .map_err(|_| protocol("agent name in metadata is not UTF-8"))?;
     let incarnation = body.try_get_u64_le().map_err(truncated)?;
-    let has_fabric = flag(body)?;
-    let fabric = body.try_get_u64_le().map_err(truncated)?;
+    let fabric = if flag(body)? { Some(body.try_get_u64_le().map_err(truncated)?) } else { None };
     let tcp = decode_address(body)?;
-    let fabric = has_fabric.then_some(fabric);
     let peer = Arc::new(PeerAddress { name, incarnation, fabric, tcp });
     let count = body.try_get_u32_le().map_err(truncated)? as usize;
     if body.len() != count.saturating_mul(REGION_BYTES) {
@@ -106,6 +106,17 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
         regions.push(RemoteRegion { peer: Arc::clone(&peer), id, token, len });
     }
     Ok(RemoteAgent { address: peer, regions: regions.into() })
+}
+
+/// Encodes what was decoded.
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) fn encode_again(agent: &RemoteAgent) -> Bytes {
+    let grant = |region: &RemoteRegion| {
+        let RemoteRegion { id, token, len, .. } = *region;
+        GrantedRegion { id, token, len }
+    };
+    let grants: Vec<_> = agent.regions.iter().map(grant).collect();
+    encode(&agent.address, &grants)
 }
 
 fn decode_address(body: &mut &[u8]) -> Result<Option<SocketAddr>> {

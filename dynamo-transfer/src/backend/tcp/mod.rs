@@ -27,3 +27,6 @@ mod stream;
 
 pub(crate) use client::TcpClient;
 pub(crate) use server::TcpServer;
+
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) use frame::{fuzz_request, fuzz_status};
