@@ -53,11 +53,11 @@ struct Wired {
 }
 
 impl Wired {
-    /// Takes in a datagram. The last one that has arrived is worked on at once: one task less has to
-    /// be woken.
+    /// Takes in a datagram. The last one that has arrived is worked on at once where it is for one
+    /// stream: one task less has to be woken.
     fn receive(&self, datagram: Datagram, is_last: bool) {
         self.end.receive(datagram);
-        if !(is_last && self.connection.drive_now()) {
+        if !(is_last && self.connection.drive_alone()) {
             self.end.wake();
         }
     }

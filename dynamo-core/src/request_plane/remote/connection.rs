@@ -252,19 +252,20 @@ impl Connection {
     }
 
     /// Sends what is queued: here and now if it cannot get company, else by waking the driver.
-    ///
-    /// After three tasks that woke each other tokio wakes another thread for the next, which costs
-    /// more than a request: so one that is alone on its connection wakes nobody.
     pub(crate) fn push(&self) {
-        let is_alone = lock(&self.0.state).session.streams() <= 1;
-        if !(is_alone && self.drive_now()) {
+        if !self.drive_alone() {
             self.flush();
         }
     }
 
-    /// Moves bytes within the caller's task, unless somebody else does; tells whether it did.
-    pub(crate) fn drive_now(&self) -> bool {
-        let driver = self.0.driver.get().and_then(Weak::upgrade);
+    /// Moves bytes within the caller's task if there is at most one stream to share the work, unless
+    /// somebody else does; tells whether it did.
+    ///
+    /// After three tasks that woke each other tokio wakes another thread for the next, which costs
+    /// more than a request: so one that is alone on its connection wakes nobody.
+    pub(crate) fn drive_alone(&self) -> bool {
+        let is_alone = lock(&self.0.state).session.streams() <= 1;
+        let driver = self.0.driver.get().filter(|_| is_alone).and_then(Weak::upgrade);
         driver.is_some_and(|driver| driver.drive_now())
     }
 

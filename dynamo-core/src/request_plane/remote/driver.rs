@@ -47,6 +47,7 @@ struct Shift<R, W, F> {
     waker: Option<Waker>,
     /// What came of it in somebody else's task.
     outcome: Option<Result<()>>,
+    has_given_way: bool,
 }
 
 /// A [`Handle`], whatever it moves.
@@ -62,19 +63,33 @@ where
     F: FnMut(Arrival),
 {
     pub(super) fn new(driver: Driver<R, W, F>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(Some(Shift { driver, waker: None, outcome: None }))))
+        Arc::new(Self(Mutex::new(Some(Shift {
+            driver,
+            waker: None,
+            outcome: None,
+            has_given_way: false,
+        }))))
     }
 
     /// Moves bytes in the driver's own task; completes when the connection is of no use.
     pub(super) fn poll(&self, cx: &mut TaskContext<'_>) -> Poll<Result<()>> {
         let mut shift = lock(&self.0);
-        let Some(Shift { driver, waker, outcome }) = &mut *shift else {
+        let Some(Shift { driver, waker, outcome, has_given_way }) = &mut *shift else {
             return Poll::Ready(Ok(()));
         };
         if waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }
-        outcome.take().map_or_else(|| driver.poll(cx), Poll::Ready)
+        if let Some(outcome) = outcome.take() {
+            return Poll::Ready(outcome);
+        }
+        // With many streams whoever is ready to run goes first, once for each time this is woken:
+        // all of them share what is written then.
+        *has_given_way = !*has_given_way && driver.has_many();
+        if *has_given_way && pin!(tokio::task::yield_now()).poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        driver.poll(cx)
     }
 
     /// Returns the driver, for its end.
@@ -91,7 +106,7 @@ where
 {
     fn drive_now(&self) -> bool {
         let Ok(mut shift) = self.0.try_lock() else { return false };
-        let Some(Shift { driver, waker: Some(waker), outcome }) = &mut *shift else {
+        let Some(Shift { driver, waker: Some(waker), outcome, .. }) = &mut *shift else {
             return false;
         };
         if outcome.is_none()
@@ -141,6 +156,11 @@ where
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
             words: Vec::new(),
         }
+    }
+
+    /// Tells whether streams share what is written.
+    fn has_many(&self) -> bool {
+        lock(&self.connection.0.state).session.streams() > 1
     }
 
     /// Moves bytes until nothing moves; completes when the connection is of no use.
