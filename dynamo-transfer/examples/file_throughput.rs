@@ -147,7 +147,12 @@ async fn main() -> Result<()> {
     let folder = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, PathBuf::from);
     let path = folder.join(format!("file-throughput-{}", std::process::id()));
     let mut movers = vec![("raw", Mover::Raw)];
-    for (name, engine) in [("pool", FileEngine::Pool), ("ring", FileEngine::Ring)] {
+    let engines = [
+        ("pool", FileEngine::Pool),
+        ("ring", FileEngine::Ring),
+        ("ring+pool", FileEngine::RingAndPool),
+    ];
+    for (name, engine) in engines {
         match FileStore::start(FileStoreConfig::default().with_engine(engine)) {
             Ok(store) => movers.push((name, Mover::Store(store))),
             Err(error) if error.kind() == ErrorKind::BackendUnavailable => println!("{error}"),

@@ -75,7 +75,9 @@ async fn run(store: &FileStore, file: &FileRegion, operations: u64) {
 async fn descriptors_and_threads_stay_as_they_are_and_an_idle_store_sleeps() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("flat-{}", std::process::id()));
     let len = BLOCKS * BLOCK as u64;
-    for engine in [FileEngine::Ring, FileEngine::Pool] {
+    for (engine, count) in
+        [(FileEngine::Ring, 1), (FileEngine::Pool, 3), (FileEngine::RingAndPool, 4)]
+    {
         let before = descriptors();
         let config = FileStoreConfig::default().with_engine(engine).with_threads(3);
         let Ok(store) = FileStore::start(config) else { continue };
@@ -86,7 +88,7 @@ async fn descriptors_and_threads_stay_as_they_are_and_an_idle_store_sleeps() {
         run(&store, &file, OPERATIONS).await;
         assert_eq!(descriptors(), warm);
         assert!(file_threads().keys().eq(threads.keys()));
-        assert_eq!(threads.len(), if engine == FileEngine::Ring { 1 } else { 3 });
+        assert_eq!(threads.len(), count);
         // The kernel's own for buffered writes.
         assert!(kernel_threads() <= 3);
 

@@ -27,6 +27,8 @@ pub(crate) struct Io {
     pub(super) direct: bool,
     pub(super) offset: u64,
     pub(super) spans: Vec<Span>,
+    /// How many bytes there were when it set out.
+    pub(super) size: usize,
     /// How many bytes of the spans are asked for at once: all, unless a test wants it short.
     pub(super) limit: usize,
     /// How often it was started without moving a byte.
@@ -52,13 +54,22 @@ impl Io {
     pub(super) fn new(operation: &Arc<Operation>, step: Step) -> Self {
         let Step { offset, len, direct, spans } = step;
         let operation = Arc::clone(operation);
-        Self { act: operation.act, direct, offset, spans, limit: len, tries: 0, operation }
+        Self {
+            act: operation.act,
+            direct,
+            offset,
+            spans,
+            size: len,
+            limit: len,
+            tries: 0,
+            operation,
+        }
     }
 
     pub(super) fn sync(operation: &Arc<Operation>) -> Self {
         let operation = Arc::clone(operation);
-        let spans = Vec::new();
-        Self { act: Act::Sync, direct: false, offset: 0, spans, limit: 0, tries: 0, operation }
+        let (act, spans) = (Act::Sync, Vec::new());
+        Self { act, direct: false, offset: 0, spans, size: 0, limit: 0, tries: 0, operation }
     }
 
     /// Returns the descriptor to use.

@@ -1,7 +1,7 @@
 //! Files as memory: ranges of a [`FileRegion`] are read into host memory and written from it.
 //!
-//! A [`FileStore`] owns the engine: an io_uring fed by one thread where the kernel offers it, else a
-//! few threads that wait in `preadv` and `pwritev`.
+//! A [`FileStore`] owns the engine: where the kernel offers it an io_uring, fed by one thread, for what
+//! goes past the page cache; a few threads in `preadv` and `pwritev` for the rest.
 //!
 //! ```
 //! use dynamo_transfer::HostBuffer;

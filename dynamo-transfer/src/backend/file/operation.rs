@@ -36,13 +36,43 @@ pub(crate) struct Operation {
 
 struct State {
     steps: std::vec::IntoIter<Step>,
-    /// IOs that the engine has.
+    /// IOs that the engine has, and their bytes when they set out.
     flying: usize,
+    flying_bytes: usize,
     failure: Option<Error>,
     /// A sync is still due.
     unsynced: bool,
     kept: Option<Kept>,
     outcome: Option<oneshot::Sender<Result<u64>>>,
+}
+
+/// An IO that is over.
+struct Landed {
+    result: Result<()>,
+    size: usize,
+}
+
+impl State {
+    /// Takes what is to fly next: a batch each time half of what may fly has landed.
+    fn fill(&mut self, operation: &Arc<Operation>) -> Vec<Io> {
+        let mut batch = Vec::new();
+        if self.failure.is_some() {
+            return batch;
+        }
+        if self.flying <= WINDOW / 2 && self.flying_bytes <= WINDOW_BYTES / 2 {
+            while self.flying < WINDOW && self.flying_bytes < WINDOW_BYTES {
+                let Some(step) = self.steps.next() else { break };
+                self.flying += 1;
+                self.flying_bytes += step.len;
+                batch.push(Io::new(operation, step));
+            }
+        }
+        if self.flying == 0 && self.unsynced {
+            (self.unsynced, self.flying) = (false, 1);
+            batch.push(Io::sync(operation));
+        }
+        batch
+    }
 }
 
 impl Operation {
@@ -65,12 +95,13 @@ impl Operation {
                 unsynced: act == Act::Write && file.is_durable() && !steps.is_empty(),
                 steps: steps.into_iter(),
                 flying: 0,
+                flying_bytes: 0,
                 failure: None,
                 kept: Some(kept),
                 outcome: Some(sender),
             }),
         });
-        operation.go_on();
+        operation.go_on(None);
         FileOperation { outcome, operation }
     }
 
@@ -108,9 +139,9 @@ impl Operation {
             (Err(error), _) => Err(error),
         };
         let landed = landed.map_err(|error| operation.name(&io, error));
-        // Nothing of the operation is borrowed by an IO that has landed.
+        let landed = Landed { result: landed, size: io.size };
         drop(io);
-        operation.land(landed);
+        operation.go_on(Some(landed));
     }
 
     fn again(&self, io: Io) {
@@ -127,33 +158,19 @@ impl Operation {
         error::of(error, &doing, self.file.path())
     }
 
-    fn land(self: Arc<Self>, landed: Result<()>) {
+    /// Starts further steps if enough have landed, and ends the operation if there is nothing left.
+    fn go_on(self: &Arc<Self>, landed: Option<Landed>) {
         let mut state = self.lock();
-        state.flying -= 1;
-        if let Err(error) = landed {
-            state.failure.get_or_insert(error);
+        if let Some(Landed { result, size }) = landed {
+            state.flying -= 1;
+            state.flying_bytes -= size;
+            state.failure = state.failure.take().or(result.err());
         }
-        drop(state);
-        self.go_on();
-    }
-
-    /// Starts as many steps as may fly, and ends the operation if there is nothing left.
-    fn go_on(self: &Arc<Self>) {
-        let mut state = self.lock();
         let is_unfinished = state.steps.len() > 0 || state.unsynced;
         if self.is_cancelled() && is_unfinished && state.failure.is_none() {
             state.failure = Some(Error::new(ErrorKind::Closed, "operation was cancelled"));
         }
-        let mut batch = Vec::new();
-        while state.failure.is_none() && state.flying < WINDOW {
-            let Some(step) = state.steps.next() else { break };
-            state.flying += 1;
-            batch.push(Io::new(self, step));
-        }
-        if state.flying == 0 && state.failure.is_none() && state.unsynced {
-            (state.unsynced, state.flying) = (false, 1);
-            batch.push(Io::sync(self));
-        }
+        let batch = state.fill(self);
         let end = (state.flying == 0).then(|| (state.kept.take(), state.failure.take()));
         drop(state);
         match end {
@@ -254,8 +271,10 @@ impl fmt::Debug for FileOperation {
     }
 }
 
-/// Steps of one operation that fly at once: keeps a device busy, and lets others in between.
-const WINDOW: usize = 8;
+/// Steps of one operation that fly at once, and their bytes: short ones keep a device busy by their
+/// number, long ones by their length; others get in between.
+const WINDOW: usize = 32;
+const WINDOW_BYTES: usize = 8 << 20;
 
 /// Restarts without progress before an IO fails.
 const TRIES_MAX: u32 = 64;

@@ -193,6 +193,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn every_byte_is_moved_exactly_once_between_its_places(
             list in prop::collection::vec((0u64..6, 0u64..3, 1usize..200_000, any::<bool>()), 0..8),

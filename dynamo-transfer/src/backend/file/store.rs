@@ -8,6 +8,8 @@ use tokio::sync::Semaphore;
 
 #[cfg(any(test, feature = "test-util"))]
 use super::fault::{Faulty, FileFaults};
+#[cfg(target_os = "linux")]
+use super::io::Io;
 use super::io::{Act, Engine};
 use super::operation::{FileOperation, Kept, Operation};
 use super::plan::{self, FileChunk};
@@ -26,13 +28,16 @@ pub enum FileEngine {
     Ring,
     /// A few threads, each in one call.
     Pool,
+    /// The ring past the page cache, where the device does the work, and the pool through it, where
+    /// copying does.
+    RingAndPool,
 }
 
 /// How a store is set up.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct FileStoreConfig {
-    /// The engine; the ring where the kernel offers it, else the pool, if `None`.
+    /// The engine; ring and pool where the kernel offers a ring, else the pool, if `None`.
     pub engine: Option<FileEngine>,
     /// Calls that the kernel has at once from a ring.
     pub depth: usize,
@@ -218,16 +223,46 @@ fn start_engine(
     if config.engine != Some(FileEngine::Pool) {
         let workers = u32::try_from(config.threads).unwrap_or(u32::MAX);
         match Ring::start(config.depth, workers, threads) {
-            Ok(ring) => return Ok((ring, FileEngine::Ring)),
+            Ok(ring) if config.engine == Some(FileEngine::Ring) => {
+                return Ok((ring, FileEngine::Ring));
+            }
+            Ok(ring) => {
+                let pool = Pool::start(config.threads, threads).inspect_err(|_| ring.close())?;
+                return Ok((Arc::new(Both { ring, pool }), FileEngine::RingAndPool));
+            }
             Err(error) if config.engine.is_some() => return Err(error),
             Err(error) => tracing::debug!(%error, "files go through threads"),
         }
     }
     #[cfg(not(target_os = "linux"))]
-    if config.engine == Some(FileEngine::Ring) {
+    if !matches!(config.engine, None | Some(FileEngine::Pool)) {
         return Err(Error::new(ErrorKind::BackendUnavailable, "io_uring is of Linux"));
     }
     Ok((Pool::start(config.threads, threads)?, FileEngine::Pool))
+}
+
+/// Gives each IO to the engine that is better at it.
+#[cfg(target_os = "linux")]
+struct Both {
+    ring: Arc<Ring>,
+    pool: Arc<Pool>,
+}
+
+#[cfg(target_os = "linux")]
+impl Engine for Both {
+    fn submit(&self, batch: Vec<Io>) {
+        let (direct, buffered): (Vec<_>, Vec<_>) = batch.into_iter().partition(|io| io.direct);
+        for (batch, engine) in [(direct, &*self.ring as &dyn Engine), (buffered, &*self.pool)] {
+            if !batch.is_empty() {
+                engine.submit(batch);
+            }
+        }
+    }
+
+    fn close(&self) {
+        self.ring.close();
+        self.pool.close();
+    }
 }
 
 /// The kernel takes no larger ring without being asked to.

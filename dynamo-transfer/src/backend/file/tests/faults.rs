@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::*;
 
-on_both_engines! {
+on_each_engine! {
     calls_that_are_cut_anywhere_lose_no_byte
     calls_that_are_interrupted_are_made_again_and_not_for_ever
     a_failed_call_stops_the_operation_and_names_the_place
@@ -140,7 +140,7 @@ fn held(
     let dropped = Arc::new(AtomicUsize::new(0));
     let lease = Box::new(Counted(Arc::clone(&dropped), buffer));
     let operation = store.post(&file, Act::Read, [chunk], lease).unwrap();
-    assert_eq!((faults.calls(), faults.held()), (8, 8), "a few fly at once");
+    assert_eq!((faults.calls(), faults.held()), (8, 8), "8 MiB fly at once");
     (store, faults, operation, dropped)
 }
 

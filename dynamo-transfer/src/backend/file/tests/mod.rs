@@ -14,8 +14,8 @@ use super::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{HostBuffer, Span};
 
-/// Runs each of the named claims on each engine.
-macro_rules! on_both_engines {
+/// Runs each of the named claims on each engine, and on both together.
+macro_rules! on_each_engine {
     ($($claim:ident)*) => {
         mod ring {
             $(#[tokio::test]
@@ -31,9 +31,17 @@ macro_rules! on_both_engines {
                 super::$claim(crate::backend::file::FileEngine::Pool).await;
             })*
         }
+        mod ring_and_pool {
+            $(#[tokio::test]
+            async fn $claim() {
+                if crate::backend::file::tests::has_ring() {
+                    super::$claim(crate::backend::file::FileEngine::RingAndPool).await;
+                }
+            })*
+        }
     };
 }
-use on_both_engines;
+use on_each_engine;
 
 fn has_ring() -> bool {
     use std::io::Write;
