@@ -84,16 +84,16 @@ async fn descriptors_and_threads_stay_as_they_are_and_an_idle_store_sleeps() {
         let options = FileOptions::default().with_direct(false);
         let file = FileRegion::create(&path, len, options).unwrap();
         run(&store, &file, 2 * IN_FLIGHT).await;
-        let (warm, threads) = (descriptors(), file_threads());
+        let (warm, threads) = (descriptors(), settled().await);
         run(&store, &file, OPERATIONS).await;
         assert_eq!(descriptors(), warm);
-        assert!(file_threads().keys().eq(threads.keys()));
-        assert_eq!(threads.len(), count);
         // The kernel's own for buffered writes.
         assert!(kernel_threads() <= 3);
 
         // The last completion was seen: from here on there is nothing to wake up for.
         let asleep = settled().await;
+        assert!(asleep.keys().eq(threads.keys()));
+        assert_eq!(threads.len(), count);
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(file_threads(), asleep, "nobody looks at the clock");
 
@@ -105,7 +105,8 @@ async fn descriptors_and_threads_stay_as_they_are_and_an_idle_store_sleeps() {
     }
 }
 
-/// Waits until the threads sleep: until their counts stay the same for a moment.
+/// Waits until the threads sleep: until their counts stay the same for a moment. Threads of the
+/// kernel bear the name of the one that they work for until they first run.
 async fn settled() -> BTreeMap<u32, u64> {
     loop {
         let before = file_threads();

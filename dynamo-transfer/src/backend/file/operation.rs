@@ -164,7 +164,7 @@ impl Operation {
         if let Some(Landed { result, size }) = landed {
             state.flying -= 1;
             state.flying_bytes -= size;
-            state.failure = state.failure.take().or(result.err());
+            state.failure = state.failure.take().or_else(|| result.err());
         }
         let is_unfinished = state.steps.len() > 0 || state.unsynced;
         if self.is_cancelled() && is_unfinished && state.failure.is_none() {

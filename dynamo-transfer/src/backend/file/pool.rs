@@ -11,6 +11,7 @@ use crate::error::Result;
 pub(super) struct Pool {
     queue: Mutex<Queue>,
     filled: Condvar,
+    threads: usize,
 }
 
 #[derive(Default)]
@@ -23,7 +24,8 @@ struct Queue {
 
 impl Pool {
     pub(super) fn start(count: usize, threads: &Threads) -> Result<Arc<Self>> {
-        let pool = Arc::new(Self { queue: Mutex::default(), filled: Condvar::new() });
+        let pool =
+            Arc::new(Self { queue: Mutex::default(), filled: Condvar::new(), threads: count });
         for _ in 0..count {
             let worker = Arc::clone(&pool);
             threads.spawn(move || worker.work()).inspect_err(|_| pool.close())?;
@@ -32,26 +34,27 @@ impl Pool {
     }
 
     fn work(&self) {
-        let mut iovecs = Vec::new();
-        while let Some((io, is_closing)) = self.next() {
-            if is_closing {
-                io.refuse(CLOSED);
-            } else if io.is_cancelled() {
-                io.refuse(CANCELLED);
-            } else {
-                let result = sys::run(&io, &mut iovecs);
-                io.finish(result);
+        let (mut taken, mut iovecs) = (Vec::new(), Vec::new());
+        while let Some(is_closing) = self.take(&mut taken) {
+            for io in taken.drain(..) {
+                if is_closing {
+                    io.refuse(CLOSED);
+                } else if io.is_cancelled() {
+                    io.refuse(CANCELLED);
+                } else {
+                    let result = sys::run(&io, &mut iovecs);
+                    io.finish(result);
+                }
             }
         }
     }
 
-    /// Waits for an IO; `None` when there will be no more.
-    fn next(&self) -> Option<(Io, bool)> {
+    /// Waits for IOs and tells whether the pool is closing; `None` when there will be no more.
+    ///
+    /// Short ones that only copy are taken together, a fair share of what waits.
+    fn take(&self, taken: &mut Vec<Io>) -> Option<bool> {
         let mut queue = self.lock();
-        loop {
-            if let Some(io) = queue.ios.pop_front() {
-                return Some((io, queue.is_closing));
-            }
+        while queue.ios.is_empty() {
             if queue.is_closing {
                 return None;
             }
@@ -59,6 +62,14 @@ impl Pool {
             queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
             queue.idle -= 1;
         }
+        let share = queue.ios.len().div_ceil(self.threads);
+        let mut len = 0;
+        while taken.len() < share && len < TOGETHER_BYTES {
+            let Some(io) = queue.ios.pop_front() else { break };
+            len += if io.direct { TOGETHER_BYTES } else { io.size };
+            taken.push(io);
+        }
+        Some(queue.is_closing)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -84,3 +95,6 @@ impl Engine for Pool {
         self.filled.notify_all();
     }
 }
+
+/// About as long as waking another thread takes to copy.
+const TOGETHER_BYTES: usize = 64 << 10;
