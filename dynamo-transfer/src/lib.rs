@@ -38,7 +38,7 @@
 //! | `plan` | ranges → chunks, peers → backend; pure |
 //! | [`transfer`] | the future, its options and its report; notifications |
 //! | `backend` | who moves the bytes: memcpy in one process, TCP between processes |
-//! | [`file`] | files as memory, through io_uring or a few threads |
+//! | [`mod@file`] | files as memory, through io_uring or a few threads |
 //!
 //! # Promises
 //! - Dropping or closing a region revokes it: later operations are refused, operations in flight

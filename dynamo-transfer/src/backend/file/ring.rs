@@ -35,8 +35,10 @@ struct Queue {
 impl Ring {
     /// Fails with `BackendUnavailable` if the kernel offers no io_uring, or not to this process.
     pub(super) fn start(depth: usize, workers: u32, threads: &Threads) -> Result<Arc<Self>> {
-        let unavailable =
-            |e: io::Error| Error::new(ErrorKind::BackendUnavailable, "io_uring").with_source(e);
+        let unavailable = |error: io::Error| {
+            let message = format!("io_uring: {error}");
+            Error::new(ErrorKind::BackendUnavailable, message).with_source(error)
+        };
         let wake = sys::wake_file().map_err(unavailable)?;
         let ring = Arc::new(Self { queue: Mutex::default(), wake });
         // A ring that one thread feeds is made by that thread.

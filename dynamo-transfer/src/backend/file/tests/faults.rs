@@ -10,6 +10,7 @@ on_each_engine! {
     a_filesystem_without_direct_io_is_written_through_the_page_cache
     a_durable_write_ends_with_one_sync_and_fails_with_it
     a_dropped_operation_keeps_its_memory_until_the_kernel_is_done
+    memory_is_not_touched_after_its_lease
     a_cancelled_operation_ends_when_it_is_quiet
     shutdown_gives_back_what_is_held
     a_store_that_is_dropped_ends_what_it_was_doing
@@ -152,6 +153,47 @@ async fn a_dropped_operation_keeps_its_memory_until_the_kernel_is_done(engine: F
     faults.release();
     shut(store).await;
     assert_eq!((dropped.load(Ordering::SeqCst), faults.calls()), (1, 8), "no step was started");
+}
+
+/// A lease that marks its memory when it is dropped, and hands it over.
+struct Marked(HostBuffer, std::sync::mpsc::SyncSender<HostBuffer>);
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::replace(&mut self.0, HostBuffer::new(0));
+        buffer.fill(0xEE);
+        self.1.send(buffer).unwrap();
+    }
+}
+
+async fn memory_is_not_touched_after_its_lease(engine: FileEngine) {
+    const OPERATIONS: usize = 24;
+    let scratch = Scratch::new();
+    let store = store(engine);
+    for direct in [true, false] {
+        let _ = fs::remove_file(scratch.path());
+        let file = scratch.region(4 << 20, FileOptions::default().with_direct(direct));
+        let (sender, marked) = std::sync::mpsc::sync_channel(OPERATIONS);
+        for number in 0..OPERATIONS {
+            let mut buffer = HostBuffer::new(4 << 20);
+            let chunk = FileChunk { offset: 0, span: Span::of_mut(&mut buffer) };
+            let lease = Box::new(Marked(buffer, sender.clone()));
+            let mut operation = store.post(&file, Act::Read, [chunk], lease).unwrap();
+            if number % 3 == 0 {
+                // Some get a little further than others.
+                tokio::task::yield_now().await;
+                let _ = futures::poll!(&mut operation);
+            }
+        }
+        // The kernel has had the time to write to them.
+        let over = store.read(&file, &[range(0, 0, 4 << 20)], HostBuffer::new(4 << 20)).await;
+        over.0.unwrap();
+        for _ in 0..OPERATIONS {
+            let buffer = marked.recv_timeout(Duration::from_secs(20)).unwrap();
+            assert!(buffer.iter().all(|byte| *byte == 0xEE));
+        }
+    }
+    shut(store).await;
 }
 
 async fn a_cancelled_operation_ends_when_it_is_quiet(engine: FileEngine) {

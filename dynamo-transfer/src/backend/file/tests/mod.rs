@@ -49,10 +49,16 @@ fn has_ring() -> bool {
     let ring = FileStore::start(FileStoreConfig::default().with_engine(FileEngine::Ring));
     if let Err(error) = &ring {
         assert_eq!(error.kind(), ErrorKind::BackendUnavailable);
-        let skipped = format!("SKIPPED: the kernel offers no io_uring: {error}\n");
+        let skipped = format!("SKIPPED: needs a kernel that offers io_uring; {error}\n");
         std::io::stderr().write_all(skipped.as_bytes()).unwrap();
     }
     ring.is_ok()
+}
+
+#[test]
+fn without_a_ring_the_pool_does_it_all() {
+    let engine = FileStore::start(FileStoreConfig::default()).unwrap().engine();
+    assert_eq!(engine, if has_ring() { FileEngine::RingAndPool } else { FileEngine::Pool });
 }
 
 fn store(engine: FileEngine) -> FileStore {
