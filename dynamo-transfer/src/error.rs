@@ -28,6 +28,12 @@ pub enum ErrorKind {
     Overloaded,
     /// Bytes of a peer broke the protocol.
     Protocol,
+    /// A file does not exist, or was deleted meanwhile.
+    NotFound,
+    /// A file cannot grow: the filesystem, a quota or a limit is full.
+    StorageFull,
+    /// A file cannot be read or written there: the device failed, or the file is shorter.
+    Io,
     /// This agent has shut down.
     Closed,
     /// A bug in this crate.

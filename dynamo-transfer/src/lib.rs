@@ -38,6 +38,7 @@
 //! | `plan` | ranges → chunks, peers → backend; pure |
 //! | [`transfer`] | the future, its options and its report; notifications |
 //! | `backend` | who moves the bytes: memcpy in one process, TCP between processes |
+//! | [`mod@file`] | files as memory, through io_uring or a few threads |
 //!
 //! # Promises
 //! - Dropping or closing a region revokes it: later operations are refused, operations in flight
@@ -62,6 +63,8 @@ pub mod conformance;
 pub mod fuzz;
 
 pub use agent::Agent;
+#[cfg(unix)]
+pub use backend::file;
 pub use backend::{BackendKind, MemoryFabric};
 pub use config::AgentConfig;
 pub use descriptor::{BlockLayout, LocalDescriptor, RemoteDescriptor};

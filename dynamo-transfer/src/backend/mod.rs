@@ -1,6 +1,8 @@
 //! Who moves the bytes.
 
 mod fabric;
+#[cfg(unix)]
+pub mod file;
 mod memcpy;
 pub(crate) mod tcp;
 

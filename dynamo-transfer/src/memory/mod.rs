@@ -12,5 +12,6 @@ pub use buffer::HostBuffer;
 pub use region::{Grant, RegionHandle, RegisteredRegion};
 
 pub(crate) use access::{Memory, copy};
+pub(crate) use span::Span;
 pub(crate) use table::{Lease, RegionTable, Right, Rights, random};
 pub(crate) use token::Token;
