@@ -35,9 +35,9 @@ impl Default for Options {
 pub fn run(options: &Options) -> Result<()> {
     let mut notes = Vec::new();
     let planned = planned(options, &mut notes)?;
-    let processes = planned.len() * 2;
-    enough_memory(processes)?;
-    println!("{processes} processes of {} MiB each at most", REGION_BYTES >> 20);
+    let regions = planned.len() * 2 + 2;
+    enough_memory(regions)?;
+    println!("{regions} regions of {} MiB each", REGION_BYTES >> 20);
     let logs = options.path.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
     let logs = logs.join("transfer-logs");
     std::fs::create_dir_all(&logs)?;
@@ -113,8 +113,8 @@ fn planned(options: &Options, notes: &mut Vec<String>) -> Result<Vec<Planned>> {
     Ok(planned)
 }
 
-fn enough_memory(processes: usize) -> Result<()> {
-    let needed = (processes + 2) * (REGION_BYTES + (64 << 20));
+fn enough_memory(regions: usize) -> Result<()> {
+    let needed = regions * (REGION_BYTES + PROCESS_BYTES);
     let text = std::fs::read_to_string("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let available = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<usize>().ok());
@@ -329,5 +329,7 @@ const ROUNDS_TIME: Duration = Duration::from_secs(300);
 const ROUNDS_MIN: usize = 3;
 /// So much is moved in a turn, if that is not more than 16 transfers.
 const TURN_BYTES: u64 = 256 << 20;
+/// What a process has besides its region, at most.
+const PROCESS_BYTES: usize = 64 << 20;
 const COPIES_MAX: u32 = 4;
 const IDLE_TIME: Duration = Duration::from_secs(5);
