@@ -5,16 +5,23 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::setup;
 use crate::shell::{self, step};
+use crate::{peers, setup};
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let Some((name, args)) = args.split_first() else { bail!("{}", usage()) };
+    let mut options = Vec::new();
     let program = match name.as_str() {
         name if PEERS.contains(&name) => {
-            // Peers compile protocols too, and talk over a real NATS.
-            setup::packages()?;
-            step(&format!("building {name} and its peers (release; half an hour the first time)"));
+            let how_long = if name == TRANSFER {
+                options = peers::of_transfer();
+                ""
+            } else {
+                // Peers compile protocols too, and talk over a real NATS.
+                setup::packages()?;
+                "; half an hour the first time"
+            };
+            step(&format!("building {name} and its peers (release{how_long})"));
             let mut command = Command::new("cargo");
             // In their folder, where cargo finds how they have to be built.
             command.current_dir("peers").args(["build", "--package", name]);
@@ -32,7 +39,8 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         name => bail!("no bench {name:?}; {}", usage()),
     };
     step(&format!("running {name}"));
-    shell::run(Command::new(program).arg(format!("target/bench/{name}.json")).args(args))
+    let path = format!("target/bench/{name}.json");
+    shell::run(Command::new(program).arg(path).args(options).args(args))
 }
 
 fn build(command: &mut Command) -> Result<()> {
@@ -45,7 +53,10 @@ fn usage() -> String {
 }
 
 /// Those with peers, which are no part of the workspace.
-const PEERS: [&str; 1] = ["request-plane"];
+const PEERS: [&str; 2] = ["request-plane", TRANSFER];
+
+/// Its peers are no crates.
+const TRANSFER: &str = "transfer";
 
 /// Those that need none.
 const ALONE: [&str; 2] = ["faults", "soak"];

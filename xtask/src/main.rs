@@ -5,6 +5,7 @@
 mod bench;
 mod demo;
 mod model;
+mod peers;
 mod python;
 mod setup;
 mod shell;
@@ -42,6 +43,6 @@ fn main() -> Result<ExitCode> {
 const USAGE: &str = "\
 usage: cargo xtask demo [--processes | --aggregated] [--serve] [--prompt TEXT] [--model PATH] [--port PORT]
        cargo xtask test     pass the tests; sets up what they need
-       cargo xtask bench NAME   our figures beside the peers': request-plane; what comes of faults and in the long run: faults, soak
+       cargo xtask bench NAME   our figures beside the peers': request-plane, transfer; what comes of faults and in the long run: faults, soak
        cargo xtask setup    install the Debian packages that builds with all features and tests need
        cargo xtask model    fetch the model and print where it is";

@@ -1,6 +1,7 @@
-//! A Python environment in the cache: for `pip`, and for the `openai` client of the tests.
+//! Python environments: one in the cache, for `pip` and for the `openai` client of the tests, and
+//! others where they are wanted.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
@@ -9,13 +10,17 @@ use crate::shell::{apt_install, cache, run, step, succeeds};
 
 /// Returns the environment's interpreter, creating the environment if there is none.
 pub(crate) fn environment() -> Result<PathBuf> {
-    let folder = cache()?.join("venv");
+    create(&cache()?.join("venv"))
+}
+
+/// Creates an environment in `folder` if there is none, and returns its interpreter.
+pub(crate) fn create(folder: &Path) -> Result<PathBuf> {
     let python = folder.join("bin/python");
     if succeeds(Command::new(&python).args(["-m", "pip", "--version"])) {
         return Ok(python);
     }
     step(&format!("creating a Python environment in {}", folder.display()));
-    let create = || run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
+    let create = || run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder));
     if !succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"])) {
         apt_install(&["python3", "python3-venv"])?;
     }

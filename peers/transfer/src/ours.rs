@@ -1,0 +1,191 @@
+//! Our side: one process per side, through the public interface as users have it.
+
+use std::io::{BufRead, Write};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use dynamo_transfer::{Agent, AgentConfig, MemoryFabric, RegisteredRegion, TransferOptions};
+use dynamo_transfer::{LocalDescriptor, RemoteAgent, RemoteDescriptor};
+use memmap2::MmapMut;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use tokio::runtime::Runtime;
+
+use crate::memory;
+use crate::protocol::{Answer, Command, Pattern, Request, Right, Side};
+
+/// The backends that can be asked for, those of which nothing is offered included.
+pub const BACKENDS: [&str; 5] = ["memcpy", "shm", "tcp", "ucx", "file"];
+
+pub const MEMCPY: &str = "memcpy";
+pub const SHM: &str = "shm";
+pub const TCP: &str = "tcp";
+pub const UCX: &str = "ucx";
+
+/// Returns how the agents of a backend are set up, owner and initiator; `None` if there is none.
+pub fn configs(backend: &str) -> Option<[AgentConfig; 2]> {
+    let config = |side: Side| AgentConfig::default().with_name(side.name());
+    let [owner, initiator] = [config(Side::Owner), config(Side::Initiator)];
+    match backend {
+        MEMCPY => {
+            let fabric = MemoryFabric::new();
+            Some([owner.with_fabric(fabric.clone()), initiator.with_fabric(fabric)])
+        }
+        TCP => Some([owner.with_tcp_listen(([127, 0, 0, 1], 0).into()), initiator]),
+        _ => None,
+    }
+}
+
+/// Is a side of a backend, or both if the process is to hold both, until the questions end.
+pub fn run(backend: &str, sides: &str) -> Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let [owner, initiator] = configs(backend).context("not offered")?;
+    let started = Instant::now();
+    let mut agents = Vec::new();
+    if sides != Side::Initiator.name() {
+        agents.push((Side::Owner, runtime.block_on(Agent::start(owner))?));
+    }
+    if sides != Side::Owner.name() {
+        agents.push((Side::Initiator, runtime.block_on(Agent::start(initiator))?));
+    }
+    let start = started.elapsed().as_secs_f64() / agents.len() as f64;
+    let parties = agents.into_iter().map(|(side, agent)| Party::new(side, agent));
+    let mut parties = parties.collect::<Result<Vec<_>>>()?;
+    let offer = parties[0].offer();
+    say(&Answer { start, offer, ..Answer::default() })?;
+
+    for line in std::io::stdin().lock().lines() {
+        let Request { side, command } = serde_json::from_str(&line?)?;
+        let party = parties.iter_mut().find(|party| party.side == side);
+        let answer = party.context("of another process").and_then(|p| p.take(command, &runtime));
+        let failed = |error| Answer { error: Some(format!("{error:#}")), ..Answer::default() };
+        say(&answer.unwrap_or_else(failed))?;
+    }
+    Ok(())
+}
+
+fn say(answer: &Answer) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(answer)?)?)
+}
+
+/// An agent with its one region.
+struct Party {
+    side: Side,
+    agent: Agent,
+    /// Always there, but while its bytes are looked at.
+    region: Option<RegisteredRegion<MmapMut>>,
+    /// The owner, to the initiator.
+    peer: Option<RemoteAgent>,
+}
+
+impl Party {
+    fn new(side: Side, agent: Agent) -> Result<Self> {
+        let memory = memory::region(if side == Side::Owner { 1 } else { 2 })?;
+        let region = Some(agent.register_peer_writable(vec![memory])?);
+        Ok(Self { side, agent, region, peer: None })
+    }
+
+    fn take(&mut self, command: Command, runtime: &Runtime) -> Result<Answer> {
+        match command {
+            Command::Meet { offer } => {
+                self.peer = Some(self.agent.load_metadata(&unhex(&offer)?)?);
+                Ok(Answer::default())
+            }
+            Command::Scramble { pattern, seed } => runtime.block_on(self.with_bytes(|bytes| {
+                memory::fill(&mut bytes[..pattern.span() as usize], seed);
+                Answer::default()
+            })),
+            Command::Digest { pattern } => {
+                let side = self.side;
+                runtime.block_on(self.with_bytes(|bytes| Answer {
+                    blocks: memory::digest(bytes, pattern.ranges(side)),
+                    gaps: memory::digest(bytes, pattern.gaps(side)),
+                    ..Answer::default()
+                }))
+            }
+            // Nobody has to poll.
+            Command::Serve | Command::Rest => Ok(Answer::default()),
+            Command::Bulk { right, pattern, times } => {
+                let turn = self.turn(right, pattern, times)?;
+                // As a task, as users have it.
+                let (totals, posts) = runtime.block_on(runtime.spawn(turn.run()))??;
+                Ok(Answer { totals, posts, ..Answer::default() })
+            }
+        }
+    }
+
+    /// Revokes the region, looks at its bytes, and registers it again.
+    async fn with_bytes(&mut self, look: impl FnOnce(&mut [u8]) -> Answer) -> Result<Answer> {
+        let region = self.region.take().context("a region that failed to register")?;
+        let mut memory = region.close().await.pop().context("a region is one piece")?;
+        let answer = look(&mut memory);
+        self.region = Some(self.agent.register_peer_writable(vec![memory])?);
+        Ok(Answer { offer: self.offer(), ..answer })
+    }
+
+    fn offer(&self) -> Option<String> {
+        let region = self.region.as_ref().filter(|_| self.side == Side::Owner)?;
+        let metadata = self.agent.metadata([region.handle()]);
+        Some(metadata.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn turn(&self, right: Right, pattern: Pattern, times: u32) -> Result<Turn> {
+        let region = self.region.as_ref().context("no region")?;
+        let peer = self.peer.as_ref().and_then(|peer| peer.regions().first());
+        let peer = peer.context("nobody was met")?;
+        Ok(Turn {
+            agent: self.agent.clone(),
+            right,
+            local: region.descriptor(pattern.ranges(Side::Initiator))?,
+            remote: peer.descriptor(pattern.ranges(Side::Owner))?,
+            bytes: pattern.bytes(),
+            times,
+        })
+    }
+}
+
+/// The same transfer several times, with descriptors that are there already.
+struct Turn {
+    agent: Agent,
+    right: Right,
+    local: LocalDescriptor,
+    remote: RemoteDescriptor,
+    bytes: u64,
+    times: u32,
+}
+
+impl Turn {
+    async fn run(self) -> Result<(Vec<f64>, Vec<f64>)> {
+        let (mut totals, mut posts) = (Vec::new(), Vec::new());
+        for turn in 0..=self.times {
+            let (local, remote) = (self.local.clone(), self.remote.clone());
+            let options = TransferOptions::default().with_deadline(DEADLINE);
+            let started = Instant::now();
+            let transfer = match self.right {
+                Right::Read => self.agent.read(local, remote, options),
+                Right::Write => self.agent.write(local, remote, options),
+            };
+            let post = started.elapsed();
+            let report = transfer.await?;
+            let total = started.elapsed();
+            ensure!(report.bytes == self.bytes, "{} bytes of {}", report.bytes, self.bytes);
+            if turn > 0 {
+                totals.push(total.as_secs_f64());
+                posts.push(post.as_secs_f64());
+            }
+        }
+        Ok((totals, posts))
+    }
+}
+
+fn unhex(text: &str) -> Result<Vec<u8>> {
+    let digit = |at| u8::from_str_radix(text.get(at..at + 2).unwrap_or_default(), 16);
+    if text.len() % 2 == 1 {
+        bail!("half a byte");
+    }
+    Ok((0..text.len()).step_by(2).map(digit).collect::<Result<_, _>>()?)
+}
+
+const DEADLINE: Duration = Duration::from_secs(30);

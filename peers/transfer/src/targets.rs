@@ -1,0 +1,36 @@
+//! What is aimed at, on a machine like the one the figures were measured on.
+
+use crate::compare::{
+    IDLE, INITIATOR_CPU, OWNER_CPU, P50, P99, POST, RATE, SHARE, START, what_is_moved,
+};
+use crate::ours::{MEMCPY, SHM, TCP, UCX};
+use crate::protocol::{Pattern, Right};
+use crate::table::Metric;
+
+/// Returns the figure that a backend of ours is to reach.
+pub fn target(backend: &str, workload: &str, metric: Metric) -> Option<f64> {
+    let read = |count, block| what_is_moved(Right::Read, Pattern { block, count });
+    let write = |count, block| what_is_moved(Right::Write, Pattern { block, count });
+    let is = |name: String| workload == name;
+    match (metric, backend) {
+        // One copy; a system call that copies.
+        (SHARE, SHM) if is(read(256, 1 << 20)) => Some(0.95),
+        (SHARE, UCX) if is(read(256, 1 << 20)) => Some(0.78),
+        (RATE, SHM) if is(read(16_384, 4 << 10)) => Some(7.5),
+        (RATE, UCX) if is(read(16_384, 4 << 10)) => Some(5.0),
+        (RATE, TCP) if is(read(256, 1 << 20)) || is(write(256, 1 << 20)) => Some(6.0),
+        (RATE, TCP) if is(read(256, 64 << 10)) => Some(4.5),
+        (RATE, TCP) if is(read(16_384, 4 << 10)) => Some(3.0),
+        // With the waking of a task.
+        (P50, SHM) if is(read(1, 4 << 10)) => Some(12.0),
+        (P50, TCP) if is(read(1, 4 << 10)) => Some(25.0),
+        (P99, TCP) if is(read(1, 4 << 10)) => Some(45.0),
+        (P50, TCP) if is(read(1, 64 << 10)) => Some(36.0),
+        (POST, _) if is(read(256, 1 << 20)) => Some(20.0),
+        (POST, _) if is(read(16_384, 4 << 10)) => Some(300.0),
+        (INITIATOR_CPU | OWNER_CPU, TCP) if is(read(256, 1 << 20)) => Some(0.2),
+        (IDLE, backend) if backend != MEMCPY => Some(0.001),
+        (START, _) => Some(5.0),
+        _ => None,
+    }
+}
