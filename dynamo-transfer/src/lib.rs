@@ -38,13 +38,13 @@
 //! | `plan` | ranges → chunks, peers → backend; pure |
 //! | [`transfer`] | the future, its options and its report; notifications |
 //! | `backend` | who moves the bytes: memcpy in one process, TCP between processes |
+//! | [`device`] | memory of a GPU, and copies between it and the host's |
 //!
 //! # Promises
 //! - Dropping or closing a region revokes it: later operations are refused, operations in flight
 //!   keep the memory alive, and [`RegisteredRegion::close`] gives it back when they have ended.
 //! - The owner checks incarnation, generation, token, rights and bounds of every operation.
 //! - Every transfer has a deadline; dropping a [`Transfer`] cancels it.
-#![forbid(unsafe_code)]
 
 mod agent;
 mod backend;
@@ -61,6 +61,7 @@ pub mod transfer;
 pub mod conformance;
 
 pub use agent::Agent;
+pub use backend::cuda as device;
 pub use backend::{BackendKind, MemoryFabric};
 pub use config::AgentConfig;
 pub use descriptor::{LocalDescriptor, RemoteDescriptor};

@@ -85,8 +85,11 @@ fn no_library_spawns_a_task_without_an_owner_or_queues_without_a_limit() {
         "unbounded",
     ];
     let mut found = lines_with(&words);
-    // The one thread of its own: `EtcdDiscovery::shutdown` joins it.
+    // Threads of their own: `EtcdDiscovery::shutdown` joins its one, `DeviceCopier::shutdown` those of a
+    // device.
     found.retain(|line| !line.contains("discovery/etcd/mod.rs"));
+    let of_devices = ["backend/cuda/quarantine.rs", "backend/cuda/software.rs"];
+    found.retain(|line| !of_devices.iter().any(|file| line.contains(file)));
     assert_eq!(found, [""; 0]);
 }
 
@@ -207,7 +210,8 @@ fn kv_never_sees_a_socket() {
 
 #[test]
 fn unsafe_code_is_forbidden_where_it_is_promised() {
-    for library in LIBRARIES {
+    // In transfer it is denied, and expected in the files that hand addresses to the system.
+    for library in LIBRARIES.into_iter().filter(|library| *library != "dynamo-transfer") {
         let text = fs::read_to_string(root().join(library).join("src/lib.rs")).unwrap();
         assert!(text.contains("#![forbid(unsafe_code)]"), "{library}");
     }

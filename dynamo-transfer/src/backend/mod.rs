@@ -1,5 +1,6 @@
 //! Who moves the bytes.
 
+pub mod cuda;
 mod fabric;
 mod memcpy;
 pub(crate) mod tcp;

@@ -2,10 +2,12 @@
 
 mod buffer;
 mod region;
+mod span;
 mod table;
 
 pub use buffer::HostBuffer;
 pub use region::{RegionHandle, RegisteredRegion};
 
 pub(crate) use region::Segment;
+pub(crate) use span::Span;
 pub(crate) use table::{Lease, RegionKey, RegionTable, Right, Rights, random};
