@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynamo_transfer::ErrorKind;
 use dynamo_transfer::device::{
     BlockCopy, DeviceConfig, DeviceCopier, IpcHandle, Method, SoftwareDevice, conformance,
 };
+use dynamo_transfer::{Agent, AgentConfig, ErrorKind, MemoryFabric, TransferOptions};
 
 const MEMORY: u64 = 256 << 20;
 
@@ -170,6 +170,30 @@ async fn a_buffer_of_another_device_is_refused() {
     let bad = DeviceConfig::default().with_copies_max(0);
     let refused = DeviceCopier::software(&SoftwareDevice::new(1).unwrap(), bad).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+}
+
+#[tokio::test]
+async fn pinned_memory_is_a_region_that_peers_fill_and_a_device_takes() {
+    let (device, copier) = device(DeviceConfig::default());
+    let fabric = MemoryFabric::new();
+    let agent = async |name| {
+        Agent::start(AgentConfig::default().with_name(name).with_fabric(fabric.clone())).await
+    };
+    let (owner, reader) = (agent("owner").await.unwrap(), agent("reader").await.unwrap());
+    let mut source = copier.allocate_pinned(8192).unwrap();
+    source[4096..].fill(7);
+    let source = owner.register(vec![source]).unwrap();
+    let target = reader.register_mut(vec![copier.allocate_pinned(4096).unwrap()]).unwrap();
+    let peer = reader.load_metadata(&owner.metadata(&[source.handle()])).unwrap();
+    let remote = peer.regions()[0].descriptor([(4096, 4096)]).unwrap();
+    let local = target.descriptor([(0, 4096)]).unwrap();
+    reader.read(local, remote, TransferOptions::default()).await.unwrap();
+    let staged = Arc::new(target.close().await.remove(0));
+    let blocks = copier.allocate(4096).unwrap();
+    copier.upload(&staged, &blocks, &BLOCK).await.unwrap();
+    assert_eq!(blocks.copy_to(&copier, 0, 4096).await.unwrap(), [7; 4096]);
+    drop((staged, blocks, source));
+    assert_eq!((device.in_use_bytes(), device.violations()), (0, 0));
 }
 
 /// Where there is a GPU there is no such number of them; where there is none, the loader has its say.

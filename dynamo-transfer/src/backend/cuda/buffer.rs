@@ -4,7 +4,8 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::copier::{BlockCopy, DeviceCopier};
+use super::copier::DeviceCopier;
+use super::copy::BlockCopy;
 use super::device::{Device, Home};
 use super::ipc::IpcHandle;
 use crate::error::{Error, ErrorKind, Result};

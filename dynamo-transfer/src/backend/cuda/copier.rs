@@ -1,76 +1,20 @@
 #![expect(unsafe_code, reason = "a device is handed memory by its address")]
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::sync::{Semaphore, TryAcquireError, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::batch::Method;
 use super::buffer::{Allocation, DeviceBuffer, PinnedBuffer};
+use super::copy::{BlockCopy, DeviceConfig, DeviceCopy};
 use super::device::{Completion, Copies, Device, Direction, Home, Leases, Settled, SpanCopy};
 use super::ipc::IpcHandle;
 use super::quarantine::Quarantine;
 use super::software::SoftwareDevice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Span;
-
-/// How a [`DeviceCopier`] is set up.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct DeviceConfig {
-    /// Copies posted and not passed; more are refused.
-    pub copies_max: usize,
-    /// The most time a copy is waited for.
-    pub copy_deadline: Duration,
-    /// How blocks are copied; by size and count if `None`.
-    pub method: Option<Method>,
-}
-
-impl Default for DeviceConfig {
-    fn default() -> Self {
-        Self { copies_max: 4096, copy_deadline: Duration::from_secs(30), method: None }
-    }
-}
-
-impl DeviceConfig {
-    /// Limits the copies that are posted and not passed.
-    #[must_use]
-    pub fn with_copies_max(mut self, copies_max: usize) -> Self {
-        self.copies_max = copies_max;
-        self
-    }
-
-    /// Limits the time that a copy is waited for.
-    #[must_use]
-    pub fn with_copy_deadline(mut self, deadline: Duration) -> Self {
-        self.copy_deadline = deadline;
-        self
-    }
-
-    /// Copies by `method` wherever the device offers it: for measurements.
-    #[must_use]
-    pub fn with_method(mut self, method: Method) -> Self {
-        self.method = Some(method);
-        self
-    }
-}
-
-/// A block of one buffer to be copied to another; offsets and length in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockCopy {
-    /// Where it starts in the source.
-    pub source: usize,
-    /// Where it goes in the target.
-    pub target: usize,
-    /// How long it is.
-    pub len: usize,
-}
 
 /// Allocates the memory of one device and copies from, to and within it; cheap to clone.
 ///
@@ -304,13 +248,13 @@ impl DeviceCopier {
             });
         }
         let this = self.clone();
-        DeviceCopy(Box::pin(async move {
+        DeviceCopy::new(async move {
             let Settled { outcome, leases } = this.settled(settled).await?;
             outcome?;
             let Leases { memory, _room } = leases;
             let memory = memory.downcast().map(|memory| *memory);
             memory.map_err(|_| Error::new(ErrorKind::Internal, "the leases are of another copy"))
-        }))
+        })
     }
 
     async fn settled(&self, settled: oneshot::Receiver<Settled>) -> Result<Settled> {
@@ -368,39 +312,5 @@ fn piece(span: Span, offset: usize, len: usize) -> Result<Span> {
 impl fmt::Debug for DeviceCopier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DeviceCopier").field("device", &self.0.device).finish_non_exhaustive()
-    }
-}
-
-/// A copy that was posted; completes when it has passed.
-///
-/// # Cancel safety
-/// Dropping it does not stop the copy: what it touches is kept until it has passed.
-///
-/// # Panics
-/// If polled outside a tokio runtime.
-#[must_use = "the copy runs, but nobody knows when it is done"]
-pub struct DeviceCopy<T>(Pin<Box<dyn Future<Output = Result<T>> + Send>>);
-
-impl<T: Send + 'static> DeviceCopy<T> {
-    fn failed(error: Error) -> Self {
-        Self(Box::pin(std::future::ready(Err(error))))
-    }
-
-    fn map<U>(self, map: impl FnOnce(T) -> U + Send + 'static) -> DeviceCopy<U> {
-        DeviceCopy(Box::pin(async move { self.0.await.map(map) }))
-    }
-}
-
-impl<T> Future for DeviceCopy<T> {
-    type Output = Result<T>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(context)
-    }
-}
-
-impl<T> fmt::Debug for DeviceCopy<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeviceCopy").finish_non_exhaustive()
     }
 }

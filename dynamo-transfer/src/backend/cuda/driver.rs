@@ -3,18 +3,19 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::result::{self as driver, stream::StreamKind};
+use cudarc::driver::result::{self as driver, DriverError, stream::StreamKind};
 use cudarc::driver::sys::{self, CUresult, CUstream};
 
 use super::batch::{Method, Offers, Share, assign};
 use super::context::Context;
-use super::device::{Completion, Copies, Device, Direction, Home, SpanCopy};
+use super::device::{Completion, Copies, Device, Direction, Home};
 use super::ipc::{IpcHandle, UUID_BYTES};
 use super::kernel::Kernel;
 use super::library::{self, BatchCall, check, failed, unavailable};
+use super::stream::{Note, address, batch, each, passed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Span;
 
@@ -110,12 +111,18 @@ impl Device for Cuda {
 
     fn allocate(&self, home: Home, len: usize) -> Result<Span> {
         let _entered = self.context.enter()?;
-        let doing = || format!("allocating {len} bytes ({home:?})");
+        let full = |error: DriverError| match error.0 {
+            // Of a size that no device has; none is empty.
+            CUresult::CUDA_ERROR_INVALID_VALUE => {
+                Error::new(ErrorKind::Overloaded, format!("no room for {len} bytes ({home:?})"))
+            }
+            _ => failed(error, &format!("allocating {len} bytes ({home:?})")),
+        };
         match home {
             Home::Device => {
                 // SAFETY: nothing is read before it is cleared.
                 let address = unsafe { driver::malloc_sync(len) };
-                let address = address.map_err(|error| failed(error, &doing()))?;
+                let address = address.map_err(full)?;
                 let stream = self.stream(Direction::HostToDevice);
                 // SAFETY: so many bytes were just allocated.
                 let cleared = unsafe { sys::cuMemsetD8Async(address, 0, len, stream) };
@@ -134,7 +141,7 @@ impl Device for Cuda {
             Home::Pinned => {
                 // SAFETY: nothing is read before it is cleared.
                 let address = unsafe { driver::malloc_host(len, PINNED) };
-                let address = address.map_err(|error| failed(error, &doing()))?.cast::<u8>();
+                let address = address.map_err(full)?.cast::<u8>();
                 let pointer = NonNull::new(address);
                 let pointer = pointer.ok_or_else(|| unavailable("pinned memory at nowhere"))?;
                 // SAFETY: so many bytes were just allocated.
@@ -172,7 +179,7 @@ impl Device for Cuda {
         let stream = self.stream(copies.direction);
         // SAFETY: the caller's promise.
         let outcome = unsafe { self.enqueue(copies, stream) };
-        let note = Arc::new(Note(Mutex::new(Some((done, outcome)))));
+        let note = Arc::new(Note::new(done, outcome));
         let argument = Arc::into_raw(Arc::clone(&note)).cast_mut().cast::<c_void>();
         // SAFETY: the stream is of this device; the argument is what `passed` takes, and owned by it.
         let told = unsafe { driver::stream::launch_host_function(stream, passed, argument) };
@@ -291,70 +298,6 @@ impl fmt::Debug for Cuda {
     }
 }
 
-/// What is to be told once a stream comes to it; by whoever takes it first.
-struct Note(Mutex<Option<(Completion, Result<()>)>>);
-
-impl Note {
-    fn take(&self) -> Option<(Completion, Result<()>)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-/// Called by the driver, on a thread of its own that must not call it, once the copies have passed.
-///
-/// # Safety
-/// `argument` is an `Arc<Note>` made raw, and this its only use.
-unsafe extern "C" fn passed(argument: *mut c_void) {
-    // SAFETY: the caller's promise.
-    let note = unsafe { Arc::from_raw(argument.cast_const().cast::<Note>()) };
-    if let Some((done, outcome)) = note.take() {
-        done.complete(outcome);
-    }
-}
-
-/// # Safety
-/// As for [`Device::submit`], in the context of the device.
-unsafe fn each(copies: &[SpanCopy], stream: CUstream) -> Result<()> {
-    copies.iter().try_for_each(|copy| {
-        let (source, target) = (address(copy.source), address(copy.target));
-        // SAFETY: the caller's promise.
-        let copied = unsafe { sys::cuMemcpyAsync(target, source, copy.source.len(), stream) };
-        check(copied, "starting a copy")
-    })
-}
-
-/// # Safety
-/// As for [`Device::submit`], in the context of the device, of memory that is not pageable.
-unsafe fn batch(call: BatchCall, copies: &[SpanCopy], stream: CUstream) -> Result<()> {
-    let mut sources: Vec<u64> = copies.iter().map(|copy| address(copy.source)).collect();
-    let mut targets: Vec<u64> = copies.iter().map(|copy| address(copy.target)).collect();
-    let mut lens: Vec<usize> = copies.iter().map(|copy| copy.source.len()).collect();
-    let anywhere =
-        sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_INVALID, id: 0 };
-    // One set of attributes, from the first copy on.
-    let mut attributes = sys::CUmemcpyAttributes {
-        srcAccessOrder: sys::CUmemcpySrcAccessOrder::CU_MEMCPY_SRC_ACCESS_ORDER_STREAM,
-        srcLocHint: anywhere,
-        dstLocHint: anywhere,
-        flags: sys::CUmemcpyFlags::CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE as u32,
-    };
-    let (mut from, count, mut failed_at) = (0usize, copies.len(), usize::MAX);
-    let (sources, targets) = (sources.as_mut_ptr(), targets.as_mut_ptr());
-    let (lens, attributes, from) = (lens.as_mut_ptr(), &raw mut attributes, &raw mut from);
-    let result = match call {
-        // SAFETY: the lists are as long as `count` says, are read during the call, and name memory that
-        // is valid by the caller's promise.
-        BatchCall::Second(call) => unsafe {
-            call(targets, sources, lens, count, attributes, from, 1, stream)
-        },
-        // SAFETY: as above.
-        BatchCall::First(call) => unsafe {
-            call(targets, sources, lens, count, attributes, from, 1, &raw mut failed_at, stream)
-        },
-    };
-    check(result, "starting a batch of copies")
-}
-
 /// Returns what was opened if it is as large as its exporter says.
 fn within(opened: u64, len: u64) -> Result<Span> {
     let (mut base, mut there) = (0, 0);
@@ -369,10 +312,6 @@ fn within(opened: u64, len: u64) -> Result<Span> {
             Err(Error::new(ErrorKind::OutOfBounds, message))
         }
     }
-}
-
-fn address(span: Span) -> u64 {
-    span.as_ptr().expose_provenance() as u64
 }
 
 fn span(address: u64, len: usize) -> Result<Span> {

@@ -41,6 +41,7 @@
 mod batch;
 mod buffer;
 mod copier;
+mod copy;
 mod device;
 mod ipc;
 mod ledger;
@@ -55,13 +56,16 @@ mod driver;
 mod kernel;
 #[cfg(feature = "cuda")]
 mod library;
+#[cfg(feature = "cuda")]
+mod stream;
 
 #[cfg(any(test, feature = "test-util"))]
 pub mod conformance;
 
 pub use batch::Method;
 pub use buffer::{DeviceBuffer, PinnedBuffer};
-pub use copier::{BlockCopy, DeviceConfig, DeviceCopier, DeviceCopy};
+pub use copier::DeviceCopier;
+pub use copy::{BlockCopy, DeviceConfig, DeviceCopy};
 pub use device::Direction;
 pub use ipc::IpcHandle;
 pub use software::SoftwareDevice;
