@@ -186,7 +186,8 @@ impl DeviceCopier {
     /// Refuses new copies, waits for those in flight, and joins the threads of copier and device.
     ///
     /// Fails with [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) if some do not pass within the
-    /// deadline of copies; the threads then end with the last of them.
+    /// deadline of copies, or have passed and their futures are neither awaited nor dropped; the threads
+    /// then end with the last of them.
     ///
     /// # Cancel safety
     /// Cancel safe; new copies are refused all the same.

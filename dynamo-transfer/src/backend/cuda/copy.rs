@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct DeviceConfig {
-    /// Copies posted and not passed; more are refused.
+    /// Copies in flight; more are refused. One counts until it has passed and its future was awaited or
+    /// dropped.
     pub copies_max: usize,
     /// The most time a copy is waited for.
     pub copy_deadline: Duration,
