@@ -39,6 +39,7 @@
 //! | [`transfer`] | the future, its options and its report; notifications |
 //! | `backend` | who moves the bytes: memcpy in one process, TCP between processes |
 //! | [`mod@file`] | files as memory, through io_uring or a few threads |
+//! | [`device`] | memory of a GPU, and copies between it and the host's |
 //!
 //! # Promises
 //! - Dropping or closing a region revokes it: later operations are refused, operations in flight
@@ -63,6 +64,7 @@ pub mod conformance;
 pub mod fuzz;
 
 pub use agent::Agent;
+pub use backend::cuda as device;
 #[cfg(unix)]
 pub use backend::file;
 pub use backend::{BackendKind, MemoryFabric};

@@ -1,9 +1,10 @@
-//! The repository's own commands: `cargo xtask demo | test | bench | setup | model`.
+//! The repository's own commands: `cargo xtask demo | test | bench | device-test | setup | model`.
 #![expect(clippy::print_stdout, reason = "commands say what they do")]
 #![forbid(unsafe_code)]
 
 mod bench;
 mod demo;
+mod device;
 mod model;
 mod peers;
 mod python;
@@ -28,6 +29,10 @@ fn main() -> Result<ExitCode> {
             bench::run(&args)?;
             Ok(ExitCode::SUCCESS)
         }
+        "device-test" => {
+            device::run()?;
+            Ok(ExitCode::SUCCESS)
+        }
         "setup" => {
             setup::packages()?;
             Ok(ExitCode::SUCCESS)
@@ -44,5 +49,6 @@ const USAGE: &str = "\
 usage: cargo xtask demo [--processes | --aggregated] [--serve] [--prompt TEXT] [--model PATH] [--port PORT]
        cargo xtask test     pass the tests; sets up what they need
        cargo xtask bench NAME   our figures beside the peers': request-plane, transfer; what comes of faults and in the long run: faults, soak
+       cargo xtask device-test   pack the tests and the bench of a GPU for a machine that has one
        cargo xtask setup    install the Debian packages that builds with all features and tests need
        cargo xtask model    fetch the model and print where it is";

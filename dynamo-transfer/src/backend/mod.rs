@@ -1,5 +1,6 @@
 //! Who moves the bytes.
 
+pub mod cuda;
 mod fabric;
 #[cfg(unix)]
 pub mod file;

@@ -29,6 +29,11 @@ impl Span {
         Self { ptr: NonNull::from(bytes).cast(), len }
     }
 
+    /// Describes memory to which no reference may be made, as that of a device.
+    pub(crate) fn raw(ptr: NonNull<u8>, len: usize) -> Self {
+        Self { ptr, len }
+    }
+
     pub(crate) fn as_ptr(self) -> *mut u8 {
         self.ptr.as_ptr()
     }
