@@ -17,7 +17,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random};
 use crate::peer::metadata::{self, GrantedRegion};
 use crate::peer::{PeerAddress, RemoteAgent};
-use crate::transfer::{Initiator, Notifications, Transfer, TransferOptions, remote_memory};
+use crate::transfer::{
+    Counters, Initiator, Notifications, Transfer, TransferOptions, TransferStats, remote_memory,
+};
 
 /// One process's end of the transfer engine; cheap to clone.
 ///
@@ -33,6 +35,7 @@ struct Inner {
     initiator: Arc<Initiator>,
     fabric: Option<MemoryFabric>,
     transfer_deadline: Duration,
+    counters: Arc<Counters>,
     /// Room for transfers that are posted and not settled.
     room: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -86,6 +89,7 @@ impl Agent {
             notifications: Mutex::new(Some(Notifications::new(receiver, shutdown.clone()))),
             fabric: config.fabric,
             transfer_deadline: config.transfer_deadline,
+            counters: Arc::default(),
             room: Arc::new(Semaphore::new(config.transfers_max.min(Semaphore::MAX_PERMITS))),
             tasks,
             shutdown,
@@ -101,6 +105,11 @@ impl Agent {
     /// Returns the agent's incarnation: a random number per start.
     pub fn incarnation(&self) -> u64 {
         self.0.address.incarnation
+    }
+
+    /// Returns what this agent's transfers have come to so far.
+    pub fn stats(&self) -> TransferStats {
+        self.0.counters.read()
     }
 
     /// Registers memory that this agent and its peers may read: the concatenation of `segments`.
@@ -230,10 +239,13 @@ impl Agent {
         let (settle, outcome) = oneshot::channel();
         let (progress, cancel) = (Arc::<Progress>::default(), self.0.shutdown.child_token());
         let transfer = Transfer::new(outcome, Arc::clone(&progress), cancel.clone());
+        let counters = Arc::clone(&self.0.counters);
+        counters.posted();
         let Ok(permit) = Arc::clone(&self.0.room).try_acquire_owned() else {
+            let refused = Err(Error::new(ErrorKind::Overloaded, "too many transfers are posted"));
+            counters.settled(&refused);
             // The transfer is at hand, so its outcome is received.
-            let _ = settle
-                .send(Err(Error::new(ErrorKind::Overloaded, "too many transfers are posted")));
+            let _ = settle.send(refused);
             return transfer;
         };
         // The task does not keep the agent alive: dropping the last clone ends it.
@@ -251,6 +263,7 @@ impl Agent {
                 () = cancel.cancelled() => Err(Error::new(ErrorKind::Closed, "transfer was cancelled")),
             };
             cancel.cancel();
+            counters.settled(&result);
             // Nobody waits for a transfer that was dropped.
             let _ = settle.send(result.map_err(|error| {
                 let remote_memory = remote_memory(right, &progress, &error);

@@ -75,5 +75,5 @@ pub use memory::{Grant, HostBuffer, RegionHandle, RegisteredRegion};
 pub use peer::{RemoteAgent, RemoteRegion};
 pub use transfer::{
     Notification, Notifications, Priority, Progress, Transfer, TransferGroup, TransferOptions,
-    TransferReport,
+    TransferReport, TransferStats,
 };

@@ -138,6 +138,8 @@ async fn close_waits_for_the_operation_in_flight() {
     assert!(futures::poll!(&mut close).is_pending());
     stream.write_all(&vec![8; 1 << 19]).await.unwrap();
     assert_eq!(transfer.await.unwrap().bytes, 1 << 20);
+    let stats = slow.initiator.stats();
+    assert_eq!((stats.completed_total, stats.bytes_by(BackendKind::Tcp)), (1, 1 << 20));
     let memory = close.await;
     assert!(memory[0][..1 << 19].iter().all(|byte| *byte == 7));
     assert!(memory[0][1 << 19..].iter().all(|byte| *byte == 8));
@@ -244,6 +246,13 @@ async fn transfers_beyond_the_limit_are_refused_and_settling_makes_room() {
     assert_eq!(first.await.unwrap_err().kind(), ErrorKind::Disconnected);
     let options = TransferOptions::default().with_deadline(Duration::ZERO);
     assert_eq!(silent.read(options).await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    drop(silent.read(TransferOptions::default()));
+    let stats = silent.initiator.stats();
+    assert_eq!((stats.posted_total, stats.failed_total, stats.completed_total), (4, 3, 0));
+    while silent.initiator.stats().in_flight() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(silent.initiator.stats().cancelled_total, 1);
 }
 
 #[tokio::test]

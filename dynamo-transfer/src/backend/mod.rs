@@ -36,6 +36,11 @@ pub enum BackendKind {
     Tcp,
 }
 
+impl BackendKind {
+    /// All there are.
+    pub const ALL: [Self; 2] = [Self::Memcpy, Self::Tcp];
+}
+
 impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

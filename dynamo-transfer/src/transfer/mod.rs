@@ -3,6 +3,7 @@
 mod group;
 mod initiator;
 mod notify;
+mod stats;
 
 use std::fmt;
 use std::future::Future;
@@ -18,8 +19,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use group::TransferGroup;
 pub use notify::{Notification, Notifications};
+pub use stats::TransferStats;
 
 pub(crate) use initiator::{Initiator, NOTIFICATION_BYTES_MAX, remote_memory};
+pub(crate) use stats::Counters;
 
 use crate::backend::{self, BackendKind};
 use crate::error::{Error, ErrorKind, Result};

@@ -1,0 +1,78 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::TransferReport;
+use crate::backend::BackendKind;
+use crate::error::{ErrorKind, Result};
+
+/// What an agent's own transfers have come to so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TransferStats {
+    /// Transfers posted, also those refused at the limit.
+    pub posted_total: u64,
+    /// Transfers that were completed.
+    pub completed_total: u64,
+    /// Transfers that failed, other than by being cancelled.
+    pub failed_total: u64,
+    /// Transfers that were cancelled or dropped.
+    pub cancelled_total: u64,
+    /// Bytes of completed transfers, by backend in the order of [`BackendKind::ALL`].
+    pub bytes_total: [u64; BackendKind::ALL.len()],
+}
+
+impl TransferStats {
+    /// Returns the transfers that are posted and not settled.
+    pub fn in_flight(&self) -> u64 {
+        let settled = self.completed_total + self.failed_total + self.cancelled_total;
+        self.posted_total.saturating_sub(settled)
+    }
+
+    /// Returns the bytes of completed transfers that `backend` has moved.
+    pub fn bytes_by(&self, backend: BackendKind) -> u64 {
+        let index = BackendKind::ALL.iter().position(|kind| *kind == backend);
+        index.map_or(0, |index| self.bytes_total[index])
+    }
+}
+
+/// Counts.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    posted: AtomicU64,
+    completed: AtomicU64,
+    failed: AtomicU64,
+    cancelled: AtomicU64,
+    bytes: [AtomicU64; BackendKind::ALL.len()],
+}
+
+impl Counters {
+    pub(crate) fn posted(&self) {
+        self.posted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn settled(&self, outcome: &Result<TransferReport>) {
+        let counter = match outcome {
+            Ok(report) => {
+                let index = BackendKind::ALL.iter().position(|kind| *kind == report.backend);
+                if let Some(index) = index {
+                    self.bytes[index].fetch_add(report.bytes, Ordering::Relaxed);
+                }
+                &self.completed
+            }
+            Err(error) if error.kind() == ErrorKind::Closed => &self.cancelled,
+            Err(_) => &self.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> TransferStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        TransferStats {
+            // What is settled was posted: read first, so that nothing is in flight below zero.
+            completed_total: read(&self.completed),
+            failed_total: read(&self.failed),
+            cancelled_total: read(&self.cancelled),
+            posted_total: read(&self.posted),
+            bytes_total: std::array::from_fn(|index| read(&self.bytes[index])),
+        }
+    }
+}
