@@ -143,7 +143,8 @@ impl Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0.0).status();
+        // The last descriptor is closed a moment after the operation has ended, hence lazily.
+        let _ = Command::new("umount").arg("-l").arg(&self.0.0).status();
     }
 }
 

@@ -81,7 +81,7 @@ impl Scratch {
     fn new() -> Self {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes).unwrap();
-        let name = format!("dynamo-file-{:016x}", u64::from_ne_bytes(bytes));
+        let name = format!("dynamo-transfer-file-{:016x}", u64::from_ne_bytes(bytes));
         let folder = std::env::temp_dir().join(name);
         fs::create_dir_all(&folder).unwrap();
         Self(folder)
