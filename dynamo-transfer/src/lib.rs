@@ -37,7 +37,7 @@
 //! | [`peer`] | metadata bytes; what a peer offers |
 //! | `plan` | ranges → chunks, peers → backend; pure |
 //! | [`transfer`] | the future, its options and its report; notifications |
-//! | `backend` | who moves the bytes: memcpy in one process, TCP between processes |
+//! | `backend` | who moves the bytes: memcpy in one process, shared memory and TCP between processes |
 //!
 //! # Promises
 //! - Dropping or closing a region revokes it: later operations are refused, operations in flight

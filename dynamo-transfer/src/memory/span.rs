@@ -29,6 +29,11 @@ impl Span {
         Self { ptr: NonNull::from(bytes).cast(), len }
     }
 
+    #[cfg(target_os = "linux")]
+    pub(super) fn of_raw(ptr: NonNull<u8>, len: usize) -> Self {
+        Self { ptr, len }
+    }
+
     pub(crate) fn as_ptr(self) -> *mut u8 {
         self.ptr.as_ptr()
     }
