@@ -8,15 +8,17 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+#[cfg(target_os = "linux")]
+use crate::backend::shm;
 use crate::backend::tcp::{TcpClient, TcpServer};
-use crate::backend::{Memcpy, MemoryFabric, Progress};
+use crate::backend::{Backend, Memcpy, MemoryFabric, Progress};
 use crate::config::AgentConfig;
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random};
 use crate::peer::metadata::{self, GrantedRegion};
-use crate::peer::{PeerAddress, RemoteAgent};
+use crate::peer::{PeerAddress, RemoteAgent, ShmAddress};
 use crate::transfer::{
     Counters, Initiator, Notifications, Transfer, TransferOptions, TransferStats, remote_memory,
 };
@@ -80,10 +82,12 @@ impl Agent {
             incarnation: endpoint.incarnation,
             fabric: config.fabric.as_ref().map(MemoryFabric::id),
             tcp,
+            shm: if config.shm { Some(share(&endpoint, &tasks, &shutdown)?) } else { None },
         };
+        let (host, shm) = reach_shared(&endpoint, &tasks, &shutdown);
         let tcp = TcpClient::new(&endpoint, config.tcp_lanes, &tasks, &shutdown);
         Ok(Self(Arc::new(Inner {
-            initiator: Arc::new(Initiator { fabric: address.fabric, memcpy, tcp }),
+            initiator: Arc::new(Initiator { fabric: address.fabric, host, memcpy, shm, tcp }),
             endpoint,
             address,
             notifications: Mutex::new(Some(Notifications::new(receiver, shutdown.clone()))),
@@ -278,6 +282,40 @@ impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Agent").field("address", &self.0.address).finish_non_exhaustive()
     }
+}
+
+/// Lets processes of this host reach the agent.
+#[cfg(target_os = "linux")]
+fn share(
+    endpoint: &Arc<Endpoint>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Result<ShmAddress> {
+    shm::ShmServer::start(endpoint, tasks, shutdown)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn share(_: &Arc<Endpoint>, _: &TaskTracker, _: &CancellationToken) -> Result<ShmAddress> {
+    Err(Error::new(ErrorKind::BackendUnavailable, "this system does not share memory"))
+}
+
+/// Returns what tells this host apart, and who reaches its processes.
+#[cfg(target_os = "linux")]
+fn reach_shared(
+    endpoint: &Arc<Endpoint>,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> (Option<u64>, Option<Arc<dyn Backend>>) {
+    (shm::host(), Some(shm::ShmClient::new(endpoint, tasks, shutdown)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reach_shared(
+    _: &Arc<Endpoint>,
+    _: &TaskTracker,
+    _: &CancellationToken,
+) -> (Option<u64>, Option<Arc<dyn Backend>>) {
+    (None, None)
 }
 
 fn overdue(peer: &str) -> Error {

@@ -20,6 +20,10 @@ pub struct AgentConfig {
     pub tcp_advertise: Option<SocketAddr>,
     /// Connections to each peer that transfers are spread over.
     pub tcp_lanes: NonZeroUsize,
+    /// Whether agents in other processes of this host may reach the memory that is registered, where
+    /// they hold a grant: by mapping what is [shared](crate::HostBuffer::shared), else through the
+    /// kernel, if it lets them. Linux only.
+    pub shm: bool,
     /// Notifications that wait for their reader; senders wait beyond.
     pub notifications_max: usize,
     /// Transfers posted and not settled; more are refused.
@@ -37,6 +41,8 @@ impl Default for AgentConfig {
             tcp_advertise: None,
             // One fills a core; a second one still pays on a fast network, more seldom do.
             tcp_lanes: NonZeroUsize::MIN.saturating_add(1),
+            // As with TCP, nobody is served who was not asked for.
+            shm: false,
             // Small messages of at most 64 KiB each: 64 MiB in the worst case.
             notifications_max: 1024,
             // Far above the sequences that one worker hands over at once.
@@ -80,6 +86,13 @@ impl AgentConfig {
     #[must_use]
     pub fn with_tcp_lanes(mut self, lanes: NonZeroUsize) -> Self {
         self.tcp_lanes = lanes;
+        self
+    }
+
+    /// Serves peers in other processes of this host by sharing memory.
+    #[must_use]
+    pub fn with_shm(mut self, shm: bool) -> Self {
+        self.shm = shm;
         self
     }
 

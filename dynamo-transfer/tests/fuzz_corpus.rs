@@ -1,5 +1,4 @@
 //! What fuzzing found worth keeping, replayed; `fuzz/` has the targets.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::fs;
 use std::path::Path;

@@ -10,10 +10,13 @@ use dynamo_transfer::{
     Transfer, TransferOptions,
 };
 
-const BACKENDS: [BackendKind; 1] = [BackendKind::Tcp];
+#[cfg(target_os = "linux")]
+const BACKENDS: &[BackendKind] = &[BackendKind::Tcp, BackendKind::Shm];
+#[cfg(not(target_os = "linux"))]
+const BACKENDS: &[BackendKind] = &[BackendKind::Tcp];
 
-/// What the owner's process is told by its environment: the backend it offers.
-const OFFERS: &str = "DYNAMO_TEST_OFFERS";
+/// What only the tests' own processes are told, as the name of a test to skip.
+const AS_PEER: &str = "as_peer_of_a_test";
 
 const REGION_BYTES: usize = 64 << 20;
 
@@ -21,16 +24,28 @@ fn config(name: &str, backend: BackendKind, is_owner: bool) -> AgentConfig {
     let config = AgentConfig::default().with_name(name);
     match backend {
         BackendKind::Tcp if is_owner => config.with_tcp_listen("127.0.0.1:0".parse().unwrap()),
+        BackendKind::Shm => config.with_shm(true),
         _ => config,
     }
 }
 
-/// Not a test: the other process. It lives until its standard input ends.
 #[test]
 #[ignore = "run by the tests, as the peer"]
-fn owner() {
-    let Ok(offers) = std::env::var(OFFERS) else { return };
-    let backend = BACKENDS.into_iter().find(|backend| backend.to_string() == offers).unwrap();
+fn owner_over_tcp() {
+    own(BackendKind::Tcp);
+}
+
+#[test]
+#[ignore = "run by the tests, as the peer"]
+fn owner_over_shm() {
+    own(BackendKind::Shm);
+}
+
+/// The other process: lives until its standard input ends.
+fn own(backend: BackendKind) {
+    if !std::env::args().any(|arg| arg == AS_PEER) {
+        return;
+    }
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let agent = Agent::start(config("owner", backend, true)).await.unwrap();
@@ -39,7 +54,8 @@ fn owner() {
         let region = agent.register_peer_writable(vec![memory]).unwrap();
         let metadata = agent.metadata([region.handle()]);
         let hex: String = metadata.iter().map(|byte| format!("{byte:02x}")).collect();
-        writeln!(std::io::stdout(), "\nMETADATA {hex}").unwrap();
+        let mut said = std::io::stdout();
+        writeln!(said, "\nMETADATA {hex}").unwrap();
         let end = tokio::task::spawn_blocking(|| std::io::stdin().lines().next());
         end.await.unwrap();
         agent.shutdown().await;
@@ -55,8 +71,8 @@ struct Owner {
 impl Owner {
     fn start(backend: BackendKind) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["owner", "--exact", "--ignored", "--nocapture"])
-            .env(OFFERS, backend.to_string())
+            .arg(format!("owner_over_{backend}"))
+            .args(["--exact", "--ignored", "--nocapture", "--skip", AS_PEER])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -138,7 +154,7 @@ async fn kill(backend: BackendKind, times: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_killed_in_the_middle_is_an_error_at_once_and_holds_no_memory() {
-    for backend in BACKENDS {
+    for &backend in BACKENDS {
         kill(backend, 8).await;
     }
 }
@@ -146,14 +162,14 @@ async fn an_owner_killed_in_the_middle_is_an_error_at_once_and_holds_no_memory()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a minute; `cargo test -p dynamo-transfer --test two_processes -- --ignored killed_200`"]
 async fn owners_killed_200_times_leave_nothing_behind() {
-    for backend in BACKENDS {
+    for &backend in BACKENDS {
         kill(backend, 200).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_owner_costs_no_more_than_the_deadline_and_serves_when_it_thaws() {
-    for backend in BACKENDS {
+    for &backend in BACKENDS {
         let owner = Owner::start(backend);
         let agent = Agent::start(config("reader", backend, false)).await.unwrap();
         let peer = agent.load_metadata(&owner.metadata).unwrap();
@@ -161,7 +177,9 @@ async fn a_frozen_owner_costs_no_more_than_the_deadline_and_serves_when_it_thaws
         read(&agent, &peer, &target, Duration::from_secs(20)).await.unwrap();
         owner.signal("-STOP");
         let frozen = read(&agent, &peer, &target, Duration::from_millis(500)).await;
-        assert_eq!(frozen.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+        // Over shared memory the owner takes no part.
+        let expected = (backend != BackendKind::Shm).then_some(ErrorKind::DeadlineExceeded);
+        assert_eq!(frozen.err().map(|error| error.kind()), expected);
         owner.signal("-CONT");
         let report = read(&agent, &peer, &target, Duration::from_secs(20)).await.unwrap();
         assert_eq!((report.bytes, report.backend), (REGION_BYTES as u64, backend));

@@ -5,6 +5,8 @@ mod fabric;
 #[cfg(unix)]
 pub mod file;
 mod memcpy;
+#[cfg(target_os = "linux")]
+pub(crate) mod shm;
 pub(crate) mod tcp;
 
 use std::fmt;
@@ -32,19 +34,22 @@ use crate::transfer::Priority;
 pub enum BackendKind {
     /// A copy inside the process.
     Memcpy,
+    /// A copy between processes of one host.
+    Shm,
     /// Connections to the owner.
     Tcp,
 }
 
 impl BackendKind {
     /// All there are.
-    pub const ALL: [Self; 2] = [Self::Memcpy, Self::Tcp];
+    pub const ALL: [Self; 3] = [Self::Memcpy, Self::Shm, Self::Tcp];
 }
 
 impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Memcpy => "memcpy",
+            Self::Shm => "shm",
             Self::Tcp => "tcp",
         })
     }
@@ -84,6 +89,8 @@ pub(crate) struct Progress {
 /// # Contract
 /// - The owner of the remote region checks incarnation, generation, token, rights and bounds before
 ///   the first byte moves.
+/// - A backend that cannot reach the peer, or this memory of it, says `Unreachable` or
+///   `BackendUnavailable` before it takes the first stripe: another one may then run the operation.
 /// - When the future completes, nothing touches either memory on behalf of the operation any more.
 /// - Dropping the future, or `cancel`, ends the operation within one stripe; until then whoever
 ///   touches the memory holds the operation.

@@ -7,6 +7,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::slice;
 
+use super::buffer::SharedPart;
 use super::hold::Holds;
 use super::span::Span;
 
@@ -15,6 +16,8 @@ pub(crate) struct Memory {
     spans: Vec<Span>,
     /// Where each span ends within the region.
     ends: Vec<u64>,
+    /// What other processes can map of each span.
+    parts: Vec<Option<SharedPart>>,
     /// Who touches it; nobody writes a region without.
     holds: Option<Holds>,
 }
@@ -29,7 +32,20 @@ impl Memory {
             len
         });
         let ends = ends.collect();
-        Self { spans, ends, holds: (!is_read_only).then(Holds::default) }
+        Self { spans, ends, parts: Vec::new(), holds: (!is_read_only).then(Holds::default) }
+    }
+
+    /// Notes which spans other processes can map.
+    pub(super) fn with_parts(mut self, parts: Vec<Option<SharedPart>>) -> Self {
+        self.parts = parts;
+        self
+    }
+
+    /// Returns all spans, each with what other processes can map of it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Span, Option<&SharedPart>)> {
+        let part = |index| self.parts.get(index).and_then(Option::as_ref);
+        self.spans.iter().enumerate().map(move |(index, span)| (*span, part(index)))
     }
 
     pub(crate) fn len(&self) -> u64 {

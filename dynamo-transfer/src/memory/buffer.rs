@@ -1,12 +1,34 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+#[cfg(target_os = "linux")]
+use std::sync::Arc;
+
+#[cfg(target_os = "linux")]
+use super::shared::{Mapping, SharedFile};
+use crate::error::Result;
 
 /// Host memory of a fixed size: zeroed, page-aligned, owned.
-#[derive(Clone)]
+///
+/// The clone of a shared buffer is not shared.
 pub struct HostBuffer {
-    pages: Vec<Page>,
+    pages: Pages,
     len: usize,
 }
+
+enum Pages {
+    Own(Vec<Page>),
+    #[cfg(target_os = "linux")]
+    Shared {
+        mapping: Mapping,
+        file: Arc<SharedFile>,
+    },
+}
+
+/// The file that a segment is the beginning of.
+#[cfg(target_os = "linux")]
+pub(crate) type SharedPart = Arc<SharedFile>;
+#[cfg(not(target_os = "linux"))]
+pub(crate) type SharedPart = std::convert::Infallible;
 
 /// The page size of x86-64 and most of aarch64: what direct IO and device DMA align to.
 const PAGE_BYTES: usize = 4096;
@@ -19,7 +41,43 @@ impl HostBuffer {
     /// Allocates `len_bytes` bytes of zeros.
     pub fn new(len_bytes: usize) -> Self {
         let pages = bytemuck::zeroed_vec(len_bytes.div_ceil(PAGE_BYTES));
-        Self { pages, len: len_bytes }
+        Self { pages: Pages::Own(pages), len: len_bytes }
+    }
+
+    /// Allocates `len_bytes` bytes of zeros that peers on this host can map where this buffer itself
+    /// is a segment of a region: they copy it once, as inside one process. Each such buffer keeps two
+    /// files open. Elsewhere than on Linux it is as [`new`](Self::new).
+    ///
+    /// Fails with [`Overloaded`](crate::ErrorKind::Overloaded) if the system has no room for it.
+    #[cfg(target_os = "linux")]
+    pub fn shared(len_bytes: usize) -> Result<Self> {
+        if len_bytes == 0 {
+            return Ok(Self::new(0));
+        }
+        let no_room = |e| {
+            let message = format!("no {len_bytes} bytes of shared memory");
+            crate::Error::new(crate::ErrorKind::Overloaded, message).with_source(e)
+        };
+        let file = SharedFile::create(len_bytes).map_err(no_room)?;
+        let mapping = file.map().map_err(no_room)?;
+        Ok(Self { pages: Pages::Shared { mapping, file: Arc::new(file) }, len: len_bytes })
+    }
+
+    /// Allocates `len_bytes` bytes of zeros; on Linux, peers on this host could map them.
+    ///
+    /// Never fails.
+    #[cfg(not(target_os = "linux"))]
+    pub fn shared(len_bytes: usize) -> Result<Self> {
+        Ok(Self::new(len_bytes))
+    }
+
+    /// Returns what other processes can map of it.
+    pub(crate) fn part(&self) -> Option<SharedPart> {
+        match &self.pages {
+            Pages::Own(_) => None,
+            #[cfg(target_os = "linux")]
+            Pages::Shared { file, .. } => Some(Arc::clone(file)),
+        }
     }
 }
 
@@ -27,13 +85,29 @@ impl Deref for HostBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.pages)[..self.len]
+        match &self.pages {
+            Pages::Own(pages) => &bytemuck::cast_slice(pages)[..self.len],
+            #[cfg(target_os = "linux")]
+            Pages::Shared { mapping, .. } => mapping.bytes(),
+        }
     }
 }
 
 impl DerefMut for HostBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.pages)[..self.len]
+        match &mut self.pages {
+            Pages::Own(pages) => &mut bytemuck::cast_slice_mut(pages)[..self.len],
+            #[cfg(target_os = "linux")]
+            Pages::Shared { mapping, .. } => mapping.bytes_mut(),
+        }
+    }
+}
+
+impl Clone for HostBuffer {
+    fn clone(&self) -> Self {
+        let mut copy = Self::new(self.len);
+        copy.copy_from_slice(self);
+        copy
     }
 }
 
@@ -62,10 +136,15 @@ mod tests {
     #[test]
     fn a_buffer_is_zeroed_page_aligned_and_of_its_size() {
         for len in [0, 1, 4096, 10_000] {
-            let buffer = HostBuffer::new(len);
-            assert_eq!(buffer.len(), len);
-            assert!(buffer.iter().all(|&byte| byte == 0));
-            assert!(len == 0 || buffer.as_ptr().addr().is_multiple_of(PAGE_BYTES));
+            for mut buffer in [HostBuffer::new(len), HostBuffer::shared(len).unwrap()] {
+                assert_eq!(buffer.len(), len);
+                assert!(buffer.iter().all(|&byte| byte == 0));
+                assert!(len == 0 || buffer.as_ptr().addr().is_multiple_of(PAGE_BYTES));
+                buffer.fill(7);
+                let copy = buffer.clone();
+                drop(buffer);
+                assert!(copy.len() == len && copy.iter().all(|&byte| byte == 7));
+            }
         }
     }
 }

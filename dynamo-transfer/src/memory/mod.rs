@@ -4,6 +4,8 @@ mod access;
 mod buffer;
 mod hold;
 mod region;
+#[cfg(target_os = "linux")]
+mod shared;
 mod span;
 mod table;
 mod token;
@@ -11,7 +13,9 @@ mod token;
 pub use buffer::HostBuffer;
 pub use region::{Grant, RegionHandle, RegisteredRegion};
 
-pub(crate) use access::{Memory, copy};
+pub(crate) use access::{Memory, SLICES_MAX, copy};
+#[cfg(target_os = "linux")]
+pub(crate) use shared::{Mapping, SharedFile};
 pub(crate) use span::Span;
-pub(crate) use table::{Lease, RegionTable, Right, Rights, random};
+pub(crate) use table::{Lease, RegionTable, Right, Rights, Standing, random};
 pub(crate) use token::Token;

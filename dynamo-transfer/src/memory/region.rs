@@ -1,9 +1,11 @@
+use std::any::Any;
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::access::{Memory, copy};
+use super::buffer::{HostBuffer, SharedPart};
 use super::span::Span;
 use super::table::{Backed, RegionTable, Rights};
 use crate::descriptor::{BlockLayout, LocalDescriptor, Ranges};
@@ -58,7 +60,8 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
         B: AsRef<[u8]>,
     {
         let spans = segments.iter().map(|segment| Span::of(segment.as_ref())).collect();
-        Self::new(table, Owned { memory: Memory::new(spans, true), segments }, Rights::ReadOnly)
+        let memory = Memory::new(spans, true).with_parts(parts(&segments));
+        Self::new(table, Owned { memory, segments }, Rights::ReadOnly)
     }
 
     /// Registers what `segments` show now, to be written; they are not asked again.
@@ -70,8 +73,10 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
     where
         B: AsMut<[u8]>,
     {
+        let parts = parts(&segments);
         let spans = segments.iter_mut().map(|segment| Span::of_mut(segment.as_mut())).collect();
-        Self::new(table, Owned { memory: Memory::new(spans, false), segments }, rights)
+        let memory = Memory::new(spans, false).with_parts(parts);
+        Self::new(table, Owned { memory, segments }, rights)
     }
 
     fn new(table: &Arc<RegionTable>, owned: Owned<B>, rights: Rights) -> Result<Self> {
@@ -217,6 +222,17 @@ impl Grant {
     }
 }
 
+/// Returns what other processes can map of each segment; nothing if that is none.
+fn parts<B: 'static>(segments: &[B]) -> Vec<Option<SharedPart>> {
+    let part = |segment: &B| {
+        let segment = segment as &dyn Any;
+        let buffer = segment.downcast_ref::<Arc<HostBuffer>>().map(|buffer| &**buffer);
+        buffer.or_else(|| segment.downcast_ref()).and_then(HostBuffer::part)
+    };
+    let parts: Vec<_> = segments.iter().map(part).collect();
+    if parts.iter().all(Option::is_none) { Vec::new() } else { parts }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Right;
@@ -252,7 +268,7 @@ mod tests {
         let table = Arc::new(RegionTable::new().unwrap());
         let segments = vec![[0u8; 3]; 700];
         let region = RegisteredRegion::exclusive(&table, segments, Rights::OwnerWrites).unwrap();
-        let written: Vec<u8> = (0..2100).map(|at| (at % 251) as u8).collect();
+        let written: Vec<u8> = (0..=250).cycle().take(2100).collect();
         region.write_at(0, &written).unwrap();
         let mut read = vec![0; 2100];
         region.read_at(0, &mut read).unwrap();

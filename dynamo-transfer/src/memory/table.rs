@@ -1,8 +1,9 @@
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::access::Memory;
 use super::token::{Mint, Token};
@@ -26,6 +27,13 @@ struct Entry {
     generation: u64,
     rights: Rights,
     operations: Arc<watch::Sender<usize>>,
+    standing: Vec<Weak<dyn Standing>>,
+}
+
+/// Who may use a region again and again without asking, until told otherwise.
+pub(crate) trait Standing: Send + Sync {
+    /// Ends that at once: the region is revoked. A use that has begun may last.
+    fn revoke(&self);
 }
 
 /// Memory, and beside it whoever owns it.
@@ -75,13 +83,38 @@ impl RegionTable {
         let id = regions.next_id;
         regions.next_id += 1;
         let operations = Arc::default();
-        regions.entries.insert(id, Entry { memory, generation, rights, operations });
+        let standing = Vec::new();
+        regions.entries.insert(id, Entry { memory, generation, rights, operations, standing });
         Ok(id)
     }
 
     /// Refuses further operations on the region.
     pub(super) fn remove(&self, id: u64) -> Option<Quiet> {
-        self.lock().entries.remove(&id).map(|entry| Quiet(entry.operations))
+        let entry = self.lock().entries.remove(&id)?;
+        for standing in entry.standing.iter().filter_map(Weak::upgrade) {
+            standing.revoke();
+        }
+        Some(Quiet(entry.operations))
+    }
+
+    /// Has `standing` told when the region of that generation is revoked; fails if it is.
+    pub(crate) fn stand(
+        &self,
+        id: u64,
+        generation: u64,
+        standing: Weak<dyn Standing>,
+    ) -> Result<()> {
+        let mut regions = self.lock();
+        let entry = regions.entries.get_mut(&id).filter(|entry| entry.generation == generation);
+        let entry = entry.ok_or_else(|| stale(id))?;
+        entry.standing.retain(|other| other.strong_count() > 0);
+        entry.standing.push(standing);
+        Ok(())
+    }
+
+    /// Returns when a token expires, if it does.
+    pub(crate) fn expiry(&self, token: &Token) -> Option<Instant> {
+        self.mint.expiry(token)
     }
 
     /// Leases a region to this agent itself; reading from a peer writes it.

@@ -66,6 +66,13 @@ impl Mint {
         Ok(())
     }
 
+    /// Returns when a token expires; far away if that is beyond what a clock shows.
+    pub(super) fn expiry(&self, token: &Token) -> Option<Instant> {
+        let far = || self.started + FAR;
+        (token.expires_ms != 0)
+            .then(|| self.started.checked_add(millis(token.expires_ms)).unwrap_or_else(far))
+    }
+
     fn proof(&self, id: u64, token: &Token) -> u128 {
         let mut said = [0; 25];
         said[..8].copy_from_slice(&id.to_le_bytes());
@@ -77,6 +84,9 @@ impl Mint {
         u128::from_le_bytes(proof)
     }
 }
+
+/// Longer than any process lives.
+const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 const fn millis(ms: u64) -> Duration {
     Duration::from_millis(ms)

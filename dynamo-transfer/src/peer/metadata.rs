@@ -3,6 +3,7 @@
 //! ```text
 //! magic "DTMD" │ version u16 │ name len u16, bytes │ incarnation u64
 //! fabric flag u8, then u64 │ tcp flag u8 (0, 4, 6), address bytes, port u16
+//! shm flag u8, then host u64, socket u64
 //! region count u32 │ per region: id u64, generation u64, expires ms u64, proof u128, len u64, writable u8
 //! XXH3-64 of all before
 //! ```
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{PeerAddress, RemoteAgent, RemoteRegion};
+use super::{PeerAddress, RemoteAgent, RemoteRegion, ShmAddress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Token;
 
@@ -52,6 +53,11 @@ pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes 
             out.put_u16_le(tcp.port());
         }
     }
+    out.put_u8(u8::from(address.shm.is_some()));
+    if let Some(shm) = address.shm {
+        out.put_u64_le(shm.host);
+        out.put_u64_le(shm.socket);
+    }
     out.put_u32_le(u32::try_from(regions.len()).unwrap_or(u32::MAX));
     for region in regions {
         out.put_u64_le(region.id);
@@ -89,7 +95,13 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
     let incarnation = body.try_get_u64_le().map_err(truncated)?;
     let fabric = if flag(body)? { Some(body.try_get_u64_le().map_err(truncated)?) } else { None };
     let tcp = decode_address(body)?;
-    let peer = Arc::new(PeerAddress { name, incarnation, fabric, tcp });
+    let shm = if flag(body)? {
+        let host = body.try_get_u64_le().map_err(truncated)?;
+        Some(ShmAddress { host, socket: body.try_get_u64_le().map_err(truncated)? })
+    } else {
+        None
+    };
+    let peer = Arc::new(PeerAddress { name, incarnation, fabric, tcp, shm });
     let count = body.try_get_u32_le().map_err(truncated)? as usize;
     if body.len() != count.saturating_mul(REGION_BYTES) {
         return Err(protocol(format!("metadata of {count} regions has {} bytes", body.len())));
@@ -162,7 +174,8 @@ mod tests {
 
     fn sample() -> Bytes {
         let tcp = Some("[::1]:7000".parse().unwrap());
-        let address = PeerAddress { name: "a".into(), incarnation: 7, fabric: Some(3), tcp };
+        let shm = Some(ShmAddress { host: 11, socket: 12 });
+        let address = PeerAddress { name: "a".into(), incarnation: 7, fabric: Some(3), tcp, shm };
         encode(&address, &[GrantedRegion { id: 1, token: TOKEN, len: 4096 }])
     }
 
@@ -172,6 +185,7 @@ mod tests {
         assert_eq!((agent.name(), agent.incarnation()), ("a", 7));
         assert_eq!(agent.address.fabric, Some(3));
         assert_eq!(agent.address.tcp, Some("[::1]:7000".parse().unwrap()));
+        assert_eq!(agent.address.shm, Some(ShmAddress { host: 11, socket: 12 }));
         let region = &agent.regions()[0];
         assert_eq!((region.id, region.len(), region.is_writable()), (1, 4096, true));
         assert_eq!(region.token, TOKEN);

@@ -24,6 +24,15 @@ pub(crate) struct PeerAddress {
     pub(crate) incarnation: u64,
     pub(crate) fabric: Option<u64>,
     pub(crate) tcp: Option<SocketAddr>,
+    pub(crate) shm: Option<ShmAddress>,
+}
+
+/// Where processes of its host find a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ShmAddress {
+    /// The same for processes of one running kernel.
+    pub(crate) host: u64,
+    pub(crate) socket: u64,
 }
 
 /// A region of a peer.

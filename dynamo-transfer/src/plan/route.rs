@@ -8,17 +8,28 @@ use crate::peer::PeerAddress;
 pub(crate) enum Route {
     /// The peer is in this process.
     Memcpy,
+    /// The peer is on this host.
+    Shm,
     /// The peer listens there.
     Tcp(SocketAddr),
 }
 
-/// Chooses the cheapest way to a peer: a copy inside the process, else TCP.
-pub(crate) fn route(own_fabric: Option<u64>, peer: &PeerAddress) -> Result<Route> {
+/// Chooses the cheapest way to a peer: a copy inside the process, else between processes of this
+/// host, else TCP.
+pub(crate) fn route(
+    own_fabric: Option<u64>,
+    own_host: Option<u64>,
+    peer: &PeerAddress,
+) -> Result<Route> {
     if own_fabric.is_some() && own_fabric == peer.fabric {
         return Ok(Route::Memcpy);
     }
+    if own_host.is_some() && own_host == peer.shm.map(|shm| shm.host) {
+        return Ok(Route::Shm);
+    }
     peer.tcp.map(Route::Tcp).ok_or_else(|| {
-        let message = "peer is not in this process's fabric and offers no TCP address";
+        let message =
+            "peer is not in this process's fabric or on this host, and offers no TCP address";
         Error::new(ErrorKind::BackendUnavailable, message).with_peer(&peer.name)
     })
 }
@@ -26,15 +37,21 @@ pub(crate) fn route(own_fabric: Option<u64>, peer: &PeerAddress) -> Result<Route
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::ShmAddress;
 
     #[test]
-    fn memcpy_goes_before_tcp_and_nothing_is_an_error() {
+    fn memcpy_goes_before_shared_memory_and_that_before_tcp_and_nothing_is_an_error() {
         let tcp: SocketAddr = "127.0.0.1:1".parse().unwrap();
-        let peer = |fabric, tcp| PeerAddress { name: "p".into(), incarnation: 0, fabric, tcp };
-        assert_eq!(route(Some(1), &peer(Some(1), Some(tcp))).unwrap(), Route::Memcpy);
-        assert_eq!(route(Some(1), &peer(Some(2), Some(tcp))).unwrap(), Route::Tcp(tcp));
-        assert_eq!(route(None, &peer(None, Some(tcp))).unwrap(), Route::Tcp(tcp));
-        let error = route(None, &peer(None, None)).unwrap_err();
+        let shm = |host| Some(ShmAddress { host, socket: 3 });
+        let peer =
+            |fabric, shm, tcp| PeerAddress { name: "p".into(), incarnation: 0, fabric, tcp, shm };
+        let own = |peer| route(Some(1), Some(5), &peer);
+        assert_eq!(own(peer(Some(1), shm(5), Some(tcp))).unwrap(), Route::Memcpy);
+        assert_eq!(own(peer(Some(2), shm(5), Some(tcp))).unwrap(), Route::Shm);
+        assert_eq!(own(peer(Some(2), shm(6), Some(tcp))).unwrap(), Route::Tcp(tcp));
+        let stranger = peer(None, None, Some(tcp));
+        assert_eq!(route(None, None, &stranger).unwrap(), Route::Tcp(tcp));
+        let error = route(None, None, &peer(None, shm(5), None)).unwrap_err();
         assert_eq!((error.kind(), error.peer()), (ErrorKind::BackendUnavailable, Some("p")));
     }
 }

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{TransferOptions, TransferReport};
 use crate::backend::tcp::TcpClient;
-use crate::backend::{Backend, Memcpy, Operation, Progress};
+use crate::backend::{Backend, BackendKind, Memcpy, Operation, Progress};
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
 use crate::error::{Error, ErrorKind, RemoteMemory, Result};
 use crate::memory::Right;
@@ -18,7 +18,10 @@ use crate::plan::{self, Route};
 pub(crate) struct Initiator {
     /// The fabric that the agent has joined.
     pub(crate) fabric: Option<u64>,
+    /// What tells this host apart.
+    pub(crate) host: Option<u64>,
     pub(crate) memcpy: Option<Memcpy>,
+    pub(crate) shm: Option<Arc<dyn Backend>>,
     pub(crate) tcp: Arc<TcpClient>,
 }
 
@@ -33,15 +36,20 @@ impl Initiator {
     ) -> Result<TransferReport> {
         let queued = posted.elapsed();
         check_notification(options.notification.as_ref())?;
-        let (peer, backend) = (Arc::clone(&remote.peer), self.backend(&remote.peer)?);
+        let (peer, mut backend) = (Arc::clone(&remote.peer), self.backend(&remote.peer)?);
         let lease = local.table.lease_local(local.id, right)?;
         let run = (options.priority, cancel.clone(), Arc::clone(progress));
         let operation = Operation::new(right, (lease, local.ranges), remote, run)?;
         if operation.total() > 0 {
-            backend.run(Arc::new(operation)).await?;
+            let operation = Arc::new(operation);
+            if let Err(error) = backend.run(Arc::clone(&operation)).await {
+                let has_begun = progress.has_begun.load(Ordering::Relaxed);
+                backend = self.instead(&peer, backend, error, has_begun)?;
+                backend.run(operation).await?;
+            }
         }
         if let Some(payload) = options.notification {
-            backend.notify(&peer, payload).await?;
+            self.notify_by(backend, &peer, payload).await?;
         }
         Ok(TransferReport {
             bytes: progress.total.load(Ordering::Relaxed),
@@ -54,18 +62,47 @@ impl Initiator {
 
     pub(crate) async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
         check_notification(Some(&payload))?;
-        self.backend(peer)?.notify(peer, payload).await.map_err(|e| e.with_peer(&peer.name))
+        let notified = self.notify_by(self.backend(peer)?, peer, payload).await;
+        notified.map_err(|error| error.with_peer(&peer.name))
+    }
+
+    async fn notify_by(
+        &self,
+        backend: &dyn Backend,
+        peer: &Arc<PeerAddress>,
+        payload: Bytes,
+    ) -> Result<()> {
+        match backend.notify(peer, payload.clone()).await {
+            Ok(()) => Ok(()),
+            Err(error) => self.instead(peer, backend, error, false)?.notify(peer, payload).await,
+        }
+    }
+
+    /// Returns who else reaches a peer, if `backend` does not and nothing has moved; else the error.
+    fn instead(
+        &self,
+        peer: &PeerAddress,
+        backend: &dyn Backend,
+        error: Error,
+        has_begun: bool,
+    ) -> Result<&dyn Backend> {
+        let is_out_of_reach =
+            matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::BackendUnavailable);
+        if has_begun || !is_out_of_reach || backend.kind() != BackendKind::Shm || peer.tcp.is_none()
+        {
+            return Err(error);
+        }
+        tracing::debug!(%error, peer = peer.name, "peer on this host is reached over TCP");
+        Ok(&*self.tcp)
     }
 
     fn backend(&self, peer: &PeerAddress) -> Result<&dyn Backend> {
-        match (plan::route(self.fabric, peer)?, &self.memcpy) {
-            (Route::Memcpy, Some(memcpy)) => Ok(memcpy),
-            (Route::Memcpy, None) => Err(Error::new(
-                ErrorKind::Internal,
-                "an agent with a fabric has the memcpy backend",
-            )),
-            (Route::Tcp(_), _) => Ok(&*self.tcp),
+        match plan::route(self.fabric, self.host, peer)? {
+            Route::Memcpy => self.memcpy.as_ref().map(|memcpy| memcpy as &dyn Backend),
+            Route::Shm => self.shm.as_deref(),
+            Route::Tcp(_) => Some(&*self.tcp as &dyn Backend),
         }
+        .ok_or_else(|| Error::new(ErrorKind::Internal, "a route has its backend"))
     }
 }
 

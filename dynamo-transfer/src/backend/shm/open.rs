@@ -1,0 +1,199 @@
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::cma::{Piece, Process};
+use super::link::Link;
+use super::map;
+use super::message::Opened;
+use crate::backend::Operation;
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Mapping, Right, SLICES_MAX, Span, Token};
+use crate::plan::{Stripe, behind};
+
+/// A region of a peer that may be copied from or to without asking, until its slot is revoked.
+/// Dropping it tells the owner.
+pub(super) struct Open {
+    pub(super) link: Arc<Link>,
+    pub(super) token: Token,
+    /// When it was last used, as its peer counts.
+    pub(super) used: AtomicU64,
+    slot: u32,
+    /// Where each piece ends within the region.
+    ends: Vec<u64>,
+    places: Places,
+}
+
+enum Places {
+    Mapped { spans: Vec<Span>, _mappings: Vec<Arc<Mapping>> },
+    Addresses(Vec<Piece>),
+}
+
+/// How a run ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    Complete,
+    /// The owner has revoked the slot; it says why when it is asked again.
+    Revoked,
+}
+
+impl Open {
+    /// Takes what the owner has opened; `mappings` are of its files, in their order.
+    pub(super) fn new(
+        link: &Arc<Link>,
+        token: Token,
+        opened: &Opened,
+        mappings: Vec<Arc<Mapping>>,
+    ) -> Result<Self> {
+        let mut len = 0;
+        let ends = opened.pieces.iter().map(|piece| {
+            len += piece.1;
+            len
+        });
+        let ends = ends.collect();
+        // Checked when it was decoded: they lie in their files, and in what can be addressed.
+        let small = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let pieces = opened.pieces.iter();
+        let places = if mappings.is_empty() {
+            Places::Addresses(pieces.map(|&(at, len)| (at, small(len))).collect())
+        } else {
+            let span =
+                |&(file, len): &(u64, u64)| mappings[small(file)].span().slice(0, small(len));
+            Places::Mapped { spans: pieces.map(span).collect(), _mappings: mappings }
+        };
+        let (link, used) = (Arc::clone(link), AtomicU64::new(0));
+        let open = Self { link, token, used, slot: opened.slot, ends, places };
+        open.probe()?;
+        Ok(open)
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    pub(super) fn is_usable(&self) -> bool {
+        let is_revoked = self.link.page().is_ok_and(|page| page.is_revoked(self.slot));
+        !is_revoked && !self.link.is_over()
+    }
+
+    /// Copies stripes until none is left.
+    pub(super) fn run(&self, operation: &Operation) -> Result<Ended> {
+        let page = self.link.page()?;
+        while !operation.is_planned() {
+            if self.link.is_over() {
+                return Err(Error::new(ErrorKind::Disconnected, "the owner has left"));
+            }
+            let Some(_entered) = page.enter(self.slot) else { return Ok(Ended::Revoked) };
+            let Some(stripe) = operation.next(STRIPE_BYTES, SLICES_MAX) else { break };
+            operation.begin();
+            self.copy(operation, &stripe)?;
+            operation.advance(&stripe);
+        }
+        operation.check().map(|()| Ended::Complete)
+    }
+
+    fn copy(&self, operation: &Operation, stripe: &Stripe) -> Result<()> {
+        let (local, mut done) = (operation.local.memory(), 0);
+        while done < stripe.bytes {
+            let locals = behind(stripe.local(), done);
+            let pieces = behind(stripe.remote(), done).flat_map(|range| self.pieces(range));
+            let pieces = pieces.take(SLICES_MAX);
+            let moved = match &self.places {
+                Places::Mapped { spans, .. } => {
+                    let spans = pieces.map(|(index, at, len)| spans[index].slice(at, len));
+                    let spans: Vec<_> = spans.collect();
+                    match operation.right {
+                        Right::Read => local.scatter(locals, |to| map::read(&spans, to)).map(Ok),
+                        Right::Write => {
+                            Some(Ok(local.gather(locals, |from| map::write(from, &spans))))
+                        }
+                    }
+                }
+                Places::Addresses(places) => {
+                    let process = self.process()?;
+                    let address = |(index, at, len)| {
+                        let (place, _): Piece = places[index];
+                        (place + at as u64, len)
+                    };
+                    let pieces: Vec<Piece> = pieces.map(address).collect();
+                    match operation.right {
+                        Right::Read => local.scatter(locals, |to| process.read(&pieces, to)),
+                        Right::Write => {
+                            Some(local.gather(locals, |from| process.write(from, &pieces)))
+                        }
+                    }
+                }
+            };
+            match moved.transpose()? {
+                Some(moved) if moved > 0 => done += moved as u64,
+                _ => {
+                    let message = "a checked range cannot be copied";
+                    return Err(Error::new(ErrorKind::Internal, message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether the kernel lets this process reach memory that is not mapped: what devices have
+    /// mapped it may not.
+    fn probe(&self) -> Result<()> {
+        let Places::Addresses(places) = &self.places else { return Ok(()) };
+        let firsts: Vec<Piece> = places.iter().take(SLICES_MAX).map(|&(at, _)| (at, 1)).collect();
+        // One that is revoked already says so when it is used.
+        let Some(_entered) = self.link.page()?.enter(self.slot) else { return Ok(()) };
+        if firsts.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = vec![0; firsts.len()];
+        let read = self.process()?.read(&firsts, &mut [io::IoSliceMut::new(&mut bytes)]);
+        match read {
+            Ok(read) if read == firsts.len() => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Disconnected => Err(error),
+            _ => Err(unreachable()),
+        }
+    }
+
+    fn process(&self) -> Result<&Process> {
+        self.link.process().ok_or_else(unreachable)
+    }
+
+    /// Returns the pieces of a range: which one, where in it, and how many bytes.
+    fn pieces(
+        &self,
+        (mut offset, mut left): (u64, u64),
+    ) -> impl Iterator<Item = (usize, usize, usize)> + Clone {
+        let mut index = self.ends.partition_point(|&end| end <= offset);
+        std::iter::from_fn(move || {
+            while left > 0 {
+                let end = *self.ends.get(index)?;
+                let begin = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+                let (this, at, len) = (index, offset - begin, left.min(end - offset));
+                (offset, left, index) = (offset + len, left - len, index + 1);
+                // Both lie within a piece, whose length is a usize.
+                let within = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+                if len > 0 {
+                    return Some((this, within(at), within(len)));
+                }
+            }
+            None
+        })
+    }
+
+    pub(super) fn touch(&self, at: u64) {
+        self.used.store(at, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.link.close(self.slot);
+    }
+}
+
+fn unreachable() -> Error {
+    Error::new(ErrorKind::BackendUnavailable, "the peer's memory cannot be reached from here")
+}
+
+/// Long enough to run at memory speed, short enough to notice a cancellation or a revocation.
+const STRIPE_BYTES: u64 = 256 << 10;

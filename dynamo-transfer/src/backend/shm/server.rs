@@ -1,0 +1,297 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::net::Shutdown;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::message::{
+    FILES_MAX, HELLO_BYTES_MAX, Opened, PIECES_MAX, REQUEST_BYTES_MAX, Request, encode_answer,
+    encode_welcome,
+};
+use super::page::Page;
+use super::slots::Slots;
+use super::socket::{Inbox, broken, send};
+use super::{Secret, host, socket_path};
+use crate::descriptor::Ranges;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Lease, Right, SharedFile, Token, random};
+use crate::peer::ShmAddress;
+
+/// Lets peers on this host reach an agent's regions.
+pub(crate) struct ShmServer {
+    endpoint: Arc<Endpoint>,
+    secret: Secret,
+    connections: Arc<Semaphore>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl ShmServer {
+    /// Listens, and returns where.
+    pub(crate) fn start(
+        endpoint: &Arc<Endpoint>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Result<ShmAddress> {
+        Self::start_with(Secret::new()?, endpoint, tasks, shutdown)
+    }
+
+    pub(super) fn start_with(
+        secret: Secret,
+        endpoint: &Arc<Endpoint>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Result<ShmAddress> {
+        let unavailable = || Error::new(ErrorKind::BackendUnavailable, "cannot share memory");
+        let host = host().ok_or_else(unavailable)?;
+        let socket = random()?;
+        let listener = UnixListener::bind(socket_path(socket));
+        let listener = listener.map_err(|error| unavailable().with_source(error))?;
+        let server = Arc::new(Self {
+            endpoint: Arc::clone(endpoint),
+            secret,
+            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
+        });
+        tasks.spawn(async move {
+            let shutdown = server.shutdown.clone();
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = server.accept(listener) => {}
+            }
+        });
+        Ok(ShmAddress { host, socket })
+    }
+
+    async fn accept(self: &Arc<Self>, listener: UnixListener) {
+        loop {
+            // At the limit, further peers wait in the kernel's bounded backlog.
+            let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let server = Arc::clone(self);
+                    self.tasks.spawn(async move {
+                        if let Err(error) = server.serve(&stream).await {
+                            let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                            tracing::debug!(%error, ?peer, "peer on this host left");
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "peer on this host not accepted");
+                    // Out of descriptors, for instance: trying again at once would spin.
+                    tokio::time::sleep(ACCEPT_BACK_OFF).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(&self, stream: &UnixStream) -> Result<()> {
+        let mut inbox = Inbox::default();
+        let hello = inbox.message(stream, HELLO_BYTES_MAX, false);
+        let hello = tokio::select! {
+            () = self.shutdown.cancelled() => return Ok(()),
+            hello = tokio::time::timeout(HELLO_MAX, hello) => {
+                hello.unwrap_or_else(|_| Err(protocol("no hello")))?
+            }
+        };
+        let welcome = Request::decode(&hello).and_then(|hello| welcome(hello, &self.endpoint));
+        let (name, incarnation, opens) = match welcome {
+            Ok(peer) => peer,
+            Err(error) => return answer(stream, Err(error)).await,
+        };
+        let welcome = encode_answer(&Ok(encode_welcome(&self.secret.proof())));
+        if !opens {
+            send(stream, &welcome, &[]).await?;
+            return tokio::select! {
+                () = self.shutdown.cancelled() => Ok(()),
+                ended = self.take_notifications(stream, inbox, &name, incarnation) => ended,
+            };
+        }
+        let (page, file) = Page::create().map_err(|error| {
+            Error::new(ErrorKind::Overloaded, "no page to share").with_source(error)
+        })?;
+        send(stream, &welcome, &[file.as_fd(true)]).await?;
+        let mut slots = Slots::new(page);
+        let ended = tokio::select! {
+            () = self.shutdown.cancelled() => Ok(()),
+            ended = self.lend(stream, &mut inbox, &mut slots) => ended,
+        };
+        retire(stream, &slots).await;
+        ended
+    }
+
+    async fn take_notifications(
+        &self,
+        stream: &UnixStream,
+        mut inbox: Inbox,
+        name: &str,
+        incarnation: u64,
+    ) -> Result<()> {
+        loop {
+            let message = inbox.message(stream, REQUEST_BYTES_MAX, false);
+            let message = tokio::time::timeout(IDLE_MAX, message).await.map_err(|_| idle())??;
+            let Request::Notify(payload) = Request::decode(&message)? else {
+                return answer(stream, Err(protocol("not a notification"))).await;
+            };
+            let delivered = self.endpoint.deliver(name.to_owned(), incarnation, payload).await;
+            answer(stream, delivered.map(|()| Bytes::new())).await?;
+        }
+    }
+
+    /// Opens and closes regions, as the peer asks, and ends what expires.
+    async fn lend(&self, stream: &UnixStream, inbox: &mut Inbox, slots: &mut Slots) -> Result<()> {
+        loop {
+            let expiry = slots.next_expiry();
+            let message = tokio::select! {
+                message = inbox.message(stream, REQUEST_BYTES_MAX, false) => message?,
+                () = tokio::time::sleep_until(expiry.unwrap_or_else(Instant::now)),
+                    if expiry.is_some() =>
+                {
+                    slots.expire(Instant::now());
+                    continue;
+                }
+                () = tokio::time::sleep(IDLE_MAX), if slots.is_empty() => return Err(idle()),
+            };
+            match Request::decode(&message) {
+                Ok(Request::Open { region, token, is_write, takes_addresses }) => {
+                    let right = if is_write { Right::Write } else { Right::Read };
+                    let opened = self.open(slots, (region, &token), right, takes_addresses);
+                    let (opened, files) = match opened {
+                        Ok((opened, files)) => (Ok(opened.encode()), files),
+                        Err(error) => (Err(error), Vec::new()),
+                    };
+                    let files: Vec<_> = files.iter().map(|file| file.as_fd(is_write)).collect();
+                    send(stream, &encode_answer(&opened), &files).await?;
+                }
+                Ok(Request::Close { slot }) => slots.close(slot)?,
+                Ok(_) => return answer(stream, Err(protocol("not for this connection"))).await,
+                Err(error) => return answer(stream, Err(error)).await,
+            }
+        }
+    }
+
+    fn open(
+        &self,
+        slots: &mut Slots,
+        (region, token): (u64, &Token),
+        right: Right,
+        takes_addresses: bool,
+    ) -> Result<(Opened, Vec<Arc<SharedFile>>)> {
+        let regions = &self.endpoint.regions;
+        let lease = regions.lease_remote(region, token, right, &Ranges::unchecked([]))?;
+        let (mut opened, files) = describe(&lease);
+        let can_reach = takes_addresses || !files.is_empty();
+        if !can_reach || opened.pieces.len() > PIECES_MAX {
+            let message = format!("region {region} cannot be shared with this peer");
+            return Err(Error::new(ErrorKind::BackendUnavailable, message));
+        }
+        opened.slot = slots.open(regions, (region, token), lease)?;
+        Ok((opened, files))
+    }
+}
+
+/// Says where the bytes of a region are: in files if all of them are in a few, else at addresses.
+fn describe(lease: &Lease) -> (Opened, Vec<Arc<SharedFile>>) {
+    let parts = lease.memory().parts().filter(|(span, _)| span.len() > 0);
+    let parts: Vec<_> = parts.collect();
+    let (mut files, mut pieces) = (Vec::<Arc<SharedFile>>::new(), Vec::new());
+    for (span, part) in &parts {
+        let Some(part) = part else { break };
+        let known = files.iter().position(|file| Arc::ptr_eq(file, part));
+        let index = known.unwrap_or(files.len());
+        if known.is_none() && index == FILES_MAX {
+            break;
+        }
+        if known.is_none() {
+            files.push(Arc::clone(part));
+        }
+        pieces.push((index as u64, span.len() as u64));
+    }
+    if pieces.len() < parts.len() {
+        files.clear();
+        let address = |ptr: *mut u8| ptr.expose_provenance() as u64;
+        let at = parts.iter().map(|(span, _)| (address(span.as_ptr()), span.len() as u64));
+        pieces = at.collect();
+    }
+    let lens = files.iter().map(|file| file.len() as u64).collect();
+    (Opened { slot: 0, files: lens, pieces }, files)
+}
+
+/// Revokes what the peer has open, and waits until it copies nothing: it has closed its end then, or
+/// its process has ended. What a peer that does neither touches stays in quarantine for good.
+async fn retire(stream: &UnixStream, slots: &Slots) {
+    if slots.revoke() {
+        // Fails if the peer is gone.
+        let _ = rustix::net::shutdown(stream, Shutdown::Write);
+        if tokio::time::timeout(QUARANTINE_MAX, ended(stream)).await.is_err() {
+            return;
+        }
+    }
+    slots.release();
+}
+
+/// Waits for the end of a connection, whatever else comes.
+async fn ended(stream: &UnixStream) {
+    let mut scratch = [0; 512];
+    loop {
+        match stream.try_read(&mut scratch) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                if stream.readable().await.is_err() {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+/// Checks that the peer means this very agent; returns who the peer says it is, and whether it opens
+/// regions.
+fn welcome(hello: Request, endpoint: &Endpoint) -> Result<(String, u64, bool)> {
+    let Request::Hello { target_name, target_incarnation, name, incarnation, opens } = hello else {
+        return Err(protocol("connection without a hello"));
+    };
+    if target_name != endpoint.name || target_incarnation != endpoint.incarnation {
+        let message =
+            format!("agent {target_name} of incarnation {target_incarnation:x} has ended");
+        return Err(Error::new(ErrorKind::StaleRegion, message));
+    }
+    Ok((name, incarnation, opens))
+}
+
+async fn answer(stream: &UnixStream, answer: Result<Bytes>) -> Result<()> {
+    send(stream, &encode_answer(&answer), &[]).await
+}
+
+fn protocol(message: &str) -> Error {
+    Error::new(ErrorKind::Protocol, message)
+}
+
+fn idle() -> Error {
+    broken(std::io::ErrorKind::TimedOut.into())
+}
+
+/// A few per worker of a full host; each costs a socket, a page and a task.
+const CONNECTIONS_MAX: usize = 1024;
+
+/// A peer that connects says hello at once.
+const HELLO_MAX: Duration = Duration::from_secs(3);
+
+/// A connection with nothing open and without requests is closed after this.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// A copy in progress takes microseconds, unless its process is stopped.
+const QUARANTINE_MAX: Duration = Duration::from_secs(5);
+
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
