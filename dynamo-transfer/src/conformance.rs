@@ -16,27 +16,47 @@ use crate::{
 /// # Panics
 /// If the contract is broken.
 pub async fn run(owner: &Agent, initiator: &Agent, backend: BackendKind) {
-    scattered_ranges_are_exact(owner, initiator, backend).await;
-    writes_land_where_they_are_granted(owner, initiator).await;
-    a_notification_comes_after_the_data(owner, initiator).await;
-    ranges_outside_are_refused_on_both_sides(owner, initiator).await;
-    forged_tokens_are_refused(owner, initiator).await;
-    a_grant_may_be_less_than_the_region_and_may_expire(owner, initiator).await;
-    blocks_of_a_layout_go_where_they_are_meant(owner, initiator).await;
-    what_settles_together_is_waited_for_together(owner, initiator).await;
-    a_revoked_region_is_stale_and_its_memory_comes_back(owner, initiator).await;
-    another_incarnation_is_stale(owner, initiator).await;
+    run_over(owner, initiator, backend, HostBuffer::new).await;
 }
 
-async fn scattered_ranges_are_exact(owner: &Agent, initiator: &Agent, backend: BackendKind) {
+/// Runs the whole suite over memory as `allocate` makes it.
+///
+/// # Panics
+/// If the contract is broken.
+pub async fn run_over(
+    owner: &Agent,
+    initiator: &Agent,
+    backend: BackendKind,
+    allocate: fn(usize) -> HostBuffer,
+) {
+    let agents = (owner, initiator);
+    scattered_ranges_are_exact(agents, allocate, backend).await;
+    writes_land_where_they_are_granted(agents, allocate).await;
+    a_notification_comes_after_the_data(agents, allocate).await;
+    ranges_outside_are_refused_on_both_sides(agents, allocate).await;
+    forged_tokens_are_refused(agents, allocate).await;
+    a_grant_may_be_less_than_the_region_and_may_expire(agents, allocate).await;
+    blocks_of_a_layout_go_where_they_are_meant(agents, allocate).await;
+    what_settles_together_is_waited_for_together(agents, allocate).await;
+    a_revoked_region_is_stale_and_its_memory_comes_back(agents, allocate).await;
+    another_incarnation_is_stale(agents, allocate).await;
+}
+
+type Allocate = fn(usize) -> HostBuffer;
+
+async fn scattered_ranges_are_exact(
+    (owner, initiator): (&Agent, &Agent),
+    allocate: Allocate,
+    backend: BackendKind,
+) {
     // Segments of odd sizes, larger than a chunk in sum; ranges cross segments on both sides.
-    let source = vec![pattern(1, 100_001), pattern(2, 400_003), pattern(3, 7)];
+    let source =
+        vec![pattern(allocate, 1, 100_001), pattern(allocate, 2, 400_003), pattern(allocate, 3, 7)];
     let all: Vec<u8> = source.iter().flat_map(|segment| segment.iter().copied()).collect();
     let region = owner.register(source).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
-    let target = initiator
-        .register_mut(vec![HostBuffer::new(300_000), HostBuffer::new(300_000)])
-        .expect("registers");
+    let target =
+        initiator.register_mut(vec![allocate(300_000), allocate(300_000)]).expect("registers");
     let remote = [(499_990, 21), (0, 10), (99_990, 350_000)];
     let local = [(250_000, 100_000), (0, 31), (350_000, 250_000)];
     let report = initiator
@@ -58,11 +78,14 @@ async fn scattered_ranges_are_exact(owner: &Agent, initiator: &Agent, backend: B
     assert!(got[31..250_000].iter().all(|byte| *byte == 0));
 }
 
-async fn writes_land_where_they_are_granted(owner: &Agent, initiator: &Agent) {
-    let writable = owner.register_peer_writable(vec![HostBuffer::new(64)]).expect("registers");
-    let readable = owner.register_mut(vec![HostBuffer::new(64)]).expect("registers");
+async fn writes_land_where_they_are_granted(
+    (owner, initiator): (&Agent, &Agent),
+    allocate: Allocate,
+) {
+    let writable = owner.register_peer_writable(vec![allocate(64)]).expect("registers");
+    let readable = owner.register_mut(vec![allocate(64)]).expect("registers");
     let peer = load(owner, initiator, &[writable.handle(), readable.handle()]);
-    let source = initiator.register(vec![pattern(4, 16)]).expect("registers");
+    let source = initiator.register(vec![pattern(allocate, 4, 16)]).expect("registers");
     let write = |index: usize| {
         let local = source.descriptor([(0, 16)]).expect("inside");
         let remote = peer.regions()[index].descriptor([(8, 16)]).expect("inside");
@@ -71,12 +94,12 @@ async fn writes_land_where_they_are_granted(owner: &Agent, initiator: &Agent) {
     write(0).await.expect("writes");
     assert_eq!(kind(write(1).await), ErrorKind::PermissionDenied);
     let written = writable.close().await;
-    assert_eq!(written[0][8..24], pattern(4, 16)[..]);
+    assert_eq!(written[0][8..24], pattern(allocate, 4, 16)[..]);
     assert!(written[0][..8].iter().chain(&written[0][24..]).all(|byte| *byte == 0));
     assert!(readable.close().await[0].iter().all(|byte| *byte == 0));
 
     // Reading into a region that was registered read-only is refused on this side.
-    let region = owner.register(vec![pattern(5, 16)]).expect("registers");
+    let region = owner.register(vec![pattern(allocate, 5, 16)]).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
     let read = initiator.read(
         source.descriptor([(0, 16)]).expect("inside"),
@@ -86,12 +109,15 @@ async fn writes_land_where_they_are_granted(owner: &Agent, initiator: &Agent) {
     assert_eq!(kind(read.await), ErrorKind::PermissionDenied);
 }
 
-async fn a_notification_comes_after_the_data(owner: &Agent, initiator: &Agent) {
+async fn a_notification_comes_after_the_data(
+    (owner, initiator): (&Agent, &Agent),
+    allocate: Allocate,
+) {
     let mut notifications = owner.notifications().expect("taken once");
     assert!(owner.notifications().is_err());
-    let region = owner.register_peer_writable(vec![HostBuffer::new(8)]).expect("registers");
+    let region = owner.register_peer_writable(vec![allocate(8)]).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
-    let source = initiator.register(vec![pattern(6, 8)]).expect("registers");
+    let source = initiator.register(vec![pattern(allocate, 6, 8)]).expect("registers");
     let options = TransferOptions::default().with_notification(&b"written"[..]);
     initiator
         .write(
@@ -105,7 +131,7 @@ async fn a_notification_comes_after_the_data(owner: &Agent, initiator: &Agent) {
     assert_eq!(notification.from, initiator.name());
     assert_eq!(notification.incarnation, initiator.incarnation());
     assert_eq!(notification.payload, Bytes::from_static(b"written"));
-    assert_eq!(region.close().await[0][..], pattern(6, 8)[..]);
+    assert_eq!(region.close().await[0][..], pattern(allocate, 6, 8)[..]);
 
     initiator.notify(&peer, Bytes::from_static(b"alone")).await.expect("notifies");
     assert_eq!(notifications.recv().await.expect("one notification").payload, b"alone"[..]);
@@ -113,8 +139,11 @@ async fn a_notification_comes_after_the_data(owner: &Agent, initiator: &Agent) {
     assert_eq!(kind(initiator.notify(&peer, large).await), ErrorKind::InvalidArgument);
 }
 
-async fn ranges_outside_are_refused_on_both_sides(owner: &Agent, initiator: &Agent) {
-    let region = owner.register(vec![pattern(7, 100)]).expect("registers");
+async fn ranges_outside_are_refused_on_both_sides(
+    (owner, initiator): (&Agent, &Agent),
+    allocate: Allocate,
+) {
+    let region = owner.register(vec![pattern(allocate, 7, 100)]).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
     for range in [(0, 101), (100, 1), (u64::MAX, 2)] {
         assert_eq!(kind(peer.regions()[0].descriptor([range])), ErrorKind::OutOfBounds);
@@ -126,8 +155,8 @@ async fn ranges_outside_are_refused_on_both_sides(owner: &Agent, initiator: &Age
     assert_eq!(kind(read), ErrorKind::OutOfBounds);
 }
 
-async fn forged_tokens_are_refused(owner: &Agent, initiator: &Agent) {
-    let region = owner.register(vec![pattern(8, 16)]).expect("registers");
+async fn forged_tokens_are_refused((owner, initiator): (&Agent, &Agent), allocate: Allocate) {
+    let region = owner.register(vec![pattern(allocate, 8, 16)]).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
     let mut forged = peer.regions()[0].clone();
     forged.token.proof ^= 1;
@@ -139,7 +168,7 @@ async fn forged_tokens_are_refused(owner: &Agent, initiator: &Agent) {
     longer.token.is_writable ^= true;
     assert_eq!(kind(read_one(initiator, &longer, (0, 16)).await), ErrorKind::PermissionDenied);
     // Of another region of the same owner.
-    let other = owner.register(vec![pattern(8, 16)]).expect("registers");
+    let other = owner.register(vec![pattern(allocate, 8, 16)]).expect("registers");
     let others = load(owner, initiator, &[other.handle()]);
     let mut swapped = others.regions()[0].clone();
     swapped.token.proof = peer.regions()[0].token.proof;
@@ -147,12 +176,15 @@ async fn forged_tokens_are_refused(owner: &Agent, initiator: &Agent) {
     read_one(initiator, &peer.regions()[0], (0, 16)).await.expect("the right one still works");
 }
 
-async fn a_grant_may_be_less_than_the_region_and_may_expire(owner: &Agent, initiator: &Agent) {
-    let region = owner.register_peer_writable(vec![HostBuffer::new(16)]).expect("registers");
+async fn a_grant_may_be_less_than_the_region_and_may_expire(
+    (owner, initiator): (&Agent, &Agent),
+    allocate: Allocate,
+) {
+    let region = owner.register_peer_writable(vec![allocate(16)]).expect("registers");
     let handle = region.handle();
     let grants = [handle.grant(), handle.read_only(), handle.grant().with_ttl(Duration::ZERO)];
     let peer = initiator.load_metadata(&owner.metadata(grants)).expect("metadata of our own");
-    let source = initiator.register(vec![pattern(11, 16)]).expect("registers");
+    let source = initiator.register(vec![pattern(allocate, 11, 16)]).expect("registers");
     let write = |index: usize| {
         let local = source.descriptor([(0, 16)]).expect("inside");
         let remote = peer.regions()[index].descriptor([(0, 16)]).expect("inside");
@@ -172,17 +204,20 @@ async fn a_grant_may_be_less_than_the_region_and_may_expire(owner: &Agent, initi
     region.read_at(0, &mut bytes).expect("inside");
     assert_eq!(bytes, [0; 16], "nothing refused was written");
     write(0).await.expect("writing is granted");
-    assert_eq!(region.close().await[0][..], pattern(11, 16)[..]);
+    assert_eq!(region.close().await[0][..], pattern(allocate, 11, 16)[..]);
 }
 
-async fn blocks_of_a_layout_go_where_they_are_meant(owner: &Agent, initiator: &Agent) {
+async fn blocks_of_a_layout_go_where_they_are_meant(
+    (owner, initiator): (&Agent, &Agent),
+    allocate: Allocate,
+) {
     const BLOCKS: u32 = 600;
     let layout = BlockLayout::contiguous(1000).with_stride(24, 1024);
-    let source = pattern(12, 1024 * BLOCKS as usize);
+    let source = pattern(allocate, 12, 1024 * BLOCKS as usize);
     let expected = source.clone();
     let region = owner.register(vec![source]).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
-    let target = initiator.register_mut(vec![HostBuffer::new(expected.len())]).expect("registers");
+    let target = initiator.register_mut(vec![allocate(expected.len())]).expect("registers");
     // Every other block, backwards, behind one another.
     let remote: Vec<u32> = (0..BLOCKS / 2).rev().map(|index| index * 2).collect();
     let local: Vec<u32> = (0..BLOCKS / 2).collect();
@@ -198,10 +233,13 @@ async fn blocks_of_a_layout_go_where_they_are_meant(owner: &Agent, initiator: &A
     }
 }
 
-async fn what_settles_together_is_waited_for_together(owner: &Agent, initiator: &Agent) {
-    let region = owner.register(vec![pattern(13, 1 << 20)]).expect("registers");
+async fn what_settles_together_is_waited_for_together(
+    (owner, initiator): (&Agent, &Agent),
+    allocate: Allocate,
+) {
+    let region = owner.register(vec![pattern(allocate, 13, 1 << 20)]).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
-    let target = initiator.register_mut(vec![HostBuffer::new(1 << 20)]).expect("registers");
+    let target = initiator.register_mut(vec![allocate(1 << 20)]).expect("registers");
     let mut forged = peer.regions()[0].clone();
     forged.token.proof ^= 1;
     let read = |region: &crate::RemoteRegion, offset, priority| {
@@ -226,12 +264,15 @@ async fn what_settles_together_is_waited_for_together(owner: &Agent, initiator: 
     });
     let got = target.close().await;
     assert!(got[0][..1 << 18].iter().all(|byte| *byte == 0), "what was refused");
-    assert!(got[0][1 << 18..] == pattern(13, 1 << 20)[1 << 18..]);
+    assert!(got[0][1 << 18..] == pattern(allocate, 13, 1 << 20)[1 << 18..]);
 }
 
-async fn a_revoked_region_is_stale_and_its_memory_comes_back(owner: &Agent, initiator: &Agent) {
+async fn a_revoked_region_is_stale_and_its_memory_comes_back(
+    (owner, initiator): (&Agent, &Agent),
+    allocate: Allocate,
+) {
     let freed = Arc::new(AtomicBool::new(false));
-    let buffer = Watched { bytes: pattern(9, 16), freed: Arc::clone(&freed) };
+    let buffer = Watched { bytes: pattern(allocate, 9, 16), freed: Arc::clone(&freed) };
     let region = owner.register(vec![buffer]).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
     read_one(initiator, &peer.regions()[0], (0, 16)).await.expect("reads");
@@ -252,9 +293,9 @@ async fn a_revoked_region_is_stale_and_its_memory_comes_back(owner: &Agent, init
     assert!(freed.load(Ordering::Relaxed));
 
     // The initiator's own region may go as well: the operation is refused before it starts.
-    let region = owner.register(vec![pattern(9, 16)]).expect("registers");
+    let region = owner.register(vec![pattern(allocate, 9, 16)]).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
-    let target = initiator.register_mut(vec![HostBuffer::new(16)]).expect("registers");
+    let target = initiator.register_mut(vec![allocate(16)]).expect("registers");
     let local = target.descriptor([(0, 16)]).expect("inside");
     drop(target);
     let remote = peer.regions()[0].descriptor([(0, 16)]).expect("inside");
@@ -262,8 +303,8 @@ async fn a_revoked_region_is_stale_and_its_memory_comes_back(owner: &Agent, init
     assert_eq!(kind(read), ErrorKind::StaleRegion);
 }
 
-async fn another_incarnation_is_stale(owner: &Agent, initiator: &Agent) {
-    let region = owner.register(vec![pattern(10, 16)]).expect("registers");
+async fn another_incarnation_is_stale((owner, initiator): (&Agent, &Agent), allocate: Allocate) {
+    let region = owner.register(vec![pattern(allocate, 10, 16)]).expect("registers");
     let peer = load(owner, initiator, &[region.handle()]);
     let mut old = peer.regions()[0].clone();
     let mut address = (*old.peer).clone();
@@ -291,8 +332,8 @@ fn kind<T>(result: crate::Result<T>) -> ErrorKind {
     result.err().expect("an error").kind()
 }
 
-fn pattern(seed: u8, len: usize) -> HostBuffer {
-    let mut buffer = HostBuffer::new(len);
+fn pattern(allocate: Allocate, seed: u8, len: usize) -> HostBuffer {
+    let mut buffer = allocate(len);
     // Never zero, so that untouched bytes can be told apart.
     (0u8..=250)
         .map(|i| i.wrapping_add(seed) | 1)

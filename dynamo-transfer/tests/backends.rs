@@ -56,6 +56,18 @@ async fn shm_conforms() {
     initiator.shutdown().await;
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shm_conforms_over_memory_that_is_mapped() {
+    let owner = AgentConfig::default().with_name("owner").with_shm(true);
+    let owner = Agent::start(owner).await.unwrap();
+    let initiator = agent("initiator", None, false).await;
+    let shared = |len| HostBuffer::shared(len).unwrap();
+    conformance::run_over(&owner, &initiator, BackendKind::Shm, shared).await;
+    owner.shutdown().await;
+    initiator.shutdown().await;
+}
+
 #[tokio::test]
 async fn agents_without_a_common_backend_are_told_so() {
     let owner = agent("owner", Some(&MemoryFabric::new()), false).await;

@@ -170,6 +170,11 @@ impl Link {
         self.process.as_ref()
     }
 
+    #[cfg(test)]
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
     fn closed(&self) -> MutexGuard<'_, Vec<u32>> {
         self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -30,6 +30,9 @@ mod server;
 mod slots;
 mod socket;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -48,18 +51,21 @@ struct Proof {
 }
 
 /// A random number that stays where it is.
-struct Secret(Box<[u8; 16]>);
+struct Secret {
+    bytes: Box<[u8; 16]>,
+    value: u128,
+}
 
 impl Secret {
     fn new() -> Result<Self> {
         let value = u128::from(random()?) << 64 | u128::from(random()?);
-        Ok(Self(Box::new(value.to_le_bytes())))
+        Ok(Self { bytes: Box::new(value.to_le_bytes()), value })
     }
 
     fn proof(&self) -> Proof {
         // Another process reads it there.
-        let place = self.0.as_ptr().expose_provenance() as u64;
-        Proof { place, value: u128::from_le_bytes(*self.0) }
+        let place = self.bytes.as_ptr().expose_provenance() as u64;
+        Proof { place, value: self.value }
     }
 }
 

@@ -1,0 +1,251 @@
+//! Shared memory between processes: of their own, killed in the middle, and for long.
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+#![expect(clippy::print_stdout, reason = "processes of the test talk so")]
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use dynamo_transfer::{
+    Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, RegisteredRegion, RemoteAgent,
+    RemoteRegion, Transfer, TransferOptions,
+};
+
+const REGION_BYTES: usize = 32 << 20;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(hex: &str) -> Vec<u8> {
+    let byte = |at: usize| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap();
+    (0..hex.len() / 2).map(byte).collect()
+}
+
+fn region(agent: &Agent, mut memory: HostBuffer, byte: u8) -> RegisteredRegion<HostBuffer> {
+    memory.fill(byte);
+    agent.register_peer_writable(vec![memory]).unwrap()
+}
+
+/// Not a test: the other process. It does what each line of its standard input says, and ends with it.
+#[test]
+#[ignore = "run by the tests, as the peer"]
+fn peer() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let agent = Agent::start(AgentConfig::default().with_name("peer").with_shm(true));
+        let agent = agent.await.unwrap();
+        let mut notifications = agent.notifications().unwrap();
+        let mut regions = vec![
+            region(&agent, HostBuffer::new(REGION_BYTES), 7),
+            region(&agent, HostBuffer::shared(REGION_BYTES).unwrap(), 8),
+        ];
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            let answer = match line.split_once(' ').unwrap_or((&line, "")) {
+                ("metadata", _) => to_hex(&agent.metadata(regions.iter().map(|r| r.handle()))),
+                ("close", _) => {
+                    let memory = regions.remove(0).close().await;
+                    format!("{} {}", memory[0][0], memory[0][REGION_BYTES - 1])
+                }
+                ("notification", _) => {
+                    String::from_utf8(notifications.recv().await.unwrap().payload.to_vec()).unwrap()
+                }
+                ("write", metadata) => {
+                    let peer = agent.load_metadata(&from_hex(metadata)).unwrap();
+                    let (target, source) = (peer.regions()[0].clone(), regions[0].len());
+                    let whole = || [(0, source)];
+                    let local = regions[0].descriptor(whole()).unwrap();
+                    let remote = target.descriptor(whole()).unwrap();
+                    let write = agent.write(local, remote, TransferOptions::default());
+                    while write.progress().bytes_moved == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                    say("writing");
+                    let report = write.await.unwrap();
+                    report.backend.to_string()
+                }
+                _ => break,
+            };
+            say(&answer);
+        }
+        agent.shutdown().await;
+    });
+}
+
+fn say(answer: &str) {
+    println!("\nSAYS {answer}");
+}
+
+struct Peer {
+    process: Child,
+    input: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Peer {
+    fn start() -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["peer", "--exact", "--ignored", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(process.stdout.take().unwrap()).lines();
+        let input = process.stdin.take().unwrap();
+        Self { process, input, output }
+    }
+
+    fn ask(&mut self, line: &str) -> String {
+        writeln!(self.input, "{line}").unwrap();
+        self.line()
+    }
+
+    fn line(&mut self) -> String {
+        let mut said = self.output.by_ref().map_while(Result::ok);
+        said.find_map(|line| line.strip_prefix("SAYS ").map(str::to_owned)).unwrap()
+    }
+
+    fn load(&mut self, agent: &Agent) -> RemoteAgent {
+        agent.load_metadata(&from_hex(&self.ask("metadata"))).unwrap()
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn agent() -> Agent {
+    Agent::start(AgentConfig::default().with_name("own").with_shm(true)).await.unwrap()
+}
+
+fn read(agent: &Agent, from: &RemoteRegion, to: &RegisteredRegion<HostBuffer>) -> Transfer {
+    let whole = [(0, to.len())];
+    let (local, remote) = (to.descriptor(whole).unwrap(), from.descriptor(whole).unwrap());
+    agent.read(local, remote, TransferOptions::default())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_process_is_read_and_written_and_notified_and_closes_its_memory() {
+    let (mut process, agent) = (Peer::start(), agent().await);
+    let peer = process.load(&agent);
+    for (remote, filled) in peer.regions().iter().zip([7, 8]) {
+        let target = region(&agent, HostBuffer::new(REGION_BYTES), 0);
+        let report = read(&agent, remote, &target).await.unwrap();
+        assert_eq!((report.bytes, report.backend), (REGION_BYTES as u64, BackendKind::Shm));
+        assert!(target.close().await[0].iter().all(|byte| *byte == filled));
+    }
+    for (index, (remote, byte)) in peer.regions().iter().zip([40, 41]).enumerate() {
+        let source = region(&agent, HostBuffer::new(REGION_BYTES), byte);
+        let options = TransferOptions::default().with_notification(format!("written {index}"));
+        // Two pieces, and bytes between them that stay as they are.
+        let ranges = [(0, 1), (REGION_BYTES as u64 - 1, 1)];
+        let (local, remote) = (source.descriptor(ranges), remote.descriptor(ranges));
+        agent.write(local.unwrap(), remote.unwrap(), options).await.unwrap();
+        assert_eq!(process.ask("notification"), format!("written {index}"));
+        assert_eq!(process.ask("close"), format!("{byte} {byte}"));
+        let target = region(&agent, HostBuffer::new(8), 0);
+        let error = read(&agent, &peer.regions()[index], &target).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StaleRegion);
+    }
+    agent.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_killed_in_the_middle_is_a_typed_error_at_once() {
+    let agent = agent().await;
+    let mut cut_off = 0;
+    for round in 0..8 {
+        let mut process = Peer::start();
+        let peer = process.load(&agent);
+        let target = region(&agent, HostBuffer::new(REGION_BYTES), 0);
+        read(&agent, &peer.regions()[round % 2], &target).await.unwrap();
+        let transfers: Vec<_> =
+            (0..16).map(|_| read(&agent, &peer.regions()[round % 2], &target)).collect();
+        while transfers[0].progress().bytes_moved < (REGION_BYTES / 16 * round) as u64 {
+            tokio::task::yield_now().await;
+        }
+        process.kill();
+        for transfer in transfers {
+            let settled = tokio::time::timeout(PATIENCE, transfer).await;
+            if let Err(error) = settled.expect("settles at once") {
+                assert!(error.is_retryable(), "{:?} {error}", error.kind());
+                cut_off += 1;
+            }
+        }
+        let closed = tokio::time::timeout(PATIENCE, target.close()).await;
+        assert_eq!(closed.expect("nothing holds the memory").len(), 1);
+    }
+    assert!(cut_off > 8, "{cut_off} transfers were cut off");
+    agent.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_killed_in_the_middle_gives_the_memory_back() {
+    let agent = agent().await;
+    for round in 0..8 {
+        let memory =
+            if round % 2 == 0 { HostBuffer::new } else { |len| HostBuffer::shared(len).unwrap() };
+        let target = region(&agent, memory(REGION_BYTES), 0);
+        let mut process = Peer::start();
+        let metadata = to_hex(&agent.metadata([target.handle()]));
+        assert_eq!(process.ask(&format!("write {metadata}")), "writing");
+        process.kill();
+        let closed = tokio::time::timeout(PATIENCE, target.close()).await;
+        assert_eq!(closed.expect("a dead process copies nothing").len(), 1);
+    }
+    agent.shutdown().await;
+}
+
+/// Returns open files, mappings, and resident KiB of this process.
+fn held() -> [usize; 3] {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let resident = resident.trim().trim_end_matches(" kB").parse().unwrap();
+    let mappings = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    [std::fs::read_dir("/proc/self/fd").unwrap().count(), mappings, resident]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "alone, for its counts; `cargo test -p dynamo-transfer --test shm -- --ignored flat`"]
+async fn a_hundred_thousand_transfers_and_ten_thousand_regions_leave_what_is_held_flat() {
+    let (mut process, agent) = (Peer::start(), agent().await);
+    let theirs = process.load(&agent);
+    let target = region(&agent, HostBuffer::new(4096), 0);
+    let round = async |count: usize| {
+        for index in 0..count {
+            read(&agent, &theirs.regions()[index % 2], &target).await.unwrap();
+            if index % 10 == 0 {
+                // Opened, used and closed: of this process, for it.
+                let memory = if index % 20 == 0 {
+                    HostBuffer::shared(4096)
+                } else {
+                    Ok(HostBuffer::new(4096))
+                };
+                let own = region(&agent, memory.unwrap(), 1);
+                let peer = agent.load_metadata(&agent.metadata([own.handle()])).unwrap();
+                read(&agent, &peer.regions()[0], &target).await.unwrap();
+                own.close().await;
+            }
+        }
+    };
+    round(20_000).await;
+    let before = held();
+    round(80_000).await;
+    let after = held();
+    assert!(after[0] <= before[0] + 8 && after[1] <= before[1] + 64, "{before:?} {after:?}");
+    assert!(after[2] <= before[2] + 4096, "{before:?} {after:?}");
+    println!("files, mappings, KiB: {before:?}, then {after:?}");
+    agent.shutdown().await;
+}
