@@ -13,6 +13,8 @@ pub(crate) struct Args {
     pub(crate) prompt: Option<String>,
     pub(crate) port: Option<u16>,
     pub(crate) processes: bool,
+    /// What the workers' processes move KV blocks by; whatever is cheapest if `None`.
+    pub(crate) backend: Option<String>,
     /// This process is a worker of `--processes`.
     pub(crate) worker: Option<Worker>,
 }
@@ -29,7 +31,7 @@ impl Args {
     pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
         let (mut model, mut prompt, mut port) = (None, None, None);
         let (mut aggregated, mut serve, mut processes) = (false, false, false);
-        let (mut worker, mut etcd, mut nats) = (None, None, None);
+        let (mut worker, mut etcd, mut nats, mut backend) = (None, None, None, None);
         while let Some(arg) = args.next() {
             let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
             match arg.as_str() {
@@ -39,6 +41,7 @@ impl Args {
                 "--worker" => worker = Some(value()?),
                 "--etcd" => etcd = Some(value()?),
                 "--nats" => nats = Some(value()?),
+                "--backend" => backend = Some(value()?),
                 "--processes" => processes = true,
                 "--aggregated" => aggregated = true,
                 "--serve" => serve = true,
@@ -51,9 +54,11 @@ impl Args {
             (Some(name), Some(etcd), Some(nats)) => Some(Worker { name, etcd, nats }),
             _ => bail!("--worker, --etcd and --nats go together"),
         };
-        Ok(Self { model, aggregated, serve, prompt, port, processes, worker })
+        if backend.is_some() && !processes && worker.is_none() {
+            bail!("--backend is for --processes: inside one process blocks are copied");
+        }
+        Ok(Self { model, aggregated, serve, prompt, port, processes, backend, worker })
     }
 }
 
-const USAGE: &str =
-    "usage: demo --model PATH [--aggregated | --processes] [--serve] [--prompt TEXT] [--port PORT]";
+const USAGE: &str = "usage: demo --model PATH [--aggregated | --processes [--backend tcp|shm]] [--serve] [--prompt TEXT] [--port PORT]";

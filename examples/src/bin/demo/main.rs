@@ -46,7 +46,7 @@ async fn main() -> Result<ExitCode> {
     };
     if let Some(worker) = &args.worker {
         let config = GraphConfig { worker: WorkerOptions::default(), ..config };
-        processes::work(worker, &model, &config).await?;
+        processes::work(worker, &model, args.backend.as_deref(), &config).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut others = None;
@@ -66,7 +66,7 @@ async fn main() -> Result<ExitCode> {
             println!("each in a process of its own, with etcd and NATS between them");
             let (mut processes, runtime) = Processes::start().await?;
             for name in ["prefill-0", "prefill-1", "decode-0", "decode-1"] {
-                processes.worker(name, &args.model)?;
+                processes.worker(name, &args.model, args.backend.as_deref())?;
             }
             others = Some(processes);
             Graph::front_end(runtime, 2, 2, observer).await?

@@ -19,7 +19,7 @@ impl Processes {
         missing()
     }
 
-    pub(crate) fn worker(&mut self, _: &str, _: &Path) -> Result<()> {
+    pub(crate) fn worker(&mut self, _: &str, _: &Path, _: Option<&str>) -> Result<()> {
         match *self {}
     }
 
@@ -28,7 +28,12 @@ impl Processes {
     }
 }
 
-pub(crate) async fn work(worker: &Worker, _: &Arc<Model>, _: &GraphConfig) -> Result<()> {
+pub(crate) async fn work(
+    worker: &Worker,
+    _: &Arc<Model>,
+    _: Option<&str>,
+    _: &GraphConfig,
+) -> Result<()> {
     let Worker { name, etcd, nats } = worker;
     tracing::debug!(name, etcd, nats, "cannot work");
     missing()

@@ -35,12 +35,14 @@ impl Processes {
     }
 
     /// Starts a worker process; it serves once it has loaded the model.
-    pub(crate) fn worker(&mut self, name: &str, model: &Path) -> Result<()> {
+    pub(crate) fn worker(&mut self, name: &str, model: &Path, backend: Option<&str>) -> Result<()> {
+        agent(backend)?;
         let program = std::env::current_exe().context("where the demo is")?;
         let worker = Command::new(program)
             .args(["--worker", name, "--etcd", self.servers.etcd()])
             .args(["--nats", self.servers.nats(), "--model"])
             .arg(model)
+            .args(backend.map(|backend| ["--backend", backend]).into_iter().flatten())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .kill_on_drop(true)
@@ -66,16 +68,32 @@ impl Processes {
 }
 
 /// Is a worker until the front end closes the pipe.
-pub(crate) async fn work(worker: &Worker, model: &Arc<Model>, config: &GraphConfig) -> Result<()> {
+pub(crate) async fn work(
+    worker: &Worker,
+    model: &Arc<Model>,
+    backend: Option<&str>,
+    config: &GraphConfig,
+) -> Result<()> {
     let runtime = runtime(&worker.etcd, &worker.nats).await?;
     let role = worker.name.split('-').next().unwrap_or_default();
-    let agent = AgentConfig::default().with_tcp_listen(loopback());
+    let agent = agent(backend)?;
     let serving = GraphWorker::start(&runtime, role, &worker.name, model, agent, config).await?;
     // Nothing is ever sent: the end is the word, also if the front end has died.
     tokio::io::stdin().read_to_end(&mut Vec::new()).await.context("waiting for the end")?;
     serving.end(ENDING_MAX / 2).await;
     runtime.shutdown(ENDING_MAX / 2).await?;
     Ok(())
+}
+
+/// What a worker offers its peers to move KV blocks by.
+fn agent(backend: Option<&str>) -> Result<AgentConfig> {
+    let agent = AgentConfig::default();
+    Ok(match backend {
+        None => agent.with_tcp_listen(loopback()).with_shm(true),
+        Some("tcp") => agent.with_tcp_listen(loopback()),
+        Some("shm") => agent.with_shm(true),
+        Some(other) => bail!("--backend {other}: there are tcp and shm"),
+    })
 }
 
 /// A runtime that reaches other processes.

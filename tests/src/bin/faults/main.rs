@@ -14,7 +14,6 @@ mod observed;
 
 #[expect(clippy::unwrap_used, reason = "a server that cannot be started ends the run")]
 #[path = "../../../../dynamo-core/tests/etcd/server.rs"]
-#[expect(dead_code, reason = "other tests ask for more")]
 mod server;
 #[expect(unreachable_pub, reason = "another program has it as its own")]
 #[path = "../../../../peers/request-plane/src/table.rs"]
