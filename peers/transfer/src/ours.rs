@@ -32,6 +32,7 @@ pub fn configs(backend: &str) -> Option<[AgentConfig; 2]> {
             Some([owner.with_fabric(fabric.clone()), initiator.with_fabric(fabric)])
         }
         TCP => Some([owner.with_tcp_listen(([127, 0, 0, 1], 0).into()), initiator]),
+        SHM => Some([owner.with_shm(true), initiator.with_shm(true)]),
         _ => None,
     }
 }
