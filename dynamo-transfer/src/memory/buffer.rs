@@ -18,6 +18,8 @@ pub struct HostBuffer {
 enum Pages {
     Own(Vec<Page>),
     #[cfg(target_os = "linux")]
+    Large(Mapping),
+    #[cfg(target_os = "linux")]
     Shared {
         mapping: Mapping,
         file: Arc<SharedFile>,
@@ -33,6 +35,10 @@ pub(crate) type SharedPart = std::convert::Infallible;
 /// The page size of x86-64 and most of aarch64: what direct IO and device DMA align to.
 const PAGE_BYTES: usize = 4096;
 
+/// Two huge pages.
+#[cfg(target_os = "linux")]
+const LARGE_BYTES: usize = 4 << 20;
+
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_BYTES]);
@@ -40,6 +46,13 @@ struct Page([u8; PAGE_BYTES]);
 impl HostBuffer {
     /// Allocates `len_bytes` bytes of zeros.
     pub fn new(len_bytes: usize) -> Self {
+        // The kernel copies larger pages faster, and processor and kernel find them faster.
+        #[cfg(target_os = "linux")]
+        if len_bytes >= LARGE_BYTES
+            && let Ok(mapping) = Mapping::of_zeros(len_bytes)
+        {
+            return Self { pages: Pages::Large(mapping), len: len_bytes };
+        }
         let pages = bytemuck::zeroed_vec(len_bytes.div_ceil(PAGE_BYTES));
         Self { pages: Pages::Own(pages), len: len_bytes }
     }
@@ -76,6 +89,8 @@ impl HostBuffer {
         match &self.pages {
             Pages::Own(_) => None,
             #[cfg(target_os = "linux")]
+            Pages::Large(_) => None,
+            #[cfg(target_os = "linux")]
             Pages::Shared { file, .. } => Some(Arc::clone(file)),
         }
     }
@@ -88,7 +103,7 @@ impl Deref for HostBuffer {
         match &self.pages {
             Pages::Own(pages) => &bytemuck::cast_slice(pages)[..self.len],
             #[cfg(target_os = "linux")]
-            Pages::Shared { mapping, .. } => mapping.bytes(),
+            Pages::Large(mapping) | Pages::Shared { mapping, .. } => mapping.bytes(),
         }
     }
 }
@@ -98,7 +113,7 @@ impl DerefMut for HostBuffer {
         match &mut self.pages {
             Pages::Own(pages) => &mut bytemuck::cast_slice_mut(pages)[..self.len],
             #[cfg(target_os = "linux")]
-            Pages::Shared { mapping, .. } => mapping.bytes_mut(),
+            Pages::Large(mapping) | Pages::Shared { mapping, .. } => mapping.bytes_mut(),
         }
     }
 }
@@ -134,8 +149,9 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "asks the kernel for memory")]
     fn a_buffer_is_zeroed_page_aligned_and_of_its_size() {
-        for len in [0, 1, 4096, 10_000] {
+        for len in [0, 1, 4096, 10_000, (4 << 20) + 1] {
             for mut buffer in [HostBuffer::new(len), HostBuffer::shared(len).unwrap()] {
                 assert_eq!(buffer.len(), len);
                 assert!(buffer.iter().all(|&byte| byte == 0));

@@ -13,9 +13,13 @@ mod token;
 pub use buffer::HostBuffer;
 pub use region::{Grant, RegionHandle, RegisteredRegion};
 
-pub(crate) use access::{Memory, SLICES_MAX, copy};
+#[cfg(target_os = "linux")]
+pub(crate) use access::SLICES_MAX;
+pub(crate) use access::{Memory, copy};
 #[cfg(target_os = "linux")]
 pub(crate) use shared::{Mapping, SharedFile};
 pub(crate) use span::Span;
-pub(crate) use table::{Lease, RegionTable, Right, Rights, Standing, random};
+#[cfg(target_os = "linux")]
+pub(crate) use table::Standing;
+pub(crate) use table::{Lease, RegionTable, Right, Rights, random};
 pub(crate) use token::Token;

@@ -1,5 +1,6 @@
-//! Memory in files without a name, which other processes can map.
-#![expect(unsafe_code, reason = "mapping a file and making slices of it")]
+//! Memory that is mapped: in files without a name, which other processes can map, and of this process
+//! alone.
+#![expect(unsafe_code, reason = "mapping memory and making slices of it")]
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -9,7 +10,8 @@ use std::ptr::{self, NonNull};
 use std::slice;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use super::span::Span;
 
@@ -21,7 +23,7 @@ pub(crate) struct SharedFile {
     len: usize,
 }
 
-/// A mapping of a whole sealed file, unmapped when dropped.
+/// A mapping of a whole sealed file, or of memory of this process alone; unmapped when dropped.
 pub(crate) struct Mapping {
     span: Span,
 }
@@ -38,9 +40,11 @@ impl SharedFile {
         Ok(Self { file, readable, len })
     }
 
-    /// Maps it, to be written.
+    /// Maps it, to be written; fails if there is no room for all of it.
     pub(crate) fn map(&self) -> io::Result<Mapping> {
-        Mapping::new(&self.file, self.len, true)
+        let mapping = Mapping::new(&self.file, self.len, true)?;
+        mapping.populate()?;
+        Ok(mapping)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -61,6 +65,31 @@ impl Mapping {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the file may change its size"));
         }
         Self::new(&file, len, is_writable)
+    }
+
+    /// Maps zeros of this process alone, in huge pages where the system has them; fails if there is no
+    /// room for all of it.
+    pub(super) fn of_zeros(len: usize) -> io::Result<Self> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: as below.
+        let at = unsafe { mmap_anonymous(ptr::null_mut(), len, access, MapFlags::PRIVATE) }?;
+        let at = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapping = Self { span: Span::of_raw(at, len) };
+        mapping.populate()?;
+        Ok(mapping)
+    }
+
+    /// Takes all pages now, large ones if possible: a page that cannot be had later is a signal.
+    fn populate(&self) -> io::Result<()> {
+        let (at, len) = (self.span.as_ptr().cast(), self.span.len());
+        // SAFETY: it changes nothing but the size of pages. Not every kernel has them.
+        let _ = unsafe { madvise(at, len, Advice::LinuxHugepage) };
+        // SAFETY: the mapping is one that is written, and its bytes stay as they are.
+        match unsafe { madvise(at, len, Advice::LinuxPopulateWrite) } {
+            // Kernels before 5.14 do not know it.
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn new(file: &File, len: usize, is_writable: bool) -> io::Result<Self> {
@@ -105,6 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "asks the kernel for memory")]
     fn what_is_given_for_reading_cannot_be_mapped_for_writing_and_none_can_shrink() {
         let file = SharedFile::create(5000).unwrap();
         let mut own = file.map().unwrap();

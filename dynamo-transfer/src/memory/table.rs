@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
+#[cfg(target_os = "linux")]
 use tokio::time::Instant;
 
 use super::access::Memory;
@@ -98,6 +99,7 @@ impl RegionTable {
     }
 
     /// Has `standing` told when the region of that generation is revoked; fails if it is.
+    #[cfg(target_os = "linux")]
     pub(crate) fn stand(
         &self,
         id: u64,
@@ -113,6 +115,7 @@ impl RegionTable {
     }
 
     /// Returns when a token expires, if it does.
+    #[cfg(target_os = "linux")]
     pub(crate) fn expiry(&self, token: &Token) -> Option<Instant> {
         self.mint.expiry(token)
     }

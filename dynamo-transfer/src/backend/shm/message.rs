@@ -3,6 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::Proof;
+use super::page::SLOTS;
 use crate::config::NAME_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Token;
@@ -177,6 +178,9 @@ impl Opened {
     pub(super) fn decode(mut body: &[u8]) -> Result<Self> {
         let body = &mut body;
         let slot = body.try_get_u32_le().map_err(short)?;
+        if slot >= SLOTS {
+            return Err(protocol(format!("slot {slot} of {SLOTS}")));
+        }
         let files_count = usize::from(body.try_get_u16_le().map_err(short)?);
         if files_count > FILES_MAX {
             return Err(protocol(format!("region in {files_count} files")));
@@ -337,6 +341,8 @@ mod tests {
         for bad in [(0, 11), (2, 1), (u64::MAX, 0)] {
             assert_eq!(decode(&[10, 20], &[bad]).unwrap_err().kind(), ErrorKind::Protocol);
         }
+        let far = Opened { slot: SLOTS, ..Opened::default() };
+        assert!(Opened::decode(&far.encode()).is_err());
         assert!(decode(&[], &[(u64::MAX, 1)]).is_err());
         assert!(decode(&[], &[(0, u64::MAX), (0, 1)]).is_err());
         assert!(decode(&[1; FILES_MAX + 1], &[]).is_err());
