@@ -52,8 +52,15 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        let failed = || Err(Error::internal("the task of the request ended before its answer"));
-        self.connection.settle(self.stream, self.outcome.take().unwrap_or_else(failed));
+        if let Some(outcome) = self.outcome.take() {
+            self.connection.settle(self.stream, outcome);
+            self.connection.push();
+        } else {
+            let error = Error::internal("the task of the request ended before its answer");
+            self.connection.settle(self.stream, Err(error));
+            // Nothing is moved in the middle of a panic, or while a runtime is taken down.
+            self.connection.flush();
+        }
     }
 }
 

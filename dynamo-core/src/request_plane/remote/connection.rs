@@ -291,7 +291,7 @@ impl Connection {
         .await
     }
 
-    /// Ends an answer.
+    /// Ends an answer; [`push`](Self::push) or [`flush`](Self::flush) sends it.
     pub(crate) fn settle(&self, id: u32, outcome: Result<()>) {
         let mut state = lock(&self.0.state);
         let _over = (state.running.remove(&id), state.waiting.remove(&id));
@@ -299,8 +299,6 @@ impl Connection {
             Ok(()) => state.session.finish(id),
             Err(error) => state.session.fail(id, error),
         }
-        drop(state);
-        self.push();
     }
 
     /// Moves bytes until the connection is of no use, or `shutdown` fires; then every stream ends.

@@ -161,6 +161,7 @@ mod tests {
                 let arrival = arrivals.recv().await.unwrap();
                 assert!(futures::poll!(&mut entering).is_pending(), "nobody is idle");
                 guest.settle(arrival.stream, Ok(()));
+                guest.flush();
                 let mut none = Default::default();
                 let end = std::future::poll_fn(|cx| client.poll_recv(id, &mut none, cx)).await;
                 assert!(end.is_none(), "complete");
