@@ -74,7 +74,7 @@ impl Mapping {
         // SAFETY: as below.
         let at = unsafe { mmap_anonymous(ptr::null_mut(), len, access, MapFlags::PRIVATE) }?;
         let at = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        let mapping = Self { span: Span::of_raw(at, len) };
+        let mapping = Self { span: Span::raw(at, len) };
         mapping.populate()?;
         Ok(mapping)
     }
