@@ -7,6 +7,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+#[cfg(feature = "ucx")]
+use crate::backend::Ucx;
 use crate::backend::tcp::{TcpClient, TcpServer};
 use crate::backend::{Memcpy, MemoryFabric};
 use crate::config::AgentConfig;
@@ -71,15 +73,30 @@ impl Agent {
             fabric.join(&endpoint);
             Memcpy { fabric, own: Arc::clone(&endpoint), tasks: tasks.clone() }
         });
+        #[cfg(feature = "ucx")]
+        let ucx = match &config.ucx {
+            Some(ucx) => Some(Ucx::start(ucx, &endpoint, &tasks, &shutdown).await?),
+            None => None,
+        };
         let address = PeerAddress {
             name: config.name,
             incarnation: endpoint.incarnation,
             fabric: config.fabric.as_ref().map(MemoryFabric::id),
             tcp,
+            #[cfg(feature = "ucx")]
+            ucx: ucx.as_ref().map(Ucx::address),
+            #[cfg(not(feature = "ucx"))]
+            ucx: None,
         };
         let tcp = TcpClient::new(Arc::clone(&endpoint));
         Ok(Self(Arc::new(Inner {
-            initiator: Arc::new(Initiator { fabric: address.fabric, memcpy, tcp }),
+            initiator: Arc::new(Initiator {
+                fabric: address.fabric,
+                memcpy,
+                tcp,
+                #[cfg(feature = "ucx")]
+                ucx,
+            }),
             endpoint,
             address,
             notifications: Mutex::new(Some(Notifications::new(receiver, shutdown.clone()))),
@@ -216,6 +233,10 @@ impl Agent {
         }
         self.0.tasks.wait().await;
         self.0.initiator.tcp.close_idle();
+        #[cfg(feature = "ucx")]
+        if let Some(ucx) = &self.0.initiator.ucx {
+            ucx.shutdown().await;
+        }
     }
 
     fn register_exclusive<B>(&self, segments: Vec<B>, rights: Rights) -> Result<RegisteredRegion<B>>

@@ -2,6 +2,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::backend::MemoryFabric;
+#[cfg(feature = "ucx")]
+use crate::backend::UcxConfig;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How an agent is set up.
@@ -17,6 +19,9 @@ pub struct AgentConfig {
     /// Where peers find `tcp_listen`, if that is not the address they reach it by; port 0 stands
     /// for the port listened on. Has to be given when listening on a wildcard address.
     pub tcp_advertise: Option<SocketAddr>,
+    /// How to use UCX; not at all if `None`.
+    #[cfg(feature = "ucx")]
+    pub ucx: Option<UcxConfig>,
     /// Notifications that wait for their reader; senders wait beyond.
     pub notifications_max: usize,
     /// Transfers posted and not settled; more are refused.
@@ -32,6 +37,8 @@ impl Default for AgentConfig {
             fabric: None,
             tcp_listen: None,
             tcp_advertise: None,
+            #[cfg(feature = "ucx")]
+            ucx: None,
             // Small messages of at most 64 KiB each: 64 MiB in the worst case.
             notifications_max: 1024,
             // Far above the sequences that one worker hands over at once.
@@ -68,6 +75,14 @@ impl AgentConfig {
     #[must_use]
     pub fn with_tcp_advertise(mut self, address: SocketAddr) -> Self {
         self.tcp_advertise = Some(address);
+        self
+    }
+
+    /// Reaches peers, and lets them reach this agent, over UCX.
+    #[cfg(feature = "ucx")]
+    #[must_use]
+    pub fn with_ucx(mut self, ucx: UcxConfig) -> Self {
+        self.ucx = Some(ucx);
         self
     }
 

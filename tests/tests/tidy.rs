@@ -85,8 +85,9 @@ fn no_library_spawns_a_task_without_an_owner_or_queues_without_a_limit() {
         "unbounded",
     ];
     let mut found = lines_with(&words);
-    // The one thread of its own: `EtcdDiscovery::shutdown` joins it.
+    // Threads of their own: `EtcdDiscovery::shutdown` joins its one, `Agent::shutdown` that of UCX.
     found.retain(|line| !line.contains("discovery/etcd/mod.rs"));
+    found.retain(|line| !line.contains("backend/ucx/mod.rs"));
     assert_eq!(found, [""; 0]);
 }
 
@@ -209,7 +210,9 @@ fn kv_never_sees_a_socket() {
 fn unsafe_code_is_forbidden_where_it_is_promised() {
     for library in LIBRARIES {
         let text = fs::read_to_string(root().join(library).join("src/lib.rs")).unwrap();
-        assert!(text.contains("#![forbid(unsafe_code)]"), "{library}");
+        // The workspace denies it there: files that need it say why.
+        let is_forbidden = library != "dynamo-transfer";
+        assert_eq!(text.contains("#![forbid(unsafe_code)]"), is_forbidden, "{library}");
     }
 }
 

@@ -3,6 +3,8 @@
 mod fabric;
 mod memcpy;
 pub(crate) mod tcp;
+#[cfg(feature = "ucx")]
+mod ucx;
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,8 +14,12 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 pub use fabric::MemoryFabric;
+#[cfg(feature = "ucx")]
+pub use ucx::UcxConfig;
 
 pub(crate) use memcpy::Memcpy;
+#[cfg(feature = "ucx")]
+pub(crate) use ucx::Ucx;
 
 use crate::error::Result;
 use crate::memory::{Lease, RegionKey, Right};
@@ -28,6 +34,8 @@ pub enum BackendKind {
     Memcpy,
     /// A connection to the owner.
     Tcp,
+    /// UCX.
+    Ucx,
 }
 
 impl fmt::Display for BackendKind {
@@ -35,6 +43,7 @@ impl fmt::Display for BackendKind {
         f.write_str(match self {
             Self::Memcpy => "memcpy",
             Self::Tcp => "tcp",
+            Self::Ucx => "ucx",
         })
     }
 }

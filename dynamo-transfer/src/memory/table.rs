@@ -152,6 +152,25 @@ impl Lease {
         &*self.memory
     }
 
+    /// Returns where `len` bytes from `offset` on are; whoever uses the spans keeps the lease.
+    #[cfg(feature = "ucx")]
+    pub(crate) fn spans(&self, mut offset: u64, len: u64) -> Vec<super::Span> {
+        let mut spans = Vec::new();
+        let mut left = usize::try_from(len).unwrap_or(usize::MAX);
+        while left > 0 {
+            let mut span = None;
+            self.memory.with_bytes_mut(offset, left, &mut |b| span = Some(super::Span::of_mut(b)));
+            if span.is_none() {
+                self.memory.with_bytes(offset, left, &mut |b| span = Some(super::Span::of(b)));
+            }
+            let Some(span) = span.filter(|span| span.len() > 0) else { break };
+            spans.push(span);
+            offset += span.len() as u64;
+            left -= span.len();
+        }
+        spans
+    }
+
     pub(crate) fn is_same_region(&self, other: &Self) -> bool {
         self.order() == other.order()
     }

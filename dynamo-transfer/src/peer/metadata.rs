@@ -3,6 +3,7 @@
 //! ```text
 //! magic "DTMD" │ version u16 │ name len u16, bytes │ incarnation u64
 //! fabric flag u8, u64 │ tcp flag u8 (0, 4, 6), address bytes, port u16
+//! ucx len u16 (0: none), bytes
 //! region count u32 │ per region: id u64, generation u64, token u128, len u64, writable u8
 //! XXH3-64 of all before
 //! ```
@@ -51,6 +52,10 @@ pub(crate) fn encode(address: &PeerAddress, regions: &[RegionGrant]) -> Bytes {
             out.put_u16_le(tcp.port());
         }
     }
+    // One of this length is not made.
+    let ucx = address.ucx.as_deref().unwrap_or_default();
+    out.put_u16_le(u16::try_from(ucx.len()).unwrap_or(u16::MAX));
+    out.put_slice(ucx);
     out.put_u32_le(u32::try_from(regions.len()).unwrap_or(u32::MAX));
     for region in regions {
         out.put_u64_le(region.id);
@@ -88,8 +93,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
     let has_fabric = flag(body)?;
     let fabric = body.try_get_u64_le().map_err(truncated)?;
     let tcp = decode_address(body)?;
+    let ucx_len = usize::from(body.try_get_u16_le().map_err(truncated)?);
+    let ucx = take(body, ucx_len)?;
+    let ucx = (ucx_len > 0).then(|| Bytes::copy_from_slice(ucx));
     let fabric = has_fabric.then_some(fabric);
-    let peer = Arc::new(PeerAddress { name, incarnation, fabric, tcp });
+    let peer = Arc::new(PeerAddress { name, incarnation, fabric, tcp, ucx });
     let count = body.try_get_u32_le().map_err(truncated)? as usize;
     if body.len() != count.saturating_mul(REGION_BYTES) {
         return Err(protocol(format!("metadata of {count} regions has {} bytes", body.len())));
@@ -148,7 +156,8 @@ mod tests {
 
     fn sample() -> Bytes {
         let tcp = Some("[::1]:7000".parse().unwrap());
-        let address = PeerAddress { name: "a".into(), incarnation: 7, fabric: Some(3), tcp };
+        let ucx = Some(Bytes::from_static(b"worker"));
+        let address = PeerAddress { name: "a".into(), incarnation: 7, fabric: Some(3), tcp, ucx };
         let key = RegionKey { generation: 5, token: 9 };
         encode(&address, &[RegionGrant { id: 1, key, len: 4096, writable: true }])
     }
@@ -159,6 +168,7 @@ mod tests {
         assert_eq!((agent.name(), agent.incarnation()), ("a", 7));
         assert_eq!(agent.address.fabric, Some(3));
         assert_eq!(agent.address.tcp, Some("[::1]:7000".parse().unwrap()));
+        assert_eq!(agent.address.ucx.as_deref(), Some(&b"worker"[..]));
         let region = &agent.regions()[0];
         assert_eq!((region.id, region.len(), region.is_writable()), (1, 4096, true));
         assert!(region.key == RegionKey { generation: 5, token: 9 });

@@ -6,6 +6,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::descriptor::{Ranges, RemoteDescriptor};
 use crate::error::Result;
 use crate::memory::RegionKey;
@@ -24,6 +26,8 @@ pub(crate) struct PeerAddress {
     pub(crate) incarnation: u64,
     pub(crate) fabric: Option<u64>,
     pub(crate) tcp: Option<SocketAddr>,
+    /// The address of its UCX worker.
+    pub(crate) ucx: Option<Bytes>,
 }
 
 /// A region of a peer.

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::TransferReport;
+#[cfg(feature = "ucx")]
+use crate::backend::Ucx;
 use crate::backend::tcp::TcpClient;
 use crate::backend::{Backend, Memcpy, Operation};
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
@@ -18,6 +20,8 @@ pub(crate) struct Initiator {
     pub(crate) fabric: Option<u64>,
     pub(crate) memcpy: Option<Memcpy>,
     pub(crate) tcp: TcpClient,
+    #[cfg(feature = "ucx")]
+    pub(crate) ucx: Option<Ucx>,
 }
 
 impl Initiator {
@@ -57,14 +61,29 @@ impl Initiator {
     }
 
     fn backend(&self, peer: &PeerAddress) -> Result<&dyn Backend> {
-        match (plan::route(self.fabric, peer)?, &self.memcpy) {
+        let ucx = self.ucx();
+        match (plan::route(self.fabric, ucx.is_some(), peer)?, &self.memcpy) {
             (Route::Memcpy, Some(memcpy)) => Ok(memcpy),
             (Route::Memcpy, None) => Err(Error::new(
                 ErrorKind::Internal,
                 "an agent with a fabric has the memcpy backend",
             )),
+            (Route::Ucx, _) => ucx.ok_or_else(|| {
+                Error::new(ErrorKind::Internal, "a route over UCX is for agents that have it")
+            }),
             (Route::Tcp(_), _) => Ok(&self.tcp),
         }
+    }
+
+    #[cfg(feature = "ucx")]
+    fn ucx(&self) -> Option<&dyn Backend> {
+        self.ucx.as_ref().map(|ucx| ucx as &dyn Backend)
+    }
+
+    #[cfg(not(feature = "ucx"))]
+    #[expect(clippy::unused_self, reason = "with the feature there is something to return")]
+    fn ucx(&self) -> Option<&dyn Backend> {
+        None
     }
 }
 

@@ -1,0 +1,219 @@
+//! UCX, loaded at run time: active messages that the owner checks.
+//!
+//! One thread per agent owns everything of UCX and sleeps on the worker's event descriptor. The
+//! context is made without UCX's remote memory access, so no peer can have the library itself
+//! touch memory here: there are only messages, and the owner answers those that carry the right
+//! token. UCX's own wire formats are not hardened: whoever can reach a worker's port and speaks
+//! them wrongly may end the process. Use it between machines that trust each other's network.
+
+mod config;
+mod engine;
+mod inbox;
+mod initiator;
+mod library;
+mod mailbox;
+mod owner;
+mod port;
+mod protocol;
+mod stream;
+mod sys;
+mod worker;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::UcxConfig;
+
+use engine::Engine;
+use mailbox::{Command, Mailbox};
+use owner::Delivery;
+
+use super::{Backend, BackendKind, Operation};
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::peer::PeerAddress;
+
+/// An agent's end of UCX: the thread that runs it, and what others tell it.
+///
+/// Dropping it ends the thread and waits for that: UCX has to be gone before the process is.
+pub(crate) struct Ucx {
+    mailbox: Arc<Mailbox>,
+    address: Bytes,
+    thread: Mutex<Option<Thread>>,
+}
+
+struct Thread {
+    handle: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Ucx {
+    /// Loads the library and starts the thread.
+    pub(crate) async fn start(
+        config: &UcxConfig,
+        endpoint: &Arc<Endpoint>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Result<Self> {
+        let (mailbox, letters) = Mailbox::new()?;
+        let mailbox = Arc::new(mailbox);
+        let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
+        let (started, start) = oneshot::channel();
+        let (end, ended) = oneshot::channel::<()>();
+        let (config, own) = (config.clone(), Arc::clone(endpoint));
+        let boxes = (Arc::clone(&mailbox), letters);
+        let run = move || {
+            // Dropped when the thread is about to end.
+            let _end = end;
+            match Engine::new(&config, &own, deliveries, boxes) {
+                Ok((engine, address)) => {
+                    // Nobody waits for a start that was dropped: the mailbox says stop then.
+                    let _ = started.send(Ok(address));
+                    engine.run();
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            }
+        };
+        let handle = Builder::new().name("dynamo-ucx".to_owned()).spawn(run).map_err(|error| {
+            Error::new(ErrorKind::Internal, "cannot start the UCX thread").with_source(error)
+        })?;
+        let thread = Mutex::new(Some(Thread { handle, ended }));
+        let mut ucx = Self { mailbox, address: Bytes::new(), thread };
+        let ended = |_| Error::new(ErrorKind::Internal, "the UCX thread has ended");
+        ucx.address = start.await.map_err(ended)??.into();
+        tasks.spawn(deliver(
+            Arc::clone(endpoint),
+            Arc::clone(&ucx.mailbox),
+            delivered,
+            shutdown.clone(),
+        ));
+        Ok(ucx)
+    }
+
+    /// Returns where peers find this agent.
+    pub(crate) fn address(&self) -> Bytes {
+        self.address.clone()
+    }
+
+    /// Ends the thread and waits for it, within a bound.
+    pub(crate) async fn shutdown(&self) {
+        self.mailbox.stop();
+        let Some(Thread { handle, ended }) = self.take_thread() else { return };
+        // An error is what is waited for: the other end is gone.
+        if tokio::time::timeout(SHUTDOWN_MAX, ended).await.is_ok() {
+            joined(handle);
+        }
+    }
+
+    async fn settle(
+        &self,
+        op: u64,
+        command: Command,
+        outcome: oneshot::Receiver<Result<()>>,
+    ) -> Result<()> {
+        let mut cancel = CancelOnDrop { mailbox: &self.mailbox, op: Some(op) };
+        self.mailbox.post(command).await?;
+        let outcome = outcome.await;
+        cancel.op = None;
+        outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "agent has shut down")))
+    }
+
+    fn take_thread(&self) -> Option<Thread> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[async_trait]
+impl Backend for Ucx {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Ucx
+    }
+
+    async fn run(&self, operation: Operation) -> Result<()> {
+        let (done, outcome) = oneshot::channel();
+        let (op, operation) = (self.mailbox.op(), Box::new(operation));
+        self.settle(op, Command::Run { op, operation, done }, outcome).await
+    }
+
+    async fn notify(&self, peer: &PeerAddress, payload: Bytes) -> Result<()> {
+        let (done, outcome) = oneshot::channel();
+        let (op, peer) = (self.mailbox.op(), peer.clone());
+        self.settle(op, Command::Notify { op, peer, payload, done }, outcome).await
+    }
+}
+
+impl Drop for Ucx {
+    fn drop(&mut self) {
+        self.mailbox.stop();
+        if let Some(thread) = self.take_thread() {
+            joined(thread.handle);
+        }
+    }
+}
+
+impl fmt::Debug for Ucx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ucx").finish_non_exhaustive()
+    }
+}
+
+/// Tells the thread that nobody waits for an operation any more.
+struct CancelOnDrop<'a> {
+    mailbox: &'a Mailbox,
+    op: Option<u64>,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(op) = self.op {
+            self.mailbox.cancel(op);
+        }
+    }
+}
+
+/// Queues notifications of peers, one after the other, and has them answered.
+async fn deliver(
+    endpoint: Arc<Endpoint>,
+    mailbox: Arc<Mailbox>,
+    mut deliveries: mpsc::Receiver<Delivery>,
+    shutdown: CancellationToken,
+) {
+    let deliver = async {
+        while let Some(delivery) = deliveries.recv().await {
+            let Delivery { link, op, from, incarnation, payload } = delivery;
+            let status = endpoint.deliver(from, incarnation, payload).await;
+            if mailbox.post(Command::Delivered { link, op, status }).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = deliver => {}
+    }
+}
+
+fn joined(handle: JoinHandle<()>) {
+    if handle.join().is_err() {
+        tracing::error!("the UCX thread panicked");
+    }
+}
+
+/// Notifications of all peers that wait to be queued; more are refused.
+const DELIVERIES_MAX: usize = 1024;
+
+/// Longer than the thread takes to close endpoints of peers that do not answer.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

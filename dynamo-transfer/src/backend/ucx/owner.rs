@@ -1,0 +1,258 @@
+//! The owner's side: checks what peers ask for, and answers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::inbox::{OpKey, Side};
+use super::port::{EndpointId, Port};
+use super::protocol::{Header, Hello, Kind, Request, Welcome, encode_status};
+use super::stream::Stream;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::Right;
+use crate::transfer::NOTIFICATION_BYTES_MAX;
+
+/// A notification on its way to the agent's queue.
+pub(super) struct Delivery {
+    pub(super) link: u64,
+    pub(super) op: u64,
+    pub(super) from: String,
+    pub(super) incarnation: u64,
+    pub(super) payload: Bytes,
+}
+
+pub(super) struct Owner {
+    endpoint: Arc<Endpoint>,
+    deliveries: mpsc::Sender<Delivery>,
+    links: BTreeMap<u64, Link>,
+}
+
+/// A peer that has said hello.
+struct Link {
+    endpoint: EndpointId,
+    name: String,
+    incarnation: u64,
+    /// Operations that lease memory, and until when.
+    ops: HashMap<u64, Instant>,
+    /// The peer meant another agent, and is let go then if it does not go by itself.
+    refused_until: Option<Instant>,
+}
+
+impl Owner {
+    pub(super) fn new(endpoint: Arc<Endpoint>, deliveries: mpsc::Sender<Delivery>) -> Self {
+        Self { endpoint, deliveries, links: BTreeMap::new() }
+    }
+
+    pub(super) fn hello(&mut self, port: &mut Port, header: Header, body: &[u8]) {
+        let hello = match Hello::decode(body) {
+            Ok(hello) if self.links.len() < LINKS_MAX => hello,
+            // Without its address, or a place to keep it, a peer cannot be answered.
+            Ok(_) => return tracing::warn!("{LINKS_MAX} UCX links are open, the limit"),
+            Err(error) => return tracing::debug!(%error, "UCX hello refused"),
+        };
+        if self.links.contains_key(&header.link) {
+            return;
+        }
+        let endpoint = match port.connect(&hello.address) {
+            Ok(endpoint) => endpoint,
+            Err(error) => return tracing::debug!(%error, "UCX peer cannot be answered"),
+        };
+        let status = self.is_meant(&hello);
+        let refused_until = status.is_err().then(|| Instant::now() + REFUSED_MAX);
+        let welcome = Welcome { status, direct: Vec::new() };
+        port.send(endpoint, Header::new(Kind::Welcome, header.link, 0), welcome.encode());
+        let Hello { name, incarnation, .. } = hello;
+        let link = Link { endpoint, name, incarnation, ops: HashMap::new(), refused_until };
+        self.links.insert(header.link, link);
+    }
+
+    pub(super) fn request(&mut self, port: &mut Port, header: Header, body: &[u8]) {
+        let Some(link) = self.links.get_mut(&header.link) else { return };
+        let endpoint = link.endpoint;
+        match link.lease(&self.endpoint, header.op, body) {
+            Err(error) => done(port, endpoint, header, &Err(error)),
+            Ok((_, stream)) if stream.total() == 0 => done(port, endpoint, header, &Ok(())),
+            Ok((right, stream)) => {
+                let bound = STALL_MAX + Duration::from_secs(stream.total() / BYTES_PER_SECOND_MIN);
+                link.ops.insert(header.op, Instant::now() + bound);
+                let (key, stream) = (key(header.link, header.op), Rc::new(stream));
+                if right == Right::Read {
+                    port.supply(key, endpoint, Kind::ReadData, stream);
+                } else {
+                    port.inbox.open(key, stream);
+                    let accept = Header::new(Kind::Accept, header.link, header.op);
+                    port.send(endpoint, accept, Vec::new());
+                }
+            }
+        }
+    }
+
+    pub(super) fn notify(&mut self, port: &mut Port, header: Header, body: Vec<u8>) {
+        let Some(link) = self.links.get(&header.link) else { return };
+        let refused = if link.refused_until.is_some() {
+            Error::new(ErrorKind::StaleRegion, "the link was refused")
+        } else if body.len() > NOTIFICATION_BYTES_MAX {
+            Error::new(ErrorKind::Protocol, format!("notification of {} bytes", body.len()))
+        } else {
+            let delivery = Delivery {
+                link: header.link,
+                op: header.op,
+                from: link.name.clone(),
+                incarnation: link.incarnation,
+                payload: body.into(),
+            };
+            match self.deliveries.try_send(delivery) {
+                Ok(()) => return,
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    Error::new(ErrorKind::Overloaded, "too many notifications wait")
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => {
+                    Error::new(ErrorKind::Closed, "the agent takes no notifications")
+                }
+            }
+        };
+        done(port, link.endpoint, header, &Err(refused));
+    }
+
+    /// Answers a notification that was queued or refused.
+    pub(super) fn delivered(&self, port: &mut Port, link: u64, op: u64, status: &Result<()>) {
+        let Some(found) = self.links.get(&link) else { return };
+        done(port, found.endpoint, Header::new(Kind::Done, link, op), status);
+    }
+
+    /// A write has received all of its data, or data that it cannot have.
+    pub(super) fn filled(&mut self, port: &mut Port, key: OpKey, is_right: bool) {
+        let Some(link) = self.links.get_mut(&key.link) else { return };
+        link.ops.remove(&key.op);
+        let status = if is_right {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Protocol, "data outside of the operation"))
+        };
+        done(port, link.endpoint, Header::new(Kind::Done, key.link, key.op), &status);
+    }
+
+    /// A read's data is all out.
+    pub(super) fn supplied(&mut self, key: OpKey) {
+        if let Some(link) = self.links.get_mut(&key.link) {
+            link.ops.remove(&key.op);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, port: &mut Port, header: Header) {
+        if let Some(link) = self.links.get_mut(&header.link) {
+            link.ops.remove(&header.op);
+            forget(port, &key(header.link, header.op));
+        }
+    }
+
+    /// Ends the links of an endpoint that has failed.
+    pub(super) fn failed(&mut self, port: &mut Port, endpoint: EndpointId) -> bool {
+        let found = self.links.iter().find(|(_, link)| link.endpoint == endpoint);
+        let Some(link) = found.map(|(id, _)| *id) else { return false };
+        self.end(port, link);
+        true
+    }
+
+    /// Lets go what peers have kept for too long; returns when to look again.
+    pub(super) fn expire(&mut self, port: &mut Port, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let mut earliest = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
+        let mut ended = Vec::new();
+        for (&id, link) in &mut self.links {
+            match link.refused_until {
+                Some(until) if until <= now => ended.push(id),
+                Some(until) => earliest(until),
+                None => {}
+            }
+            let endpoint = link.endpoint;
+            link.ops.retain(|&op, until| {
+                if *until > now {
+                    earliest(*until);
+                    return true;
+                }
+                forget(port, &key(id, op));
+                let slow = Error::new(ErrorKind::Disconnected, "the peer is too slow");
+                done(port, endpoint, Header::new(Kind::Done, id, op), &Err(slow));
+                false
+            });
+        }
+        ended.into_iter().for_each(|id| self.end(port, id));
+        next
+    }
+
+    fn end(&mut self, port: &mut Port, id: u64) {
+        let Some(link) = self.links.remove(&id) else { return };
+        link.ops.keys().for_each(|&op| forget(port, &key(id, op)));
+        port.close(link.endpoint);
+    }
+
+    fn is_meant(&self, hello: &Hello) -> Result<()> {
+        let Hello { target_name, target_incarnation, .. } = hello;
+        let own = &self.endpoint;
+        if *target_name == own.name && *target_incarnation == own.incarnation {
+            return Ok(());
+        }
+        let message =
+            format!("agent {target_name} of incarnation {target_incarnation:x} has ended");
+        Err(Error::new(ErrorKind::StaleRegion, message))
+    }
+}
+
+impl Link {
+    /// Checks everything that a request claims, and leases what it asks for.
+    fn lease(&self, owner: &Endpoint, op: u64, body: &[u8]) -> Result<(Right, Stream)> {
+        if self.refused_until.is_some() {
+            return Err(Error::new(ErrorKind::StaleRegion, "the link was refused"));
+        }
+        if self.ops.len() >= OPS_PER_LINK_MAX {
+            let message = format!("{OPS_PER_LINK_MAX} operations of one peer, the limit");
+            return Err(Error::new(ErrorKind::Overloaded, message));
+        }
+        if self.ops.contains_key(&op) {
+            return Err(Error::new(ErrorKind::Protocol, "operation is under way already"));
+        }
+        let Request { right, region, key, ranges, .. } = Request::decode(body)?;
+        let lease = owner.regions.lease_remote(region, key, right, &ranges)?;
+        let stream = Stream::new(lease, ranges).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidArgument, "ranges of more than 2^64 bytes")
+        })?;
+        Ok((right, stream))
+    }
+}
+
+fn key(link: u64, op: u64) -> OpKey {
+    OpKey { side: Side::Owner, link, op }
+}
+
+fn forget(port: &mut Port, key: &OpKey) {
+    port.inbox.close(key);
+    port.withhold(key);
+}
+
+fn done(port: &mut Port, endpoint: EndpointId, header: Header, status: &Result<()>) {
+    let header = Header::new(Kind::Done, header.link, header.op);
+    port.send(endpoint, header, encode_status(status));
+}
+
+/// A few per worker of a large fleet.
+const LINKS_MAX: usize = 1024;
+
+/// As many transfers as an agent has at once by default.
+const OPS_PER_LINK_MAX: usize = 4096;
+
+/// An initiator that was refused closes its end at once.
+const REFUSED_MAX: Duration = Duration::from_secs(3);
+
+/// Nobody who is alive holds an operation back for this long.
+const STALL_MAX: Duration = Duration::from_secs(10);
+
+/// Peers slower than this on the whole of an operation are cut off: far below any network that KV
+/// blocks would be sent over.
+const BYTES_PER_SECOND_MIN: u64 = 1 << 20;

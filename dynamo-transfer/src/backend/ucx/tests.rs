@@ -1,0 +1,161 @@
+//! A peer that speaks the protocol wrongly, straight over UCX.
+#![expect(clippy::disallowed_methods, reason = "which library to test is of the process")]
+#![expect(clippy::print_stderr, reason = "says what is skipped")]
+
+use std::time::{Duration, Instant};
+
+use super::inbox::{Event, Inbox};
+use super::library::Library;
+use super::port::{EndpointId, MESSAGE_ID, Port};
+use super::protocol::{Header, Hello, Kind, Request, Welcome, decode_status};
+use super::worker::Worker;
+use super::{UcxConfig, sys};
+use crate::error::ErrorKind;
+use crate::memory::{RegionKey, Right};
+use crate::{Agent, AgentConfig, HostBuffer, RemoteAgent, RemoteRegion, TransferOptions};
+
+const LINK: u64 = 77;
+
+struct Hostile {
+    port: Port,
+    owner: EndpointId,
+}
+
+impl Hostile {
+    fn start(config: &UcxConfig, peer: &RemoteAgent) -> Self {
+        let library = Library::open(&config.library).unwrap();
+        let inbox = Inbox::new(library.functions().ucp_request_free);
+        let settings = config.messages();
+        let worker = Worker::new(&library, sys::FEATURE_AM, &settings, &inbox).unwrap();
+        worker.listen(MESSAGE_ID).unwrap();
+        let mut port = Port::new(worker, inbox);
+        let owner = port.connect(peer.address.ucx.as_ref().unwrap()).unwrap();
+        let mut hostile = Self { port, owner };
+        let hello = Hello {
+            target_name: peer.name().to_owned(),
+            target_incarnation: peer.incarnation(),
+            name: "hostile".to_owned(),
+            incarnation: 1,
+            address: hostile.port.worker.address().unwrap(),
+        };
+        hostile.say(Kind::Hello, 0, hello.encode());
+        let (_, welcome) = hostile.hear(Kind::Welcome);
+        Welcome::decode(&welcome).unwrap().status.unwrap();
+        hostile
+    }
+
+    fn say(&mut self, kind: Kind, op: u64, body: Vec<u8>) {
+        self.port.send(self.owner, Header::new(kind, LINK, op), body);
+    }
+
+    fn hear(&mut self, kind: Kind) -> (Header, Vec<u8>) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < until {
+            self.port.progress();
+            match self.port.inbox.pop() {
+                Some(Event::Control(header, body)) if header.kind == kind => return (header, body),
+                Some(Event::Sent(id, status)) => drop(self.port.sent(id, status)),
+                _ => {}
+            }
+        }
+        unreachable!("{kind:?} is not heard")
+    }
+
+    fn refused(&mut self, op: u64, body: Vec<u8>) -> ErrorKind {
+        self.say(Kind::Request, op, body);
+        let (header, body) = self.hear(Kind::Done);
+        assert_eq!(header.op, op);
+        decode_status(&body).unwrap().unwrap_err().kind()
+    }
+}
+
+fn request(region: &RemoteRegion, ranges: &[(u64, u64)]) -> Request {
+    let (right, is_direct) = (Right::Write, false);
+    Request { right, is_direct, region: region.id, key: region.key, ranges: ranges.to_vec() }
+}
+
+#[test]
+fn a_hostile_peer_is_refused_and_the_owner_lives() {
+    let config = match std::env::var("DYNAMO_TEST_LIBUCP") {
+        Ok(path) => UcxConfig::default().with_library(path),
+        Err(_) => UcxConfig::default(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let start =
+        |name| Agent::start(AgentConfig::default().with_name(name).with_ucx(config.clone()));
+    let owner = match runtime.block_on(start("owner")) {
+        Ok(owner) => owner,
+        Err(error) => return eprintln!("SKIPPED: {error}; apt-get install libucx0"),
+    };
+    let _in_runtime = runtime.enter();
+    let writable = owner.register_peer_writable(vec![HostBuffer::new(4096)]).unwrap();
+    let readable = owner.register(vec![HostBuffer::new(4096)]).unwrap();
+    let metadata = owner.metadata(&[writable.handle(), readable.handle()]);
+    let peer = owner.load_metadata(&metadata).unwrap();
+    let regions = peer.regions();
+    let mut hostile = Hostile::start(&config, &peer);
+
+    let good = request(&regions[0], &[(0, 64)]);
+    let keyed = |generation, token| {
+        let key = &good.key;
+        let key = RegionKey { generation: key.generation ^ generation, token: key.token ^ token };
+        Request { key, ..good.clone() }.encode()
+    };
+    assert_eq!(hostile.refused(1, keyed(0, 1)), ErrorKind::PermissionDenied);
+    assert_eq!(hostile.refused(2, keyed(1, 0)), ErrorKind::StaleRegion);
+    assert_eq!(
+        hostile.refused(3, Request { region: 99, ..good.clone() }.encode()),
+        ErrorKind::StaleRegion
+    );
+    let read_only = request(&regions[1], &[(0, 64)]);
+    assert_eq!(hostile.refused(4, read_only.encode()), ErrorKind::PermissionDenied);
+    for range in [(4090, 7), (u64::MAX, 1), (1, u64::MAX), (1 << 40, 1)] {
+        let outside = request(&regions[0], &[(0, 8), range]);
+        assert_eq!(hostile.refused(5, outside.encode()), ErrorKind::OutOfBounds, "{range:?}");
+    }
+    assert_eq!(hostile.refused(6, vec![9; 50]), ErrorKind::Protocol);
+    assert_eq!(hostile.refused(7, Vec::new()), ErrorKind::Protocol);
+
+    // Data outside of a write that was accepted.
+    hostile.say(Kind::Request, 8, good.encode());
+    hostile.hear(Kind::Accept);
+    hostile.say(Kind::WriteData, 8, vec![1; 65]);
+    let (_, status) = hostile.hear(Kind::Done);
+    assert_eq!(decode_status(&status).unwrap().unwrap_err().kind(), ErrorKind::Protocol);
+
+    // Every kind of message, of operations that are not, with bodies that are none.
+    let kinds = [
+        Kind::Hello,
+        Kind::Welcome,
+        Kind::Accept,
+        Kind::Grant,
+        Kind::Release,
+        Kind::ReadData,
+        Kind::WriteData,
+        Kind::Done,
+        Kind::Cancel,
+    ];
+    for kind in kinds {
+        for len in [0, 1, 33, 300, 100_000] {
+            hostile.say(kind, 1000, vec![0xff; len]);
+        }
+    }
+
+    // The owner is as it was.
+    let mut notifications = owner.notifications().unwrap();
+    runtime.block_on(async {
+        let initiator = start("initiator").await.unwrap();
+        let peer = initiator.load_metadata(&metadata).unwrap();
+        let target = initiator.register_mut(vec![HostBuffer::new(4096)]).unwrap();
+        let all = [(0, 4096)];
+        let (local, remote) =
+            (target.descriptor(all).unwrap(), peer.regions()[0].descriptor(all).unwrap());
+        initiator.read(local, remote, TransferOptions::default()).await.unwrap();
+        assert!(target.close().await[0].iter().all(|byte| *byte == 0));
+        initiator.notify(&peer, b"alive"[..].into()).await.unwrap();
+        assert_eq!(notifications.recv().await.unwrap().payload, b"alive"[..]);
+        initiator.shutdown().await;
+        assert!(writable.close().await[0].iter().all(|byte| *byte == 0));
+        owner.shutdown().await;
+    });
+}
