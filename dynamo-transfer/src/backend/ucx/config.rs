@@ -14,11 +14,19 @@ pub struct UcxConfig {
     pub transports: Option<String>,
     /// The network devices that may be used, as in `UCX_NET_DEVICES`; all if `None`.
     pub devices: Option<String>,
+    /// Whether peers access each other's memory by CMA or RDMA once the owner has granted it; from
+    /// UCX 1.22 on. Otherwise messages carry all data.
+    pub one_sided: bool,
 }
 
 impl Default for UcxConfig {
     fn default() -> Self {
-        Self { library: PathBuf::from("libucp.so.0"), transports: None, devices: None }
+        Self {
+            library: PathBuf::from("libucp.so.0"),
+            transports: None,
+            devices: None,
+            one_sided: true,
+        }
     }
 }
 
@@ -42,6 +50,20 @@ impl UcxConfig {
     pub fn with_devices(mut self, devices: impl Into<String>) -> Self {
         self.devices = Some(devices.into());
         self
+    }
+
+    /// Lets peers access memory by CMA or RDMA, or not.
+    #[must_use]
+    pub fn with_one_sided(mut self, one_sided: bool) -> Self {
+        self.one_sided = one_sided;
+        self
+    }
+
+    /// Returns the settings of a context for one-sided access over `transports`.
+    pub(super) fn one_sided(&self, transports: &str) -> Vec<Setting> {
+        let mut settings = self.common();
+        settings.push(("TLS".to_owned(), transports.to_owned()));
+        settings
     }
 
     /// Returns the settings of the context for messages.

@@ -9,10 +9,16 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::access::{Accesses, Ended};
 use super::inbox::{OpKey, Side};
-use super::port::{EndpointId, Port};
-use super::protocol::{Header, Hello, Kind, Request, Welcome, decode_status, protocol};
+use super::net::Net;
+use super::port::EndpointId;
+use super::protocol::{
+    Header, Hello, Kind, Request, Welcome, decode_grants, decode_status, protocol,
+};
+use super::rails::Joined;
 use super::stream::Stream;
+use super::sys::Status;
 use crate::backend::Operation;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +35,7 @@ pub(super) struct Initiator {
     /// The link to each peer that has one.
     peers: HashMap<PeerAddress, u64>,
     ops: HashMap<u64, Op>,
+    accesses: Accesses,
 }
 
 struct Link {
@@ -36,6 +43,9 @@ struct Link {
     peer: PeerAddress,
     /// The owner has not answered yet, and has until then.
     connecting_until: Option<Instant>,
+    /// How the owner's memory is accessed, and whether that has not failed.
+    joined: Option<Joined>,
+    is_joined_well: bool,
     /// In the order they were posted.
     ops: BTreeSet<u64>,
 }
@@ -47,55 +57,58 @@ struct Op {
 }
 
 enum Task {
-    Transfer { right: Right, stream: Rc<Stream>, request: Vec<u8> },
+    Transfer { right: Right, stream: Rc<Stream>, request: Request },
     Notify(Bytes),
 }
 
 impl Initiator {
     pub(super) fn new(own: Arc<Endpoint>, address: Vec<u8>) -> Self {
-        let (links, peers, ops) = Default::default();
-        Self { own, address, links, peers, ops }
+        let (links, peers, ops, accesses) = Default::default();
+        Self { own, address, links, peers, ops, accesses }
     }
 
-    pub(super) fn run(&mut self, port: &mut Port, op: u64, operation: Operation, settle: Settle) {
+    pub(super) fn run(&mut self, net: &mut Net, op: u64, operation: Operation, settle: Settle) {
         let Operation { peer, right, local, remote_id, remote_key, chunks, .. } = operation;
         let ranges = chunks.iter().map(|chunk| (chunk.remote, chunk.len)).collect();
-        let request =
-            Request { right, is_direct: false, region: remote_id, key: remote_key, ranges };
+        let request = Request { right, rail: None, region: remote_id, key: remote_key, ranges };
         let locals = chunks.iter().map(|chunk| (chunk.local, chunk.len)).collect();
         let Some(stream) = Stream::new(local, locals) else {
             let error = Error::new(ErrorKind::InvalidArgument, "ranges of more than 2^64 bytes");
             return settled(settle, Err(error));
         };
-        let task = Task::Transfer { right, stream: Rc::new(stream), request: request.encode() };
-        self.post(port, op, &peer, task, settle);
+        let task = Task::Transfer { right, stream: Rc::new(stream), request };
+        self.post(net, op, &peer, task, settle);
     }
 
     pub(super) fn notify(
         &mut self,
-        port: &mut Port,
+        net: &mut Net,
         op: u64,
         peer: &PeerAddress,
         note: (Bytes, Settle),
     ) {
-        self.post(port, op, peer, Task::Notify(note.0), note.1);
+        self.post(net, op, peer, Task::Notify(note.0), note.1);
     }
 
     /// The owner of a link has answered the hello.
-    pub(super) fn welcome(&mut self, port: &mut Port, header: Header, body: &[u8]) {
+    pub(super) fn welcome(&mut self, net: &mut Net, header: Header, body: &[u8]) {
         let Some(link) = self.links.get_mut(&header.link) else { return };
-        let welcome = Welcome::decode(body).and_then(|welcome| welcome.status);
-        if let Err(error) = welcome {
-            return self.end(port, header.link, error.kind(), error.message());
-        }
+        let rails =
+            Welcome::decode(body).and_then(|welcome| welcome.status.map(|()| welcome.rails));
+        let rails = match rails {
+            Ok(rails) => rails,
+            Err(error) => return self.end(net, header.link, error.kind(), error.message()),
+        };
         if link.connecting_until.take().is_some() {
-            let (endpoint, ops) = (link.endpoint, link.ops.clone());
-            ops.into_iter().for_each(|op| self.start(port, header.link, endpoint, op));
+            link.joined = net.rails.join(&rails);
+            link.is_joined_well = true;
+            let ops = link.ops.clone();
+            ops.into_iter().for_each(|op| self.start(net, header.link, op));
         }
     }
 
     /// The owner waits for the data of a write.
-    pub(super) fn accept(&mut self, port: &mut Port, header: Header) {
+    pub(super) fn accept(&mut self, net: &mut Net, header: Header) {
         let Some(op) = self.ops.get(&header.op).filter(|op| op.link == header.link) else { return };
         let (Some(link), Task::Transfer { right: Right::Write, stream, .. }) =
             (self.links.get(&header.link), &op.task)
@@ -103,11 +116,55 @@ impl Initiator {
             return;
         };
         let key = key(header.link, header.op);
-        port.supply(key, link.endpoint, Kind::WriteData, Rc::clone(stream));
+        net.port.supply(key, link.endpoint, Kind::WriteData, Rc::clone(stream));
+    }
+
+    /// The owner has mapped its memory.
+    pub(super) fn grant(&mut self, net: &mut Net, header: Header, body: &[u8]) {
+        let key = key(header.link, header.op);
+        let Some(op) = self.ops.get(&header.op).filter(|op| op.link == header.link) else { return };
+        let (Some(joined), Task::Transfer { right, stream, .. }) =
+            (self.links.get(&header.link).and_then(|link| link.joined), &op.task)
+        else {
+            return;
+        };
+        if self.accesses.has(&key) {
+            return;
+        }
+        net.port.inbox.close(&key);
+        let access = (joined, *right == Right::Write);
+        let started = decode_grants(body, stream.total()).and_then(|(keys, grants)| {
+            self.accesses.start(&mut net.rails, key, access, stream, (&keys, &grants))
+        });
+        if let Err(error) = started {
+            tracing::debug!(%error, "what was granted cannot be accessed");
+            self.ended(net, key, Ended::Badly);
+        }
+    }
+
+    /// An access has ended.
+    pub(super) fn accessed(&mut self, net: &mut Net, key: OpKey, status: Status) {
+        if let Some(ended) = self.accesses.sent(&mut net.rails, key, status) {
+            self.ended(net, key, ended);
+        }
+    }
+
+    /// Nothing of an operation is under way any more: the owner may have its memory back.
+    fn ended(&mut self, net: &mut Net, key: OpKey, ended: Ended) {
+        let Some(link) = self.links.get_mut(&key.link) else { return };
+        net.port.send(link.endpoint, Header::new(Kind::Release, key.link, key.op), Vec::new());
+        match ended {
+            Ended::Well => self.finish(net, key.op, Ok(())),
+            Ended::Badly => {
+                // Once more by messages, unless nobody waits for it.
+                link.is_joined_well = false;
+                self.start(net, key.link, key.op);
+            }
+        }
     }
 
     /// The owner says how an operation ended.
-    pub(super) fn done(&mut self, port: &mut Port, header: Header, body: &[u8]) {
+    pub(super) fn done(&mut self, net: &mut Net, header: Header, body: &[u8]) {
         let Some(op) = self.ops.get(&header.op).filter(|op| op.link == header.link) else { return };
         let status = decode_status(body).unwrap_or_else(Err);
         let status = match &op.task {
@@ -118,28 +175,30 @@ impl Initiator {
             }
             _ => status,
         };
-        self.finish(port, header.op, status);
+        self.finish(net, header.op, status);
     }
 
     /// A read has received all of its data, or data that it cannot have.
-    pub(super) fn filled(&mut self, port: &mut Port, key: OpKey, is_right: bool) {
+    pub(super) fn filled(&mut self, net: &mut Net, key: OpKey, is_right: bool) {
         let status = if is_right { Ok(()) } else { Err(protocol("data outside of the operation")) };
-        self.finish(port, key.op, status);
+        self.finish(net, key.op, status);
     }
 
     /// Nobody waits for the operation any more.
-    pub(super) fn cancel(&mut self, port: &mut Port, op: u64) {
+    pub(super) fn cancel(&mut self, net: &mut Net, op: u64) {
         let Some(found) = self.ops.get(&op) else { return };
+        // What is accessed is released when nothing is under way any more.
         if let Some(link) = self.links.get(&found.link)
             && link.connecting_until.is_none()
+            && !self.accesses.has(&key(found.link, op))
         {
-            port.send(link.endpoint, Header::new(Kind::Cancel, found.link, op), Vec::new());
+            net.port.send(link.endpoint, Header::new(Kind::Cancel, found.link, op), Vec::new());
         }
-        self.finish(port, op, Err(Error::new(ErrorKind::Closed, "transfer was cancelled")));
+        self.finish(net, op, Err(Error::new(ErrorKind::Closed, "transfer was cancelled")));
     }
 
     /// Ends the link of an endpoint that has failed.
-    pub(super) fn failed(&mut self, port: &mut Port, endpoint: EndpointId, why: &Error) -> bool {
+    pub(super) fn failed(&mut self, net: &mut Net, endpoint: EndpointId, why: &Error) -> bool {
         let found = self.links.iter().find(|(_, link)| link.endpoint == endpoint);
         let Some((&id, link)) = found else { return false };
         // Nobody was reached yet: the same as a connection that is refused.
@@ -147,12 +206,12 @@ impl Initiator {
             (Some(_), ErrorKind::Disconnected) => ErrorKind::Unreachable,
             (_, kind) => kind,
         };
-        self.end(port, id, kind, why.message());
+        self.end(net, id, kind, why.message());
         true
     }
 
     /// Gives up on owners that do not answer; returns when to look again.
-    pub(super) fn expire(&mut self, port: &mut Port, now: Instant) -> Option<Instant> {
+    pub(super) fn expire(&mut self, net: &mut Net, now: Instant) -> Option<Instant> {
         let until = |link: &Link| link.connecting_until;
         let overdue: Vec<_> = self
             .links
@@ -161,21 +220,21 @@ impl Initiator {
             .map(|(id, _)| *id)
             .collect();
         for id in overdue {
-            self.end(port, id, ErrorKind::Unreachable, "the peer does not answer over UCX");
+            self.end(net, id, ErrorKind::Unreachable, "the peer does not answer over UCX");
         }
         self.links.values().filter_map(until).min()
     }
 
     /// Ends everything: the agent shuts down.
-    pub(super) fn close(&mut self, port: &mut Port) {
+    pub(super) fn close(&mut self, net: &mut Net) {
         let links: Vec<_> = self.links.keys().copied().collect();
         for id in links {
-            self.end(port, id, ErrorKind::Closed, "the agent shuts down");
+            self.end(net, id, ErrorKind::Closed, "the agent shuts down");
         }
     }
 
-    fn post(&mut self, port: &mut Port, op: u64, peer: &PeerAddress, task: Task, settle: Settle) {
-        let id = match self.link(port, peer) {
+    fn post(&mut self, net: &mut Net, op: u64, peer: &PeerAddress, task: Task, settle: Settle) {
+        let id = match self.link(net, peer) {
             Ok(id) => id,
             Err(error) => return settled(settle, Err(error)),
         };
@@ -183,13 +242,12 @@ impl Initiator {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.ops.insert(op);
         if link.connecting_until.is_none() {
-            let endpoint = link.endpoint;
-            self.start(port, id, endpoint, op);
+            self.start(net, id, op);
         }
     }
 
     /// Returns the link to a peer, connecting if there is none.
-    fn link(&mut self, port: &mut Port, peer: &PeerAddress) -> Result<u64> {
+    fn link(&mut self, net: &mut Net, peer: &PeerAddress) -> Result<u64> {
         if let Some(&id) = self.peers.get(peer) {
             return Ok(id);
         }
@@ -197,7 +255,7 @@ impl Initiator {
             Error::new(ErrorKind::BackendUnavailable, "peer offers no UCX address")
         })?;
         let id = random()?;
-        let endpoint = port.connect(address)?;
+        let endpoint = net.port.connect(address)?;
         let hello = Hello {
             target_name: peer.name.clone(),
             target_incarnation: peer.incarnation,
@@ -205,34 +263,51 @@ impl Initiator {
             incarnation: self.own.incarnation,
             address: self.address.clone(),
         };
-        port.send(endpoint, Header::new(Kind::Hello, id, 0), hello.encode());
+        net.port.send(endpoint, Header::new(Kind::Hello, id, 0), hello.encode());
         let connecting_until = Some(Instant::now() + CONNECT_MAX);
-        let link = Link { endpoint, peer: peer.clone(), connecting_until, ops: BTreeSet::new() };
+        let link = Link {
+            endpoint,
+            peer: peer.clone(),
+            connecting_until,
+            joined: None,
+            is_joined_well: false,
+            ops: BTreeSet::new(),
+        };
         self.links.insert(id, link);
         self.peers.insert(peer.clone(), id);
         Ok(id)
     }
 
-    fn start(&self, port: &mut Port, link: u64, endpoint: EndpointId, op: u64) {
-        let Some(found) = self.ops.get(&op) else { return };
-        match &found.task {
+    fn start(&mut self, net: &mut Net, id: u64, op: u64) {
+        let (Some(found), Some(link)) = (self.ops.get_mut(&op), self.links.get(&id)) else {
+            return;
+        };
+        let (endpoint, joined) = (link.endpoint, link.joined.filter(|_| link.is_joined_well));
+        match &mut found.task {
             Task::Transfer { right, stream, request } => {
                 if *right == Right::Read && stream.total() > 0 {
-                    port.inbox.open(key(link, op), Rc::clone(stream));
+                    net.port.inbox.open(key(id, op), Rc::clone(stream));
                 }
-                port.send(endpoint, Header::new(Kind::Request, link, op), request.clone());
+                let joined = joined.filter(|_| stream.total() >= ONE_SIDED_BYTES_MIN);
+                request.rail = joined.map(|joined| joined.rail);
+                net.port.send(endpoint, Header::new(Kind::Request, id, op), request.encode());
             }
             Task::Notify(payload) => {
-                port.send(endpoint, Header::new(Kind::Notify, link, op), payload.to_vec());
+                net.port.send(endpoint, Header::new(Kind::Notify, id, op), payload.to_vec());
             }
         }
     }
 
-    fn finish(&mut self, port: &mut Port, op: u64, status: Result<()>) {
-        let Some(Op { link, task, settle }) = self.ops.remove(&op) else { return };
-        port.inbox.close(&key(link, op));
-        port.withhold(&key(link, op));
-        if let Some(link) = self.links.get_mut(&link) {
+    fn finish(&mut self, net: &mut Net, op: u64, status: Result<()>) {
+        let Some(Op { link: id, task, settle }) = self.ops.remove(&op) else { return };
+        net.port.inbox.close(&key(id, op));
+        net.port.withhold(&key(id, op));
+        if self.accesses.stop(&key(id, op)).is_some()
+            && let Some(link) = self.links.get(&id)
+        {
+            net.port.send(link.endpoint, Header::new(Kind::Release, id, op), Vec::new());
+        }
+        if let Some(link) = self.links.get_mut(&id) {
             link.ops.remove(&op);
         }
         // Ends the lease, unless something is still under way, before anybody hears of the end.
@@ -240,13 +315,18 @@ impl Initiator {
         settled(settle, status);
     }
 
-    fn end(&mut self, port: &mut Port, id: u64, kind: ErrorKind, why: &str) {
+    fn end(&mut self, net: &mut Net, id: u64, kind: ErrorKind, why: &str) {
         let Some(link) = self.links.remove(&id) else { return };
         self.peers.remove(&link.peer);
         for op in link.ops {
-            self.finish(port, op, Err(Error::new(kind, why)));
+            self.finish(net, op, Err(Error::new(kind, why)));
         }
-        port.close(link.endpoint);
+        net.port.close(link.endpoint);
+        if let Some(joined) = link.joined
+            && let Some(port) = net.rails.get(joined.rail)
+        {
+            port.close(joined.endpoint);
+        }
     }
 }
 
@@ -258,6 +338,9 @@ fn settled(settle: Settle, status: Result<()>) {
     // Nobody waits for an operation that was dropped.
     let _ = settle.send(status);
 }
+
+/// Below, an answer that carries the data is as fast as one that says where it is.
+const ONE_SIDED_BYTES_MIN: u64 = 256 << 10;
 
 /// A host that is there answers within this even over long distance.
 const CONNECT_MAX: Duration = Duration::from_secs(3);

@@ -6,15 +6,20 @@
 //! token. UCX's own wire formats are not hardened: whoever can reach a worker's port and speaks
 //! them wrongly may end the process. Use it between machines that trust each other's network.
 
+mod access;
 mod config;
 mod engine;
+mod grants;
 mod inbox;
 mod initiator;
 mod library;
 mod mailbox;
+mod memory;
+mod net;
 mod owner;
 mod port;
 mod protocol;
+mod rails;
 mod stream;
 mod sys;
 mod worker;

@@ -11,7 +11,7 @@ use super::inbox::{Event, Inbox, OpKey, on_sent};
 use super::protocol::{HEADER_BYTES, Header, Kind};
 use super::stream::Stream;
 use super::sys::{self, EndpointHandle, Iov, RequestParam, Started, Status};
-use super::worker::Worker;
+use super::worker::{OnFailure, Worker};
 use crate::error::Result;
 use crate::memory::Span;
 
@@ -100,7 +100,13 @@ impl Port {
     /// Closes an endpoint at once; what it had under way ends with an error.
     pub(super) fn close(&mut self, id: EndpointId) {
         let Some(Endpoint { handle, .. }) = self.endpoints.remove(&id) else { return };
-        let param = RequestParam { op_attr_mask: sys::OP_FLAGS, ..param(sys::EP_CLOSE_FLAG_FORCE) };
+        // Without the handling of failures, an endpoint is closed when what was posted has ended.
+        let param = match self.worker.on_failure {
+            OnFailure::Handled => {
+                RequestParam { op_attr_mask: sys::OP_FLAGS, ..param(sys::EP_CLOSE_FLAG_FORCE) }
+            }
+            OnFailure::Nothing => param(0),
+        };
         let close = self.worker.library().functions().ucp_ep_close_nbx;
         // SAFETY: the handle was among the open ones until now.
         let closed = unsafe { close(handle, &raw const param) };
@@ -174,10 +180,11 @@ impl Port {
         sent
     }
 
-    /// Starts a one-sided access of an operation to memory of a peer.
-    pub(super) fn access(&mut self, access: &Access, key: OpKey, stream: &Rc<Stream>) {
+    /// Starts a one-sided access of an operation to memory of a peer; tells whether its end is
+    /// going to be noted.
+    pub(super) fn access(&mut self, access: &Access, key: OpKey, stream: &Rc<Stream>) -> bool {
         let Some(Endpoint { handle, sending }) = self.endpoints.get_mut(&access.endpoint) else {
-            return;
+            return false;
         };
         *sending += 1;
         let handle = *handle;
@@ -228,11 +235,14 @@ impl Port {
             }
         };
         self.noted(handle, sending.id, started);
+        true
     }
 
-    /// Starts a flush of an endpoint, noted as a send of the operation.
-    pub(super) fn flush(&mut self, endpoint: EndpointId, key: OpKey) {
-        let Some(Endpoint { handle, sending }) = self.endpoints.get_mut(&endpoint) else { return };
+    /// Starts a flush of an endpoint, noted like an access of the operation.
+    pub(super) fn flush(&mut self, endpoint: EndpointId, key: OpKey) -> bool {
+        let Some(Endpoint { handle, sending }) = self.endpoints.get_mut(&endpoint) else {
+            return false;
+        };
         *sending += 1;
         let handle = *handle;
         let sending = self.keep(|id, inbox| Sending {
@@ -255,6 +265,7 @@ impl Port {
         // SAFETY: the endpoint is open.
         let started = unsafe { flush(handle, &raw const param) };
         self.noted(handle, sending.id, started);
+        true
     }
 
     /// Takes note of the end of a send; returns the operation whose data is all out.

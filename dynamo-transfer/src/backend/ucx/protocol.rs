@@ -10,7 +10,7 @@
 //!         ◀──────────────── Accept   or Done with a refusal
 //!   WriteData ───────────────────▶   copies into place
 //!         ◀────────────────── Done   when all is there
-//!   Request (direct) ────────────▶   leases and maps
+//!   Request (rail) ──────────────▶   leases and maps
 //!         ◀───────────────── Grant   where the memory is and its remote keys
 //!   Release ─────────────────────▶   unmaps, ends the lease
 //!   Notify ──────────────────────▶   queues it, then Done
@@ -144,8 +144,8 @@ impl Hello {
 #[derive(Clone, PartialEq)]
 pub(super) struct Request {
     pub(super) right: Right,
-    /// Asks for remote keys in place of messages with the data.
-    pub(super) is_direct: bool,
+    /// Asks for remote keys for that rail, in place of messages with the data.
+    pub(super) rail: Option<RailKind>,
     pub(super) region: u64,
     pub(super) key: RegionKey,
     pub(super) ranges: Vec<(u64, u64)>,
@@ -155,7 +155,7 @@ impl Request {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(REQUEST_BYTES + 16 * self.ranges.len());
         out.put_u8(u8::from(self.right == Right::Write));
-        out.put_u8(u8::from(self.is_direct));
+        out.put_u8(self.rail.map_or(0, |rail| rail as u8));
         out.put_u64_le(self.region);
         out.put_u64_le(self.key.generation);
         out.put_u128_le(self.key.token);
@@ -169,7 +169,12 @@ impl Request {
     pub(super) fn decode(mut body: &[u8]) -> Result<Self> {
         let body = &mut body;
         let right = if take_flag(body)? { Right::Write } else { Right::Read };
-        let is_direct = take_flag(body)?;
+        let rail = match body.try_get_u8().map_err(short)? {
+            0 => None,
+            CMA => Some(RailKind::Cma),
+            RDMA => Some(RailKind::Rdma),
+            other => return Err(protocol(format!("rail {other}"))),
+        };
         let region = body.try_get_u64_le().map_err(short)?;
         let generation = body.try_get_u64_le().map_err(short)?;
         let token = body.try_get_u128_le().map_err(short)?;
@@ -182,28 +187,51 @@ impl Request {
             ranges.push((offset, body.try_get_u64_le().map_err(short)?));
         }
         let key = RegionKey { generation, token };
-        Ok(Self { right, is_direct, region, key, ranges })
+        Ok(Self { right, rail, region, key, ranges })
     }
+}
+
+/// A way to access memory of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum RailKind {
+    Cma = CMA,
+    Rdma = RDMA,
+}
+
+/// Where an owner's workers for one-sided access are found; empty where it has none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Rails {
+    /// Tells hosts apart.
+    pub(super) host: Vec<u8>,
+    pub(super) cma: Vec<u8>,
+    pub(super) rdma: Vec<u8>,
 }
 
 /// What an owner answers to a hello.
 pub(super) struct Welcome {
     pub(super) status: Result<()>,
-    /// Where its worker for one-sided access is found.
-    pub(super) direct: Vec<u8>,
+    /// How its memory is accessed without it.
+    pub(super) rails: Rails,
 }
 
 impl Welcome {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        put_bytes(&mut out, &self.direct);
+        let Rails { host, cma, rdma } = &self.rails;
+        [host, cma, rdma].into_iter().for_each(|bytes| put_bytes(&mut out, bytes));
         out.put_slice(&encode_status(&self.status));
         out
     }
 
     pub(super) fn decode(mut body: &[u8]) -> Result<Self> {
-        let direct = take_bytes(&mut body, ADDRESS_BYTES_MAX)?.to_vec();
-        Ok(Self { status: decode_status(body)?, direct })
+        let body = &mut body;
+        let rails = Rails {
+            host: take_bytes(body, HOST_BYTES_MAX)?.to_vec(),
+            cma: take_bytes(body, ADDRESS_BYTES_MAX)?.to_vec(),
+            rdma: take_bytes(body, ADDRESS_BYTES_MAX)?.to_vec(),
+        };
+        Ok(Self { status: decode_status(body)?, rails })
     }
 }
 
@@ -323,6 +351,9 @@ pub(super) fn protocol(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Protocol, message)
 }
 
+const CMA: u8 = 1;
+const RDMA: u8 = 2;
+const HOST_BYTES_MAX: usize = 64;
 const MAGIC: &[u8] = b"DUCX";
 const VERSION: u16 = 1;
 const REQUEST_BYTES: usize = 2 + 8 + 8 + 16;

@@ -45,6 +45,13 @@ impl Stream {
         }
     }
 
+    /// Returns the pieces of the region between the first and the last of its bytes.
+    pub(super) fn segments(&self) -> Vec<Span> {
+        let first = self.ranges.iter().map(|range| range.0).min().unwrap_or(0);
+        let end = self.ranges.iter().map(|range| range.0 + range.1).max().unwrap_or(0);
+        self.lease.spans(first, end - first).into_iter().collect()
+    }
+
     /// Copies bytes to `position` on; does nothing and says so if they do not fit.
     pub(super) fn fill(&self, position: u64, bytes: &[u8]) -> bool {
         let len = bytes.len() as u64;

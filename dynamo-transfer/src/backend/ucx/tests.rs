@@ -70,8 +70,8 @@ impl Hostile {
 }
 
 fn request(region: &RemoteRegion, ranges: &[(u64, u64)]) -> Request {
-    let (right, is_direct) = (Right::Write, false);
-    Request { right, is_direct, region: region.id, key: region.key, ranges: ranges.to_vec() }
+    let (right, rail) = (Right::Write, None);
+    Request { right, rail, region: region.id, key: region.key, ranges: ranges.to_vec() }
 }
 
 #[test]

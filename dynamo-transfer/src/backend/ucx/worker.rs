@@ -24,6 +24,16 @@ pub(super) struct Worker {
     context: Context,
     /// Outlives the worker, which calls it back.
     inbox: Rc<Inbox>,
+    /// What its endpoints do about failures.
+    pub(super) on_failure: OnFailure,
+}
+
+/// Whether UCX looks for failures of a peer by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnFailure {
+    /// Whoever uses the endpoint learns of them otherwise.
+    Nothing,
+    Handled,
 }
 
 /// A setting of UCX by its name without `UCX_`.
@@ -60,7 +70,7 @@ impl Worker {
             (library.functions().ucp_worker_create)(context.raw, &raw const params, &raw mut raw)
         };
         library.check(status, "ucp_worker_create")?;
-        Ok(Self { raw, context, inbox: Rc::clone(inbox) })
+        Ok(Self { raw, context, inbox: Rc::clone(inbox), on_failure: OnFailure::Handled })
     }
 
     pub(super) fn library(&self) -> &Arc<Library> {
@@ -136,7 +146,10 @@ impl Worker {
                 | sys::EP_PARAM_ERR_HANDLING_MODE
                 | sys::EP_PARAM_ERR_HANDLER,
             address: padded.as_ptr().cast(),
-            err_mode: sys::ERR_HANDLING_MODE_PEER,
+            err_mode: match self.on_failure {
+                OnFailure::Nothing => sys::ERR_HANDLING_MODE_NONE,
+                OnFailure::Handled => sys::ERR_HANDLING_MODE_PEER,
+            },
             err_handler: FailureHandler { callback: Some(on_failed), arg: self.inbox_arg() },
             user_data: ptr::null_mut(),
             flags: 0,

@@ -14,7 +14,13 @@ fn hello() -> Hello {
 
 fn request() -> Request {
     let key = RegionKey { generation: 2, token: 3 };
-    Request { right: Right::Write, is_direct: true, region: 1, key, ranges: vec![(4, 5), (6, 7)] }
+    Request {
+        right: Right::Write,
+        rail: Some(RailKind::Rdma),
+        region: 1,
+        key,
+        ranges: vec![(4, 5), (6, 7)],
+    }
 }
 
 #[test]
@@ -39,9 +45,10 @@ fn bodies_survive_the_way_and_cut_ones_are_refused() {
     let bytes = request().encode();
     assert!(Request::decode(&bytes).unwrap() == request());
     assert!(Request::decode(&bytes[..bytes.len() - 1]).is_err());
-    let welcome = Welcome { status: Err(protocol("no")), direct: vec![1, 2] };
+    let rails = Rails { host: vec![1, 2], cma: vec![3], rdma: Vec::new() };
+    let welcome = Welcome { status: Err(protocol("no")), rails: rails.clone() };
     let welcome = Welcome::decode(&welcome.encode()).unwrap();
-    assert_eq!((welcome.status.unwrap_err().message(), welcome.direct), ("no", vec![1, 2]));
+    assert_eq!((welcome.status.unwrap_err().message(), welcome.rails), ("no", rails));
 }
 
 #[test]
