@@ -25,7 +25,8 @@ impl Span {
     }
 
     pub(crate) fn of_mut(bytes: &mut [u8]) -> Self {
-        Self { ptr: NonNull::from(bytes.as_mut()).cast(), len: bytes.len() }
+        let len = bytes.len();
+        Self { ptr: NonNull::from(bytes).cast(), len }
     }
 
     pub(crate) fn as_ptr(self) -> *mut u8 {

@@ -1,6 +1,6 @@
 //! The owner's side: checks what peers ask for, and answers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +43,7 @@ struct Link {
     name: String,
     incarnation: u64,
     /// Operations that lease memory.
-    ops: HashMap<u64, Held>,
+    ops: BTreeMap<u64, Held>,
     /// The peer meant another agent, and is let go then if it does not go by itself.
     refused_until: Option<Instant>,
 }
@@ -78,7 +78,7 @@ impl Owner {
         let welcome = Welcome { status, rails: net.rails.addresses() };
         net.port.send(endpoint, Header::new(Kind::Welcome, header.link, 0), welcome.encode());
         let Hello { name, incarnation, .. } = hello;
-        let link = Link { endpoint, name, incarnation, ops: HashMap::new(), refused_until };
+        let link = Link { endpoint, name, incarnation, ops: BTreeMap::new(), refused_until };
         self.links.insert(header.link, link);
     }
 

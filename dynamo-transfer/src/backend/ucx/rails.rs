@@ -16,7 +16,7 @@ use super::port::{EndpointId, Port};
 use super::protocol::{RailKind, Rails as Addresses};
 use super::sys;
 use super::worker::{OnFailure, Worker};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 pub(super) struct Rail {
     pub(super) port: Port,
@@ -115,6 +115,9 @@ impl Rail {
         let (transports, on_failure) = match kind {
             // Its copies are system calls that end: a peer that is gone is an error of the next.
             RailKind::Cma => ("cma,posix,sysv", OnFailure::Nothing),
+            RailKind::Rdma if !has_rdma() => {
+                return Err(Error::new(ErrorKind::BackendUnavailable, "no device of RDMA"));
+            }
             RailKind::Rdma => ("ib", OnFailure::Handled),
         };
         let inbox = Inbox::new(library.functions().ucp_request_free);
@@ -124,4 +127,9 @@ impl Rail {
         let address = worker.address()?;
         Ok(Self { port: Port::new(worker, inbox), kind, address })
     }
+}
+
+/// Asks the kernel, and not UCX: that would complain of the lack on the process's output.
+fn has_rdma() -> bool {
+    fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some())
 }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use super::inbox::{Event, Inbox};
 use super::library::Library;
 use super::port::{EndpointId, MESSAGE_ID, Port};
-use super::protocol::{Header, Hello, Kind, Request, Welcome, decode_status};
+use super::protocol::{
+    Header, Hello, Kind, RailKind, Rails, Request, Welcome, decode_grants, decode_status,
+};
 use super::worker::Worker;
 use super::{UcxConfig, sys};
 use crate::error::ErrorKind;
@@ -19,6 +21,7 @@ const LINK: u64 = 77;
 struct Hostile {
     port: Port,
     owner: EndpointId,
+    rails: Rails,
 }
 
 impl Hostile {
@@ -30,7 +33,7 @@ impl Hostile {
         worker.listen(MESSAGE_ID).unwrap();
         let mut port = Port::new(worker, inbox);
         let owner = port.connect(peer.address.ucx.as_ref().unwrap()).unwrap();
-        let mut hostile = Self { port, owner };
+        let mut hostile = Self { port, owner, rails: Rails::default() };
         let hello = Hello {
             target_name: peer.name().to_owned(),
             target_incarnation: peer.incarnation(),
@@ -40,7 +43,9 @@ impl Hostile {
         };
         hostile.say(Kind::Hello, 0, hello.encode());
         let (_, welcome) = hostile.hear(Kind::Welcome);
-        Welcome::decode(&welcome).unwrap().status.unwrap();
+        let Welcome { status, rails } = Welcome::decode(&welcome).unwrap();
+        status.unwrap();
+        hostile.rails = rails;
         hostile
     }
 
@@ -61,6 +66,16 @@ impl Hostile {
         unreachable!("{kind:?} is not heard")
     }
 
+    /// Has everything sent.
+    fn settle(&mut self) {
+        while self.port.is_draining() {
+            self.port.progress();
+            if let Some(Event::Sent(id, status)) = self.port.inbox.pop() {
+                self.port.sent(id, status);
+            }
+        }
+    }
+
     fn refused(&mut self, op: u64, body: Vec<u8>) -> ErrorKind {
         self.say(Kind::Request, op, body);
         let (header, body) = self.hear(Kind::Done);
@@ -74,26 +89,38 @@ fn request(region: &RemoteRegion, ranges: &[(u64, u64)]) -> Request {
     Request { right, rail, region: region.id, key: region.key, ranges: ranges.to_vec() }
 }
 
-#[test]
-fn a_hostile_peer_is_refused_and_the_owner_lives() {
-    let config = match std::env::var("DYNAMO_TEST_LIBUCP") {
+fn config() -> UcxConfig {
+    match std::env::var("DYNAMO_TEST_LIBUCP") {
         Ok(path) => UcxConfig::default().with_library(path),
         Err(_) => UcxConfig::default(),
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let start =
-        |name| Agent::start(AgentConfig::default().with_name(name).with_ucx(config.clone()));
-    let owner = match runtime.block_on(start("owner")) {
-        Ok(owner) => owner,
-        Err(error) => return eprintln!("SKIPPED: {error}; apt-get install libucx0"),
-    };
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()
+}
+
+async fn agent(name: &str) -> Option<Agent> {
+    match Agent::start(AgentConfig::default().with_name(name).with_ucx(config())).await {
+        Ok(agent) => Some(agent),
+        Err(error) => {
+            eprintln!("SKIPPED: {error}; apt-get install libucx0");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_hostile_peer_is_refused_and_the_owner_lives() {
+    let runtime = runtime();
+    let Some(owner) = runtime.block_on(agent("owner")) else { return };
     let _in_runtime = runtime.enter();
     let writable = owner.register_peer_writable(vec![HostBuffer::new(4096)]).unwrap();
     let readable = owner.register(vec![HostBuffer::new(4096)]).unwrap();
     let metadata = owner.metadata(&[writable.handle(), readable.handle()]);
     let peer = owner.load_metadata(&metadata).unwrap();
     let regions = peer.regions();
-    let mut hostile = Hostile::start(&config, &peer);
+    let mut hostile = Hostile::start(&config(), &peer);
 
     let good = request(&regions[0], &[(0, 64)]);
     let keyed = |generation, token| {
@@ -113,6 +140,10 @@ fn a_hostile_peer_is_refused_and_the_owner_lives() {
         let outside = request(&regions[0], &[(0, 8), range]);
         assert_eq!(hostile.refused(5, outside.encode()), ErrorKind::OutOfBounds, "{range:?}");
     }
+    // Asking for remote keys is checked alike.
+    let rail = Some(RailKind::Cma);
+    let outside = Request { rail, ..request(&regions[0], &[(4090, 7)]) };
+    assert_eq!(hostile.refused(5, outside.encode()), ErrorKind::OutOfBounds);
     assert_eq!(hostile.refused(6, vec![9; 50]), ErrorKind::Protocol);
     assert_eq!(hostile.refused(7, Vec::new()), ErrorKind::Protocol);
 
@@ -144,7 +175,7 @@ fn a_hostile_peer_is_refused_and_the_owner_lives() {
     // The owner is as it was.
     let mut notifications = owner.notifications().unwrap();
     runtime.block_on(async {
-        let initiator = start("initiator").await.unwrap();
+        let initiator = agent("initiator").await.unwrap();
         let peer = initiator.load_metadata(&metadata).unwrap();
         let target = initiator.register_mut(vec![HostBuffer::new(4096)]).unwrap();
         let all = [(0, 4096)];
@@ -158,4 +189,36 @@ fn a_hostile_peer_is_refused_and_the_owner_lives() {
         assert!(writable.close().await[0].iter().all(|byte| *byte == 0));
         owner.shutdown().await;
     });
+}
+
+#[test]
+fn memory_that_was_granted_is_kept_until_it_is_released() {
+    let runtime = runtime();
+    let Some(owner) = runtime.block_on(agent("owner")) else { return };
+    let _in_runtime = runtime.enter();
+    let writable = owner.register_peer_writable(vec![HostBuffer::new(4096)]).unwrap();
+    let peer = owner.load_metadata(&owner.metadata(&[writable.handle()])).unwrap();
+    let mut initiator = Hostile::start(&config(), &peer);
+    let rail = Some(RailKind::Cma);
+    let request = Request { rail, ..request(&peer.regions()[0], &[(0, 64), (128, 64)]) };
+    initiator.say(Kind::Request, 1, request.encode());
+    let library = Library::open(&config().library).unwrap();
+    if library.is_degraded() {
+        // The owner lets nobody at its memory: it waits for messages with the data.
+        assert_eq!(initiator.rails.cma, [0; 0]);
+        initiator.hear(Kind::Accept);
+        return runtime.block_on(owner.shutdown());
+    }
+    let (_, grants) = initiator.hear(Kind::Grant);
+    let (keys, grants) = decode_grants(&grants, 128).unwrap();
+    assert_eq!((keys.len(), grants.len()), (1, 2));
+    assert_eq!(grants[1].address - grants[0].address, 128);
+    let close = runtime.spawn(writable.close());
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!close.is_finished());
+    initiator.say(Kind::Release, 1, Vec::new());
+    let closed = async { tokio::time::timeout(Duration::from_secs(5), close).await };
+    initiator.settle();
+    assert_eq!(runtime.block_on(closed).unwrap().unwrap().len(), 1);
+    runtime.block_on(owner.shutdown());
 }
