@@ -66,15 +66,21 @@ impl Engine {
 
     /// Works until the agent stops it; then closes everything, within a bound.
     pub(super) fn run(mut self) {
+        let mut turns = 0u32;
         while !self.mailbox.is_stopped() {
             let mut is_busy = self.net.progress();
             is_busy |= self.take_events() | self.take_rail_events();
             is_busy |= self.take_commands();
             is_busy |= self.net.port.pump();
-            if is_busy {
+            turns = turns.wrapping_add(1);
+            // Also a thread that never rests has peers that are overdue.
+            if is_busy && !turns.is_multiple_of(TURNS_PER_LOOK) {
                 continue;
             }
             let wake_at = self.expire();
+            if is_busy {
+                continue;
+            }
             match self.arm() {
                 Ok(true) => self.sleep(wake_at),
                 Ok(false) => {}
@@ -259,6 +265,8 @@ fn wait(fds: impl Iterator<Item = i32>, patience: Option<Duration>) {
     // the mailbox's. An interruption counts as waking up.
     unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, patience) };
 }
+
+const TURNS_PER_LOOK: u32 = 64;
 
 /// After so many, UCX and the agent get their turn.
 const EVENTS_PER_TURN: usize = 256;

@@ -1,10 +1,18 @@
-//! UCX, loaded at run time: active messages that the owner checks.
+//! UCX, loaded at run time: messages that the owner checks, and one-sided access it has granted.
 //!
-//! One thread per agent owns everything of UCX and sleeps on the worker's event descriptor. The
-//! context is made without UCX's remote memory access, so no peer can have the library itself
-//! touch memory here: there are only messages, and the owner answers those that carry the right
-//! token. UCX's own wire formats are not hardened: whoever can reach a worker's port and speaks
-//! them wrongly may end the process. Use it between machines that trust each other's network.
+//! One thread per agent owns everything of UCX and sleeps on the workers' event descriptors. All
+//! requests are active messages: the owner leases the region (token, rights, generation, bounds)
+//! before a byte moves. Their context is made without UCX's remote memory access, so no peer can
+//! have the library itself touch memory here over TCP or shared memory.
+//!
+//! From UCX 1.22 on, large operations are answered with remote keys where [`rails`] join the two
+//! agents: CMA on one host, RDMA between hosts. The owner keeps the lease, and the memory mapped,
+//! until the initiator says that nothing is under way any more, or until it is gone for a second.
+//! Within that time, hardware and kernel check the key and the process, not the ranges. Before
+//! 1.22, and where no rail joins, messages carry the data.
+//!
+//! UCX's own wire formats are not hardened: whoever can reach a worker's port and speaks them
+//! wrongly may end the process. Use it between machines that trust each other's network.
 
 mod access;
 mod config;
