@@ -88,6 +88,20 @@ fn two_processes_read_write_and_notify() {
         let whole = usize::try_from(SOURCE_BYTES as u64 / BLOCK * BLOCK).unwrap();
         assert!(got[0][..whole] == pattern(SOURCE_BYTES)[..whole]);
 
+        // As many pieces as one request takes, and more.
+        let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
+        let pieces = || (0..16_000u64).map(|i| (i * 2000, 1000u64));
+        let local = target.descriptor(pieces()).unwrap();
+        let remote = peer.regions()[0].descriptor(pieces()).unwrap();
+        initiator.read(local, remote, TransferOptions::default()).await.unwrap();
+        let (got, expected) = (target.close().await, pattern(SOURCE_BYTES));
+        for (offset, len) in pieces() {
+            let at = usize::try_from(offset).unwrap();
+            let end = at + usize::try_from(len).unwrap();
+            assert!(got[0][at..end] == expected[at..end], "piece at {at}");
+            assert!(got[0][end..end + 1000].iter().all(|byte| *byte == 0));
+        }
+
         let source = initiator.register(vec![pattern(TARGET_BYTES)]).unwrap();
         let all = [(0, TARGET_BYTES as u64)];
         let options = TransferOptions::default().with_notification(&b"written"[..]);
@@ -178,6 +192,7 @@ fn a_stopped_owner_costs_a_deadline_and_dropped_transfers_give_memory_back() {
         let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
         read_all(&initiator, &target, &peer).await.unwrap();
         owner.signal("-STOP");
+        owner.is_stopped();
         let options = TransferOptions::default().with_deadline(Duration::from_millis(200));
         let all = [(0, SOURCE_BYTES as u64)];
         let read = || {
@@ -395,6 +410,22 @@ impl Process {
     fn signal(&self, signal: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// Waits until all of its threads have stopped.
+    fn is_stopped(&self) {
+        let is_stopped = || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+            tasks.into_iter().all(|task| {
+                let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+                stat.rsplit_once(") ").unwrap().1.starts_with('T')
+            })
+        };
+        let until = Instant::now() + Duration::from_secs(10);
+        while !is_stopped() {
+            assert!(Instant::now() < until, "the process does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Has the process end in order, and sees that it does.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::memory::Mapped;
 use super::port::Port;
-use super::protocol::{Grant, encode_grants};
+use super::protocol::{GRANTS_MAX, Grant, SEGMENTS_MAX, encode_grants};
 use super::stream::Stream;
 use crate::error::Result;
 
@@ -44,9 +44,3 @@ pub(super) fn grant(port: &Port, stream: &Rc<Stream>) -> Result<Option<(Granted,
     let body = encode_grants(&keys?, &grants);
     Ok(Some((Granted { _mapped: mapped, _stream: Rc::clone(stream) }, body)))
 }
-
-/// Segments of a region that an operation may touch.
-const SEGMENTS_MAX: usize = 64;
-
-/// What fits into one message.
-const GRANTS_MAX: usize = 16 << 10;

@@ -362,8 +362,14 @@ const STATUS_BYTES_MAX: usize = 4 << 10;
 /// One transport of one network device takes about 50 bytes.
 pub(super) const ADDRESS_BYTES_MAX: usize = 16 << 10;
 const KEY_BYTES_MAX: usize = 4 << 10;
-/// What fits into a message that carries no data of regions.
-pub(super) const CONTROL_BYTES_MAX: usize = REQUEST_BYTES + 16 * CHUNKS_MAX + (64 << 10);
+/// Segments of a region that one-sided access of an operation may touch, each with a key.
+pub(super) const SEGMENTS_MAX: usize = 64;
+/// Pieces of memory that are granted at once.
+pub(super) const GRANTS_MAX: usize = 16 << 10;
+/// What fits into a message that carries no data of regions: the largest is a grant.
+pub(super) const CONTROL_BYTES_MAX: usize =
+    4 + SEGMENTS_MAX * (2 + KEY_BYTES_MAX) + GRANTS_MAX * GRANT_BYTES;
+const _: () = assert!(CONTROL_BYTES_MAX >= REQUEST_BYTES + 16 * CHUNKS_MAX);
 
 /// Error kinds by code, from 1 on; the order is part of the protocol.
 const ERRORS: [ErrorKind; 9] = [

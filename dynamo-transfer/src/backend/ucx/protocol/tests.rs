@@ -65,6 +65,19 @@ fn statuses_keep_their_kind_and_lose_the_end_of_long_words() {
 }
 
 #[test]
+fn the_largest_grant_and_the_largest_request_fit_into_a_message() {
+    let keys = vec![vec![0; KEY_BYTES_MAX]; SEGMENTS_MAX];
+    let piece = |position| Grant { position, address: 0, len: 1, key: 0 };
+    let grants: Vec<_> = (0..GRANTS_MAX as u64).map(piece).collect();
+    let body = encode_grants(&keys, &grants);
+    assert_eq!(body.len(), CONTROL_BYTES_MAX);
+    assert_eq!(decode_grants(&body, GRANTS_MAX as u64).unwrap().1, grants);
+    let request = Request { ranges: vec![(0, 1); CHUNKS_MAX], ..request() }.encode();
+    assert!(request.len() <= CONTROL_BYTES_MAX);
+    assert_eq!(Request::decode(&request).unwrap().ranges.len(), CHUNKS_MAX);
+}
+
+#[test]
 fn grants_follow_each_other_and_cover_the_operation() {
     let grant = |position, key| Grant { position, address: 4096, len: 8, key };
     let encode = |grants: &[Grant]| encode_grants(&[vec![1], vec![2, 3]], grants);
