@@ -8,6 +8,8 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+#[cfg(feature = "ucx")]
+use crate::backend::Ucx;
 #[cfg(target_os = "linux")]
 use crate::backend::shm;
 use crate::backend::tcp::{TcpClient, TcpServer};
@@ -77,17 +79,34 @@ impl Agent {
             fabric.join(&endpoint);
             Memcpy { fabric, own: Arc::clone(&endpoint), tasks: tasks.clone() }
         });
+        #[cfg(feature = "ucx")]
+        let ucx = match &config.ucx {
+            Some(ucx) => Some(Ucx::start(ucx, &endpoint, &tasks, &shutdown).await?),
+            None => None,
+        };
         let address = PeerAddress {
             name: config.name,
             incarnation: endpoint.incarnation,
             fabric: config.fabric.as_ref().map(MemoryFabric::id),
             tcp,
             shm: if config.shm { Some(share(&endpoint, &tasks, &shutdown)?) } else { None },
+            #[cfg(feature = "ucx")]
+            ucx: ucx.as_ref().map(Ucx::address),
+            #[cfg(not(feature = "ucx"))]
+            ucx: None,
         };
         let (host, shm) = reach_shared(&endpoint, &tasks, &shutdown);
         let tcp = TcpClient::new(&endpoint, config.tcp_lanes, &tasks, &shutdown);
         Ok(Self(Arc::new(Inner {
-            initiator: Arc::new(Initiator { fabric: address.fabric, host, memcpy, shm, tcp }),
+            initiator: Arc::new(Initiator {
+                fabric: address.fabric,
+                host,
+                memcpy,
+                shm,
+                tcp,
+                #[cfg(feature = "ucx")]
+                ucx,
+            }),
             endpoint,
             address,
             notifications: Mutex::new(Some(Notifications::new(receiver, shutdown.clone()))),
@@ -231,6 +250,10 @@ impl Agent {
             fabric.leave(self.incarnation());
         }
         self.0.tasks.wait().await;
+        #[cfg(feature = "ucx")]
+        if let Some(ucx) = &self.0.initiator.ucx {
+            ucx.shutdown().await;
+        }
     }
 
     fn post(

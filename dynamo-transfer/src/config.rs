@@ -3,6 +3,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::backend::MemoryFabric;
+#[cfg(feature = "ucx")]
+use crate::backend::UcxConfig;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How an agent is set up.
@@ -24,6 +26,9 @@ pub struct AgentConfig {
     /// they hold a grant: by mapping what is [shared](crate::HostBuffer::shared), else through the
     /// kernel, if it lets them. Linux only.
     pub shm: bool,
+    /// How to use UCX; not at all if `None`.
+    #[cfg(feature = "ucx")]
+    pub ucx: Option<UcxConfig>,
     /// Notifications that wait for their reader; senders wait beyond.
     pub notifications_max: usize,
     /// Transfers posted and not settled; more are refused.
@@ -43,6 +48,8 @@ impl Default for AgentConfig {
             tcp_lanes: NonZeroUsize::MIN.saturating_add(1),
             // As with TCP, nobody is served who was not asked for.
             shm: false,
+            #[cfg(feature = "ucx")]
+            ucx: None,
             // Small messages of at most 64 KiB each: 64 MiB in the worst case.
             notifications_max: 1024,
             // Far above the sequences that one worker hands over at once.
@@ -93,6 +100,14 @@ impl AgentConfig {
     #[must_use]
     pub fn with_shm(mut self, shm: bool) -> Self {
         self.shm = shm;
+        self
+    }
+
+    /// Reaches peers, and lets them reach this agent, over UCX.
+    #[cfg(feature = "ucx")]
+    #[must_use]
+    pub fn with_ucx(mut self, ucx: UcxConfig) -> Self {
+        self.ucx = Some(ucx);
         self
     }
 

@@ -37,7 +37,7 @@
 //! | [`peer`] | metadata bytes; what a peer offers |
 //! | `plan` | ranges → chunks, peers → backend; pure |
 //! | [`transfer`] | the future, its options and its report; notifications |
-//! | `backend` | who moves the bytes: memcpy in one process, shared memory and TCP between processes |
+//! | `backend` | who moves the bytes: memcpy in one process, shared memory, UCX and TCP between processes |
 //! | [`mod@file`] | files as memory, through io_uring or a few threads |
 //! | [`device`] | memory of a GPU, and copies between it and the host's |
 //!
@@ -64,6 +64,8 @@ pub mod conformance;
 pub mod fuzz;
 
 pub use agent::Agent;
+#[cfg(feature = "ucx")]
+pub use backend::UcxConfig;
 pub use backend::cuda as device;
 #[cfg(unix)]
 pub use backend::file;

@@ -21,5 +21,9 @@ pub(crate) fn packages() -> Result<()> {
     if !runs("nats-server") {
         missing.push("nats-server");
     }
+    // Tests of UCX are skipped without it.
+    if !succeeds(Command::new("sh").args(["-c", "ldconfig -p | grep -q libucp.so.0"])) {
+        missing.push("libucx0");
+    }
     if missing.is_empty() { Ok(()) } else { apt_install(&missing) }
 }

@@ -8,6 +8,8 @@ mod memcpy;
 #[cfg(target_os = "linux")]
 pub(crate) mod shm;
 pub(crate) mod tcp;
+#[cfg(feature = "ucx")]
+mod ucx;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,8 +20,12 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 pub use fabric::MemoryFabric;
+#[cfg(feature = "ucx")]
+pub use ucx::UcxConfig;
 
 pub(crate) use memcpy::Memcpy;
+#[cfg(feature = "ucx")]
+pub(crate) use ucx::Ucx;
 
 use crate::descriptor::{Ranges, RemoteDescriptor};
 use crate::error::{Error, ErrorKind, Result};
@@ -36,13 +42,15 @@ pub enum BackendKind {
     Memcpy,
     /// A copy between processes of one host.
     Shm,
+    /// UCX.
+    Ucx,
     /// Connections to the owner.
     Tcp,
 }
 
 impl BackendKind {
     /// All there are.
-    pub const ALL: [Self; 3] = [Self::Memcpy, Self::Shm, Self::Tcp];
+    pub const ALL: [Self; 4] = [Self::Memcpy, Self::Shm, Self::Ucx, Self::Tcp];
 }
 
 impl fmt::Display for BackendKind {
@@ -50,6 +58,7 @@ impl fmt::Display for BackendKind {
         f.write_str(match self {
             Self::Memcpy => "memcpy",
             Self::Shm => "shm",
+            Self::Ucx => "ucx",
             Self::Tcp => "tcp",
         })
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! magic "DTMD" │ version u16 │ name len u16, bytes │ incarnation u64
 //! fabric flag u8, then u64 │ tcp flag u8 (0, 4, 6), address bytes, port u16
-//! shm flag u8, then host u64, socket u64
+//! shm flag u8, then host u64, socket u64 │ ucx flag u8, then len u16 (not 0), bytes
 //! region count u32 │ per region: id u64, generation u64, expires ms u64, proof u128, len u64, writable u8
 //! XXH3-64 of all before
 //! ```
@@ -58,6 +58,12 @@ pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes 
         out.put_u64_le(shm.host);
         out.put_u64_le(shm.socket);
     }
+    out.put_u8(u8::from(address.ucx.is_some()));
+    if let Some(ucx) = &address.ucx {
+        // UCX does not start with one that is longer.
+        out.put_u16_le(u16::try_from(ucx.len()).unwrap_or(u16::MAX));
+        out.put_slice(ucx);
+    }
     out.put_u32_le(u32::try_from(regions.len()).unwrap_or(u32::MAX));
     for region in regions {
         out.put_u64_le(region.id);
@@ -101,7 +107,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
     } else {
         None
     };
-    let peer = Arc::new(PeerAddress { name, incarnation, fabric, tcp, shm });
+    let ucx = if flag(body)? { Some(decode_ucx(body)?) } else { None };
+    let peer = Arc::new(PeerAddress { name, incarnation, fabric, tcp, shm, ucx });
     let count = body.try_get_u32_le().map_err(truncated)? as usize;
     if body.len() != count.saturating_mul(REGION_BYTES) {
         return Err(protocol(format!("metadata of {count} regions has {} bytes", body.len())));
@@ -142,6 +149,14 @@ fn decode_address(body: &mut &[u8]) -> Result<Option<SocketAddr>> {
     Ok(Some(SocketAddr::new(ip, body.try_get_u16_le().map_err(truncated)?)))
 }
 
+fn decode_ucx(body: &mut &[u8]) -> Result<Bytes> {
+    let len = body.try_get_u16_le().map_err(|_| protocol("metadata is truncated"))?;
+    if len == 0 {
+        return Err(protocol("metadata has an empty UCX address"));
+    }
+    Ok(Bytes::copy_from_slice(take(body, usize::from(len))?))
+}
+
 fn flag(body: &mut &[u8]) -> Result<bool> {
     match body.try_get_u8().map_err(|_| protocol("metadata is truncated"))? {
         0 => Ok(false),
@@ -175,7 +190,9 @@ mod tests {
     fn sample() -> Bytes {
         let tcp = Some("[::1]:7000".parse().unwrap());
         let shm = Some(ShmAddress { host: 11, socket: 12 });
-        let address = PeerAddress { name: "a".into(), incarnation: 7, fabric: Some(3), tcp, shm };
+        let ucx = Some(Bytes::from_static(b"worker"));
+        let (name, fabric) = ("a".into(), Some(3));
+        let address = PeerAddress { name, incarnation: 7, fabric, tcp, shm, ucx };
         encode(&address, &[GrantedRegion { id: 1, token: TOKEN, len: 4096 }])
     }
 
@@ -186,6 +203,7 @@ mod tests {
         assert_eq!(agent.address.fabric, Some(3));
         assert_eq!(agent.address.tcp, Some("[::1]:7000".parse().unwrap()));
         assert_eq!(agent.address.shm, Some(ShmAddress { host: 11, socket: 12 }));
+        assert_eq!(agent.address.ucx.as_deref(), Some(&b"worker"[..]));
         let region = &agent.regions()[0];
         assert_eq!((region.id, region.len(), region.is_writable()), (1, 4096, true));
         assert_eq!(region.token, TOKEN);
@@ -202,6 +220,25 @@ mod tests {
                 assert_eq!(decode(&bad).unwrap_err().kind(), ErrorKind::Protocol);
             }
         }
+    }
+
+    #[test]
+    fn the_examples_for_fuzzing_are_metadata_and_an_empty_ucx_address_is_not() {
+        let crates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let summed = |bytes: &[u8]| [bytes, &xxh3_64(bytes).to_le_bytes()].concat();
+        let mut with_ucx = 0;
+        for input in std::fs::read_dir(crates.join("fuzz/corpus/transfer_metadata")).unwrap() {
+            let bytes = summed(&std::fs::read(input.unwrap().path()).unwrap());
+            with_ucx += usize::from(decode(&bytes).unwrap().address.ucx.is_some());
+        }
+        assert_eq!(with_ucx, 1);
+        let mut none = b"DTMD\x01\x00".to_vec();
+        // No name, incarnation 0, no fabric, no TCP, no shm; UCX of no bytes; no regions.
+        none.extend([0; 2 + 8 + 3]);
+        none.extend([1, 0, 0]);
+        none.extend([0; 4]);
+        let error = decode(&summed(&none)).unwrap_err();
+        assert!(error.message().contains("UCX"), "{error}");
     }
 
     proptest! {

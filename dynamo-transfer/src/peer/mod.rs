@@ -6,6 +6,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::descriptor::{BlockLayout, Ranges, RemoteDescriptor};
 use crate::error::Result;
 use crate::memory::Token;
@@ -25,6 +27,8 @@ pub(crate) struct PeerAddress {
     pub(crate) fabric: Option<u64>,
     pub(crate) tcp: Option<SocketAddr>,
     pub(crate) shm: Option<ShmAddress>,
+    /// The address of its UCX worker.
+    pub(crate) ucx: Option<Bytes>,
 }
 
 /// Where processes of its host find a peer.

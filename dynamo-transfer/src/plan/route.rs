@@ -10,15 +10,18 @@ pub(crate) enum Route {
     Memcpy,
     /// The peer is on this host.
     Shm,
+    /// Both have a UCX worker.
+    Ucx,
     /// The peer listens there.
     Tcp(SocketAddr),
 }
 
 /// Chooses the cheapest way to a peer: a copy inside the process, else between processes of this
-/// host, else TCP.
+/// host, else UCX if both were given it, else TCP.
 pub(crate) fn route(
     own_fabric: Option<u64>,
     own_host: Option<u64>,
+    has_ucx: bool,
     peer: &PeerAddress,
 ) -> Result<Route> {
     if own_fabric.is_some() && own_fabric == peer.fabric {
@@ -27,9 +30,12 @@ pub(crate) fn route(
     if own_host.is_some() && own_host == peer.shm.map(|shm| shm.host) {
         return Ok(Route::Shm);
     }
+    if has_ucx && peer.ucx.is_some() {
+        return Ok(Route::Ucx);
+    }
     peer.tcp.map(Route::Tcp).ok_or_else(|| {
-        let message =
-            "peer is not in this process's fabric or on this host, and offers no TCP address";
+        let message = "peer is not in this process's fabric or on this host, and offers no address \
+                       over TCP, or over UCX if this agent has it";
         Error::new(ErrorKind::BackendUnavailable, message).with_peer(&peer.name)
     })
 }
@@ -40,18 +46,23 @@ mod tests {
     use crate::peer::ShmAddress;
 
     #[test]
-    fn memcpy_goes_before_shared_memory_and_that_before_tcp_and_nothing_is_an_error() {
+    fn memcpy_goes_before_shared_memory_before_ucx_before_tcp_and_nothing_is_an_error() {
         let tcp: SocketAddr = "127.0.0.1:1".parse().unwrap();
         let shm = |host| Some(ShmAddress { host, socket: 3 });
-        let peer =
-            |fabric, shm, tcp| PeerAddress { name: "p".into(), incarnation: 0, fabric, tcp, shm };
-        let own = |peer| route(Some(1), Some(5), &peer);
-        assert_eq!(own(peer(Some(1), shm(5), Some(tcp))).unwrap(), Route::Memcpy);
-        assert_eq!(own(peer(Some(2), shm(5), Some(tcp))).unwrap(), Route::Shm);
-        assert_eq!(own(peer(Some(2), shm(6), Some(tcp))).unwrap(), Route::Tcp(tcp));
+        let peer = |fabric, shm, tcp| {
+            let ucx = Some(bytes::Bytes::from_static(b"u"));
+            PeerAddress { name: "p".into(), incarnation: 0, fabric, tcp, shm, ucx }
+        };
+        let own = |has_ucx, peer| route(Some(1), Some(5), has_ucx, &peer);
+        assert_eq!(own(true, peer(Some(1), shm(5), Some(tcp))).unwrap(), Route::Memcpy);
+        assert_eq!(own(true, peer(Some(2), shm(5), Some(tcp))).unwrap(), Route::Shm);
+        assert_eq!(own(true, peer(Some(2), shm(6), Some(tcp))).unwrap(), Route::Ucx);
+        assert_eq!(own(false, peer(Some(2), shm(6), Some(tcp))).unwrap(), Route::Tcp(tcp));
+        let without = PeerAddress { ucx: None, ..peer(None, None, Some(tcp)) };
+        assert_eq!(own(true, without).unwrap(), Route::Tcp(tcp));
         let stranger = peer(None, None, Some(tcp));
-        assert_eq!(route(None, None, &stranger).unwrap(), Route::Tcp(tcp));
-        let error = route(None, None, &peer(None, shm(5), None)).unwrap_err();
+        assert_eq!(route(None, None, false, &stranger).unwrap(), Route::Tcp(tcp));
+        let error = route(None, None, false, &peer(None, shm(5), None)).unwrap_err();
         assert_eq!((error.kind(), error.peer()), (ErrorKind::BackendUnavailable, Some("p")));
     }
 }

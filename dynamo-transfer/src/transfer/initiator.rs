@@ -6,6 +6,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{TransferOptions, TransferReport};
+#[cfg(feature = "ucx")]
+use crate::backend::Ucx;
 use crate::backend::tcp::TcpClient;
 use crate::backend::{Backend, BackendKind, Memcpy, Operation, Progress};
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
@@ -23,6 +25,8 @@ pub(crate) struct Initiator {
     pub(crate) memcpy: Option<Memcpy>,
     pub(crate) shm: Option<Arc<dyn Backend>>,
     pub(crate) tcp: Arc<TcpClient>,
+    #[cfg(feature = "ucx")]
+    pub(crate) ucx: Option<Ucx>,
 }
 
 impl Initiator {
@@ -42,10 +46,9 @@ impl Initiator {
         let operation = Operation::new(right, (lease, local.ranges), remote, run)?;
         if operation.total() > 0 {
             let operation = Arc::new(operation);
-            if let Err(error) = backend.run(Arc::clone(&operation)).await {
+            while let Err(error) = backend.run(Arc::clone(&operation)).await {
                 let has_begun = progress.has_begun.load(Ordering::Relaxed);
                 backend = self.instead(&peer, backend, error, has_begun)?;
-                backend.run(operation).await?;
             }
         }
         if let Some(payload) = options.notification {
@@ -68,14 +71,14 @@ impl Initiator {
 
     async fn notify_by(
         &self,
-        backend: &dyn Backend,
+        mut backend: &dyn Backend,
         peer: &Arc<PeerAddress>,
         payload: Bytes,
     ) -> Result<()> {
-        match backend.notify(peer, payload.clone()).await {
-            Ok(()) => Ok(()),
-            Err(error) => self.instead(peer, backend, error, false)?.notify(peer, payload).await,
+        while let Err(error) = backend.notify(peer, payload.clone()).await {
+            backend = self.instead(peer, backend, error, false)?;
         }
+        Ok(())
     }
 
     /// Returns who else reaches a peer, if `backend` does not and nothing has moved; else the error.
@@ -88,21 +91,41 @@ impl Initiator {
     ) -> Result<&dyn Backend> {
         let is_out_of_reach =
             matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::BackendUnavailable);
-        if has_begun || !is_out_of_reach || backend.kind() != BackendKind::Shm || peer.tcp.is_none()
-        {
+        if has_begun || !is_out_of_reach {
             return Err(error);
         }
-        tracing::debug!(%error, peer = peer.name, "peer on this host is reached over TCP");
-        Ok(&*self.tcp)
+        let (ucx, tcp) = (self.ucx(), &*self.tcp as &dyn Backend);
+        let instead = match backend.kind() {
+            BackendKind::Shm if ucx.is_some() && peer.ucx.is_some() => ucx,
+            BackendKind::Shm | BackendKind::Ucx if peer.tcp.is_some() => Some(tcp),
+            _ => None,
+        };
+        let Some(instead) = instead else { return Err(error) };
+        let (kind, by) = (backend.kind(), instead.kind());
+        tracing::debug!(%error, peer = peer.name, "peer is reached by {by} in place of {kind}");
+        Ok(instead)
     }
 
     fn backend(&self, peer: &PeerAddress) -> Result<&dyn Backend> {
-        match plan::route(self.fabric, self.host, peer)? {
+        let ucx = self.ucx();
+        match plan::route(self.fabric, self.host, ucx.is_some(), peer)? {
             Route::Memcpy => self.memcpy.as_ref().map(|memcpy| memcpy as &dyn Backend),
             Route::Shm => self.shm.as_deref(),
+            Route::Ucx => ucx,
             Route::Tcp(_) => Some(&*self.tcp as &dyn Backend),
         }
         .ok_or_else(|| Error::new(ErrorKind::Internal, "a route has its backend"))
+    }
+
+    #[cfg(feature = "ucx")]
+    fn ucx(&self) -> Option<&dyn Backend> {
+        self.ucx.as_ref().map(|ucx| ucx as &dyn Backend)
+    }
+
+    #[cfg(not(feature = "ucx"))]
+    #[expect(clippy::unused_self, reason = "with the feature there is something to return")]
+    fn ucx(&self) -> Option<&dyn Backend> {
+        None
     }
 }
 

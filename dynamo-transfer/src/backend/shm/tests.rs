@@ -48,6 +48,7 @@ impl Owner {
             fabric: None,
             tcp: tcp.then_some(bound),
             shm: Some(shm),
+            ucx: None,
         };
         let (address, end) = (Arc::new(address), shutdown.clone().drop_guard());
         Self { endpoint, address, shm, tasks, shutdown, _notifications: queue, _end: end }

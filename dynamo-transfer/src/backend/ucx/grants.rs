@@ -1,0 +1,46 @@
+//! What an owner grants: memory mapped for the time of one operation.
+
+use std::rc::Rc;
+
+use super::memory::Mapped;
+use super::port::Port;
+use super::protocol::{GRANTS_MAX, Grant, SEGMENTS_MAX, encode_grants};
+use super::stream::Stream;
+use crate::error::Result;
+
+/// Memory that an initiator accesses by itself: unmapped first, then let go.
+pub(super) struct Granted {
+    _mapped: Vec<Mapped>,
+    _stream: Rc<Stream>,
+}
+
+/// Maps what an operation asks for; returns it and what the initiator needs, or nothing if it is
+/// in too many pieces: messages do better then.
+pub(super) fn grant(port: &Port, stream: &Rc<Stream>) -> Result<Option<(Granted, Vec<u8>)>> {
+    let segments = stream.segments();
+    if segments.len() > SEGMENTS_MAX {
+        return Ok(None);
+    }
+    let mapped: Result<Vec<_>> = segments.into_iter().map(|s| Mapped::new(port, s)).collect();
+    let mapped = mapped?;
+    let keys: Result<Vec<_>> = mapped.iter().map(Mapped::key).collect();
+    let mut grants = Vec::new();
+    let (mut position, mut is_covered) = (0, true);
+    for span in stream.spans(0, stream.total()) {
+        let start = span.as_ptr().addr();
+        let within = |mapped: &Mapped| {
+            let of = mapped.span.as_ptr().addr();
+            of <= start && start + span.len() <= of + mapped.span.len()
+        };
+        let key = mapped.iter().position(within).and_then(|key| u32::try_from(key).ok());
+        is_covered &= key.is_some();
+        let (address, len, key) = (start as u64, span.len() as u64, key.unwrap_or(0));
+        grants.push(Grant { position, address, len, key });
+        position += len;
+    }
+    if !is_covered || grants.len() > GRANTS_MAX {
+        return Ok(None);
+    }
+    let body = encode_grants(&keys?, &grants);
+    Ok(Some((Granted { _mapped: mapped, _stream: Rc::clone(stream) }, body)))
+}

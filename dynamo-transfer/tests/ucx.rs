@@ -1,0 +1,490 @@
+//! UCX between agents of one process and of two; skipped, and that is said, without libucp.
+//!
+//! `DYNAMO_TEST_LIBUCP` names another libucp than the system's: for the one in the PyPI wheel
+//! `libucx-cu12`, set `UCX_MODULE_DIR` to its `lib/ucx` too.
+#![cfg(feature = "ucx")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+#![expect(clippy::print_stderr, reason = "says what is skipped, and figures")]
+#![expect(clippy::print_stdout, reason = "a child process speaks to its parent")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "which library to test, and time, are of the process"
+)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use dynamo_transfer::{
+    Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, RegisteredRegion, RemoteAgent,
+    TransferOptions, UcxConfig, conformance,
+};
+
+const MIB: usize = 1 << 20;
+
+fn config() -> UcxConfig {
+    match std::env::var("DYNAMO_TEST_LIBUCP") {
+        Ok(path) => UcxConfig::default().with_library(path),
+        Err(_) => UcxConfig::default(),
+    }
+}
+
+/// Starts an agent, or says why not.
+async fn agent(name: &str) -> Option<Agent> {
+    match Agent::start(AgentConfig::default().with_name(name).with_ucx(config())).await {
+        Ok(agent) => Some(agent),
+        Err(error) if error.kind() == ErrorKind::BackendUnavailable => {
+            eprintln!("SKIPPED: {error}; apt-get install libucx0, or see the head of this file");
+            None
+        }
+        Err(error) => unreachable!("{error}"),
+    }
+}
+
+/// Runs a test, one after the other: some count what the process has open.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(2).enable_all().build().unwrap().block_on(future)
+}
+
+#[test]
+fn a_library_that_is_missing_is_named() {
+    let config = UcxConfig::default().with_library("/nowhere/libucp.so.0");
+    let error = block_on(Agent::start(AgentConfig::default().with_ucx(config))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::BackendUnavailable);
+    assert!(error.message().contains("/nowhere/libucp.so.0"), "{error}");
+    assert!(error.message().contains("No such file"), "{error}");
+}
+
+#[test]
+fn ucx_conforms() {
+    block_on(async {
+        let Some(owner) = agent("owner").await else { return };
+        let initiator = agent("initiator").await.unwrap();
+        conformance::run(&owner, &initiator, BackendKind::Ucx).await;
+        owner.shutdown().await;
+        initiator.shutdown().await;
+    });
+}
+
+#[test]
+fn two_processes_read_write_and_notify() {
+    block_on(async {
+        let Some(initiator) = agent("initiator").await else { return };
+        let mut owner = Process::start("owner");
+        let peer = initiator.load_metadata(&owner.metadata()).unwrap();
+
+        let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
+        // Backwards, in blocks that fit into no fragment evenly.
+        let blocks = || (0..SOURCE_BYTES as u64 / BLOCK).rev().map(|i| (i * BLOCK, BLOCK));
+        let local = target.descriptor(blocks()).unwrap();
+        let remote = peer.regions()[0].descriptor(blocks()).unwrap();
+        let report = initiator.read(local, remote, TransferOptions::default()).await.unwrap();
+        assert_eq!(report.backend, BackendKind::Ucx);
+        let got = target.close().await;
+        let whole = usize::try_from(SOURCE_BYTES as u64 / BLOCK * BLOCK).unwrap();
+        assert!(got[0][..whole] == pattern(SOURCE_BYTES)[..whole]);
+
+        // As many pieces as one request takes, and more.
+        let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
+        let pieces = || (0..20_000u64).map(|i| (i * 1600, 800u64));
+        let local = target.descriptor(pieces()).unwrap();
+        let remote = peer.regions()[0].descriptor(pieces()).unwrap();
+        initiator.read(local, remote, TransferOptions::default()).await.unwrap();
+        let (got, expected) = (target.close().await, pattern(SOURCE_BYTES));
+        for (offset, len) in pieces() {
+            let at = usize::try_from(offset).unwrap();
+            let end = at + usize::try_from(len).unwrap();
+            assert!(got[0][at..end] == expected[at..end], "piece at {at}");
+            assert!(got[0][end..end + 800].iter().all(|byte| *byte == 0));
+        }
+
+        let source = initiator.register(vec![pattern(TARGET_BYTES)]).unwrap();
+        let all = [(0, TARGET_BYTES as u64)];
+        let options = TransferOptions::default().with_notification(&b"written"[..]);
+        let written = initiator.write(
+            source.descriptor(all).unwrap(),
+            peer.regions()[1].descriptor(all).unwrap(),
+            options,
+        );
+        written.await.unwrap();
+        assert_eq!(owner.line("NOTIFIED "), "written from initiator, bytes are right");
+
+        let refused = initiator.write(
+            source.descriptor([(0, 8)]).unwrap(),
+            peer.regions()[0].descriptor([(0, 8)]).unwrap(),
+            TransferOptions::default(),
+        );
+        assert_eq!(refused.await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+        initiator.shutdown().await;
+        owner.end();
+    });
+}
+
+#[test]
+fn a_killed_owner_is_an_error_at_once_and_its_successor_is_reached() {
+    block_on(async {
+        let Some(initiator) = agent("initiator").await else { return };
+        for round in 0..5 {
+            let mut owner = Process::start("owner");
+            let peer = initiator.load_metadata(&owner.metadata()).unwrap();
+            let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
+            read_all(&initiator, &target, &peer).await.unwrap();
+            let killed = async {
+                tokio::time::sleep(Duration::from_millis(5 * round)).await;
+                owner.child.kill().unwrap();
+                Instant::now()
+            };
+            let reads = async {
+                loop {
+                    if let Err(error) = read_all(&initiator, &target, &peer).await {
+                        return (error, Instant::now());
+                    }
+                }
+            };
+            let (killed, (error, seen)) = tokio::join!(killed, reads);
+            assert!(
+                matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::Unreachable),
+                "{error:?}"
+            );
+            assert!(error.is_retryable());
+            let after = seen.saturating_duration_since(killed);
+            assert!(after < Duration::from_secs(2), "{after:?}");
+            let again = read_all(&initiator, &target, &peer).await.unwrap_err();
+            assert!(again.is_retryable(), "{again:?}");
+            // Nothing holds the memory any more.
+            let closed = tokio::time::timeout(Duration::from_secs(2), target.close()).await;
+            assert_eq!(closed.unwrap().len(), 1);
+        }
+        initiator.shutdown().await;
+    });
+}
+
+#[test]
+fn a_killed_initiator_gives_the_owners_memory_back() {
+    block_on(async {
+        let Some(owner) = agent("owner").await else { return };
+        let mut notifications = owner.notifications().unwrap();
+        for round in 0..5 {
+            let region = owner.register_peer_writable(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
+            let mut initiator = Process::start("initiator");
+            initiator.tell(&hex(&owner.metadata([region.handle()])));
+            initiator.line("WRITING");
+            assert_eq!(notifications.recv().await.unwrap().payload, b"going"[..]);
+            tokio::time::sleep(Duration::from_millis(3 * round)).await;
+            initiator.child.kill().unwrap();
+            let closed = tokio::time::timeout(Duration::from_secs(2), region.close()).await;
+            assert_eq!(closed.unwrap().len(), 1);
+        }
+        owner.shutdown().await;
+    });
+}
+
+#[test]
+fn a_stopped_owner_costs_a_deadline_and_dropped_transfers_give_memory_back() {
+    block_on(async {
+        let Some(initiator) = agent("initiator").await else { return };
+        let mut owner = Process::start("owner");
+        let peer = initiator.load_metadata(&owner.metadata()).unwrap();
+        let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
+        read_all(&initiator, &target, &peer).await.unwrap();
+        owner.signal("-STOP");
+        owner.is_stopped();
+        let options = TransferOptions::default().with_deadline(Duration::from_millis(200));
+        let all = [(0, SOURCE_BYTES as u64)];
+        let read = || {
+            let local = target.descriptor(all).unwrap();
+            initiator.read(local, peer.regions()[0].descriptor(all).unwrap(), options.clone())
+        };
+        assert_eq!(read().await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+        drop(read());
+        owner.signal("-CONT");
+        read_all(&initiator, &target, &peer).await.unwrap();
+        let closed = tokio::time::timeout(Duration::from_secs(2), target.close()).await;
+        assert!(closed.unwrap()[0][..] == pattern(SOURCE_BYTES)[..]);
+        initiator.shutdown().await;
+        owner.end();
+    });
+}
+
+#[test]
+fn a_thousand_transfers_leave_nothing_behind() {
+    block_on(async {
+        let Some(initiator) = agent("initiator").await else { return };
+        let mut owner = Process::start("owner");
+        let peer = initiator.load_metadata(&owner.metadata()).unwrap();
+        let mut after_warming_up = None;
+        for round in 0..1100 {
+            let target = initiator.register_mut(vec![HostBuffer::new(MIB)]).unwrap();
+            let all = [(0, MIB as u64)];
+            let (local, remote) =
+                (target.descriptor(all).unwrap(), peer.regions()[0].descriptor(all).unwrap());
+            initiator.read(local, remote, TransferOptions::default()).await.unwrap();
+            assert_eq!(target.close().await.len(), 1);
+            if round == 100 {
+                after_warming_up = Some((descriptors(), resident_bytes()));
+            }
+        }
+        let (open, resident) = after_warming_up.unwrap();
+        assert!(descriptors() <= open, "{} descriptors, {open} before", descriptors());
+        let grown = resident_bytes().saturating_sub(resident);
+        assert!(grown < 16 << 20, "{grown} bytes more are resident");
+        initiator.shutdown().await;
+        owner.end();
+    });
+}
+
+#[test]
+fn an_idle_agent_does_not_spin() {
+    block_on(async {
+        let Some(initiator) = agent("initiator").await else { return };
+        let mut owner = Process::start("owner");
+        let peer = initiator.load_metadata(&owner.metadata()).unwrap();
+        let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
+        read_all(&initiator, &target, &peer).await.unwrap();
+        let before = owner.cpu_ticks();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let used = owner.cpu_ticks() - before;
+        assert!(used <= 2, "{used} ticks of 200 while nothing was to be done");
+        initiator.shutdown().await;
+        owner.end();
+    });
+}
+
+/// `cargo test --release -p dynamo-transfer --features ucx --test ucx -- --ignored figures`
+#[test]
+#[ignore = "prints figures"]
+fn figures() {
+    block_on(async {
+        let Some(initiator) = agent("initiator").await else { return };
+        let mut owner = Process::start("large");
+        let peer = initiator.load_metadata(&owner.metadata()).unwrap();
+        let target = initiator.register_mut(vec![HostBuffer::new(LARGE_BYTES)]).unwrap();
+        for (block, count) in [(1 << 20, 256), (64 << 10, 256), (4 << 10, 16_384)] {
+            // Every other block: neighbours do not merge.
+            let ranges = || (0..count).map(|i| ((2 * i * block) % LARGE_BYTES as u64, block));
+            for is_write in [false, true] {
+                let mut times = Vec::new();
+                for _ in 0..9 {
+                    let local = target.descriptor(ranges()).unwrap();
+                    let remote = peer.regions()[0].descriptor(ranges()).unwrap();
+                    let started = Instant::now();
+                    let options = TransferOptions::default();
+                    if is_write {
+                        initiator.write(local, remote, options).await.unwrap();
+                    } else {
+                        initiator.read(local, remote, options).await.unwrap();
+                    }
+                    times.push(started.elapsed().as_secs_f64());
+                }
+                times.sort_by(f64::total_cmp);
+                let rate = (block * count) as f64 / times[4] / 1e9;
+                let what = if is_write { "write" } else { "read" };
+                eprintln!("{what} {count} x {block}: {rate:.2} GB/s");
+            }
+        }
+        for len in [4 << 10, 64 << 10] {
+            let mut times = Vec::new();
+            for _ in 0..2000 {
+                let local = target.descriptor([(0, len)]).unwrap();
+                let remote = peer.regions()[0].descriptor([(0, len)]).unwrap();
+                let started = Instant::now();
+                initiator.read(local, remote, TransferOptions::default()).await.unwrap();
+                times.push(started.elapsed());
+            }
+            times.sort();
+            eprintln!("read of {len}: p50 {:?} p99 {:?}", times[1000], times[1980]);
+        }
+        initiator.shutdown().await;
+        owner.end();
+    });
+}
+
+async fn read_all(
+    initiator: &Agent,
+    target: &RegisteredRegion<HostBuffer>,
+    peer: &RemoteAgent,
+) -> dynamo_transfer::Result<dynamo_transfer::TransferReport> {
+    let all = [(0, SOURCE_BYTES as u64)];
+    let remote = peer.regions()[0].descriptor(all)?;
+    initiator.read(target.descriptor(all)?, remote, TransferOptions::default()).await
+}
+
+/// What the parent has started this process for; a test only in name.
+#[test]
+#[ignore = "is the other process of the others"]
+fn child() {
+    let Ok(role) = std::env::var("DYNAMO_TEST_ROLE") else { return };
+    block_on(async {
+        let agent = agent(&role).await.unwrap();
+        match &role[..] {
+            "initiator" => write_for_ever(&agent).await,
+            _ => own(&agent, if role == "large" { LARGE_BYTES } else { TARGET_BYTES }).await,
+        }
+        agent.shutdown().await;
+    });
+}
+
+async fn own(agent: &Agent, target_bytes: usize) {
+    let mut notifications = agent.notifications().unwrap();
+    let source = agent.register(vec![pattern(SOURCE_BYTES)]).unwrap();
+    let target = agent.register_peer_writable(vec![HostBuffer::new(target_bytes)]).unwrap();
+    let handles = [source.handle(), target.handle()];
+    // The large one is read and written alike.
+    let handles = if target_bytes == LARGE_BYTES { &handles[1..] } else { &handles[..] };
+    println!("METADATA {}", hex(&agent.metadata(handles.iter().copied())));
+    let end = tokio::task::spawn_blocking(|| std::io::stdin().lines().next());
+    let notified = async {
+        let note = notifications.recv().await.unwrap();
+        let (from, payload) = (note.from, String::from_utf8(note.payload.to_vec()).unwrap());
+        let is_right = target.close().await[0][..] == pattern(target_bytes)[..];
+        let verdict = if is_right { "right" } else { "wrong" };
+        println!("NOTIFIED {payload} from {from}, bytes are {verdict}");
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = end => {}
+        () = notified => {}
+    }
+}
+
+async fn write_for_ever(agent: &Agent) {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    let peer = agent.load_metadata(&unhex(line.trim())).unwrap();
+    let source = agent.register(vec![pattern(SOURCE_BYTES)]).unwrap();
+    let all = [(0, SOURCE_BYTES as u64)];
+    agent.notify(&peer, b"going"[..].into()).await.unwrap();
+    println!("WRITING");
+    loop {
+        let remote = peer.regions()[0].descriptor(all).unwrap();
+        let options = TransferOptions::default();
+        agent.write(source.descriptor(all).unwrap(), remote, options).await.unwrap();
+    }
+}
+
+/// This very program in another process.
+struct Process {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Process {
+    fn start(role: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--ignored", "--nocapture"])
+            .env("DYNAMO_TEST_ROLE", role)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdin, stdout }
+    }
+
+    /// Returns what follows `word` on the next line that has it.
+    fn line(&mut self, word: &str) -> String {
+        let mut line = String::new();
+        while self.stdout.read_line(&mut line).unwrap() > 0 {
+            if let Some((_, rest)) = line.split_once(word) {
+                return rest.trim().to_owned();
+            }
+            line.clear();
+        }
+        unreachable!("the process ended without saying {word}");
+    }
+
+    fn metadata(&mut self) -> Vec<u8> {
+        unhex(&self.line("METADATA "))
+    }
+
+    fn tell(&mut self, line: &str) {
+        writeln!(self.stdin.as_ref().unwrap(), "{line}").unwrap();
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+
+    /// Waits until all of its threads have stopped.
+    fn is_stopped(&self) {
+        let is_stopped = || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+            tasks.into_iter().all(|task| {
+                let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+                stat.rsplit_once(") ").unwrap().1.starts_with('T')
+            })
+        };
+        let until = Instant::now() + Duration::from_secs(10);
+        while !is_stopped() {
+            assert!(Instant::now() < until, "the process does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Has the process end in order, and sees that it does.
+    fn end(mut self) {
+        drop(self.stdin.take());
+        let until = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < until {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert!(status.success(), "{status}");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        unreachable!("the process does not end");
+    }
+
+    fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended long ago.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+fn pattern(len: usize) -> HostBuffer {
+    let mut buffer = HostBuffer::new(len);
+    // A period that divides no block.
+    buffer.iter_mut().zip((1u8..=251).cycle()).for_each(|(byte, value)| *byte = value);
+    buffer
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}
+
+const SOURCE_BYTES: usize = 32 * MIB;
+const TARGET_BYTES: usize = 3 * MIB + 17;
+const LARGE_BYTES: usize = 513 * MIB;
+const BLOCK: u64 = 49_999;
