@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use dynamo_transfer::{Agent, AgentConfig, MemoryFabric, RegisteredRegion, TransferOptions};
-use dynamo_transfer::{LocalDescriptor, RemoteAgent, RemoteDescriptor};
+use dynamo_transfer::{LocalDescriptor, RemoteAgent, RemoteDescriptor, UcxConfig};
 use memmap2::MmapMut;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
@@ -33,6 +33,10 @@ pub fn configs(backend: &str) -> Option<[AgentConfig; 2]> {
         }
         TCP => Some([owner.with_tcp_listen(([127, 0, 0, 1], 0).into()), initiator]),
         SHM => Some([owner.with_shm(true), initiator.with_shm(true)]),
+        UCX => {
+            let ucx = UcxConfig::default();
+            Some([owner.with_ucx(ucx.clone()), initiator.with_ucx(ucx)])
+        }
         _ => None,
     }
 }

@@ -61,4 +61,4 @@ impl Args {
     }
 }
 
-const USAGE: &str = "usage: demo --model PATH [--aggregated | --processes [--backend tcp|shm]] [--serve] [--prompt TEXT] [--port PORT]";
+const USAGE: &str = "usage: demo --model PATH [--aggregated | --processes [--backend tcp|shm|ucx]] [--serve] [--prompt TEXT] [--port PORT]";

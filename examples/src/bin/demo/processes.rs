@@ -14,7 +14,7 @@ use dynamo_core::{Runtime, RuntimeConfig};
 use dynamo_examples::graph::{GraphConfig, GraphWorker};
 use dynamo_examples::model::Model;
 use dynamo_examples::servers::Servers;
-use dynamo_transfer::AgentConfig;
+use dynamo_transfer::{AgentConfig, UcxConfig};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
@@ -92,7 +92,8 @@ fn agent(backend: Option<&str>) -> Result<AgentConfig> {
         None => agent.with_tcp_listen(loopback()).with_shm(true),
         Some("tcp") => agent.with_tcp_listen(loopback()),
         Some("shm") => agent.with_shm(true),
-        Some(other) => bail!("--backend {other}: there are tcp and shm"),
+        Some("ucx") => agent.with_ucx(UcxConfig::default()),
+        Some(other) => bail!("--backend {other}: there are tcp, shm and ucx"),
     })
 }
 
