@@ -7,8 +7,15 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// bytes has them alone, for one copy or one call of the kernel at a time, never across a wait.
 #[derive(Debug, Default)]
 pub(super) struct Holds {
-    held: Mutex<Vec<Held>>,
+    state: Mutex<State>,
     freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: Vec<Held>,
+    /// Those who wait for others: telling nobody is a call of the kernel, too.
+    waiting: usize,
 }
 
 #[derive(Debug)]
@@ -27,33 +34,43 @@ pub(super) struct Hold<'a> {
 impl Holds {
     /// Waits until nobody touches `range` in a way that excludes this one.
     pub(super) fn hold(&self, range: Range<u64>, is_write: bool) -> Hold<'_> {
-        let excludes = |held: &mut Vec<Held>| {
-            held.iter().any(|other| {
-                (is_write || other.is_write)
-                    && range.start < other.range.end
-                    && other.range.start < range.end
-            })
-        };
-        let held = self.freed.wait_while(self.lock(), excludes);
-        let mut held = held.unwrap_or_else(PoisonError::into_inner);
-        held.push(Held { range: range.clone(), is_write });
+        let mut state = self.lock();
+        while state.excludes(&range, is_write) {
+            state.waiting += 1;
+            state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
+        }
+        state.held.push(Held { range: range.clone(), is_write });
         Hold { holds: self, range, is_write }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn excludes(&self, range: &Range<u64>, is_write: bool) -> bool {
+        self.held.iter().any(|other| {
+            (is_write || other.is_write)
+                && range.start < other.range.end
+                && other.range.start < range.end
+        })
     }
 }
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        let mut held = self.holds.lock();
+        let mut state = self.holds.lock();
         let own = |other: &Held| other.range == self.range && other.is_write == self.is_write;
-        if let Some(index) = held.iter().position(own) {
-            held.swap_remove(index);
+        if let Some(index) = state.held.iter().position(own) {
+            state.held.swap_remove(index);
         }
-        drop(held);
-        self.holds.freed.notify_all();
+        let is_waited_for = state.waiting > 0;
+        drop(state);
+        if is_waited_for {
+            self.holds.freed.notify_all();
+        }
     }
 }
 
@@ -88,6 +105,6 @@ mod tests {
         });
         assert_eq!(writers.load(Ordering::Relaxed), 1);
         drop(beside);
-        assert!(holds.lock().is_empty());
+        assert!(holds.lock().held.is_empty());
     }
 }

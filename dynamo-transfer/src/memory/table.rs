@@ -1,8 +1,9 @@
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 #[cfg(target_os = "linux")]
 use tokio::time::Instant;
 
@@ -27,7 +28,7 @@ struct Entry {
     memory: Arc<dyn Backed>,
     generation: u64,
     rights: Rights,
-    operations: Arc<watch::Sender<usize>>,
+    operations: Arc<Operations>,
     standing: Vec<Weak<dyn Standing>>,
 }
 
@@ -64,10 +65,17 @@ pub(crate) struct Lease {
     operation: Operation,
 }
 
-struct Operation(Arc<watch::Sender<usize>>);
+struct Operation(Arc<Operations>);
+
+/// How many operations use a region.
+#[derive(Default)]
+struct Operations {
+    count: AtomicUsize,
+    quiet: Notify,
+}
 
 /// Lets the owner of a revoked region wait for its last operation.
-pub(super) struct Quiet(Arc<watch::Sender<usize>>);
+pub(super) struct Quiet(Arc<Operations>);
 
 impl RegionTable {
     pub(crate) fn new() -> Result<Self> {
@@ -178,7 +186,7 @@ impl RegionTable {
 
 impl Lease {
     fn new(entry: &Entry) -> Self {
-        entry.operations.send_modify(|count| *count += 1);
+        entry.operations.count.fetch_add(1, Ordering::AcqRel);
         Self {
             memory: Arc::clone(&entry.memory),
             operation: Operation(Arc::clone(&entry.operations)),
@@ -202,14 +210,24 @@ impl Lease {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.quiet.notify_waiters();
+        }
     }
 }
 
 impl Quiet {
     pub(super) async fn wait(self) {
-        // The sender is held here, so the channel stays open.
-        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+        let mut quiet = std::pin::pin!(self.0.quiet.notified());
+        loop {
+            // Before it looks, lest it miss the last one.
+            quiet.as_mut().enable();
+            if self.0.count.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            quiet.as_mut().await;
+            quiet.set(self.0.quiet.notified());
+        }
     }
 }
 
