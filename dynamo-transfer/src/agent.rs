@@ -1,10 +1,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -13,7 +11,7 @@ use crate::backend::Ucx;
 #[cfg(target_os = "linux")]
 use crate::backend::shm;
 use crate::backend::tcp::{TcpClient, TcpServer};
-use crate::backend::{Backend, Memcpy, MemoryFabric, Progress};
+use crate::backend::{Backend, Memcpy, MemoryFabric};
 use crate::config::AgentConfig;
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
 use crate::endpoint::Endpoint;
@@ -22,7 +20,7 @@ use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random}
 use crate::peer::metadata::{self, GrantedRegion};
 use crate::peer::{PeerAddress, RemoteAgent, ShmAddress};
 use crate::transfer::{
-    Counters, Initiator, Notifications, Transfer, TransferOptions, TransferStats, remote_memory,
+    Deadlines, Initiator, Notifications, Request, Transfer, TransferOptions, TransferStats,
 };
 
 /// One process's end of the transfer engine; cheap to clone.
@@ -38,10 +36,6 @@ struct Inner {
     notifications: Mutex<Option<Notifications>>,
     initiator: Arc<Initiator>,
     fabric: Option<MemoryFabric>,
-    transfer_deadline: Duration,
-    counters: Arc<Counters>,
-    /// Room for transfers that are posted and not settled.
-    room: Arc<Semaphore>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
     _shutdown_on_drop: DropGuard,
@@ -97,6 +91,9 @@ impl Agent {
         };
         let (host, shm) = reach_shared(&endpoint, &tasks, &shutdown);
         let tcp = TcpClient::new(&endpoint, config.tcp_lanes, &tasks, &shutdown);
+        let deadlines = Arc::<Deadlines>::default();
+        let (kept, until) = (Arc::clone(&deadlines), shutdown.clone());
+        tasks.spawn(async move { kept.keep(&until).await });
         Ok(Self(Arc::new(Inner {
             initiator: Arc::new(Initiator {
                 fabric: address.fabric,
@@ -106,14 +103,16 @@ impl Agent {
                 tcp,
                 #[cfg(feature = "ucx")]
                 ucx,
+                transfer_deadline: config.transfer_deadline,
+                room: Arc::new(Semaphore::new(config.transfers_max.min(Semaphore::MAX_PERMITS))),
+                counters: Arc::default(),
+                deadlines,
+                tasks: tasks.clone(),
             }),
             endpoint,
             address,
             notifications: Mutex::new(Some(Notifications::new(receiver, shutdown.clone()))),
             fabric: config.fabric,
-            transfer_deadline: config.transfer_deadline,
-            counters: Arc::default(),
-            room: Arc::new(Semaphore::new(config.transfers_max.min(Semaphore::MAX_PERMITS))),
             tasks,
             shutdown,
             _shutdown_on_drop: shutdown_on_drop,
@@ -132,7 +131,7 @@ impl Agent {
 
     /// Returns what this agent's transfers have come to so far.
     pub fn stats(&self) -> TransferStats {
-        self.0.counters.read()
+        self.0.initiator.counters.read()
     }
 
     /// Registers memory that this agent and its peers may read: the concatenation of `segments`.
@@ -224,7 +223,7 @@ impl Agent {
     /// If the future is dropped the notification may or may not arrive.
     pub async fn notify(&self, peer: &RemoteAgent, payload: Bytes) -> Result<()> {
         let notified = self.0.initiator.notify(&peer.address, payload);
-        match tokio::time::timeout(self.0.transfer_deadline, notified).await {
+        match tokio::time::timeout(self.0.initiator.transfer_deadline, notified).await {
             Ok(result) => result,
             Err(_) => Err(overdue(peer.name())),
         }
@@ -263,41 +262,7 @@ impl Agent {
         remote: RemoteDescriptor,
         options: TransferOptions,
     ) -> Transfer {
-        let (settle, outcome) = oneshot::channel();
-        let (progress, cancel) = (Arc::<Progress>::default(), self.0.shutdown.child_token());
-        let transfer = Transfer::new(outcome, Arc::clone(&progress), cancel.clone());
-        let counters = Arc::clone(&self.0.counters);
-        counters.posted();
-        let Ok(permit) = Arc::clone(&self.0.room).try_acquire_owned() else {
-            let refused = Err(Error::new(ErrorKind::Overloaded, "too many transfers are posted"));
-            counters.settled(&refused);
-            // The transfer is at hand, so its outcome is received.
-            let _ = settle.send(refused);
-            return transfer;
-        };
-        // The task does not keep the agent alive: dropping the last clone ends it.
-        let initiator = Arc::clone(&self.0.initiator);
-        let (posted, deadline) = (Instant::now(), options.deadline);
-        let deadline = posted + deadline.unwrap_or(self.0.transfer_deadline);
-        self.0.tasks.spawn(async move {
-            let _permit = permit;
-            let name = remote.peer.name.clone();
-            let run = initiator.run(posted, (right, local, remote), options, &progress, &cancel);
-            let result = tokio::select! {
-                result = tokio::time::timeout_at(deadline, run) => {
-                    result.unwrap_or_else(|_| Err(overdue(&name)))
-                }
-                () = cancel.cancelled() => Err(Error::new(ErrorKind::Closed, "transfer was cancelled")),
-            };
-            cancel.cancel();
-            counters.settled(&result);
-            // Nobody waits for a transfer that was dropped.
-            let _ = settle.send(result.map_err(|error| {
-                let remote_memory = remote_memory(right, &progress, &error);
-                error.with_peer(&name).with_remote_memory(remote_memory)
-            }));
-        });
-        transfer
+        self.0.initiator.post(Request { right, local, remote, options })
     }
 }
 

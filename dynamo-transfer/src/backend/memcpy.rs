@@ -25,18 +25,16 @@ impl Backend for Memcpy {
         BackendKind::Memcpy
     }
 
+    fn brief_bytes_max(&self) -> u64 {
+        BRIEF_BYTES_MAX
+    }
+
+    fn run_brief(&self, operation: &Operation) -> Option<Result<()>> {
+        Some(self.remote(operation).and_then(|remote| run(operation, &remote)))
+    }
+
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
-        let owner = self.fabric.find(&operation.peer)?;
-        let Operation { right, remote_id, token, remote_ranges, .. } = &*operation;
-        let remote = owner.regions.lease_remote(*remote_id, token, *right, remote_ranges)?;
-        if remote.is_same_region(&operation.local) {
-            let message = "source and destination are the same region";
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
-        if operation.total() <= INLINE_BYTES_MAX {
-            return run(&operation, &remote);
-        }
-        let remote = Arc::new(remote);
+        let remote = Arc::new(self.remote(&operation)?);
         let threads = operation.total().div_ceil(THREAD_BYTES_MIN).min(THREADS_MAX);
         let copies = (0..threads).map(|_| {
             let (operation, remote) = (Arc::clone(&operation), Arc::clone(&remote));
@@ -56,6 +54,20 @@ impl Backend for Memcpy {
     async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
         let owner = self.fabric.find(peer)?;
         owner.deliver(self.own.name.clone(), self.own.incarnation, payload).await
+    }
+}
+
+impl Memcpy {
+    /// Leases what the operation means at the peer.
+    fn remote(&self, operation: &Operation) -> Result<Lease> {
+        let owner = self.fabric.find(&operation.peer)?;
+        let Operation { right, remote_id, token, remote_ranges, .. } = operation;
+        let remote = owner.regions.lease_remote(*remote_id, token, *right, remote_ranges)?;
+        if remote.is_same_region(&operation.local) {
+            let message = "source and destination are the same region";
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        Ok(remote)
     }
 }
 
@@ -105,8 +117,8 @@ fn copy_stripe(operation: &Operation, remote: &Lease, stripe: &Stripe) -> Result
 /// Long enough to run at memory speed, short enough to notice a cancellation.
 const STRIPE_BYTES: u64 = 256 << 10;
 
-/// Copied by the task of the transfer: waking a thread takes as long.
-const INLINE_BYTES_MAX: u64 = 64 << 10;
+/// Copied by whoever waits for the transfer: waking a thread takes as long.
+const BRIEF_BYTES_MAX: u64 = 64 << 10;
 
 /// What is worth a further thread.
 const THREAD_BYTES_MIN: u64 = 8 << 20;

@@ -11,12 +11,15 @@ pub(crate) mod tcp;
 #[cfg(feature = "ucx")]
 mod ucx;
 
+use std::any::Any;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use fabric::MemoryFabric;
@@ -89,8 +92,8 @@ pub(crate) struct Progress {
     pub(crate) total: AtomicU64,
     pub(crate) moved: AtomicU64,
     pub(crate) chunks: AtomicU64,
-    /// Bytes may have reached the target.
-    pub(crate) has_begun: AtomicBool,
+    /// When bytes may first have been on their way.
+    begun: OnceLock<Instant>,
 }
 
 /// Moves bytes between this agent and its peers.
@@ -110,8 +113,62 @@ pub(crate) trait Backend: Send + Sync {
     /// Runs the operation to its end.
     async fn run(&self, operation: Arc<Operation>) -> Result<()>;
 
+    /// Returns the size of an operation that [`run_brief`](Self::run_brief) may run.
+    fn brief_bytes_max(&self) -> u64 {
+        0
+    }
+
+    /// Runs the operation if that takes a few microseconds and no waiting; what `None` leaves of it is
+    /// for [`run`](Self::run).
+    fn run_brief(&self, _: &Operation) -> Option<Result<()>> {
+        None
+    }
+
     /// Delivers a notification; completes when the peer's queue has it.
     async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()>;
+}
+
+/// What a backend has begun: dropped, it is given up.
+pub(crate) type Running = Arc<dyn Any + Send + Sync>;
+
+/// Is told the outcome of an operation, once; dropped, it is told that the agent has shut down.
+pub(crate) struct Done(Option<Box<dyn FnOnce(Result<()>) + Send>>);
+
+impl Done {
+    pub(crate) fn new(told: impl FnOnce(Result<()>) + Send + 'static) -> Self {
+        Self(Some(Box::new(told)))
+    }
+
+    /// Returns what passes the outcome to a receiver, which may be gone.
+    pub(crate) fn channel() -> (Self, oneshot::Receiver<Result<()>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self::new(move |outcome| drop(sender.send(outcome))), receiver)
+    }
+
+    pub(crate) fn tell(mut self, outcome: Result<()>) {
+        if let Some(told) = self.0.take() {
+            told(outcome);
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(told) = self.0.take() {
+            told(Err(Error::new(ErrorKind::Closed, "agent has shut down")));
+        }
+    }
+}
+
+impl Progress {
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.get().is_some()
+    }
+
+    /// Returns when it was begun, if it was.
+    pub(crate) fn begun(&self) -> Option<Instant> {
+        self.begun.get().copied()
+    }
 }
 
 impl Operation {
@@ -170,7 +227,7 @@ impl Operation {
 
     /// Notes that bytes are on their way.
     pub(crate) fn begin(&self) {
-        self.progress.has_begun.store(true, Ordering::Relaxed);
+        self.progress.begun.get_or_init(Instant::now);
     }
 
     /// Notes that a stripe has arrived.

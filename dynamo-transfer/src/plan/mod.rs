@@ -2,7 +2,7 @@
 
 mod route;
 
-pub(crate) use route::{Route, route};
+pub(crate) use route::route;
 
 use crate::descriptor::Ranges;
 use crate::error::{Error, ErrorKind, Result};

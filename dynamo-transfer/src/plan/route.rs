@@ -1,20 +1,6 @@
-use std::net::SocketAddr;
-
+use crate::backend::BackendKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peer::PeerAddress;
-
-/// The backend that reaches a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Route {
-    /// The peer is in this process.
-    Memcpy,
-    /// The peer is on this host.
-    Shm,
-    /// Both have a UCX worker.
-    Ucx,
-    /// The peer listens there.
-    Tcp(SocketAddr),
-}
 
 /// Chooses the cheapest way to a peer: a copy inside the process, else between processes of this
 /// host, else UCX if both were given it, else TCP.
@@ -23,25 +9,28 @@ pub(crate) fn route(
     own_host: Option<u64>,
     has_ucx: bool,
     peer: &PeerAddress,
-) -> Result<Route> {
+) -> Result<BackendKind> {
     if own_fabric.is_some() && own_fabric == peer.fabric {
-        return Ok(Route::Memcpy);
+        return Ok(BackendKind::Memcpy);
     }
     if own_host.is_some() && own_host == peer.shm.map(|shm| shm.host) {
-        return Ok(Route::Shm);
+        return Ok(BackendKind::Shm);
     }
     if has_ucx && peer.ucx.is_some() {
-        return Ok(Route::Ucx);
+        return Ok(BackendKind::Ucx);
     }
-    peer.tcp.map(Route::Tcp).ok_or_else(|| {
-        let message = "peer is not in this process's fabric or on this host, and offers no address \
-                       over TCP, or over UCX if this agent has it";
-        Error::new(ErrorKind::BackendUnavailable, message).with_peer(&peer.name)
-    })
+    if peer.tcp.is_some() {
+        return Ok(BackendKind::Tcp);
+    }
+    let message = "peer is not in this process's fabric or on this host, and offers no address \
+                   over TCP, or over UCX if this agent has it";
+    Err(Error::new(ErrorKind::BackendUnavailable, message).with_peer(&peer.name))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::peer::ShmAddress;
 
@@ -54,14 +43,14 @@ mod tests {
             PeerAddress { name: "p".into(), incarnation: 0, fabric, tcp, shm, ucx }
         };
         let own = |has_ucx, peer| route(Some(1), Some(5), has_ucx, &peer);
-        assert_eq!(own(true, peer(Some(1), shm(5), Some(tcp))).unwrap(), Route::Memcpy);
-        assert_eq!(own(true, peer(Some(2), shm(5), Some(tcp))).unwrap(), Route::Shm);
-        assert_eq!(own(true, peer(Some(2), shm(6), Some(tcp))).unwrap(), Route::Ucx);
-        assert_eq!(own(false, peer(Some(2), shm(6), Some(tcp))).unwrap(), Route::Tcp(tcp));
+        assert_eq!(own(true, peer(Some(1), shm(5), Some(tcp))).unwrap(), BackendKind::Memcpy);
+        assert_eq!(own(true, peer(Some(2), shm(5), Some(tcp))).unwrap(), BackendKind::Shm);
+        assert_eq!(own(true, peer(Some(2), shm(6), Some(tcp))).unwrap(), BackendKind::Ucx);
+        assert_eq!(own(false, peer(Some(2), shm(6), Some(tcp))).unwrap(), BackendKind::Tcp);
         let without = PeerAddress { ucx: None, ..peer(None, None, Some(tcp)) };
-        assert_eq!(own(true, without).unwrap(), Route::Tcp(tcp));
+        assert_eq!(own(true, without).unwrap(), BackendKind::Tcp);
         let stranger = peer(None, None, Some(tcp));
-        assert_eq!(route(None, None, false, &stranger).unwrap(), Route::Tcp(tcp));
+        assert_eq!(route(None, None, false, &stranger).unwrap(), BackendKind::Tcp);
         let error = route(None, None, false, &peer(None, shm(5), None)).unwrap_err();
         assert_eq!((error.kind(), error.peer()), (ErrorKind::BackendUnavailable, Some("p")));
     }

@@ -1,22 +1,24 @@
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
-use super::{TransferOptions, TransferReport};
+use super::deadlines::Deadlines;
+use super::posted::Posted;
+use super::{Counters, Transfer, TransferOptions};
 #[cfg(feature = "ucx")]
 use crate::backend::Ucx;
 use crate::backend::tcp::TcpClient;
-use crate::backend::{Backend, BackendKind, Memcpy, Operation, Progress};
+use crate::backend::{Backend, BackendKind, Memcpy, Operation};
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
-use crate::error::{Error, ErrorKind, RemoteMemory, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
 use crate::peer::PeerAddress;
-use crate::plan::{self, Route};
+use crate::plan;
 
-/// What an agent's own transfers run on: plan, backend, notification.
+/// Runs an agent's own transfers: plan, backend, notification.
 pub(crate) struct Initiator {
     /// The fabric that the agent has joined.
     pub(crate) fabric: Option<u64>,
@@ -27,45 +29,143 @@ pub(crate) struct Initiator {
     pub(crate) tcp: Arc<TcpClient>,
     #[cfg(feature = "ucx")]
     pub(crate) ucx: Option<Ucx>,
+    /// The most time a transfer takes unless it says otherwise.
+    pub(crate) transfer_deadline: Duration,
+    /// Room for transfers that are posted and not settled.
+    pub(crate) room: Arc<Semaphore>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) tasks: TaskTracker,
+}
+
+/// What is asked of a transfer.
+pub(crate) struct Request {
+    pub(crate) right: Right,
+    pub(crate) local: LocalDescriptor,
+    pub(crate) remote: RemoteDescriptor,
+    pub(crate) options: TransferOptions,
+}
+
+/// A transfer that has been checked, and who is to run it.
+struct Prepared {
+    posted: Arc<Posted>,
+    operation: Arc<Operation>,
+    kind: BackendKind,
+    notification: Option<Bytes>,
 }
 
 impl Initiator {
-    pub(crate) async fn run(
+    /// Posts a transfer. It gets a task only if it has to wait for something other than its bytes.
+    pub(crate) fn post(self: &Arc<Self>, request: Request) -> Transfer {
+        let Request { right, local, remote, options } = request;
+        let permit = Arc::clone(&self.room).try_acquire_owned().ok();
+        let is_refused = permit.is_none();
+        let peer = (right, &remote.peer);
+        let posted = Posted::new(peer, &self.counters, &self.deadlines, permit);
+        let transfer = Transfer(Arc::clone(&posted));
+        if is_refused {
+            posted.fail(Error::new(ErrorKind::Overloaded, "too many transfers are posted"));
+            return transfer;
+        }
+        posted.end_at(posted.at + options.deadline.unwrap_or(self.transfer_deadline));
+        match self.prepare(&posted, (local, remote), options) {
+            Ok(prepared) => self.start(prepared),
+            Err(error) => posted.fail(error),
+        }
+        transfer
+    }
+
+    fn prepare(
         &self,
-        posted: Instant,
-        (right, local, remote): (Right, LocalDescriptor, RemoteDescriptor),
+        posted: &Arc<Posted>,
+        (local, remote): (LocalDescriptor, RemoteDescriptor),
         options: TransferOptions,
-        progress: &Arc<Progress>,
-        cancel: &CancellationToken,
-    ) -> Result<TransferReport> {
-        let queued = posted.elapsed();
-        check_notification(options.notification.as_ref())?;
-        let (peer, mut backend) = (Arc::clone(&remote.peer), self.backend(&remote.peer)?);
-        let lease = local.table.lease_local(local.id, right)?;
-        let run = (options.priority, cancel.clone(), Arc::clone(progress));
-        let operation = Operation::new(right, (lease, local.ranges), remote, run)?;
+    ) -> Result<Prepared> {
+        let TransferOptions { priority, notification, .. } = options;
+        check_notification(notification.as_ref())?;
+        let kind = self.route(&remote.peer)?;
+        let lease = local.table.lease_local(local.id, posted.right)?;
+        let run = (priority, posted.cancel.clone(), Arc::clone(&posted.progress));
+        let operation = Operation::new(posted.right, (lease, local.ranges), remote, run)?;
+        let (posted, operation) = (Arc::clone(posted), Arc::new(operation));
+        Ok(Prepared { posted, operation, kind, notification })
+    }
+
+    /// Starts a transfer: it gets a task if it has to wait for something other than its bytes.
+    fn start(self: &Arc<Self>, prepared: Prepared) {
+        let Prepared { posted, operation, kind, notification } = &prepared;
+        let total = operation.total();
+        if total == 0 || notification.is_some() {
+            return self.spawn(prepared);
+        }
+        if *kind == BackendKind::Tcp {
+            let running = self.tcp.begin(operation, posted.done(*kind));
+            return posted.keep(running);
+        }
+        if self.backend(*kind).is_none_or(|backend| total > backend.brief_bytes_max()) {
+            return self.spawn(prepared);
+        }
+        let (initiator, posted) = (Arc::clone(self), Arc::clone(posted));
+        let offered = Arc::clone(&posted);
+        offered.offer(Box::new(move || initiator.run_brief(prepared)));
+        self.tasks.spawn(async move {
+            if let Some(brief) = posted.take() {
+                brief();
+            }
+        });
+    }
+
+    fn run_brief(self: Arc<Self>, prepared: Prepared) {
+        let Prepared { posted, operation, kind, .. } = &prepared;
+        let outcome = self.backend(*kind).and_then(|backend| backend.run_brief(operation));
+        match outcome {
+            Some(Ok(())) => posted.settle(Ok(posted.report(*kind))),
+            Some(Err(error)) if !can_go_instead(posted, &error) => posted.fail(error),
+            // The region has to be opened, or another backend found.
+            _ => self.spawn(prepared),
+        }
+    }
+
+    /// Runs a transfer in a task of its own, until it is settled.
+    fn spawn(self: &Arc<Self>, prepared: Prepared) {
+        let initiator = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let posted = Arc::clone(&prepared.posted);
+            // Also if the task is dropped, or panics.
+            let unsettled = posted.done(prepared.kind);
+            tokio::select! {
+                outcome = initiator.run(prepared) => {
+                    posted.settle(outcome.map(|kind| posted.report(kind)));
+                }
+                () = posted.cancel.cancelled() => {}
+            }
+            drop(unsettled);
+        });
+    }
+
+    /// Runs a transfer, by another backend if the peer is out of this one's reach; returns who did.
+    async fn run(&self, prepared: Prepared) -> Result<BackendKind> {
+        let Prepared { posted, operation, mut kind, notification } = prepared;
+        let mut backend = self.reached(kind)?;
         if operation.total() > 0 {
-            let operation = Arc::new(operation);
             while let Err(error) = backend.run(Arc::clone(&operation)).await {
-                let has_begun = progress.has_begun.load(Ordering::Relaxed);
-                backend = self.instead(&peer, backend, error, has_begun)?;
+                if !can_go_instead(&posted, &error) {
+                    return Err(error);
+                }
+                backend = self.instead(&posted.peer, backend, error)?;
+                kind = backend.kind();
             }
         }
-        if let Some(payload) = options.notification {
-            self.notify_by(backend, &peer, payload).await?;
+        if let Some(payload) = notification {
+            self.notify_by(backend, &posted.peer, payload).await?;
         }
-        Ok(TransferReport {
-            bytes: progress.total.load(Ordering::Relaxed),
-            chunks: progress.chunks.load(Ordering::Relaxed),
-            backend: backend.kind(),
-            queued,
-            elapsed: posted.elapsed(),
-        })
+        Ok(kind)
     }
 
     pub(crate) async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
         check_notification(Some(&payload))?;
-        let notified = self.notify_by(self.backend(peer)?, peer, payload).await;
+        let backend = self.reached(self.route(peer)?)?;
+        let notified = self.notify_by(backend, peer, payload).await;
         notified.map_err(|error| error.with_peer(&peer.name))
     }
 
@@ -76,22 +176,19 @@ impl Initiator {
         payload: Bytes,
     ) -> Result<()> {
         while let Err(error) = backend.notify(peer, payload.clone()).await {
-            backend = self.instead(peer, backend, error, false)?;
+            backend = self.instead(peer, backend, error)?;
         }
         Ok(())
     }
 
-    /// Returns who else reaches a peer, if `backend` does not and nothing has moved; else the error.
+    /// Returns who else reaches a peer that is out of reach for `backend`; else the error.
     fn instead(
         &self,
         peer: &PeerAddress,
         backend: &dyn Backend,
         error: Error,
-        has_begun: bool,
     ) -> Result<&dyn Backend> {
-        let is_out_of_reach =
-            matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::BackendUnavailable);
-        if has_begun || !is_out_of_reach {
+        if !is_out_of_reach(&error) {
             return Err(error);
         }
         let (ucx, tcp) = (self.ucx(), &*self.tcp as &dyn Backend);
@@ -106,15 +203,22 @@ impl Initiator {
         Ok(instead)
     }
 
-    fn backend(&self, peer: &PeerAddress) -> Result<&dyn Backend> {
-        let ucx = self.ucx();
-        match plan::route(self.fabric, self.host, ucx.is_some(), peer)? {
-            Route::Memcpy => self.memcpy.as_ref().map(|memcpy| memcpy as &dyn Backend),
-            Route::Shm => self.shm.as_deref(),
-            Route::Ucx => ucx,
-            Route::Tcp(_) => Some(&*self.tcp as &dyn Backend),
+    fn route(&self, peer: &PeerAddress) -> Result<BackendKind> {
+        plan::route(self.fabric, self.host, self.ucx().is_some(), peer)
+    }
+
+    fn reached(&self, kind: BackendKind) -> Result<&dyn Backend> {
+        let missing = || Error::new(ErrorKind::Internal, "a route has its backend");
+        self.backend(kind).ok_or_else(missing)
+    }
+
+    fn backend(&self, kind: BackendKind) -> Option<&dyn Backend> {
+        match kind {
+            BackendKind::Memcpy => self.memcpy.as_ref().map(|memcpy| memcpy as &dyn Backend),
+            BackendKind::Shm => self.shm.as_deref(),
+            BackendKind::Ucx => self.ucx(),
+            BackendKind::Tcp => Some(&*self.tcp as &dyn Backend),
         }
-        .ok_or_else(|| Error::new(ErrorKind::Internal, "a route has its backend"))
     }
 
     #[cfg(feature = "ucx")]
@@ -129,18 +233,13 @@ impl Initiator {
     }
 }
 
-/// Tells what a failed operation has left at the peer.
-pub(crate) fn remote_memory(right: Right, progress: &Progress, error: &Error) -> RemoteMemory {
-    if right == Right::Read || !progress.has_begun.load(Ordering::Relaxed) {
-        return RemoteMemory::Untouched;
-    }
-    match error.kind() {
-        // The owner said so: what it took before is there, and nothing is on its way.
-        ErrorKind::StaleRegion | ErrorKind::PermissionDenied | ErrorKind::OutOfBounds => {
-            RemoteMemory::Partial
-        }
-        _ => RemoteMemory::Unknown,
-    }
+/// Tells whether another backend may run what this one has failed at.
+fn can_go_instead(posted: &Posted, error: &Error) -> bool {
+    is_out_of_reach(error) && !posted.progress.has_begun()
+}
+
+fn is_out_of_reach(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::BackendUnavailable)
 }
 
 fn check_notification(payload: Option<&Bytes>) -> Result<()> {

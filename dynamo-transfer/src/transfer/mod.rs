@@ -1,31 +1,32 @@
 //! A transfer: a future with a deadline, and what it reports.
 
+mod deadlines;
 mod group;
 mod initiator;
 mod notify;
+mod posted;
 mod stats;
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
-use tokio_util::sync::{CancellationToken, DropGuard};
-
 pub use group::TransferGroup;
 pub use notify::{Notification, Notifications};
 pub use stats::TransferStats;
 
-pub(crate) use initiator::{Initiator, NOTIFICATION_BYTES_MAX, remote_memory};
+pub(crate) use deadlines::Deadlines;
+pub(crate) use initiator::{Initiator, NOTIFICATION_BYTES_MAX, Request};
 pub(crate) use stats::Counters;
 
-use crate::backend::{self, BackendKind};
-use crate::error::{Error, ErrorKind, Result};
+use posted::Posted;
+
+use crate::backend::BackendKind;
+use crate::error::Result;
 
 /// How one transfer is run.
 #[derive(Debug, Clone, Default)]
@@ -84,7 +85,7 @@ pub struct TransferReport {
     pub chunks: u64,
     /// Who moved them.
     pub backend: BackendKind,
-    /// Wall time from posting until it was begun.
+    /// Wall time from posting until the first bytes were moved or asked for.
     pub queued: Duration,
     /// Wall time from posting to completion.
     pub elapsed: Duration,
@@ -102,41 +103,25 @@ pub struct Progress {
 
 /// A transfer that has been posted; await it for the outcome.
 ///
-/// Posting only enqueues: nothing is copied on the caller's thread. Dropping the future cancels
-/// the transfer. Memory being touched at that moment stays in quarantine until that has ended: its
-/// region does not close before.
+/// Posting only enqueues: nothing is copied on the caller's thread. What takes no more than a few
+/// microseconds is copied by whoever comes first: the agent, or the one who waits here. Dropping the
+/// future cancels the transfer. Memory being touched at that moment stays in quarantine until that has
+/// ended: its region does not close before.
 #[must_use = "dropping the transfer cancels it"]
-pub struct Transfer {
-    outcome: oneshot::Receiver<Result<TransferReport>>,
-    progress: Arc<backend::Progress>,
-    cancel: DropGuard,
-}
+pub struct Transfer(Arc<Posted>);
 
 impl Transfer {
-    pub(crate) fn new(
-        outcome: oneshot::Receiver<Result<TransferReport>>,
-        progress: Arc<backend::Progress>,
-        cancel: CancellationToken,
-    ) -> Self {
-        Self { outcome, progress, cancel: cancel.drop_guard() }
-    }
-
     /// Returns how far it is.
     pub fn progress(&self) -> Progress {
-        let bytes_moved = self.progress.moved.load(Ordering::Relaxed);
-        Progress { bytes_moved, bytes_total: self.progress.total.load(Ordering::Relaxed) }
+        self.0.progress()
     }
 
     /// Cancels the transfer and waits for its end: it may have been complete before.
     ///
     /// # Cancel safety
     /// Dropping the future is as dropping the transfer.
-    pub async fn cancel(mut self) -> Result<TransferReport> {
-        self.cancel = {
-            let token = self.cancel.disarm();
-            token.cancel();
-            token.drop_guard()
-        };
+    pub async fn cancel(self) -> Result<TransferReport> {
+        self.0.give_up();
         self.await
     }
 }
@@ -144,10 +129,14 @@ impl Transfer {
 impl Future for Transfer {
     type Output = Result<TransferReport>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.outcome).poll(cx).map(|outcome| {
-            outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "agent has shut down")))
-        })
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(cx)
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.0.give_up();
     }
 }
 

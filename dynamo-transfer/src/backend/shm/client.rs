@@ -168,13 +168,27 @@ impl Backend for ShmClient {
         BackendKind::Shm
     }
 
+    fn brief_bytes_max(&self) -> u64 {
+        BRIEF_BYTES_MAX
+    }
+
+    /// Runs the operation if its region is open.
+    fn run_brief(&self, operation: &Operation) -> Option<Result<()>> {
+        let peer = self.peer(&operation.peer);
+        let open = peer.find(operation)?;
+        let ended = peer.check(&open, operation).and_then(|()| open.run(operation));
+        match ended {
+            Ok(Ended::Complete) => Some(Ok(())),
+            Ok(Ended::Revoked) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
         let peer = self.peer(&operation.peer);
         for _ in 0..OPENINGS_MAX {
             let open = self.open(&peer, &operation).await?;
-            open.touch(peer.uses.fetch_add(1, Ordering::Relaxed));
-            let checked = operation.remote_ranges.check(open.len());
-            checked.map_err(|error| error.in_region(operation.remote_id))?;
+            peer.check(&open, &operation)?;
             if self.copy(&operation, &open).await? == Ended::Complete {
                 return Ok(());
             }
@@ -196,7 +210,7 @@ impl Backend for ShmClient {
 
 impl ShmClient {
     async fn copy(&self, operation: &Arc<Operation>, open: &Arc<Open>) -> Result<Ended> {
-        if operation.total() <= INLINE_BYTES_MAX {
+        if operation.total() <= BRIEF_BYTES_MAX {
             return open.run(operation);
         }
         let threads = operation.total().div_ceil(THREAD_BYTES_MIN).min(THREADS_MAX);
@@ -225,6 +239,13 @@ impl Peer {
         let key = (operation.remote_id, operation.right == Right::Write);
         let open = self.lock().opens.get(&key).map(Arc::clone)?;
         (open.token == operation.token && open.is_usable()).then_some(open)
+    }
+
+    /// Checks what an operation means to do with what is open, and notes that it is used.
+    fn check(&self, open: &Open, operation: &Operation) -> Result<()> {
+        open.touch(self.uses.fetch_add(1, Ordering::Relaxed));
+        let checked = operation.remote_ranges.check(open.len());
+        checked.map_err(|error| error.in_region(operation.remote_id))
     }
 
     /// Tells whether nothing was used since it was asked before.
@@ -325,8 +346,8 @@ impl Drop for SlotGuard<'_> {
     }
 }
 
-/// Copied by the task of the transfer: waking a thread takes as long.
-const INLINE_BYTES_MAX: u64 = 64 << 10;
+/// Copied by whoever waits for the transfer: waking a thread takes as long.
+const BRIEF_BYTES_MAX: u64 = 64 << 10;
 
 /// What is worth a further thread.
 const THREAD_BYTES_MIN: u64 = 8 << 20;

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::job::Job;
 use super::lanes::{Lanes, Notice, Work};
-use crate::backend::{Backend, BackendKind, Operation};
+use crate::backend::{Backend, BackendKind, Done, Operation, Running};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peer::PeerAddress;
@@ -61,6 +61,17 @@ impl TcpClient {
     }
 }
 
+impl TcpClient {
+    /// Begins an operation; `done` is told its outcome. Dropping what is returned is as dropping the
+    /// future of `run`.
+    pub(crate) fn begin(&self, operation: &Arc<Operation>, done: Done) -> Running {
+        let lanes = self.ways(&operation.peer).data;
+        let job = Job::new(Arc::clone(operation), &lanes, done);
+        lanes.push(Work::Move(Arc::downgrade(&job)), operation.priority);
+        job
+    }
+}
+
 #[async_trait]
 impl Backend for TcpClient {
     fn kind(&self) -> BackendKind {
@@ -68,10 +79,8 @@ impl Backend for TcpClient {
     }
 
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
-        let (peer, priority) = (Arc::clone(&operation.peer), operation.priority);
-        let lanes = self.ways(&peer).data;
-        let (job, outcome) = Job::new(operation, &lanes);
-        lanes.push(Work::Move(Arc::downgrade(&job)), priority);
+        let (done, outcome) = Done::channel();
+        let _running = self.begin(&operation, done);
         outcome.await.map_err(closed)?
     }
 

@@ -1,11 +1,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::oneshot;
-
 use super::frame::{STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX};
 use super::lanes::{Lanes, Work};
-use crate::backend::Operation;
-use crate::error::{Error, ErrorKind, Result};
+use crate::backend::{Done, Operation};
+use crate::error::{Error, ErrorKind};
 use crate::memory::Right;
 use crate::plan::Stripe;
 
@@ -23,7 +21,7 @@ struct State {
     /// Stripes whose lane broke, and how often.
     again: Vec<(Stripe, u32)>,
     failure: Option<Error>,
-    settle: Option<oneshot::Sender<Result<()>>>,
+    done: Option<Done>,
 }
 
 /// A stripe that a lane has. Dropped before it has arrived or was refused, it is lost: what reads goes
@@ -36,15 +34,11 @@ pub(super) struct Flight {
 }
 
 impl Job {
-    /// Makes a job, and what tells its outcome once no lane has a part of it any more.
-    pub(super) fn new(
-        operation: Arc<Operation>,
-        lanes: &Arc<Lanes>,
-    ) -> (Arc<Self>, oneshot::Receiver<Result<()>>) {
-        let (settle, outcome) = oneshot::channel();
-        let (again, settle) = (Vec::new(), Some(settle));
-        let state = Mutex::new(State { in_flight: 0, again, failure: None, settle });
-        (Arc::new(Self { operation, lanes: Arc::downgrade(lanes), state }), outcome)
+    /// Makes a job; `done` is told its outcome once no lane has a part of it any more.
+    pub(super) fn new(operation: Arc<Operation>, lanes: &Arc<Lanes>, done: Done) -> Arc<Self> {
+        let (again, done) = (Vec::new(), Some(done));
+        let state = Mutex::new(State { in_flight: 0, again, failure: None, done });
+        Arc::new(Self { operation, lanes: Arc::downgrade(lanes), state })
     }
 
     /// Hands out the next stripe, and tells whether more are left; none if all are in flight, or the
@@ -61,7 +55,7 @@ impl Job {
             again => again,
         };
         let Some((stripe, losses)) = next else {
-            state.settle_if_over(&self.operation);
+            tell(state, &self.operation);
             return None;
         };
         state.in_flight += 1;
@@ -74,7 +68,7 @@ impl Job {
     pub(super) fn fail(&self, error: Error) {
         let mut state = self.lock();
         state.failure.get_or_insert(error);
-        state.settle_if_over(&self.operation);
+        tell(state, &self.operation);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -82,18 +76,17 @@ impl Job {
     }
 }
 
-impl State {
-    fn settle_if_over(&mut self, operation: &Operation) {
-        let is_given_up = self.failure.is_some() || operation.cancel.is_cancelled();
-        let is_complete = self.again.is_empty() && operation.is_planned();
-        if self.in_flight > 0 || !is_given_up && !is_complete {
-            return;
-        }
-        if let Some(settle) = self.settle.take() {
-            let outcome = self.failure.take().map_or_else(|| operation.check(), Err);
-            // Nobody waits for a transfer that was dropped.
-            let _ = settle.send(outcome);
-        }
+/// Tells the outcome of a job if it is over; not under its lock.
+fn tell(mut state: MutexGuard<'_, State>, operation: &Operation) {
+    let is_given_up = state.failure.is_some() || operation.cancel.is_cancelled();
+    let is_complete = state.again.is_empty() && operation.is_planned();
+    if state.in_flight > 0 || !is_given_up && !is_complete {
+        return;
+    }
+    let (done, failure) = (state.done.take(), state.failure.take());
+    drop(state);
+    if let Some(done) = done {
+        done.tell(failure.map_or_else(|| operation.check(), Err));
     }
 }
 
@@ -116,7 +109,7 @@ impl Flight {
         if state.failure.is_none() {
             state.failure = failure;
         }
-        state.settle_if_over(&self.job.operation);
+        tell(state, &self.job.operation);
     }
 }
 
@@ -134,9 +127,8 @@ impl Drop for Flight {
             let message = "the connection broke in the middle";
             state.failure = Some(Error::new(ErrorKind::Disconnected, message));
         }
-        state.settle_if_over(&self.job.operation);
         let is_queued_again = !state.again.is_empty();
-        drop(state);
+        tell(state, &self.job.operation);
         if is_queued_again && let Some(lanes) = self.job.lanes.upgrade() {
             let work = Work::Move(Arc::downgrade(&self.job));
             lanes.push(work, self.job.operation.priority);

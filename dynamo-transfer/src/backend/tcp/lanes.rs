@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::frame::{Access, Request, STATUS_BYTES, decode_status};
 use super::job::{Flight, Job};
+use super::pipeline::Pipeline;
 use super::stream::{STALL_MAX, recv, recv_memory, send, send_memory, within};
 use crate::descriptor::Ranges;
 use crate::endpoint::Endpoint;
@@ -190,9 +191,9 @@ impl Lanes {
 
     /// Asks and takes answers, at the same time; ends when it has been idle for long.
     async fn drive(self: &Arc<Self>, stream: &TcpStream) -> Result<()> {
-        let (asked, mut answers) = mpsc::channel(ASKED_MAX);
-        let receive = async {
-            while let Some(next) = answers.recv().await {
+        let asked = Pipeline::new(ASKED_MAX);
+        let answer = async {
+            while let Some(next) = asked.next().await {
                 match next {
                     Asked::Stripe(flight) => receive(stream, flight).await?,
                     Asked::Notice(settle) => {
@@ -204,15 +205,13 @@ impl Lanes {
             Ok(())
         };
         let ask = async {
-            let asked = asked;
-            // At most so much is asked ahead of the answers; the receiver lives as long as this.
-            while let Ok(room) = asked.reserve().await {
-                let Some(next) = self.next().await else { break };
-                room.send(ask(stream, next).await?);
+            loop {
+                asked.room().await;
+                let Some(next) = self.next().await else { return Ok(()) };
+                asked.push(ask(stream, next).await?);
             }
-            Ok(())
         };
-        tokio::try_join!(ask, receive).map(|((), ())| ())
+        asked.run(ask, answer).await
     }
 
     /// Waits for something to ask; `None` when there was nothing for long.

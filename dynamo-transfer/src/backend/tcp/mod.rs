@@ -22,6 +22,7 @@ mod client;
 mod frame;
 mod job;
 mod lanes;
+mod pipeline;
 mod server;
 mod stream;
 

@@ -1,0 +1,230 @@
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::deadlines::{Deadlines, Key};
+use super::stats::Counters;
+use super::{Progress, TransferReport};
+use crate::backend::{self, BackendKind, Done, Running};
+use crate::error::{Error, ErrorKind, RemoteMemory, Result};
+use crate::memory::Right;
+use crate::peer::PeerAddress;
+
+/// A transfer from its posting to its outcome: whoever ends it first settles it, once.
+pub(crate) struct Posted {
+    pub(crate) peer: Arc<PeerAddress>,
+    pub(crate) right: Right,
+    pub(crate) at: Instant,
+    pub(crate) progress: Arc<backend::Progress>,
+    /// Fires when it is settled: what still runs for it ends.
+    pub(crate) cancel: CancellationToken,
+    counters: Arc<Counters>,
+    deadlines: Arc<Deadlines>,
+    state: Mutex<State>,
+}
+
+enum State {
+    Open(Open),
+    /// The outcome, until it is taken.
+    Settled(Option<Result<TransferReport>>),
+}
+
+#[derive(Default)]
+struct Open {
+    waker: Option<Waker>,
+    deadline: Option<Key>,
+    /// Counts it among those that are posted.
+    permit: Option<OwnedSemaphorePermit>,
+    stage: Stage,
+}
+
+/// Who has it.
+#[derive(Default)]
+enum Stage {
+    /// Nobody yet, or a task.
+    #[default]
+    Elsewhere,
+    /// Whoever comes first, its task or who waits for it: it takes a microsecond.
+    Offered(Brief),
+    /// A backend, until this is dropped.
+    Running(#[expect(dead_code, reason = "held to be dropped")] Running),
+}
+
+/// A transfer that whoever waits for it runs itself.
+pub(crate) type Brief = Box<dyn FnOnce() + Send>;
+
+impl Posted {
+    pub(super) fn new(
+        (right, peer): (Right, &Arc<PeerAddress>),
+        counters: &Arc<Counters>,
+        deadlines: &Arc<Deadlines>,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Arc<Self> {
+        counters.posted();
+        Arc::new(Self {
+            peer: Arc::clone(peer),
+            right,
+            at: Instant::now(),
+            progress: Arc::default(),
+            cancel: CancellationToken::new(),
+            counters: Arc::clone(counters),
+            deadlines: Arc::clone(deadlines),
+            state: Mutex::new(State::Open(Open { permit, ..Open::default() })),
+        })
+    }
+
+    /// Ends it at `at`, at the latest; at once if the agent has shut down.
+    pub(super) fn end_at(self: &Arc<Self>, at: Instant) {
+        match self.deadlines.watch(at, self) {
+            None => self.fail(cancelled()),
+            Some(key) => {
+                if let State::Open(open) = &mut *self.lock() {
+                    open.deadline = Some(key);
+                }
+            }
+        }
+    }
+
+    /// Lets whoever waits for it run it, unless its task, which is to [take](Self::take) it, is first.
+    pub(super) fn offer(&self, brief: Brief) {
+        self.enter(Stage::Offered(brief));
+    }
+
+    /// Keeps what a backend has begun.
+    pub(super) fn keep(&self, running: Running) {
+        self.enter(Stage::Running(running));
+    }
+
+    fn enter(&self, stage: Stage) {
+        let mut state = self.lock();
+        let State::Open(open) = &mut *state else {
+            drop(state);
+            return drop(stage);
+        };
+        open.stage = stage;
+    }
+
+    /// Takes over what is offered.
+    pub(super) fn take(&self) -> Option<Brief> {
+        self.lock().take()
+    }
+
+    /// Returns what a backend tells the outcome of all it had to do.
+    pub(super) fn done(self: &Arc<Self>, kind: BackendKind) -> Done {
+        let posted = Arc::clone(self);
+        Done::new(move |outcome| posted.settle(outcome.map(|()| posted.report(kind))))
+    }
+
+    pub(super) fn report(&self, backend: BackendKind) -> TransferReport {
+        let backend::Progress { total, chunks, .. } = &*self.progress;
+        let elapsed = self.at.elapsed();
+        TransferReport {
+            bytes: total.load(Ordering::Relaxed),
+            chunks: chunks.load(Ordering::Relaxed),
+            backend,
+            queued: self.progress.begun().map_or(elapsed, |begun| begun - self.at),
+            elapsed,
+        }
+    }
+
+    pub(super) fn fail(&self, error: Error) {
+        self.settle(Err(error));
+    }
+
+    /// Settles it, unless it is settled.
+    pub(super) fn settle(&self, outcome: Result<TransferReport>) {
+        let outcome = outcome.map_err(|error| {
+            let remote_memory = self.remote_memory(&error);
+            error.with_peer(&self.peer.name).with_remote_memory(remote_memory)
+        });
+        let open = {
+            let mut state = self.lock();
+            let State::Open(open) = &mut *state else { return };
+            let open = std::mem::take(open);
+            self.counters.settled(&outcome);
+            *state = State::Settled(Some(outcome));
+            open
+        };
+        self.cancel.cancel();
+        let Open { waker, deadline, permit, stage } = open;
+        if let Some(key) = deadline {
+            self.deadlines.forget(key);
+        }
+        // What runs may hold memory that whoever waits wants back.
+        drop((permit, stage));
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Gives it up: nobody waits for it.
+    pub(super) fn give_up(&self) {
+        if matches!(*self.lock(), State::Open(_)) {
+            self.fail(cancelled());
+        }
+    }
+
+    /// Returns the outcome once there is one; what is offered is run for it.
+    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<Result<TransferReport>> {
+        if let Some(brief) = self.take() {
+            brief();
+        }
+        match &mut *self.lock() {
+            State::Settled(outcome) => Poll::Ready(outcome.take().unwrap_or_else(|| {
+                Err(Error::new(ErrorKind::InvalidArgument, "the outcome has been taken"))
+            })),
+            State::Open(open) => {
+                match &mut open.waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        let backend::Progress { total, moved, .. } = &*self.progress;
+        let bytes_moved = moved.load(Ordering::Relaxed);
+        Progress { bytes_moved, bytes_total: total.load(Ordering::Relaxed) }
+    }
+
+    /// Tells what a failure has left at the peer.
+    fn remote_memory(&self, error: &Error) -> RemoteMemory {
+        if self.right == Right::Read || !self.progress.has_begun() {
+            return RemoteMemory::Untouched;
+        }
+        match error.kind() {
+            // The owner said so: what it took before is there, and nothing is on its way.
+            ErrorKind::StaleRegion | ErrorKind::PermissionDenied | ErrorKind::OutOfBounds => {
+                RemoteMemory::Partial
+            }
+            _ => RemoteMemory::Unknown,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take(&mut self) -> Option<Brief> {
+        let Self::Open(open) = self else { return None };
+        match std::mem::take(&mut open.stage) {
+            Stage::Offered(brief) => Some(brief),
+            other => {
+                open.stage = other;
+                None
+            }
+        }
+    }
+}
+
+pub(super) fn cancelled() -> Error {
+    Error::new(ErrorKind::Closed, "transfer was cancelled")
+}
