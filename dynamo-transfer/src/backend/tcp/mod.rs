@@ -25,6 +25,9 @@ mod lanes;
 mod server;
 mod stream;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use client::TcpClient;
 pub(crate) use server::TcpServer;
 
