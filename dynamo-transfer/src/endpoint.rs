@@ -8,7 +8,9 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::RegionTable;
+use crate::peer::PeerAddress;
 use crate::transfer::Notification;
+use crate::wire::Hello;
 
 /// What backends reach of an agent on behalf of its peers.
 pub(crate) struct Endpoint {
@@ -19,6 +21,27 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
+    /// Returns what this agent says first to a peer.
+    pub(crate) fn hello(&self, peer: &PeerAddress) -> Hello {
+        Hello {
+            target_name: peer.name.clone(),
+            target_incarnation: peer.incarnation,
+            name: self.name.clone(),
+            incarnation: self.incarnation,
+        }
+    }
+
+    /// Checks that a peer means this very agent.
+    pub(crate) fn check(&self, hello: &Hello) -> Result<()> {
+        let Hello { target_name, target_incarnation, .. } = hello;
+        if *target_name == self.name && *target_incarnation == self.incarnation {
+            return Ok(());
+        }
+        let message =
+            format!("agent {target_name} of incarnation {target_incarnation:x} has ended");
+        Err(Error::new(ErrorKind::StaleRegion, message))
+    }
+
     /// Queues a notification, waiting a while if the queue is full.
     pub(crate) async fn deliver(
         &self,

@@ -3,17 +3,29 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+#[cfg(target_os = "linux")]
+use crate::backend::shm;
 use crate::backend::tcp;
+#[cfg(feature = "ucx")]
+use crate::backend::ucx;
 use crate::peer::metadata;
 
 /// What is fed, by name.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// The targets of this crate.
-pub const TARGETS: [Target; 3] = [
+/// The targets of this crate, as far as it is built.
+pub const TARGETS: &[Target] = &[
     ("transfer_metadata", fuzz_metadata),
     ("transfer_request", fuzz_request),
     ("transfer_status", fuzz_status),
+    #[cfg(target_os = "linux")]
+    ("transfer_shm_request", fuzz_shm_request),
+    #[cfg(target_os = "linux")]
+    ("transfer_shm_answer", fuzz_shm_answer),
+    #[cfg(target_os = "linux")]
+    ("transfer_shm_page", fuzz_shm_page),
+    #[cfg(feature = "ucx")]
+    ("transfer_ucx", fuzz_ucx),
 ];
 
 /// Metadata that is taken is written as the same bytes; also behind a checksum that is right.
@@ -40,4 +52,42 @@ pub fn fuzz_request(data: &[u8]) {
 /// A status is read, or refused.
 pub fn fuzz_status(data: &[u8]) {
     tcp::fuzz_status(data);
+}
+
+/// A request to an owner on this host that is taken is written as the same bytes.
+///
+/// # Panics
+/// If not.
+#[cfg(target_os = "linux")]
+pub fn fuzz_shm_request(data: &[u8]) {
+    shm::fuzz_request(data);
+}
+
+/// A welcome or an open region that is taken is written as the same bytes, and what is open lies in
+/// its files.
+///
+/// # Panics
+/// If not.
+#[cfg(target_os = "linux")]
+pub fn fuzz_shm_answer(data: &[u8]) {
+    shm::fuzz_answer(data);
+}
+
+/// Whatever a peer writes on the page: no copy begins in a slot that was revoked.
+///
+/// # Panics
+/// If one does.
+#[cfg(target_os = "linux")]
+pub fn fuzz_shm_page(data: &[u8]) {
+    shm::fuzz_page(data);
+}
+
+/// A message over UCX that is taken is written as the same bytes. The first byte says which: a
+/// header, or the body of a hello, a request, a welcome, a grant or a status.
+///
+/// # Panics
+/// If not.
+#[cfg(feature = "ucx")]
+pub fn fuzz_ucx(data: &[u8]) {
+    ucx::fuzz(data);
 }

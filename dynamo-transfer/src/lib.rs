@@ -57,6 +57,7 @@ pub mod memory;
 pub mod peer;
 mod plan;
 pub mod transfer;
+mod wire;
 
 #[cfg(any(test, feature = "test-util"))]
 pub mod conformance;

@@ -1,15 +1,12 @@
 //! UCX between agents of one process and of two; skipped, and that is said, without libucp.
 //!
-//! `DYNAMO_TEST_LIBUCP` names another libucp than the system's: for the one in the PyPI wheel
-//! `libucx-cu12`, set `UCX_MODULE_DIR` to its `lib/ucx` too.
+//! The loader finds another libucp than the system's where `LD_LIBRARY_PATH` says: for the one in the
+//! PyPI wheel `libucx-cu12`, set that to its `lib`, and `UCX_MODULE_DIR` to its `lib/ucx`.
 #![cfg(feature = "ucx")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 #![expect(clippy::print_stderr, reason = "says what is skipped, and figures")]
 #![expect(clippy::print_stdout, reason = "a child process speaks to its parent")]
-#![expect(
-    clippy::disallowed_methods,
-    reason = "which library to test, and time, are of the process"
-)]
+#![expect(clippy::disallowed_methods, reason = "time, and a child's role, are of the process")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -23,16 +20,10 @@ use dynamo_transfer::{
 
 const MIB: usize = 1 << 20;
 
-fn config() -> UcxConfig {
-    match std::env::var("DYNAMO_TEST_LIBUCP") {
-        Ok(path) => UcxConfig::default().with_library(path),
-        Err(_) => UcxConfig::default(),
-    }
-}
-
 /// Starts an agent, or says why not.
 async fn agent(name: &str) -> Option<Agent> {
-    match Agent::start(AgentConfig::default().with_name(name).with_ucx(config())).await {
+    let config = AgentConfig::default().with_name(name).with_ucx(UcxConfig::default());
+    match Agent::start(config).await {
         Ok(agent) => Some(agent),
         Err(error) if error.kind() == ErrorKind::BackendUnavailable => {
             eprintln!("SKIPPED: {error}; apt-get install libucx0, or see the head of this file");

@@ -1,15 +1,18 @@
 //! Who moves the bytes.
 
+mod connection;
 pub mod cuda;
 mod fabric;
 #[cfg(unix)]
 pub mod file;
+#[cfg(test)]
+mod hostile;
 mod memcpy;
 #[cfg(target_os = "linux")]
 pub(crate) mod shm;
 pub(crate) mod tcp;
 #[cfg(feature = "ucx")]
-mod ucx;
+pub(crate) mod ucx;
 
 use std::any::Any;
 use std::fmt;

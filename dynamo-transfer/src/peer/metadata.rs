@@ -4,19 +4,20 @@
 //! magic "DTMD" │ version u16 │ name len u16, bytes │ incarnation u64
 //! fabric flag u8, then u64 │ tcp flag u8 (0, 4, 6), address bytes, port u16
 //! shm flag u8, then host u64, socket u64 │ ucx flag u8, then len u16 (not 0), bytes
-//! region count u32 │ per region: id u64, generation u64, expires ms u64, proof u128, len u64, writable u8
+//! region count u32 │ per region: id u64, generation u64, expires ms u64, proof u128, writable u8, len u64
 //! XXH3-64 of all before
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{PeerAddress, RemoteAgent, RemoteRegion, ShmAddress};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::memory::Token;
+use crate::wire::{Format, Reader, protocol, put_bytes, put_flag, put_text, put_token};
 
 /// One region as metadata carries it.
 pub(crate) struct GrantedRegion {
@@ -27,13 +28,10 @@ pub(crate) struct GrantedRegion {
 
 pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes {
     let mut out = BytesMut::new();
-    out.put_slice(MAGIC);
-    out.put_u16_le(VERSION);
-    // Agent names are limited when the agent starts.
-    out.put_u16_le(u16::try_from(address.name.len()).unwrap_or(u16::MAX));
-    out.put_slice(address.name.as_bytes());
+    FORMAT.put(&mut out);
+    put_text(&mut out, &address.name);
     out.put_u64_le(address.incarnation);
-    out.put_u8(u8::from(address.fabric.is_some()));
+    put_flag(&mut out, address.fabric.is_some());
     if let Some(fabric) = address.fabric {
         out.put_u64_le(fabric);
     }
@@ -53,25 +51,20 @@ pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes 
             out.put_u16_le(tcp.port());
         }
     }
-    out.put_u8(u8::from(address.shm.is_some()));
+    put_flag(&mut out, address.shm.is_some());
     if let Some(shm) = address.shm {
         out.put_u64_le(shm.host);
         out.put_u64_le(shm.socket);
     }
-    out.put_u8(u8::from(address.ucx.is_some()));
+    put_flag(&mut out, address.ucx.is_some());
     if let Some(ucx) = &address.ucx {
-        // UCX does not start with one that is longer.
-        out.put_u16_le(u16::try_from(ucx.len()).unwrap_or(u16::MAX));
-        out.put_slice(ucx);
+        put_bytes(&mut out, ucx);
     }
     out.put_u32_le(u32::try_from(regions.len()).unwrap_or(u32::MAX));
     for region in regions {
         out.put_u64_le(region.id);
-        out.put_u64_le(region.token.generation);
-        out.put_u64_le(region.token.expires_ms);
-        out.put_u128_le(region.token.proof);
+        put_token(&mut out, &region.token);
         out.put_u64_le(region.len);
-        out.put_u8(u8::from(region.token.is_writable));
     }
     let checksum = xxh3_64(&out);
     out.put_u64_le(checksum);
@@ -79,52 +72,34 @@ pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes 
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
-    let truncated = |_| protocol("metadata is truncated");
-    let Some((mut body, mut checksum)) = bytes.split_last_chunk::<8>().map(|(b, c)| (b, &c[..]))
-    else {
-        return Err(protocol("metadata is truncated"));
+    let Some((body, checksum)) = bytes.split_last_chunk() else {
+        return Err(protocol("metadata is cut short"));
     };
-    if xxh3_64(body) != checksum.get_u64_le() {
+    if xxh3_64(body) != u64::from_le_bytes(*checksum) {
         return Err(protocol("metadata fails its checksum"));
     }
-    let body = &mut body;
-    if take(body, 4)? != MAGIC {
-        return Err(protocol("metadata has no magic"));
-    }
-    let version = body.try_get_u16_le().map_err(truncated)?;
-    if version != VERSION {
-        return Err(protocol(format!("metadata of version {version}, this is {VERSION}")));
-    }
-    let name_len = body.try_get_u16_le().map_err(truncated)?;
-    let name = String::from_utf8(take(body, usize::from(name_len))?.to_vec())
-        .map_err(|_| protocol("agent name in metadata is not UTF-8"))?;
-    let incarnation = body.try_get_u64_le().map_err(truncated)?;
-    let fabric = if flag(body)? { Some(body.try_get_u64_le().map_err(truncated)?) } else { None };
+    let body = &mut Reader::new(body);
+    FORMAT.take(body)?;
+    let (name, incarnation) = (body.text()?, body.u64()?);
+    let fabric = if body.flag()? { Some(body.u64()?) } else { None };
     let tcp = decode_address(body)?;
-    let shm = if flag(body)? {
-        let host = body.try_get_u64_le().map_err(truncated)?;
-        Some(ShmAddress { host, socket: body.try_get_u64_le().map_err(truncated)? })
+    let shm = if body.flag()? {
+        Some(ShmAddress { host: body.u64()?, socket: body.u64()? })
     } else {
         None
     };
-    let ucx = if flag(body)? { Some(decode_ucx(body)?) } else { None };
+    let ucx = if body.flag()? { Some(decode_ucx(body)?) } else { None };
     let peer = Arc::new(PeerAddress { name, incarnation, fabric, tcp, shm, ucx });
-    let count = body.try_get_u32_le().map_err(truncated)? as usize;
+    let count = body.u32()? as usize;
     if body.len() != count.saturating_mul(REGION_BYTES) {
         return Err(protocol(format!("metadata of {count} regions has {} bytes", body.len())));
     }
-    let mut regions = Vec::with_capacity(count);
-    for _ in 0..count {
-        let id = body.try_get_u64_le().map_err(truncated)?;
-        let generation = body.try_get_u64_le().map_err(truncated)?;
-        let expires_ms = body.try_get_u64_le().map_err(truncated)?;
-        let proof = body.try_get_u128_le().map_err(truncated)?;
-        let len = body.try_get_u64_le().map_err(truncated)?;
-        let is_writable = flag(body)?;
-        let token = Token { generation, is_writable, expires_ms, proof };
-        regions.push(RemoteRegion { peer: Arc::clone(&peer), id, token, len });
-    }
-    Ok(RemoteAgent { address: peer, regions: regions.into() })
+    let region = |_| {
+        let (id, token, len) = (body.u64()?, body.token()?, body.u64()?);
+        Ok(RemoteRegion { peer: Arc::clone(&peer), id, token, len })
+    };
+    let regions = (0..count).map(region).collect::<Result<_>>()?;
+    Ok(RemoteAgent { address: peer, regions })
 }
 
 /// Encodes what was decoded.
@@ -138,51 +113,31 @@ pub(crate) fn encode_again(agent: &RemoteAgent) -> Bytes {
     encode(&agent.address, &grants)
 }
 
-fn decode_address(body: &mut &[u8]) -> Result<Option<SocketAddr>> {
-    let truncated = |_| protocol("metadata is truncated");
-    let ip: IpAddr = match body.try_get_u8().map_err(truncated)? {
+fn decode_address(body: &mut Reader<'_>) -> Result<Option<SocketAddr>> {
+    let ip: IpAddr = match body.u8()? {
         0 => return Ok(None),
-        4 => Ipv4Addr::from(body.try_get_u32().map_err(truncated)?).into(),
-        6 => Ipv6Addr::from(body.try_get_u128().map_err(truncated)?).into(),
+        4 => Ipv4Addr::from(body.array()?).into(),
+        6 => Ipv6Addr::from(body.array::<16>()?).into(),
         other => return Err(protocol(format!("metadata has an address of family {other}"))),
     };
-    Ok(Some(SocketAddr::new(ip, body.try_get_u16_le().map_err(truncated)?)))
+    Ok(Some(SocketAddr::new(ip, body.u16()?)))
 }
 
-fn decode_ucx(body: &mut &[u8]) -> Result<Bytes> {
-    let len = body.try_get_u16_le().map_err(|_| protocol("metadata is truncated"))?;
-    if len == 0 {
+fn decode_ucx(body: &mut Reader<'_>) -> Result<Bytes> {
+    let address = body.bytes(usize::from(u16::MAX))?;
+    if address.is_empty() {
         return Err(protocol("metadata has an empty UCX address"));
     }
-    Ok(Bytes::copy_from_slice(take(body, usize::from(len))?))
+    Ok(Bytes::copy_from_slice(address))
 }
 
-fn flag(body: &mut &[u8]) -> Result<bool> {
-    match body.try_get_u8().map_err(|_| protocol("metadata is truncated"))? {
-        0 => Ok(false),
-        1 => Ok(true),
-        other => Err(protocol(format!("metadata has a flag of {other}"))),
-    }
-}
-
-fn take<'a>(body: &mut &'a [u8], len: usize) -> Result<&'a [u8]> {
-    let (head, tail) =
-        body.split_at_checked(len).ok_or_else(|| protocol("metadata is truncated"))?;
-    *body = tail;
-    Ok(head)
-}
-
-fn protocol(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Protocol, message)
-}
-
-const MAGIC: &[u8] = b"DTMD";
-const VERSION: u16 = 1;
+const FORMAT: Format = Format { magic: *b"DTMD", version: 2 };
 const REGION_BYTES: usize = 8 + 8 + 8 + 16 + 8 + 1;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use proptest::prelude::*;
 
     const TOKEN: Token = Token { generation: 5, is_writable: true, expires_ms: 6, proof: 9 };
@@ -232,7 +187,7 @@ mod tests {
             with_ucx += usize::from(decode(&bytes).unwrap().address.ucx.is_some());
         }
         assert_eq!(with_ucx, 1);
-        let mut none = b"DTMD\x01\x00".to_vec();
+        let mut none = b"DTMD\x02\x00".to_vec();
         // No name, incarnation 0, no fabric, no TCP, no shm; UCX of no bytes; no regions.
         none.extend([0; 2 + 8 + 3]);
         none.extend([1, 0, 0]);
@@ -244,7 +199,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_with_a_right_checksum_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let mut framed = b"DTMD\x01\x00".to_vec();
+            let mut framed = b"DTMD\x02\x00".to_vec();
             framed.append(&mut bytes);
             framed.put_u64_le(xxh3_64(&framed));
             let _ = decode(&framed);

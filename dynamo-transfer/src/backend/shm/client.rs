@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::link::Link;
-use super::message::{Opened, Request};
+use super::message::Request;
 use super::open::{Ended, Open};
+use super::opened::Opened;
 use crate::backend::{Backend, BackendKind, Operation};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};

@@ -8,10 +8,12 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::cma::Process;
-use super::message::{ANSWER_BYTES_MAX, Opened, Request, decode_answer, decode_welcome};
+use super::message::{ANSWER_BYTES_MAX, Request, decode_answer, decode_welcome};
+use super::opened::Opened;
 use super::page::Page;
-use super::socket::{Inbox, STALL_MAX, send, within};
+use super::socket::{Inbox, send};
 use super::socket_path;
+use crate::backend::connection::{STALL_MAX, within};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peer::{PeerAddress, ShmAddress};
@@ -53,13 +55,7 @@ impl Link {
         };
         let stream = UnixStream::connect(socket_path(address.socket));
         let stream = within(CONNECT_MAX, stream).await.map_err(unreachable)?;
-        let hello = Request::Hello {
-            target_name: peer.name.clone(),
-            target_incarnation: peer.incarnation,
-            name: own.name.clone(),
-            incarnation: own.incarnation,
-            opens,
-        };
+        let hello = Request::Hello { hello: own.hello(peer), opens };
         send(&stream, &hello.encode(), &[]).await?;
         let mut inbox = Inbox::default();
         let welcome = inbox.message(&stream, ANSWER_BYTES_MAX, true);

@@ -25,6 +25,7 @@ mod link;
 mod map;
 mod message;
 mod open;
+mod opened;
 mod page;
 mod server;
 mod slots;
@@ -39,6 +40,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub(crate) use client::ShmClient;
 pub(crate) use server::ShmServer;
+
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) use {
+    message::{fuzz_answer, fuzz_request},
+    page::fuzz as fuzz_page,
+};
 
 use crate::error::Result;
 use crate::memory::random;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::cma::{Piece, Process};
 use super::link::Link;
 use super::map;
-use super::message::Opened;
+use super::opened::Opened;
 use crate::backend::Operation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Mapping, Right, SLICES_MAX, Span, Token};

@@ -77,6 +77,25 @@ pub(super) const SLOTS: u32 = 512;
 
 const REVOKED: u64 = 1 << 63;
 
+/// Whatever the peer writes on the page, no copy begins in a slot that was revoked. Each nine bytes
+/// are a slot and a word in it.
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let Ok((page, _file)) = Page::create() else { return };
+    for said in data.as_chunks::<9>().0 {
+        let [slot, word @ ..] = *said;
+        let (slot, word) = (u32::from(slot) * (SLOTS / 256), u64::from_le_bytes(word));
+        page.slot(slot).store(word, Ordering::SeqCst);
+        let entered = page.enter(slot);
+        assert_eq!(entered.is_none(), word & REVOKED != 0);
+        // The count that it returns is the peer's word about itself.
+        page.revoke(slot);
+        assert!(page.enter(slot).is_none() && page.is_revoked(slot));
+        page.open(slot);
+        assert!(page.enter(slot).is_some());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

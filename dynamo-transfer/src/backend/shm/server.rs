@@ -1,34 +1,32 @@
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::net::Shutdown;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::message::{
-    FILES_MAX, HELLO_BYTES_MAX, Opened, PIECES_MAX, REQUEST_BYTES_MAX, Request, encode_answer,
-    encode_welcome,
-};
+use super::message::{REQUEST_BYTES_MAX, Request, encode_answer, encode_welcome};
+use super::opened::{FILES_MAX, Opened, PIECES_MAX};
 use super::page::Page;
 use super::slots::Slots;
-use super::socket::{Inbox, broken, send};
+use super::socket::{Inbox, send};
 use super::{Secret, host, socket_path};
+use crate::backend::connection::{self, IDLE_MAX, broken};
 use crate::descriptor::Ranges;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Lease, Right, SharedFile, Token, random};
 use crate::peer::ShmAddress;
+use crate::wire::{HELLO_BYTES_MAX, Hello, protocol};
 
 /// Lets peers on this host reach an agent's regions.
 pub(crate) struct ShmServer {
     endpoint: Arc<Endpoint>,
     secret: Secret,
-    connections: Arc<Semaphore>,
-    tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
@@ -53,62 +51,35 @@ impl ShmServer {
         let socket = random()?;
         let listener = UnixListener::bind(socket_path(socket));
         let listener = listener.map_err(|error| unavailable().with_source(error))?;
-        let server = Arc::new(Self {
-            endpoint: Arc::clone(endpoint),
-            secret,
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            tasks: tasks.clone(),
-            shutdown: shutdown.clone(),
-        });
-        tasks.spawn(async move {
-            let shutdown = server.shutdown.clone();
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = server.accept(listener) => {}
-            }
+        let endpoint = Arc::clone(endpoint);
+        let server = Arc::new(Self { endpoint, secret, shutdown: shutdown.clone() });
+        let accept = move |cx: &mut Context<'_>| listener.poll_accept(cx);
+        connection::accept(tasks, shutdown, accept, move |(stream, _)| {
+            Arc::clone(&server).serve(stream)
         });
         Ok(ShmAddress { host, socket })
     }
 
-    async fn accept(self: &Arc<Self>, listener: UnixListener) {
-        loop {
-            // At the limit, further peers wait in the kernel's bounded backlog.
-            let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let server = Arc::clone(self);
-                    self.tasks.spawn(async move {
-                        if let Err(error) = server.serve(&stream).await {
-                            let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
-                            tracing::debug!(%error, ?peer, "peer on this host left");
-                        }
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "peer on this host not accepted");
-                    // Out of descriptors, for instance: trying again at once would spin.
-                    tokio::time::sleep(ACCEPT_BACK_OFF).await;
-                }
-            }
+    async fn serve(self: Arc<Self>, stream: UnixStream) {
+        if let Err(error) = self.converse(&stream).await {
+            let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
+            tracing::debug!(%error, ?peer, "transfer connection ended");
         }
     }
 
-    async fn serve(&self, stream: &UnixStream) -> Result<()> {
+    async fn converse(&self, stream: &UnixStream) -> Result<()> {
         let mut inbox = Inbox::default();
         let hello = inbox.message(stream, HELLO_BYTES_MAX, false);
         let hello = tokio::select! {
             () = self.shutdown.cancelled() => return Ok(()),
-            hello = tokio::time::timeout(HELLO_MAX, hello) => {
-                hello.unwrap_or_else(|_| Err(protocol("no hello")))?
-            }
+            hello = connection::hello(hello) => hello?,
         };
-        let welcome = Request::decode(&hello).and_then(|hello| welcome(hello, &self.endpoint));
-        let (name, incarnation, opens) = match welcome {
-            Ok(peer) => peer,
+        let hello = Request::decode(&hello).and_then(|hello| meant(hello, &self.endpoint));
+        let (Hello { name, incarnation, .. }, opens) = match hello {
+            Ok(hello) => hello,
             Err(error) => return answer(stream, Err(error)).await,
         };
-        let welcome = encode_answer(&Ok(encode_welcome(&self.secret.proof())));
+        let welcome = encode_answer(Ok(encode_welcome(&self.secret.proof())));
         if !opens {
             send(stream, &welcome, &[]).await?;
             return tokio::select! {
@@ -170,7 +141,7 @@ impl ShmServer {
                         Err(error) => (Err(error), Vec::new()),
                     };
                     let files: Vec<_> = files.iter().map(|file| file.as_fd(is_write)).collect();
-                    send(stream, &encode_answer(&opened), &files).await?;
+                    send(stream, &encode_answer(opened), &files).await?;
                 }
                 Ok(Request::Close { slot }) => slots.close(slot)?,
                 Ok(_) => return answer(stream, Err(protocol("not for this connection"))).await,
@@ -256,42 +227,21 @@ async fn ended(stream: &UnixStream) {
     }
 }
 
-/// Checks that the peer means this very agent; returns who the peer says it is, and whether it opens
-/// regions.
-fn welcome(hello: Request, endpoint: &Endpoint) -> Result<(String, u64, bool)> {
-    let Request::Hello { target_name, target_incarnation, name, incarnation, opens } = hello else {
+/// Checks that the peer means this very agent; tells whether it opens regions.
+fn meant(hello: Request, endpoint: &Endpoint) -> Result<(Hello, bool)> {
+    let Request::Hello { hello, opens } = hello else {
         return Err(protocol("connection without a hello"));
     };
-    if target_name != endpoint.name || target_incarnation != endpoint.incarnation {
-        let message =
-            format!("agent {target_name} of incarnation {target_incarnation:x} has ended");
-        return Err(Error::new(ErrorKind::StaleRegion, message));
-    }
-    Ok((name, incarnation, opens))
+    endpoint.check(&hello).map(|()| (hello, opens))
 }
 
 async fn answer(stream: &UnixStream, answer: Result<Bytes>) -> Result<()> {
-    send(stream, &encode_answer(&answer), &[]).await
-}
-
-fn protocol(message: &str) -> Error {
-    Error::new(ErrorKind::Protocol, message)
+    send(stream, &encode_answer(answer), &[]).await
 }
 
 fn idle() -> Error {
     broken(std::io::ErrorKind::TimedOut.into())
 }
 
-/// A few per worker of a full host; each costs a socket, a page and a task.
-const CONNECTIONS_MAX: usize = 1024;
-
-/// A peer that connects says hello at once.
-const HELLO_MAX: Duration = Duration::from_secs(3);
-
-/// A connection with nothing open and without requests is closed after this.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-
 /// A copy in progress takes microseconds, unless its process is stopped.
 const QUARANTINE_MAX: Duration = Duration::from_secs(5);
-
-const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use rustix::cmsg_space;
@@ -15,7 +14,8 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use super::message::FILES_MAX;
+use super::opened::FILES_MAX;
+use crate::backend::connection::{STALL_MAX, broken, within};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What has arrived and was not taken yet.
@@ -128,23 +128,5 @@ impl Inbox {
         Ok(())
     }
 }
-
-/// Runs one step of IO; a peer that makes no progress for `patience` counts as gone.
-pub(super) async fn within<T>(
-    patience: Duration,
-    step: impl Future<Output = io::Result<T>>,
-) -> Result<T> {
-    match tokio::time::timeout(patience, step).await {
-        Ok(result) => result.map_err(broken),
-        Err(_) => Err(Error::new(ErrorKind::Disconnected, "the peer makes no progress")),
-    }
-}
-
-pub(super) fn broken(error: io::Error) -> Error {
-    Error::new(ErrorKind::Disconnected, "the connection broke").with_source(error)
-}
-
-/// Nobody who is alive holds a started message or an answer back for this long.
-pub(super) const STALL_MAX: Duration = Duration::from_secs(10);
 
 const CHUNK_BYTES: usize = 4 << 10;

@@ -7,15 +7,19 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+mod raw;
+
 use super::link::Link;
-use super::message::{Opened, Request};
+use super::message::Request;
 use super::open::Open;
+use super::opened::Opened;
 use super::{Secret, ShmServer, socket_path};
 use crate::backend::tcp::TcpServer;
 use crate::endpoint::Endpoint;
 use crate::memory::{Mapping, RegionTable, Rights};
 use crate::peer::{PeerAddress, ShmAddress};
 use crate::transfer::Notification;
+use crate::wire::Hello;
 use crate::{
     Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, RegisteredRegion, RemoteRegion, Result,
     TransferOptions, TransferReport,
@@ -211,12 +215,10 @@ async fn forged_messages_end_the_connection_and_the_owner_goes_on() {
     let (owner, initiator) = (Owner::new(Secret::new().unwrap(), false).await, initiator().await);
     let region = owner.register(sevens(HostBuffer::new(8)));
     let remote = owner.grant(&region, None);
-    let hello = |opens| Request::Hello {
-        target_name: "owner".into(),
-        target_incarnation: 7,
-        name: "forger".into(),
-        incarnation: 1,
-        opens,
+    let hello = |opens| {
+        let (target_name, name) = ("owner".into(), "forger".into());
+        let hello = Hello { target_name, target_incarnation: 7, name, incarnation: 1 };
+        Request::Hello { hello, opens }
     };
     let open = |proof| Request::Open {
         region: remote.id,

@@ -154,12 +154,7 @@ impl Lanes {
         let stream = within(CONNECT_MAX, TcpStream::connect(address)).await;
         let stream = stream.map_err(|error| unreachable().with_source(error))?;
         stream.set_nodelay(true).map_err(|error| unreachable().with_source(error))?;
-        let hello = Request::Hello {
-            target_name: self.peer.name.clone(),
-            target_incarnation: self.peer.incarnation,
-            name: self.own.name.clone(),
-            incarnation: self.own.incarnation,
-        };
+        let hello = Request::Hello(self.own.hello(&self.peer));
         send(&stream, &hello.encode()).await?;
         answer(&stream, CONNECT_MAX).await??;
         Ok(stream)

@@ -26,6 +26,9 @@ mod pipeline;
 mod server;
 mod stream;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use client::TcpClient;
 pub(crate) use server::TcpServer;
 

@@ -1,24 +1,24 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::frame::{Access, HELLO_BYTES_MAX, REQUEST_BYTES_MAX, Request, Status, encode_status};
-use super::stream::{STALL_MAX, discard, recv_frame, recv_memory, send, send_memory};
+use super::frame::{Access, REQUEST_BYTES_MAX, Request, Status, encode_status};
+use super::stream::{discard, recv_frame, recv_memory, send, send_memory};
+use crate::backend::connection::{self, HELLO_MAX, IDLE_MAX, STALL_MAX};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
+use crate::wire::{HELLO_BYTES_MAX, Hello, protocol};
 
 /// Serves an agent's regions to its peers.
 pub(crate) struct TcpServer {
     endpoint: Arc<Endpoint>,
-    connections: Arc<Semaphore>,
-    tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
@@ -36,45 +36,20 @@ impl TcpServer {
         };
         let listener = TcpListener::bind(address).await.map_err(unavailable)?;
         let bound = listener.local_addr().map_err(unavailable)?;
-        let server = Self {
-            endpoint: Arc::clone(endpoint),
-            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
-            tasks: tasks.clone(),
-            shutdown: shutdown.clone(),
-        };
-        tasks.spawn(async move {
-            let shutdown = server.shutdown.clone();
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = server.accept(listener) => {}
-            }
+        let server = Arc::new(Self { endpoint: Arc::clone(endpoint), shutdown: shutdown.clone() });
+        let accept = move |cx: &mut Context<'_>| listener.poll_accept(cx);
+        connection::accept(tasks, shutdown, accept, move |(stream, _)| {
+            Arc::clone(&server).serve(stream)
         });
         Ok(bound)
     }
 
-    async fn accept(&self, listener: TcpListener) {
-        loop {
-            // At the limit, further peers wait in the kernel's bounded backlog.
-            let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let (endpoint, shutdown) = (Arc::clone(&self.endpoint), self.shutdown.clone());
-                    self.tasks.spawn(async move {
-                        tokio::select! {
-                            () = shutdown.cancelled() => {}
-                            outcome = serve(&stream, &endpoint) => {
-                                if let Err(error) = outcome {
-                                    tracing::debug!(%error, "transfer connection ended");
-                                }
-                            }
-                        }
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "transfer connection not accepted");
-                    // Out of descriptors, for instance: trying again at once would spin.
-                    tokio::time::sleep(ACCEPT_BACK_OFF).await;
+    async fn serve(self: Arc<Self>, stream: TcpStream) {
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            ended = serve(&stream, &self.endpoint) => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "transfer connection ended");
                 }
             }
         }
@@ -82,14 +57,12 @@ impl TcpServer {
 }
 
 async fn serve(stream: &TcpStream, endpoint: &Endpoint) -> Result<()> {
-    stream.set_nodelay(true).map_err(|error| {
-        Error::new(ErrorKind::Disconnected, "the connection broke").with_source(error)
-    })?;
+    stream.set_nodelay(true).map_err(connection::broken)?;
     let mut buffered = BytesMut::new();
-    let hello = recv_frame(stream, &mut buffered, HELLO_BYTES_MAX, HELLO_MAX).await?;
-    let hello = Request::decode(&hello);
-    let (name, incarnation) = match hello.and_then(|hello| welcome(hello, endpoint)) {
-        Ok(peer) => peer,
+    let hello = recv_frame(stream, &mut buffered, HELLO_BYTES_MAX, HELLO_MAX);
+    let hello = Request::decode(&connection::hello(hello).await?);
+    let Hello { name, incarnation, .. } = match hello.and_then(|hello| meant(hello, endpoint)) {
+        Ok(hello) => hello,
         Err(error) => return answer(stream, &Err(error)).await,
     };
     answer(stream, &Ok(())).await?;
@@ -106,26 +79,20 @@ async fn serve(stream: &TcpStream, endpoint: &Endpoint) -> Result<()> {
                 let delivered = endpoint.deliver(name.clone(), incarnation, payload).await;
                 answer(stream, &delivered).await?;
             }
-            Ok(Request::Hello { .. }) => {
-                let error = Error::new(ErrorKind::Protocol, "second hello on a connection");
-                return answer(stream, &Err(error)).await;
+            Ok(Request::Hello(_)) => {
+                return answer(stream, &Err(protocol("second hello on a connection"))).await;
             }
             Err(error) => return answer(stream, &Err(error)).await,
         }
     }
 }
 
-/// Checks that the peer means this very agent; returns who the peer says it is.
-fn welcome(hello: Request, endpoint: &Endpoint) -> Result<(String, u64)> {
-    let Request::Hello { target_name, target_incarnation, name, incarnation } = hello else {
-        return Err(Error::new(ErrorKind::Protocol, "connection without a hello"));
+/// Checks that the peer means this very agent.
+fn meant(hello: Request, endpoint: &Endpoint) -> Result<Hello> {
+    let Request::Hello(hello) = hello else {
+        return Err(protocol("connection without a hello"));
     };
-    if target_name != endpoint.name || target_incarnation != endpoint.incarnation {
-        let message =
-            format!("agent {target_name} of incarnation {target_incarnation:x} has ended");
-        return Err(Error::new(ErrorKind::StaleRegion, message));
-    }
-    Ok((name, incarnation))
+    endpoint.check(&hello).map(|()| hello)
 }
 
 /// Bounds an operation as a whole: a peer that trickles does not keep a lease on memory for ever.
@@ -172,20 +139,9 @@ async fn answer(stream: &TcpStream, status: &Status) -> Result<()> {
     send(stream, &encode_status(status)).await
 }
 
-/// A few per worker of a large fleet; each costs a socket and a task.
-const CONNECTIONS_MAX: usize = 1024;
-
-/// A peer that connects says hello at once.
-const HELLO_MAX: Duration = Duration::from_secs(3);
-
 /// Peers slower than this on the whole of an operation are cut off: far below any network that KV
 /// blocks would be sent over.
 const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
-
-/// A connection without requests is closed after this.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-
-const ACCEPT_BACK_OFF: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
@@ -202,12 +158,12 @@ mod tests {
         let region = owner.register_peer_writable(vec![HostBuffer::new(64)]).unwrap();
         let peer = owner.load_metadata(&owner.metadata([region.handle()])).unwrap();
         let mut stream = TcpStream::connect(peer.address.tcp.unwrap()).await.unwrap();
-        let hello = Request::Hello {
+        let hello = Request::Hello(Hello {
             target_name: peer.name().to_owned(),
             target_incarnation: peer.incarnation(),
             name: "trickle".to_owned(),
             incarnation: 1,
-        };
+        });
         let ranges = Ranges::unchecked([(0, 64)]);
         let write = Access { region: 0, token: peer.regions()[0].token, ranges };
         stream.write_all(&hello.encode()).await.unwrap();

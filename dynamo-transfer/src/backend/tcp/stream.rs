@@ -7,6 +7,9 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::net::TcpStream;
 
+pub(super) use crate::backend::connection::{STALL_MAX, within};
+
+use crate::backend::connection::broken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Memory, copy};
 use crate::plan::behind;
@@ -160,24 +163,6 @@ async fn progress(
         Err(error) => Err(broken(error)),
     }
 }
-
-/// Runs one step of IO; a peer that makes no progress for `patience` counts as gone.
-pub(super) async fn within<T>(
-    patience: Duration,
-    step: impl Future<Output = io::Result<T>>,
-) -> Result<T> {
-    match tokio::time::timeout(patience, step).await {
-        Ok(result) => result.map_err(broken),
-        Err(_) => Err(Error::new(ErrorKind::Disconnected, "the peer makes no progress")),
-    }
-}
-
-fn broken(error: io::Error) -> Error {
-    Error::new(ErrorKind::Disconnected, "the connection broke").with_source(error)
-}
-
-/// Nobody who is alive holds a started frame or stripe back for this long.
-pub(super) const STALL_MAX: Duration = Duration::from_secs(10);
 
 /// Holds most requests whole; what comes with them of the bytes behind is copied once.
 const BUFFERED_BYTES: usize = 512;

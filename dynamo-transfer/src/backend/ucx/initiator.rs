@@ -277,13 +277,7 @@ impl Initiator {
         })?;
         let id = random()?;
         let endpoint = net.port.connect(address)?;
-        let hello = Hello {
-            target_name: peer.name.clone(),
-            target_incarnation: peer.incarnation,
-            name: self.own.name.clone(),
-            incarnation: self.own.incarnation,
-            address: self.address.clone(),
-        };
+        let hello = Hello { hello: self.own.hello(peer), address: self.address.clone() };
         net.port.send(endpoint, Header::new(Kind::Hello, id, 0), hello.encode());
         let connecting_until = Some(Instant::now() + CONNECT_MAX);
         let link = Link {

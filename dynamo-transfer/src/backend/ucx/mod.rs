@@ -19,6 +19,7 @@ mod access;
 mod config;
 mod engine;
 mod grants;
+mod header;
 mod inbox;
 mod initiator;
 mod library;
@@ -47,6 +48,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use config::UcxConfig;
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) use protocol::fuzz;
 
 use engine::Engine;
 use mailbox::{Command, Mailbox};

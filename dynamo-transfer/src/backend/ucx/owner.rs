@@ -21,6 +21,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
 use crate::transfer::NOTIFICATION_BYTES_MAX;
+use crate::wire;
 
 /// A notification on its way to the agent's queue.
 pub(super) struct Delivery {
@@ -62,7 +63,7 @@ impl Owner {
     }
 
     pub(super) fn hello(&mut self, net: &mut Net, header: Header, body: &[u8]) {
-        let hello = match Hello::decode(body) {
+        let Hello { hello, address } = match Hello::decode(body) {
             Ok(hello) if self.links.len() < LINKS_MAX => hello,
             // Without its address, or a place to keep it, a peer cannot be answered.
             Ok(_) => return tracing::warn!("{LINKS_MAX} UCX links are open, the limit"),
@@ -71,15 +72,15 @@ impl Owner {
         if self.links.contains_key(&header.link) {
             return;
         }
-        let endpoint = match net.port.connect(&hello.address) {
+        let endpoint = match net.port.connect(&address) {
             Ok(endpoint) => endpoint,
             Err(error) => return tracing::debug!(%error, "UCX peer cannot be answered"),
         };
-        let status = self.is_meant(&hello);
+        let status = self.endpoint.check(&hello);
         let refused_until = status.is_err().then(|| Instant::now() + REFUSED_MAX);
         let welcome = Welcome { status, rails: net.rails.addresses() };
         net.port.send(endpoint, Header::new(Kind::Welcome, header.link, 0), welcome.encode());
-        let Hello { name, incarnation, .. } = hello;
+        let wire::Hello { name, incarnation, .. } = hello;
         let link = Link { endpoint, name, incarnation, ops: BTreeMap::new(), refused_until };
         self.links.insert(header.link, link);
     }
@@ -232,17 +233,6 @@ impl Owner {
             self.quarantine.extend(held.granted.map(|granted| (until, granted)));
         }
         net.port.close(link.endpoint);
-    }
-
-    fn is_meant(&self, hello: &Hello) -> Result<()> {
-        let Hello { target_name, target_incarnation, .. } = hello;
-        let own = &self.endpoint;
-        if *target_name == own.name && *target_incarnation == own.incarnation {
-            return Ok(());
-        }
-        let message =
-            format!("agent {target_name} of incarnation {target_incarnation:x} has ended");
-        Err(Error::new(ErrorKind::StaleRegion, message))
     }
 }
 
