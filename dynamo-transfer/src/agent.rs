@@ -129,9 +129,9 @@ impl Agent {
         self.0.address.incarnation
     }
 
-    /// Returns what this agent's transfers have come to so far.
+    /// Returns what this agent's transfers have come to so far, and how many regions it has.
     pub fn stats(&self) -> TransferStats {
-        self.0.initiator.counters.read()
+        self.0.initiator.counters.read(self.0.endpoint.regions.count())
     }
 
     /// Registers memory that this agent and its peers may read: the concatenation of `segments`.

@@ -106,6 +106,11 @@ impl RegionTable {
         Some(Quiet(entry.operations))
     }
 
+    /// Returns how many regions are registered.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().entries.len()
+    }
+
     /// Has `standing` told when the region of that generation is revoked; fails if it is.
     #[cfg(target_os = "linux")]
     pub(crate) fn stand(

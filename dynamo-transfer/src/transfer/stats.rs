@@ -4,7 +4,7 @@ use super::TransferReport;
 use crate::backend::BackendKind;
 use crate::error::{ErrorKind, Result};
 
-/// What an agent's own transfers have come to so far.
+/// What an agent's own transfers have come to so far, and what it has registered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TransferStats {
@@ -18,6 +18,8 @@ pub struct TransferStats {
     pub cancelled_total: u64,
     /// Bytes of completed transfers, by backend in the order of [`BackendKind::ALL`].
     pub bytes_total: [u64; BackendKind::ALL.len()],
+    /// Regions registered and not revoked.
+    pub regions: usize,
 }
 
 impl TransferStats {
@@ -64,7 +66,7 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn read(&self) -> TransferStats {
+    pub(crate) fn read(&self, regions: usize) -> TransferStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         TransferStats {
             // What is settled was posted: read first, so that nothing is in flight below zero.
@@ -73,6 +75,7 @@ impl Counters {
             cancelled_total: read(&self.cancelled),
             posted_total: read(&self.posted),
             bytes_total: std::array::from_fn(|index| read(&self.bytes[index])),
+            regions,
         }
     }
 }

@@ -19,7 +19,7 @@ struct State {
     /// Stripes that a lane has.
     in_flight: usize,
     /// Stripes whose lane broke, and how often.
-    again: Vec<(Stripe, u32)>,
+    again: Vec<(Stripe, usize)>,
     failure: Option<Error>,
     done: Option<Done>,
 }
@@ -29,7 +29,7 @@ struct State {
 pub(super) struct Flight {
     pub(super) job: Arc<Job>,
     pub(super) stripe: Stripe,
-    losses: u32,
+    losses: usize,
     is_over: bool,
 }
 
@@ -118,10 +118,13 @@ impl Drop for Flight {
         if self.is_over {
             return;
         }
+        let lanes = self.job.lanes.upgrade();
+        // Each lane may turn out to have broken while it was idle; a connection made anew serves.
+        let losses_max = lanes.as_ref().map_or(0, |lanes| lanes.lanes_max);
         let mut state = self.job.lock();
         state.in_flight -= 1;
         // The owner may still take what is left of a write when the transfer is long over.
-        if self.job.operation.right == Right::Read && self.losses < LOSSES_MAX {
+        if self.job.operation.right == Right::Read && self.losses < losses_max {
             state.again.push((std::mem::take(&mut self.stripe), self.losses + 1));
         } else if state.failure.is_none() {
             let message = "the connection broke in the middle";
@@ -129,12 +132,9 @@ impl Drop for Flight {
         }
         let is_queued_again = !state.again.is_empty();
         tell(state, &self.job.operation);
-        if is_queued_again && let Some(lanes) = self.job.lanes.upgrade() {
+        if is_queued_again && let Some(lanes) = lanes {
             let work = Work::Move(Arc::downgrade(&self.job));
             lanes.push(work, self.job.operation.priority);
         }
     }
 }
-
-/// How often a stripe is asked for again: a peer that is there answers the second time.
-const LOSSES_MAX: u32 = 1;

@@ -27,7 +27,7 @@ use crate::transfer::Priority;
 pub(super) struct Lanes {
     own: Arc<Endpoint>,
     peer: Arc<PeerAddress>,
-    lanes_max: usize,
+    pub(super) lanes_max: usize,
     queue: Mutex<Queue>,
     /// Something is queued.
     due: Notify,
