@@ -40,9 +40,9 @@ pub struct BlockLayout {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ranges {
     /// Any, as offsets and lengths of one count.
-    List { offsets: Arc<[u64]>, lens: Arc<[u64]>, total: u64 },
+    List { offsets: Arc<Vec<u64>>, lens: Arc<Vec<u64>>, total: u64 },
     /// Blocks of a layout.
-    Blocks { layout: BlockLayout, indices: Arc<[u32]> },
+    Blocks { layout: BlockLayout, indices: Arc<Vec<u32>> },
 }
 
 impl BlockLayout {
@@ -77,19 +77,23 @@ impl Ranges {
 
     /// Takes pairs that somebody else is to check.
     pub(crate) fn unchecked(ranges: impl IntoIterator<Item = (u64, u64)>) -> Self {
-        let (mut offsets, mut lens, mut total) = (Vec::new(), Vec::new(), 0u64);
-        for (offset, len) in ranges.into_iter().filter(|range| range.1 > 0) {
+        let ranges = ranges.into_iter();
+        // Thousands of them: what grows by doubling is copied, and its pages found, twice.
+        let count = ranges.size_hint().0.min(RANGES_MAX);
+        let (mut offsets, mut lens) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let mut total = 0u64;
+        for (offset, len) in ranges.filter(|range| range.1 > 0) {
             offsets.push(offset);
             lens.push(len);
             total = total.saturating_add(len);
         }
-        Self::List { offsets: offsets.into(), lens: lens.into(), total }
+        Self::List { offsets: Arc::new(offsets), lens: Arc::new(lens), total }
     }
 
     /// Takes blocks of a layout that lie inside a region.
     pub(crate) fn blocks(layout: BlockLayout, indices: Vec<u32>, region_len: u64) -> Result<Self> {
         let indices = if layout.block_bytes == 0 { Vec::new() } else { indices };
-        let ranges = Self::Blocks { layout, indices: indices.into() };
+        let ranges = Self::Blocks { layout, indices: Arc::new(indices) };
         ranges.check(region_len)?;
         Ok(ranges)
     }
@@ -101,17 +105,20 @@ impl Ranges {
             Err(Error::new(ErrorKind::OutOfBounds, message))
         };
         match self {
-            Self::List { .. } => {
-                let lies_outside = |range: &(u64, u64)| {
-                    range.0.checked_add(range.1).is_none_or(|end| end > region_len)
+            Self::List { offsets, lens, .. } => {
+                let lies_outside = |(offset, len): &(&u64, &u64)| {
+                    offset.checked_add(**len).is_none_or(|end| end > region_len)
                 };
-                if let Some((offset, len)) = self.iter().find(lies_outside) {
+                if let Some((offset, len)) = offsets.iter().zip(&**lens).find(lies_outside) {
                     return outside(&format!("range {offset}+{len}"));
                 }
             }
             Self::Blocks { layout, indices } => {
-                let Some(last) = indices.iter().max() else { return Ok(()) };
-                let end = layout.range(*last).and_then(|(offset, len)| offset.checked_add(len));
+                if indices.is_empty() {
+                    return Ok(());
+                }
+                let last = indices.iter().copied().fold(0, u32::max);
+                let end = layout.range(last).and_then(|(offset, len)| offset.checked_add(len));
                 if end.is_none_or(|end| end > region_len) {
                     return outside(&format!("block {last}"));
                 }

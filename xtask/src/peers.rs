@@ -1,10 +1,11 @@
-//! The peers of the transfer engine, as PyPI has them, in an environment of their own.
+//! The peers of the transfer engine, as PyPI has them, in an environment of their own; and a UCX that
+//! accesses memory of other processes without them, which Debian's does not.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::python;
-use crate::shell::{run, step, succeeds};
+use crate::shell::{output, run, step, succeeds};
 
 /// Returns the options that tell the bench where its peers are; says who is left out, and why.
 pub(crate) fn of_transfer() -> Vec<String> {
@@ -14,6 +15,10 @@ pub(crate) fn of_transfer() -> Vec<String> {
             Ok(python) => options.extend([peer.option.to_owned(), python.display().to_string()]),
             Err(error) => println!("!!! SKIPPING {}: {error:#}", peer.packages[0]),
         }
+    }
+    match provide(&UCX).and_then(|python| output(Command::new(python).args(["-c", UCX_FOLDER]))) {
+        Ok(folder) => options.extend([UCX.option.to_owned(), folder.trim().to_owned()]),
+        Err(error) => println!("!!! TAKING THE SYSTEM'S UCX, if it has one: {error:#}"),
     }
     options
 }
@@ -57,5 +62,15 @@ const PEERS: [Peer; 2] = [
         size: "46 MB to fetch, 140 MB on disk; NumPy unless it is there",
     },
 ];
+
+const UCX: Peer = Peer {
+    option: "--ucx",
+    check: "import libucx",
+    packages: &["libucx-cu12==1.22.0"],
+    size: "43 MB to fetch, 150 MB on disk",
+};
+
+/// Prints where its libraries are.
+const UCX_FOLDER: &str = "import libucx; print(list(libucx.__path__)[0] + '/lib')";
 
 const NUMPY: &str = "numpy>=2";

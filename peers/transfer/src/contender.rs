@@ -7,13 +7,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::child::Child;
-use crate::protocol::{Answer, Command, Pattern, Right, Side};
+use crate::figures::quantile;
+use crate::protocol::{Answer, Command, Form, Pattern, Right, Side};
 
 /// How a contender is started.
 #[derive(Clone)]
 pub enum Kind {
-    /// A backend of ours.
-    Ours(&'static str),
+    /// A backend of ours, and the folder of libraries that it is to find UCX in.
+    Ours(&'static str, Option<PathBuf>),
     /// A script for an interpreter, and its arguments.
     Python(PathBuf, &'static str, &'static [&'static str]),
 }
@@ -47,7 +48,7 @@ impl Contender {
     /// Starts its processes, and lets them meet.
     pub fn start(name: &'static str, kind: Kind, spins: bool, logs: &Path) -> Result<Self> {
         let log = |side: &str| logs.join(format!("{}-{side}.log", name.replace([' ', ','], "-")));
-        let one_process = matches!(kind, Kind::Ours(crate::ours::MEMCPY));
+        let one_process = matches!(kind, Kind::Ours(crate::ours::MEMCPY, _));
         let (owner, initiator) = if one_process {
             (None, Child::start(kind.program("both")?, &log("both"))?)
         } else {
@@ -111,8 +112,15 @@ impl Contender {
         Ok(turn)
     }
 
-    /// Returns the processor seconds per second of a side that may be asked and is not: of the
-    /// owner, of both if they are one process.
+    /// Returns the median of the seconds that describing a pattern and posting a read of it take.
+    pub fn describe(&mut self, form: Form, pattern: Pattern) -> Result<f64> {
+        let command = Command::Describe { form, pattern, times: DESCRIBED_TIMES };
+        let mut posts = self.ask(Side::Initiator, command)?.posts;
+        quantile(&mut posts, 50).context("nothing was posted")
+    }
+
+    /// Returns the processor seconds per second of a process that may be asked and is not, of the
+    /// side that takes more.
     pub fn idle(&mut self, time: Duration) -> Result<f64> {
         self.resume()?;
         let mut used = 0.0;
@@ -120,7 +128,8 @@ impl Contender {
             let before = own.cpu()?;
             std::thread::sleep(time);
             let after = own.cpu()?;
-            used = after.1.unwrap_or(after.0) - before.1.unwrap_or(before.0);
+            let owner = after.1.zip(before.1).map(|(after, before)| after - before);
+            used = owner.unwrap_or_default().max(after.0 - before.0);
             Ok(())
         })?;
         self.pause()?;
@@ -182,9 +191,13 @@ impl Kind {
     /// Returns the program that is `side`.
     fn program(&self, side: &str) -> Result<Program> {
         let mut program = match self {
-            Self::Ours(backend) => {
+            Self::Ours(backend, libraries) => {
                 let mut program = Program::new(std::env::current_exe()?);
                 program.args([crate::AS, backend]);
+                if let Some(libraries) = libraries {
+                    program.env("LD_LIBRARY_PATH", libraries);
+                    program.env("UCX_MODULE_DIR", libraries.join("ucx"));
+                }
                 program
             }
             Self::Python(interpreter, script, args) => {
@@ -198,3 +211,5 @@ impl Kind {
         Ok(program)
     }
 }
+
+const DESCRIBED_TIMES: u32 = 20;

@@ -7,6 +7,8 @@
 mod child;
 mod compare;
 mod contender;
+mod figures;
+mod files;
 mod memory;
 mod ours;
 mod protocol;
@@ -28,6 +30,7 @@ fn main() -> Result<()> {
             "--backend" => options.backends.push(value()?),
             "--nixl" => options.nixl = Some(PathBuf::from(value()?)),
             "--mooncake" => options.mooncake = Some(PathBuf::from(value()?)),
+            "--ucx" => options.ucx = Some(PathBuf::from(value()?)),
             "--rounds" => options.rounds = value()?.parse().context(USAGE)?,
             option if option.starts_with("--") => bail!("{option}\n{USAGE}"),
             path => options.path = Some(PathBuf::from(path)),
@@ -38,7 +41,9 @@ fn main() -> Result<()> {
 
 const USAGE: &str = "\
 usage: transfer [PATH] [--backend NAME]... [--rounds COUNT] [--nixl PYTHON] [--mooncake PYTHON]
-       the rows as JSON go to PATH; PYTHON is an interpreter that has that peer";
+                [--ucx FOLDER]
+       the rows as JSON go to PATH; PYTHON is an interpreter that has that peer; FOLDER has another
+       libucp.so.0 than the system's, and its modules in ucx/";
 
 /// The argument before the backend and the side that this process is to be.
 const AS: &str = "--as";

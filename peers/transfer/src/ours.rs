@@ -4,26 +4,30 @@ use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use dynamo_transfer::{Agent, AgentConfig, MemoryFabric, RegisteredRegion, TransferOptions};
-use dynamo_transfer::{LocalDescriptor, RemoteAgent, RemoteDescriptor, UcxConfig};
-use memmap2::MmapMut;
+use dynamo_transfer::UcxConfig;
+use dynamo_transfer::{
+    Agent, AgentConfig, HostBuffer, MemoryFabric, RegisteredRegion, TransferOptions,
+};
+use dynamo_transfer::{BlockLayout, LocalDescriptor, RemoteAgent, RemoteDescriptor, RemoteRegion};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use tokio::runtime::Runtime;
 
-use crate::memory;
-use crate::protocol::{Answer, Command, Pattern, Request, Right, Side};
+use crate::memory::{self, REGION_BYTES};
+use crate::protocol::{Answer, Command, Form, Pattern, Request, Right, Side};
 
-/// The backends that can be asked for, those of which nothing is offered included.
-pub const BACKENDS: [&str; 5] = ["memcpy", "shm", "tcp", "ucx", "file"];
+/// The backends between agents that can be asked for.
+pub const BACKENDS: [&str; 5] = [MEMCPY, SHM, SHARED, TCP, UCX];
 
 pub const MEMCPY: &str = "memcpy";
 pub const SHM: &str = "shm";
+/// The same with memory that peers can map.
+pub const SHARED: &str = "shm-shared";
 pub const TCP: &str = "tcp";
 pub const UCX: &str = "ucx";
 
-/// Returns how the agents of a backend are set up, owner and initiator; `None` if there is none.
-pub fn configs(backend: &str) -> Option<[AgentConfig; 2]> {
+/// Returns how the agents of a backend are set up, owner and initiator.
+fn configs(backend: &str) -> Option<[AgentConfig; 2]> {
     let config = |side: Side| AgentConfig::default().with_name(side.name());
     let [owner, initiator] = [config(Side::Owner), config(Side::Initiator)];
     match backend {
@@ -32,7 +36,7 @@ pub fn configs(backend: &str) -> Option<[AgentConfig; 2]> {
             Some([owner.with_fabric(fabric.clone()), initiator.with_fabric(fabric)])
         }
         TCP => Some([owner.with_tcp_listen(([127, 0, 0, 1], 0).into()), initiator]),
-        SHM => Some([owner.with_shm(true), initiator.with_shm(true)]),
+        SHM | SHARED => Some([owner.with_shm(true), initiator.with_shm(true)]),
         UCX => {
             let ucx = UcxConfig::default();
             Some([owner.with_ucx(ucx.clone()), initiator.with_ucx(ucx)])
@@ -56,7 +60,7 @@ pub fn run(backend: &str, sides: &str) -> Result<()> {
         agents.push((Side::Initiator, runtime.block_on(Agent::start(initiator))?));
     }
     let start = started.elapsed().as_secs_f64() / agents.len() as f64;
-    let parties = agents.into_iter().map(|(side, agent)| Party::new(side, agent));
+    let parties = agents.into_iter().map(|(side, agent)| Party::new(side, agent, backend));
     let mut parties = parties.collect::<Result<Vec<_>>>()?;
     let offer = parties[0].offer();
     say(&Answer { start, offer, ..Answer::default() })?;
@@ -80,14 +84,19 @@ struct Party {
     side: Side,
     agent: Agent,
     /// Always there, but while its bytes are looked at.
-    region: Option<RegisteredRegion<MmapMut>>,
+    region: Option<RegisteredRegion<HostBuffer>>,
     /// The owner, to the initiator.
     peer: Option<RemoteAgent>,
 }
 
 impl Party {
-    fn new(side: Side, agent: Agent) -> Result<Self> {
-        let memory = memory::region(if side == Side::Owner { 1 } else { 2 })?;
+    fn new(side: Side, agent: Agent, backend: &str) -> Result<Self> {
+        // Both are on huge pages, as everybody's.
+        let mut memory = match backend {
+            SHARED => HostBuffer::shared(REGION_BYTES)?,
+            _ => HostBuffer::new(REGION_BYTES),
+        };
+        memory::fill(&mut memory, if side == Side::Owner { 1 } else { 2 });
         let region = Some(agent.register_peer_writable(vec![memory])?);
         Ok(Self { side, agent, region, peer: None })
     }
@@ -118,6 +127,10 @@ impl Party {
                 let (totals, posts) = runtime.block_on(runtime.spawn(turn.run()))??;
                 Ok(Answer { totals, posts, ..Answer::default() })
             }
+            Command::Describe { form, pattern, times } => {
+                let posts = runtime.block_on(self.describe(form, pattern, times))?;
+                Ok(Answer { posts, ..Answer::default() })
+            }
         }
     }
 
@@ -136,10 +149,49 @@ impl Party {
         Some(metadata.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    fn turn(&self, right: Right, pattern: Pattern, times: u32) -> Result<Turn> {
+    fn regions(&self) -> Result<(&RegisteredRegion<HostBuffer>, &RemoteRegion)> {
         let region = self.region.as_ref().context("no region")?;
         let peer = self.peer.as_ref().and_then(|peer| peer.regions().first());
-        let peer = peer.context("nobody was met")?;
+        Ok((region, peer.context("nobody was met")?))
+    }
+
+    /// Returns the seconds that describing a pattern on both sides and posting a read of it take.
+    async fn describe(&self, form: Form, pattern: Pattern, times: u32) -> Result<Vec<f64>> {
+        let (region, peer) = self.regions()?;
+        let ranges = |side| pattern.ranges(side).collect::<Vec<_>>();
+        let lists = (ranges(Side::Initiator), ranges(Side::Owner));
+        let layout = |side| {
+            let apart = 2 * pattern.block;
+            BlockLayout::contiguous(pattern.block).with_stride(pattern.first(side), apart)
+        };
+        let blocks: Vec<u32> = (0..).zip(pattern.ranges(Side::Owner)).map(|(i, _)| i).collect();
+        let mut posts = Vec::new();
+        for turn in 0..=times {
+            let indices = (blocks.clone(), blocks.clone());
+            let options = TransferOptions::default().with_deadline(DEADLINE);
+            let started = Instant::now();
+            let (local, remote) = match form {
+                Form::List => {
+                    let [mine, theirs] = [&lists.0, &lists.1].map(|list| list.iter().copied());
+                    (region.descriptor(mine)?, peer.descriptor(theirs)?)
+                }
+                Form::Blocks => (
+                    region.blocks(layout(Side::Initiator), indices.0)?,
+                    peer.blocks(layout(Side::Owner), indices.1)?,
+                ),
+            };
+            let transfer = self.agent.read(local, remote, options);
+            let post = started.elapsed();
+            transfer.await?;
+            if turn > 0 {
+                posts.push(post.as_secs_f64());
+            }
+        }
+        Ok(posts)
+    }
+
+    fn turn(&self, right: Right, pattern: Pattern, times: u32) -> Result<Turn> {
+        let (region, peer) = self.regions()?;
         Ok(Turn {
             agent: self.agent.clone(),
             right,

@@ -54,9 +54,14 @@ impl Pattern {
         2 * self.bytes()
     }
 
+    /// Returns where the first block of a side begins.
+    pub fn first(self, side: Side) -> u64 {
+        if side == Side::Owner { self.block } else { 0 }
+    }
+
     /// Returns where the blocks of a side lie.
     pub fn ranges(self, side: Side) -> impl Iterator<Item = (u64, u64)> {
-        let first = if side == Side::Owner { self.block } else { 0 };
+        let first = self.first(side);
         (0..self.count).map(move |index| (first + 2 * self.block * index, self.block))
     }
 
@@ -98,6 +103,22 @@ pub enum Command {
         pattern: Pattern,
         times: u32,
     },
+    /// The initiator describes the pattern and posts a read of it, each time anew; for ours only.
+    Describe {
+        form: Form,
+        pattern: Pattern,
+        times: u32,
+    },
+}
+
+/// How many blocks are described.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// As a list of ranges.
+    List,
+    /// As numbers of blocks that are laid out regularly.
+    Blocks,
 }
 
 /// Only what was asked for is there.
