@@ -20,7 +20,7 @@ use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random}
 use crate::peer::metadata::{self, GrantedRegion};
 use crate::peer::{PeerAddress, RemoteAgent, ShmAddress};
 use crate::transfer::{
-    Deadlines, Initiator, Notifications, Request, Transfer, TransferOptions, TransferStats,
+    Initiator, Keeper, Notifications, Request, Transfer, TransferOptions, TransferStats,
 };
 
 /// One process's end of the transfer engine; cheap to clone.
@@ -91,9 +91,11 @@ impl Agent {
         };
         let (host, shm) = reach_shared(&endpoint, &tasks, &shutdown);
         let tcp = TcpClient::new(&endpoint, config.tcp_lanes, &tasks, &shutdown);
-        let deadlines = Arc::<Deadlines>::default();
-        let (kept, until) = (Arc::clone(&deadlines), shutdown.clone());
-        tasks.spawn(async move { kept.keep(&until).await });
+        let keeper = Arc::<Keeper>::default();
+        let (ending, until) = (Arc::clone(&keeper), shutdown.clone());
+        tasks.spawn(async move { ending.end(&until).await });
+        let (running, until) = (Arc::clone(&keeper), shutdown.clone());
+        tasks.spawn(async move { running.run(&until).await });
         Ok(Self(Arc::new(Inner {
             initiator: Arc::new(Initiator {
                 fabric: address.fabric,
@@ -106,7 +108,7 @@ impl Agent {
                 transfer_deadline: config.transfer_deadline,
                 room: Arc::new(Semaphore::new(config.transfers_max.min(Semaphore::MAX_PERMITS))),
                 counters: Arc::default(),
-                deadlines,
+                keeper,
                 tasks: tasks.clone(),
             }),
             endpoint,

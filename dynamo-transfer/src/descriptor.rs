@@ -39,6 +39,8 @@ pub struct BlockLayout {
 /// Ranges that lie inside their region; cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ranges {
+    /// One that is not empty.
+    One { offset: u64, len: u64 },
     /// Any, as offsets and lengths of one count.
     List { offsets: Arc<Vec<u64>>, lens: Arc<Vec<u64>>, total: u64 },
     /// Blocks of a layout.
@@ -78,11 +80,16 @@ impl Ranges {
     /// Takes pairs that somebody else is to check.
     pub(crate) fn unchecked(ranges: impl IntoIterator<Item = (u64, u64)>) -> Self {
         let ranges = ranges.into_iter();
-        // Thousands of them: what grows by doubling is copied, and its pages found, twice.
         let count = ranges.size_hint().0.min(RANGES_MAX);
+        let mut ranges = ranges.filter(|range| range.1 > 0);
+        let (first, second) = (ranges.next(), ranges.next());
+        if let (Some((offset, len)), None) = (first, second) {
+            return Self::One { offset, len };
+        }
+        // Thousands of them: what grows by doubling is copied, and its pages found, twice.
         let (mut offsets, mut lens) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let mut total = 0u64;
-        for (offset, len) in ranges.filter(|range| range.1 > 0) {
+        for (offset, len) in first.into_iter().chain(second).chain(ranges) {
             offsets.push(offset);
             lens.push(len);
             total = total.saturating_add(len);
@@ -105,6 +112,11 @@ impl Ranges {
             Err(Error::new(ErrorKind::OutOfBounds, message))
         };
         match self {
+            Self::One { offset, len } => {
+                if offset.checked_add(*len).is_none_or(|end| end > region_len) {
+                    return outside(&format!("range {offset}+{len}"));
+                }
+            }
             Self::List { offsets, lens, .. } => {
                 let lies_outside = |(offset, len): &(&u64, &u64)| {
                     offset.checked_add(**len).is_none_or(|end| end > region_len)
@@ -137,6 +149,7 @@ impl Ranges {
     /// Returns range `index`, as offset and length; none behind the last.
     pub(crate) fn get(&self, index: usize) -> Option<(u64, u64)> {
         match self {
+            Self::One { offset, len } => (index == 0).then_some((*offset, *len)),
             Self::List { offsets, lens, .. } => Some((*offsets.get(index)?, *lens.get(index)?)),
             Self::Blocks { layout, indices } => layout.range(*indices.get(index)?),
         }
@@ -148,6 +161,7 @@ impl Ranges {
 
     pub(crate) fn count(&self) -> usize {
         match self {
+            Self::One { .. } => 1,
             Self::List { offsets, .. } => offsets.len(),
             Self::Blocks { indices, .. } => indices.len(),
         }
@@ -156,6 +170,7 @@ impl Ranges {
     /// Returns the sum of all lengths; 2^64 - 1 if it is more.
     pub(crate) fn total(&self) -> u64 {
         match self {
+            Self::One { len, .. } => *len,
             Self::List { total, .. } => *total,
             Self::Blocks { layout, indices } => {
                 layout.block_bytes.saturating_mul(indices.len() as u64)

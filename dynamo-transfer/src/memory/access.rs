@@ -7,6 +7,8 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::slice;
 
+use smallvec::SmallVec;
+
 use super::buffer::SharedPart;
 use super::hold::Holds;
 use super::span::Span;
@@ -71,7 +73,7 @@ impl Memory {
             // SAFETY: the span is valid while self is, and the hold keeps writers away from it.
             IoSlice::new(unsafe { slice::from_raw_parts(span.as_ptr(), span.len()) })
         });
-        read(&slices.collect::<Vec<_>>())
+        read(&slices.collect::<Few<_>>())
     }
 
     /// Passes ranges of (offset, length) bytes to be written, `SLICES_MAX` pieces at most, which
@@ -88,7 +90,7 @@ impl Memory {
             // and it overlaps no other one of them.
             IoSliceMut::new(unsafe { slice::from_raw_parts_mut(span.as_ptr(), span.len()) })
         });
-        Some(write(&mut slices.collect::<Vec<_>>()))
+        Some(write(&mut slices.collect::<Few<_>>()))
     }
 }
 
@@ -124,7 +126,7 @@ impl Iterator for Spans<'_> {
 /// Returns the ranges up to the first that overlaps one before it.
 fn disjoint(ranges: impl Iterator<Item = (u64, u64)>) -> impl Iterator<Item = (u64, u64)> {
     // In their order, without overlaps.
-    let mut seen: Vec<(u64, u64)> = Vec::new();
+    let mut seen = Few::<(u64, u64)>::new();
     ranges.take_while(move |&(offset, len)| {
         if seen.last().is_none_or(|last| last.0 + last.1 <= offset) {
             seen.push((offset, len));
@@ -168,6 +170,9 @@ pub(crate) fn copy(from: &[IoSlice<'_>], to: &mut [IoSliceMut<'_>]) -> usize {
         copied += len;
     }
 }
+
+/// A list that is allocated if it is long.
+type Few<T> = SmallVec<[T; 2]>;
 
 /// What one call of the kernel takes (`UIO_MAXIOV` of Linux is 1024).
 pub(crate) const SLICES_MAX: usize = 512;

@@ -4,6 +4,8 @@ mod route;
 
 pub(crate) use route::route;
 
+use smallvec::SmallVec;
+
 use crate::descriptor::Ranges;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -18,7 +20,7 @@ pub(crate) struct Chunk {
 /// What is moved at once: a backend checks, retries and gives way between stripes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Stripe {
-    pub(crate) chunks: Vec<Chunk>,
+    pub(crate) chunks: SmallVec<[Chunk; 1]>,
     pub(crate) bytes: u64,
 }
 
@@ -149,7 +151,10 @@ mod tests {
         let plan = Plan::new(both, ranges(&[(100, 25)])).unwrap();
         let expected =
             [Chunk { local: 0, remote: 100, len: 20 }, Chunk { local: 40, remote: 120, len: 5 }];
-        assert_eq!(stripes(plan, 1000, 9), [Stripe { chunks: expected.to_vec(), bytes: 25 }]);
+        assert_eq!(
+            stripes(plan, 1000, 9),
+            [Stripe { chunks: expected.into_iter().collect(), bytes: 25 }]
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::deadlines::Deadlines;
+use super::keeper::Keeper;
 use super::posted::Posted;
 use super::{Counters, Transfer, TransferOptions};
 #[cfg(feature = "ucx")]
@@ -34,7 +34,7 @@ pub(crate) struct Initiator {
     /// Room for transfers that are posted and not settled.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) deadlines: Arc<Deadlines>,
+    pub(crate) keeper: Arc<Keeper>,
     pub(crate) tasks: TaskTracker,
 }
 
@@ -61,7 +61,7 @@ impl Initiator {
         let permit = Arc::clone(&self.room).try_acquire_owned().ok();
         let is_refused = permit.is_none();
         let peer = (right, &remote.peer);
-        let posted = Posted::new(peer, &self.counters, &self.deadlines, permit);
+        let posted = Posted::new(peer, &self.counters, &self.keeper, permit);
         let transfer = Transfer(Arc::clone(&posted));
         if is_refused {
             posted.fail(Error::new(ErrorKind::Overloaded, "too many transfers are posted"));
@@ -100,19 +100,13 @@ impl Initiator {
         }
         if *kind == BackendKind::Tcp {
             let running = self.tcp.begin(operation, posted.done(*kind));
-            return posted.keep(running);
+            return posted.hold(running);
         }
         if self.backend(*kind).is_none_or(|backend| total > backend.brief_bytes_max()) {
             return self.spawn(prepared);
         }
         let (initiator, posted) = (Arc::clone(self), Arc::clone(posted));
-        let offered = Arc::clone(&posted);
-        offered.offer(Box::new(move || initiator.run_brief(prepared)));
-        self.tasks.spawn(async move {
-            if let Some(brief) = posted.take() {
-                brief();
-            }
-        });
+        posted.offer(Box::new(move || initiator.run_brief(prepared)));
     }
 
     fn run_brief(self: Arc<Self>, prepared: Prepared) {

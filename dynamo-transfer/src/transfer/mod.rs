@@ -1,8 +1,8 @@
 //! A transfer: a future with a deadline, and what it reports.
 
-mod deadlines;
 mod group;
 mod initiator;
+mod keeper;
 mod notify;
 mod posted;
 mod stats;
@@ -19,8 +19,8 @@ pub use group::TransferGroup;
 pub use notify::{Notification, Notifications};
 pub use stats::TransferStats;
 
-pub(crate) use deadlines::Deadlines;
 pub(crate) use initiator::{Initiator, NOTIFICATION_BYTES_MAX, Request};
+pub(crate) use keeper::Keeper;
 pub(crate) use stats::Counters;
 
 use posted::Posted;

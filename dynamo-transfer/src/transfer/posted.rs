@@ -3,10 +3,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::coop;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::deadlines::{Deadlines, Key};
+use super::keeper::{Keeper, Key};
 use super::stats::Counters;
 use super::{Progress, TransferReport};
 use crate::backend::{self, BackendKind, Done, Running};
@@ -23,7 +24,7 @@ pub(crate) struct Posted {
     /// Fires when it is settled: what still runs for it ends.
     pub(crate) cancel: CancellationToken,
     counters: Arc<Counters>,
-    deadlines: Arc<Deadlines>,
+    keeper: Arc<Keeper>,
     state: Mutex<State>,
 }
 
@@ -36,7 +37,7 @@ enum State {
 #[derive(Default)]
 struct Open {
     waker: Option<Waker>,
-    deadline: Option<Key>,
+    key: Option<Key>,
     /// Counts it among those that are posted.
     permit: Option<OwnedSemaphorePermit>,
     stage: Stage,
@@ -45,10 +46,10 @@ struct Open {
 /// Who has it.
 #[derive(Default)]
 enum Stage {
-    /// Nobody yet, or a task.
+    /// Nobody yet, or a task of its own.
     #[default]
     Elsewhere,
-    /// Whoever comes first, its task or who waits for it: it takes a microsecond.
+    /// Whoever comes first, the keeper or who waits for it: it takes a few microseconds.
     Offered(Brief),
     /// A backend, until this is dropped.
     Running(#[expect(dead_code, reason = "held to be dropped")] Running),
@@ -61,7 +62,7 @@ impl Posted {
     pub(super) fn new(
         (right, peer): (Right, &Arc<PeerAddress>),
         counters: &Arc<Counters>,
-        deadlines: &Arc<Deadlines>,
+        keeper: &Arc<Keeper>,
         permit: Option<OwnedSemaphorePermit>,
     ) -> Arc<Self> {
         counters.posted();
@@ -72,40 +73,44 @@ impl Posted {
             progress: Arc::default(),
             cancel: CancellationToken::new(),
             counters: Arc::clone(counters),
-            deadlines: Arc::clone(deadlines),
+            keeper: Arc::clone(keeper),
             state: Mutex::new(State::Open(Open { permit, ..Open::default() })),
         })
     }
 
     /// Ends it at `at`, at the latest; at once if the agent has shut down.
     pub(super) fn end_at(self: &Arc<Self>, at: Instant) {
-        match self.deadlines.watch(at, self) {
+        match self.keeper.keep(at, self) {
             None => self.fail(cancelled()),
             Some(key) => {
                 if let State::Open(open) = &mut *self.lock() {
-                    open.deadline = Some(key);
+                    open.key = Some(key);
                 }
             }
         }
     }
 
-    /// Lets whoever waits for it run it, unless its task, which is to [take](Self::take) it, is first.
+    /// Lets whoever waits for it run it, unless the keeper is first.
     pub(super) fn offer(&self, brief: Brief) {
-        self.enter(Stage::Offered(brief));
+        if let Some(key) = self.enter(Stage::Offered(brief)) {
+            self.keeper.offer(key);
+        }
     }
 
-    /// Keeps what a backend has begun.
-    pub(super) fn keep(&self, running: Running) {
+    /// Holds what a backend has begun.
+    pub(super) fn hold(&self, running: Running) {
         self.enter(Stage::Running(running));
     }
 
-    fn enter(&self, stage: Stage) {
+    fn enter(&self, stage: Stage) -> Option<Key> {
         let mut state = self.lock();
         let State::Open(open) = &mut *state else {
             drop(state);
-            return drop(stage);
+            drop(stage);
+            return None;
         };
         open.stage = stage;
+        open.key
     }
 
     /// Takes over what is offered.
@@ -150,9 +155,9 @@ impl Posted {
             open
         };
         self.cancel.cancel();
-        let Open { waker, deadline, permit, stage } = open;
-        if let Some(key) = deadline {
-            self.deadlines.forget(key);
+        let Open { waker, key, permit, stage } = open;
+        if let Some(key) = key {
+            self.keeper.forget(key);
         }
         // What runs may hold memory that whoever waits wants back.
         drop((permit, stage));
@@ -169,8 +174,14 @@ impl Posted {
     }
 
     /// Returns the outcome once there is one; what is offered is run for it.
-    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<Result<TransferReport>> {
+    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<TransferReport>> {
         if let Some(brief) = self.take() {
+            // A task that has nothing but such transfers gives way once in a while.
+            let Poll::Ready(budget) = coop::poll_proceed(cx) else {
+                self.offer(brief);
+                return Poll::Pending;
+            };
+            budget.made_progress();
             brief();
         }
         match &mut *self.lock() {

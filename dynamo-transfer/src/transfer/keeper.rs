@@ -1,0 +1,150 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::Notify;
+use tokio::task::coop;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::posted::{Posted, cancelled};
+use crate::error::{Error, ErrorKind};
+
+/// Looks after the transfers of an agent: ends those that nothing else has ended, at their deadlines or
+/// with the agent, and runs what is offered to whoever waits for it, should nobody wait.
+///
+/// One task sleeps until the first deadline it knows of. Most transfers end before, and later ones
+/// come with later deadlines: it wakes once in a while, not for each.
+#[derive(Default)]
+pub(crate) struct Keeper {
+    kept: Mutex<Kept>,
+    sooner: Notify,
+    offered: Notify,
+}
+
+/// Names a transfer that is kept: its deadline, and a number.
+pub(super) type Key = (Instant, u64);
+
+#[derive(Default)]
+struct Kept {
+    transfers: BTreeMap<Key, Weak<Posted>>,
+    numbers: u64,
+    /// Until when the task sleeps; for ever if `None`.
+    wakes_at: Option<Instant>,
+    /// Those on offer, and some that have been taken since.
+    offers: VecDeque<Key>,
+    is_closed: bool,
+}
+
+impl Keeper {
+    /// Fails the transfer at `at` unless it is forgotten before; `None` once the agent has shut down.
+    pub(super) fn keep(&self, at: Instant, transfer: &Arc<Posted>) -> Option<Key> {
+        let mut kept = self.lock();
+        if kept.is_closed {
+            return None;
+        }
+        kept.numbers += 1;
+        let key = (at, kept.numbers);
+        kept.transfers.insert(key, Arc::downgrade(transfer));
+        if kept.wakes_at.is_none_or(|wakes_at| at < wakes_at) {
+            kept.wakes_at = Some(at);
+            drop(kept);
+            self.sooner.notify_one();
+        }
+        Some(key)
+    }
+
+    pub(super) fn forget(&self, key: Key) {
+        self.lock().transfers.remove(&key);
+    }
+
+    /// Has what a transfer offers run.
+    pub(super) fn offer(&self, key: Key) {
+        let mut kept = self.lock();
+        kept.offers.push_back(key);
+        if kept.offers.len() == 1 {
+            drop(kept);
+            self.offered.notify_one();
+        }
+    }
+
+    /// Ends transfers at their deadlines; at shutdown, all that are left.
+    pub(crate) async fn end(&self, shutdown: &CancellationToken) {
+        // Also when the task is dropped with its runtime.
+        let _closing = CloseOnDrop(self);
+        loop {
+            let next = {
+                let mut kept = self.lock();
+                kept.wakes_at = kept.transfers.first_key_value().map(|(key, _)| key.0);
+                kept.wakes_at
+            };
+            let due = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.sooner.notified() => {}
+                () = due => self.expire(Instant::now()),
+            }
+        }
+    }
+
+    /// Runs what is offered until shutdown.
+    pub(crate) async fn run(&self, shutdown: &CancellationToken) {
+        let run = async {
+            loop {
+                self.offered.notified().await;
+                while let Some(brief) = self.next() {
+                    if let Some(brief) = brief.and_then(|transfer| transfer.take()) {
+                        brief();
+                    }
+                    coop::consume_budget().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = run => {}
+        }
+    }
+
+    /// Takes the next offer; the inner one is none if it has been settled.
+    fn next(&self) -> Option<Option<Arc<Posted>>> {
+        let mut kept = self.lock();
+        let key = kept.offers.pop_front()?;
+        Some(kept.transfers.get(&key).and_then(Weak::upgrade))
+    }
+
+    fn expire(&self, now: Instant) {
+        let overdue = {
+            let mut kept = self.lock();
+            let later = kept.transfers.split_off(&(now, u64::MAX));
+            std::mem::replace(&mut kept.transfers, later)
+        };
+        for transfer in overdue.into_values().filter_map(|transfer| transfer.upgrade()) {
+            let message = "the peer did not answer in time";
+            transfer.fail(Error::new(ErrorKind::DeadlineExceeded, message));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct CloseOnDrop<'a>(&'a Keeper);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        let left = {
+            let mut kept = self.0.lock();
+            kept.is_closed = true;
+            std::mem::take(&mut kept.transfers)
+        };
+        for transfer in left.into_values().filter_map(|transfer| transfer.upgrade()) {
+            transfer.fail(cancelled());
+        }
+    }
+}
