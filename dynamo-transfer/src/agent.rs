@@ -1,3 +1,4 @@
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,8 +11,12 @@ use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "ucx")]
 use crate::backend::Ucx;
+use crate::backend::cuda::{DeviceBuffer, DeviceCopier};
+#[cfg(unix)]
+use crate::backend::file::{FileRegion, FileStore};
 #[cfg(target_os = "linux")]
 use crate::backend::shm;
+use crate::backend::stage::Bounces;
 use crate::backend::tcp::{TcpClient, TcpServer};
 use crate::backend::{Backend, Memcpy, MemoryFabric, Progress};
 use crate::config::AgentConfig;
@@ -58,13 +63,14 @@ impl Agent {
     pub async fn start(config: AgentConfig) -> Result<Self> {
         config.validate()?;
         let (sender, receiver) = mpsc::channel(config.notifications_max);
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let endpoint = Arc::new(Endpoint {
             name: config.name.clone(),
             incarnation: random()?,
             regions: Arc::new(RegionTable::new()?),
+            bounces: Bounces::new(SERVED_BYTES, BOUNCES, &tasks),
             notifications: sender,
         });
-        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let shutdown_on_drop = shutdown.clone().drop_guard();
         let bound = match config.tcp_listen {
             None => None,
@@ -106,6 +112,7 @@ impl Agent {
                 tcp,
                 #[cfg(feature = "ucx")]
                 ucx,
+                bounces: Bounces::new(BOUNCE_BYTES, BOUNCES, &tasks),
             }),
             endpoint,
             address,
@@ -165,6 +172,59 @@ impl Agent {
         RegisteredRegion::exclusive(&self.0.endpoint.regions, segments, Rights::PeersWrite)
     }
 
+    /// Registers a file, which `store` reads and writes: it stays its giver's to shut down, after the
+    /// region is closed.
+    ///
+    /// Fails with [`PermissionDenied`](ErrorKind::PermissionDenied) if somebody is to write a file that is
+    /// opened for reading, and like [`register`](Self::register).
+    ///
+    /// ```
+    /// use dynamo_transfer::file::{FileOptions, FileRegion, FileStore, FileStoreConfig};
+    /// use dynamo_transfer::{Agent, AgentConfig, HostBuffer, MemoryFabric, Rights, TransferOptions};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> dynamo_transfer::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("dynamo-region-{}", std::process::id()));
+    /// let agent = Agent::start(AgentConfig::default().with_fabric(MemoryFabric::new())).await?;
+    /// let store = FileStore::start(FileStoreConfig::default())?;
+    /// let file = FileRegion::create(&path, 1 << 20, FileOptions::default())?;
+    /// let blocks = agent.register_file(&store, file, Rights::PeersWrite)?;
+    /// let memory = agent.register(vec![vec![7u8; 4096]])?;
+    /// let own = agent.load_metadata(&agent.metadata([blocks.handle()]))?;
+    /// let (local, remote) = (memory.descriptor([(0, 4096)])?, own.regions()[0].descriptor([(0, 4096)])?);
+    /// let report = agent.write(local, remote, TransferOptions::default()).await?;
+    /// assert_eq!(report.backend, dynamo_transfer::BackendKind::File);
+    /// # std::fs::remove_file(path).ok();
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(unix)]
+    pub fn register_file(
+        &self,
+        store: &FileStore,
+        file: FileRegion,
+        rights: Rights,
+    ) -> Result<RegisteredRegion<FileRegion>> {
+        RegisteredRegion::file(&self.0.endpoint.regions, store, file, rights)
+    }
+
+    /// Registers memory of a device, which `copier` drives: the concatenation of `buffers`. The copier
+    /// stays its giver's to shut down, after the region is closed and this agent has shut down.
+    ///
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if a buffer is of another device, and
+    /// like [`register`](Self::register).
+    pub fn register_device<B>(
+        &self,
+        copier: &DeviceCopier,
+        buffers: Vec<B>,
+        rights: Rights,
+    ) -> Result<RegisteredRegion<B>>
+    where
+        B: Borrow<DeviceBuffer> + Send + Sync + 'static,
+    {
+        RegisteredRegion::device(&self.0.endpoint.regions, copier, buffers, rights)
+    }
+
     /// Returns this agent's metadata with grants of regions: whoever holds it may use them.
     ///
     /// A [`RegionHandle`](crate::RegionHandle) grants what its region was registered for;
@@ -173,8 +233,8 @@ impl Agent {
     pub fn metadata(&self, grants: impl IntoIterator<Item = impl Into<Grant>>) -> Bytes {
         let granted = |grant: Grant| {
             let Grant { id, is_writable, ttl } = grant;
-            let (token, len) = self.0.endpoint.regions.grant(id, is_writable, ttl)?;
-            Some(GrantedRegion { id, token, len })
+            let (token, len, kind) = self.0.endpoint.regions.grant(id, is_writable, ttl)?;
+            Some(GrantedRegion { id, token, len, kind })
         };
         let grants: Vec<_> = grants.into_iter().map(Into::into).filter_map(granted).collect();
         metadata::encode(&self.0.address, &grants)
@@ -249,6 +309,8 @@ impl Agent {
         if let Some(fabric) = &self.0.fabric {
             fabric.leave(self.incarnation());
         }
+        self.0.endpoint.bounces.close();
+        self.0.initiator.bounces.close();
         self.0.tasks.wait().await;
         #[cfg(feature = "ucx")]
         if let Some(ucx) = &self.0.initiator.ucx {
@@ -340,6 +402,15 @@ fn reach_shared(
 ) -> (Option<u64>, Option<Arc<dyn Backend>>) {
     (None, None)
 }
+
+/// What passes through host memory goes in pieces of this: a device or a disk is at its full speed.
+const BOUNCE_BYTES: usize = 4 << 20;
+
+/// As much as a peer asks for at once.
+const SERVED_BYTES: usize = 1 << 20;
+
+/// Transfers that move at once over bounce buffers have two each; more of them wait.
+const BOUNCES: usize = 16;
 
 fn overdue(peer: &str) -> Error {
     Error::new(ErrorKind::DeadlineExceeded, "the peer did not answer in time").with_peer(peer)

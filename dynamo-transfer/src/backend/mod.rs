@@ -7,6 +7,7 @@ pub mod file;
 mod memcpy;
 #[cfg(target_os = "linux")]
 pub(crate) mod shm;
+pub(crate) mod stage;
 pub(crate) mod tcp;
 #[cfg(feature = "ucx")]
 mod ucx;
@@ -46,11 +47,16 @@ pub enum BackendKind {
     Ucx,
     /// Connections to the owner.
     Tcp,
+    /// The engine of files.
+    File,
+    /// The engine of a device.
+    Device,
 }
 
 impl BackendKind {
     /// All there are.
-    pub const ALL: [Self; 4] = [Self::Memcpy, Self::Shm, Self::Ucx, Self::Tcp];
+    pub const ALL: [Self; 6] =
+        [Self::Memcpy, Self::Shm, Self::Ucx, Self::Tcp, Self::File, Self::Device];
 }
 
 impl fmt::Display for BackendKind {
@@ -60,6 +66,8 @@ impl fmt::Display for BackendKind {
             Self::Shm => "shm",
             Self::Ucx => "ucx",
             Self::Tcp => "tcp",
+            Self::File => "file",
+            Self::Device => "device",
         })
     }
 }
@@ -72,6 +80,7 @@ pub(crate) struct Operation {
     pub(crate) peer: Arc<PeerAddress>,
     /// What is done to the *remote* region: `Read` fills the local one from it.
     pub(crate) right: Right,
+    /// Host memory: what else there is, is [staged](stage).
     pub(crate) local: Lease,
     pub(crate) remote_id: u64,
     pub(crate) token: Token,
@@ -121,7 +130,7 @@ impl Operation {
         remote: RemoteDescriptor,
         (priority, cancel, progress): (Priority, CancellationToken, Arc<Progress>),
     ) -> Result<Self> {
-        let RemoteDescriptor { peer, id: remote_id, token, ranges: remote_ranges } = remote;
+        let RemoteDescriptor { peer, id: remote_id, token, ranges: remote_ranges, .. } = remote;
         let plan = Plan::new(local_ranges, remote_ranges.clone())?;
         progress.total.store(plan.total(), Ordering::Relaxed);
         let plan = Mutex::new(plan);
@@ -175,7 +184,14 @@ impl Operation {
 
     /// Notes that a stripe has arrived.
     pub(crate) fn advance(&self, stripe: &Stripe) {
-        self.progress.moved.fetch_add(stripe.bytes, Ordering::Relaxed);
-        self.progress.chunks.fetch_add(stripe.chunks.len() as u64, Ordering::Relaxed);
+        self.progress.advance(stripe);
+    }
+}
+
+impl Progress {
+    /// Notes that a stripe has arrived.
+    pub(crate) fn advance(&self, stripe: &Stripe) {
+        self.moved.fetch_add(stripe.bytes, Ordering::Relaxed);
+        self.chunks.fetch_add(stripe.chunks.len() as u64, Ordering::Relaxed);
     }
 }

@@ -4,7 +4,8 @@
 //! magic "DTMD" │ version u16 │ name len u16, bytes │ incarnation u64
 //! fabric flag u8, then u64 │ tcp flag u8 (0, 4, 6), address bytes, port u16
 //! shm flag u8, then host u64, socket u64 │ ucx flag u8, then len u16 (not 0), bytes
-//! region count u32 │ per region: id u64, generation u64, expires ms u64, proof u128, len u64, writable u8
+//! region count u32 │ per region: id u64, generation u64, expires ms u64, proof u128, len u64, writable u8,
+//! kind u8 (0 host, 1 pinned, 2 device, 3 file), number of the device u32 (else 0)
 //! XXH3-64 of all before
 //! ```
 
@@ -16,13 +17,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{PeerAddress, RemoteAgent, RemoteRegion, ShmAddress};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::Token;
+use crate::memory::{MemoryKind, Token};
 
 /// One region as metadata carries it.
 pub(crate) struct GrantedRegion {
     pub(crate) id: u64,
     pub(crate) token: Token,
     pub(crate) len: u64,
+    pub(crate) kind: MemoryKind,
 }
 
 pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes {
@@ -72,6 +74,9 @@ pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes 
         out.put_u128_le(region.token.proof);
         out.put_u64_le(region.len);
         out.put_u8(u8::from(region.token.is_writable));
+        let (kind, device) = encode_kind(region.kind);
+        out.put_u8(kind);
+        out.put_u32_le(device);
     }
     let checksum = xxh3_64(&out);
     out.put_u64_le(checksum);
@@ -121,8 +126,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
         let proof = body.try_get_u128_le().map_err(truncated)?;
         let len = body.try_get_u64_le().map_err(truncated)?;
         let is_writable = flag(body)?;
+        let kind = decode_kind(body)?;
         let token = Token { generation, is_writable, expires_ms, proof };
-        regions.push(RemoteRegion { peer: Arc::clone(&peer), id, token, len });
+        regions.push(RemoteRegion { peer: Arc::clone(&peer), id, token, len, kind });
     }
     Ok(RemoteAgent { address: peer, regions: regions.into() })
 }
@@ -131,8 +137,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) fn encode_again(agent: &RemoteAgent) -> Bytes {
     let grant = |region: &RemoteRegion| {
-        let RemoteRegion { id, token, len, .. } = *region;
-        GrantedRegion { id, token, len }
+        let RemoteRegion { id, token, len, kind, .. } = *region;
+        GrantedRegion { id, token, len, kind }
     };
     let grants: Vec<_> = agent.regions.iter().map(grant).collect();
     encode(&agent.address, &grants)
@@ -157,6 +163,29 @@ fn decode_ucx(body: &mut &[u8]) -> Result<Bytes> {
     Ok(Bytes::copy_from_slice(take(body, usize::from(len))?))
 }
 
+fn encode_kind(kind: MemoryKind) -> (u8, u32) {
+    match kind {
+        MemoryKind::Host => (0, 0),
+        MemoryKind::Pinned => (1, 0),
+        MemoryKind::Device(device) => (2, device),
+        MemoryKind::File => (3, 0),
+    }
+}
+
+fn decode_kind(body: &mut &[u8]) -> Result<MemoryKind> {
+    let truncated = |_| protocol("metadata is truncated");
+    let kind = body.try_get_u8().map_err(truncated)?;
+    match (kind, body.try_get_u32_le().map_err(truncated)?) {
+        (0, 0) => Ok(MemoryKind::Host),
+        (1, 0) => Ok(MemoryKind::Pinned),
+        (2, device) => Ok(MemoryKind::Device(device)),
+        (3, 0) => Ok(MemoryKind::File),
+        (kind, device) => {
+            Err(protocol(format!("metadata has memory of kind {kind}, device {device}")))
+        }
+    }
+}
+
 fn flag(body: &mut &[u8]) -> Result<bool> {
     match body.try_get_u8().map_err(|_| protocol("metadata is truncated"))? {
         0 => Ok(false),
@@ -177,8 +206,8 @@ fn protocol(message: impl Into<String>) -> Error {
 }
 
 const MAGIC: &[u8] = b"DTMD";
-const VERSION: u16 = 1;
-const REGION_BYTES: usize = 8 + 8 + 8 + 16 + 8 + 1;
+const VERSION: u16 = 2;
+const REGION_BYTES: usize = 8 + 8 + 8 + 16 + 8 + 1 + 1 + 4;
 
 #[cfg(test)]
 mod tests {
@@ -193,8 +222,12 @@ mod tests {
         let ucx = Some(Bytes::from_static(b"worker"));
         let (name, fabric) = ("a".into(), Some(3));
         let address = PeerAddress { name, incarnation: 7, fabric, tcp, shm, ucx };
-        encode(&address, &[GrantedRegion { id: 1, token: TOKEN, len: 4096 }])
+        let grant = |kind| GrantedRegion { id: 1, token: TOKEN, len: 4096, kind };
+        encode(&address, &KINDS.map(grant))
     }
+
+    const KINDS: [MemoryKind; 4] =
+        [MemoryKind::Host, MemoryKind::Pinned, MemoryKind::Device(7), MemoryKind::File];
 
     #[test]
     fn metadata_survives_the_way() {
@@ -207,6 +240,21 @@ mod tests {
         let region = &agent.regions()[0];
         assert_eq!((region.id, region.len(), region.is_writable()), (1, 4096, true));
         assert_eq!(region.token, TOKEN);
+        assert_eq!(agent.regions().iter().map(RemoteRegion::kind).collect::<Vec<_>>(), KINDS);
+    }
+
+    #[test]
+    fn memory_of_an_unknown_kind_is_refused() {
+        let good = sample();
+        for (kind, device, is_known) in [(3, 0, true), (2, 9, true), (4, 0, false), (3, 1, false)] {
+            let mut bytes = good[..good.len() - 13].to_vec();
+            bytes.put_u8(kind);
+            bytes.put_u32_le(device);
+            bytes.put_u64_le(xxh3_64(&bytes));
+            let decoded = decode(&bytes).map_err(|error| error.kind());
+            assert_eq!(decoded.is_ok(), is_known, "{kind} {device}");
+            assert!(is_known || decoded.unwrap_err() == ErrorKind::Protocol);
+        }
     }
 
     #[test]
@@ -232,7 +280,7 @@ mod tests {
             with_ucx += usize::from(decode(&bytes).unwrap().address.ucx.is_some());
         }
         assert_eq!(with_ucx, 1);
-        let mut none = b"DTMD\x01\x00".to_vec();
+        let mut none = b"DTMD\x02\x00".to_vec();
         // No name, incarnation 0, no fabric, no TCP, no shm; UCX of no bytes; no regions.
         none.extend([0; 2 + 8 + 3]);
         none.extend([1, 0, 0]);
@@ -244,7 +292,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_with_a_right_checksum_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let mut framed = b"DTMD\x01\x00".to_vec();
+            let mut framed = b"DTMD\x02\x00".to_vec();
             framed.append(&mut bytes);
             framed.put_u64_le(xxh3_64(&framed));
             let _ = decode(&framed);

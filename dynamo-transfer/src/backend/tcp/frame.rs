@@ -227,7 +227,7 @@ const WRITE: u8 = 3;
 const NOTIFY: u8 = 4;
 
 /// Error kinds by code, from 1 on; the order is part of the protocol.
-const KINDS: [ErrorKind; 9] = [
+const KINDS: [ErrorKind; 13] = [
     ErrorKind::InvalidArgument,
     ErrorKind::OutOfBounds,
     ErrorKind::StaleRegion,
@@ -237,6 +237,10 @@ const KINDS: [ErrorKind; 9] = [
     ErrorKind::Closed,
     ErrorKind::DeadlineExceeded,
     ErrorKind::Internal,
+    ErrorKind::NotFound,
+    ErrorKind::StorageFull,
+    ErrorKind::Io,
+    ErrorKind::BackendUnavailable,
 ];
 
 /// A request that is taken is written as one that says the same.
