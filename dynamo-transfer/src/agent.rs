@@ -42,7 +42,7 @@ struct Inner {
     address: PeerAddress,
     notifications: Mutex<Option<Notifications>>,
     initiator: Arc<Initiator>,
-    fabric: Option<MemoryFabric>,
+    fabric: MemoryFabric,
     transfer_deadline: Duration,
     counters: Arc<Counters>,
     /// Room for transfers that are posted and not settled.
@@ -81,10 +81,11 @@ impl Agent {
             address.set_port(if address.port() == 0 { port } else { address.port() });
             address
         });
-        let memcpy = config.fabric.clone().map(|fabric| {
-            fabric.join(&endpoint);
-            Memcpy { fabric, own: Arc::clone(&endpoint), tasks: tasks.clone() }
-        });
+        // An agent reaches itself, whether it has joined a fabric or not.
+        let fabric = config.fabric.clone().unwrap_or_default();
+        fabric.join(&endpoint);
+        let own = Arc::clone(&endpoint);
+        let memcpy = Memcpy { fabric: fabric.clone(), own, tasks: tasks.clone() };
         #[cfg(feature = "ucx")]
         let ucx = match &config.ucx {
             Some(ucx) => Some(Ucx::start(ucx, &endpoint, &tasks, &shutdown).await?),
@@ -117,7 +118,7 @@ impl Agent {
             endpoint,
             address,
             notifications: Mutex::new(Some(Notifications::new(receiver, shutdown.clone()))),
-            fabric: config.fabric,
+            fabric,
             transfer_deadline: config.transfer_deadline,
             counters: Arc::default(),
             room: Arc::new(Semaphore::new(config.transfers_max.min(Semaphore::MAX_PERMITS))),
@@ -180,20 +181,21 @@ impl Agent {
     ///
     /// ```
     /// use dynamo_transfer::file::{FileOptions, FileRegion, FileStore, FileStoreConfig};
-    /// use dynamo_transfer::{Agent, AgentConfig, HostBuffer, MemoryFabric, Rights, TransferOptions};
+    /// use dynamo_transfer::{Agent, AgentConfig, BackendKind, Rights, TransferOptions};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> dynamo_transfer::Result<()> {
     /// # let path = std::env::temp_dir().join(format!("dynamo-region-{}", std::process::id()));
-    /// let agent = Agent::start(AgentConfig::default().with_fabric(MemoryFabric::new())).await?;
+    /// let agent = Agent::start(AgentConfig::default()).await?;
     /// let store = FileStore::start(FileStoreConfig::default())?;
     /// let file = FileRegion::create(&path, 1 << 20, FileOptions::default())?;
     /// let blocks = agent.register_file(&store, file, Rights::PeersWrite)?;
     /// let memory = agent.register(vec![vec![7u8; 4096]])?;
+    /// // To itself, as to any peer.
     /// let own = agent.load_metadata(&agent.metadata([blocks.handle()]))?;
-    /// let (local, remote) = (memory.descriptor([(0, 4096)])?, own.regions()[0].descriptor([(0, 4096)])?);
-    /// let report = agent.write(local, remote, TransferOptions::default()).await?;
-    /// assert_eq!(report.backend, dynamo_transfer::BackendKind::File);
+    /// let (from, to) = (memory.descriptor([(0, 4096)])?, own.regions()[0].descriptor([(8192, 4096)])?);
+    /// let report = agent.write(from, to, TransferOptions::default()).await?;
+    /// assert_eq!((report.bytes, report.backend), (4096, BackendKind::File));
     /// # std::fs::remove_file(path).ok();
     /// # Ok(())
     /// # }
@@ -306,9 +308,7 @@ impl Agent {
     pub async fn shutdown(&self) {
         self.0.shutdown.cancel();
         self.0.tasks.close();
-        if let Some(fabric) = &self.0.fabric {
-            fabric.leave(self.incarnation());
-        }
+        self.0.fabric.leave(self.incarnation());
         self.0.endpoint.bounces.close();
         self.0.initiator.bounces.close();
         self.0.tasks.wait().await;

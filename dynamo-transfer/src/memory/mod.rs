@@ -5,6 +5,7 @@ mod buffer;
 mod far;
 mod hold;
 mod kind;
+mod owned;
 mod region;
 #[cfg(target_os = "linux")]
 mod shared;
@@ -22,7 +23,7 @@ pub use table::Rights;
 pub(crate) use access::SLICES_MAX;
 pub(crate) use access::{Memory, copy};
 pub(crate) use far::{Keep, Piece};
-pub(crate) use region::Owned;
+pub(crate) use owned::Owned;
 #[cfg(target_os = "linux")]
 pub(crate) use shared::{Mapping, SharedFile};
 pub(crate) use span::Span;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Priority, TransferOptions, TransferReport};
 #[cfg(feature = "ucx")]
 use crate::backend::Ucx;
-use crate::backend::stage::{Bounce, Bounces, End, Local, Staged};
+use crate::backend::stage::{Bounce, Bounces, End, Local, Places, Staged};
 use crate::backend::tcp::TcpClient;
 use crate::backend::{Backend, BackendKind, Memcpy, Operation, Progress};
 use crate::descriptor::{LocalDescriptor, Ranges, RemoteDescriptor};
@@ -24,7 +24,7 @@ pub(crate) struct Initiator {
     pub(crate) fabric: Option<u64>,
     /// What tells this host apart.
     pub(crate) host: Option<u64>,
-    pub(crate) memcpy: Option<Memcpy>,
+    pub(crate) memcpy: Memcpy,
     pub(crate) shm: Option<Arc<dyn Backend>>,
     pub(crate) tcp: Arc<TcpClient>,
     #[cfg(feature = "ucx")]
@@ -101,20 +101,16 @@ impl Initiator {
         let plan = Plan::new(ranges, remote.ranges.clone())?;
         progress.total.store(plan.total(), Ordering::Relaxed);
         let staged = Staged { right, local, plan, cancel: cancel.clone(), progress };
-        match &self.memcpy {
-            Some(memcpy) if backend.kind() == BackendKind::Memcpy => {
-                let remote = Local::from(memcpy.lease(&remote, right)?);
-                let mover = staged.run_here(&remote, &self.bounces).await?;
-                Ok((backend, mover))
-            }
-            _ => {
-                let way = Mutex::new(backend);
-                let peer = PeerEnd { initiator: self, way, remote, priority, cancel };
-                staged.run_over(&peer, &self.bounces).await?;
-                let backend = peer.backend();
-                Ok((backend, backend.kind()))
-            }
+        if backend.kind() == BackendKind::Memcpy {
+            let remote = Local::from(self.memcpy.lease(&remote, right)?);
+            let mover = staged.run_here(&remote, &self.bounces).await?;
+            return Ok((backend, mover));
         }
+        let way = Mutex::new(backend);
+        let peer = PeerEnd { initiator: self, way, remote, priority, cancel };
+        staged.run_over(&peer, &self.bounces).await?;
+        let backend = peer.backend();
+        Ok((backend, backend.kind()))
     }
 
     pub(crate) async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
@@ -162,8 +158,11 @@ impl Initiator {
 
     fn backend(&self, peer: &PeerAddress, kind: MemoryKind) -> Result<&dyn Backend> {
         let ucx = self.ucx();
+        if self.memcpy.own.incarnation == peer.incarnation {
+            return Ok(&self.memcpy);
+        }
         match plan::route(self.fabric, self.host, ucx.is_some(), peer, kind)? {
-            Route::Memcpy => self.memcpy.as_ref().map(|memcpy| memcpy as &dyn Backend),
+            Route::Memcpy => Some(&self.memcpy as &dyn Backend),
             Route::Shm => self.shm.as_deref(),
             Route::Ucx => ucx,
             Route::Tcp(_) => Some(&*self.tcp as &dyn Backend),
@@ -201,13 +200,8 @@ impl<'a> PeerEnd<'a> {
 
 #[async_trait]
 impl End for PeerEnd<'_> {
-    async fn pass(
-        &self,
-        right: Right,
-        bounce: &Arc<Bounce>,
-        ranges: Vec<(u64, u64)>,
-    ) -> Result<()> {
-        let remote = RemoteDescriptor { ranges: Ranges::unchecked(ranges), ..self.remote.clone() };
+    async fn pass(&self, right: Right, bounce: &Arc<Bounce>, places: Places) -> Result<()> {
+        let remote = RemoteDescriptor { ranges: Ranges::unchecked(places), ..self.remote.clone() };
         let whole = Ranges::unchecked([(0, remote.ranges.total())]);
         let run = (self.priority, self.cancel.clone(), Arc::default());
         let operation = Operation::new(right, (bounce.lease(), whole), remote, run)?;

@@ -156,3 +156,66 @@ impl Drop for Bounce {
 fn closed() -> Error {
     Error::new(ErrorKind::Closed, "agent has shut down")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::{DeviceConfig, SoftwareDevice};
+
+    fn copier(memory_bytes: u64) -> (SoftwareDevice, DeviceCopier) {
+        let device = SoftwareDevice::new(memory_bytes).unwrap();
+        let copier = DeviceCopier::software(&device, DeviceConfig::default()).unwrap();
+        (device, copier)
+    }
+
+    #[tokio::test]
+    async fn buffers_are_made_once_and_wanted_ones_are_waited_for() {
+        let bounces = Bounces::new(4096, 2, &TaskTracker::new());
+        let address = |bounce: &Arc<Bounce>| bounce.memory().spans(0, 1).next().unwrap();
+        let first = bounces.take(2, None).await.unwrap();
+        let mut places: Vec<_> = first.iter().map(|bounce| address(bounce).as_ptr()).collect();
+        let mut waiting = Box::pin(bounces.take(1, None));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        // Whoever touches a buffer keeps it, though the one that took it is gone.
+        let leases: Vec<_> = first.iter().map(Bounce::lease).collect();
+        drop(first);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        drop(leases);
+        let again = address(&waiting.await.unwrap()[0]).as_ptr();
+        places.retain(|place| *place != again);
+        assert_eq!(places.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn one_device_after_the_other_has_the_room_and_closing_frees_it() {
+        let ((first, one), (second, other)) = (copier(1 << 20), copier(1 << 20));
+        let bounces = Bounces::new(4096, 2, &TaskTracker::new());
+        drop(bounces.take(2, Some(&one)).await.unwrap());
+        assert_eq!(first.in_use_bytes(), 8192);
+        let taken = bounces.take(2, Some(&other)).await.unwrap();
+        assert_eq!((first.in_use_bytes(), second.in_use_bytes()), (0, 8192));
+        assert!(taken.iter().all(|bounce| bounce.memory().pinned() == Some(other.device_id())));
+        // What is not pinned has a room of its own.
+        drop(bounces.take(2, None).await.unwrap());
+        bounces.close();
+        assert_eq!(second.in_use_bytes(), 8192, "in use");
+        drop(taken);
+        assert_eq!(second.in_use_bytes(), 0);
+        assert_eq!(bounces.take(1, None).await.err().unwrap().kind(), ErrorKind::Closed);
+    }
+
+    #[tokio::test]
+    async fn a_device_without_memory_or_that_is_lost_takes_no_room() {
+        let (device, copier) = copier(4096);
+        let bounces = Bounces::new(4096, 2, &TaskTracker::new());
+        for _ in 0..3 {
+            let error = bounces.take(2, Some(&copier)).await.err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Overloaded);
+        }
+        device.lose("gone");
+        for _ in 0..3 {
+            let error = bounces.take(1, Some(&copier)).await.err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::BackendUnavailable);
+        }
+    }
+}

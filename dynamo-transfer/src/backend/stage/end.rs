@@ -9,11 +9,14 @@ use crate::backend::memcpy::{INLINE_BYTES_MAX, copy_ranges};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Backed, FarLease, Lease, Leased, Piece, Right, Span};
 
+/// Ranges of an end, as offsets and lengths.
+pub(crate) type Places = Vec<(u64, u64)>;
+
 /// One end of a staged transfer.
 #[async_trait]
 pub(crate) trait End: Sync {
-    /// Fills the beginning of a bounce buffer with the bytes of ranges, one behind the other, or the
-    /// ranges with them.
+    /// Fills the beginning of a bounce buffer with the bytes of these places, one behind the other, or
+    /// the places with them.
     ///
     /// Whatever touches the buffer keeps it, also when the future is dropped.
     async fn pass(&self, right: Right, bounce: &Arc<Bounce>, ranges: Vec<(u64, u64)>)
@@ -62,17 +65,12 @@ impl From<Leased> for Local {
 
 #[async_trait]
 impl End for Local {
-    async fn pass(
-        &self,
-        right: Right,
-        bounce: &Arc<Bounce>,
-        ranges: Vec<(u64, u64)>,
-    ) -> Result<()> {
+    async fn pass(&self, right: Right, bounce: &Arc<Bounce>, places: Places) -> Result<()> {
         match self {
-            Self::Host(lease) => copy(right, lease, bounce, ranges).await,
+            Self::Host(lease) => copy(right, lease, bounce, places).await,
             Self::Far(lease) => {
                 let mut at = 0;
-                let pieces = ranges.into_iter().flat_map(|(offset, len)| {
+                let pieces = places.into_iter().flat_map(|(offset, len)| {
                     let span = bounce.memory().spans(at, len);
                     at += len;
                     pieces(offset, span)
@@ -108,15 +106,15 @@ async fn copy(
     right: Right,
     lease: &Arc<Lease>,
     bounce: &Arc<Bounce>,
-    ranges: Vec<(u64, u64)>,
+    places: Places,
 ) -> Result<()> {
     let (lease, bounce_lease) = (Arc::clone(lease), bounce.lease());
-    let bytes = ranges.iter().map(|range| range.1).sum();
+    let bytes = places.iter().map(|place| place.1).sum();
     let copy = move || {
-        let (ranges, whole) = (ranges.iter().copied(), std::iter::once((0, bytes)));
+        let (places, whole) = (places.iter().copied(), std::iter::once((0, bytes)));
         match right {
-            Right::Read => copy_ranges((&lease, ranges), (&bounce_lease, whole), bytes),
-            Right::Write => copy_ranges((&bounce_lease, whole), (&lease, ranges), bytes),
+            Right::Read => copy_ranges((&lease, places), (&bounce_lease, whole), bytes),
+            Right::Write => copy_ranges((&bounce_lease, whole), (&lease, places), bytes),
         }
     };
     if bytes <= INLINE_BYTES_MAX {

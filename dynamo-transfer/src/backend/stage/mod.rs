@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use bounce::{Bounce, Bounces};
-pub(crate) use end::{End, Local};
+pub(crate) use end::{End, Local, Places};
 
 use super::{BackendKind, Progress};
 use crate::error::{Error, ErrorKind, Result};
@@ -81,20 +81,20 @@ impl Staged {
             }
             let fill = async {
                 let Some((bounce, stripe)) = &next else { return Ok(()) };
-                match self.right {
-                    Right::Read => remote.pass(Right::Read, bounce, ranges(stripe.remote())).await,
-                    Right::Write => local.pass(Right::Read, bounce, ranges(stripe.local())).await,
-                }
+                let (source, places) = match self.right {
+                    Right::Read => (remote, stripe.remote().collect()),
+                    Right::Write => (local, stripe.local().collect()),
+                };
+                source.pass(Right::Read, bounce, places).await
             };
             let empty = async {
                 let Some((bounce, stripe)) = &filled else { return Ok(()) };
                 self.begin();
-                match self.right {
-                    Right::Read => local.pass(Right::Write, bounce, ranges(stripe.local())).await,
-                    Right::Write => {
-                        remote.pass(Right::Write, bounce, ranges(stripe.remote())).await
-                    }
-                }
+                let (target, places) = match self.right {
+                    Right::Read => (local, stripe.local().collect()),
+                    Right::Write => (remote, stripe.remote().collect()),
+                };
+                target.pass(Right::Write, bounce, places).await
             };
             // Both end, whatever becomes of the other: nothing is under way when this returns.
             let (is_filled, is_emptied) = tokio::join!(fill, empty);
@@ -134,8 +134,4 @@ fn kind(local: &Local, remote: &Local) -> BackendKind {
     let kinds = [local.kind(), remote.kind()];
     let slowest = [BackendKind::File, BackendKind::Device];
     slowest.into_iter().find(|kind| kinds.contains(&Some(*kind))).unwrap_or(BackendKind::Memcpy)
-}
-
-fn ranges(ranges: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
-    ranges.collect()
 }
