@@ -1,3 +1,4 @@
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,8 +9,12 @@ use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "ucx")]
 use crate::backend::Ucx;
+use crate::backend::cuda::{DeviceBuffer, DeviceCopier};
+#[cfg(unix)]
+use crate::backend::file::{FileRegion, FileStore};
 #[cfg(target_os = "linux")]
 use crate::backend::shm;
+use crate::backend::stage::Bounces;
 use crate::backend::tcp::{TcpClient, TcpServer};
 use crate::backend::{Backend, Memcpy, MemoryFabric};
 use crate::config::AgentConfig;
@@ -20,7 +25,7 @@ use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random}
 use crate::peer::metadata::{self, GrantedRegion};
 use crate::peer::{PeerAddress, RemoteAgent, ShmAddress};
 use crate::transfer::{
-    Initiator, Keeper, Notifications, Request, Transfer, TransferOptions, TransferStats,
+    Initiator, Keeper, Notifications, Request, Transfer, TransferOptions, TransferStats, Ways,
 };
 
 /// One process's end of the transfer engine; cheap to clone.
@@ -35,7 +40,7 @@ struct Inner {
     address: PeerAddress,
     notifications: Mutex<Option<Notifications>>,
     initiator: Arc<Initiator>,
-    fabric: Option<MemoryFabric>,
+    fabric: MemoryFabric,
     tasks: TaskTracker,
     shutdown: CancellationToken,
     _shutdown_on_drop: DropGuard,
@@ -52,13 +57,14 @@ impl Agent {
     pub async fn start(config: AgentConfig) -> Result<Self> {
         config.validate()?;
         let (sender, receiver) = mpsc::channel(config.notifications_max);
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let endpoint = Arc::new(Endpoint {
             name: config.name.clone(),
             incarnation: random()?,
             regions: Arc::new(RegionTable::new()?),
+            bounces: Bounces::new(SERVED_BYTES, BOUNCES, &tasks),
             notifications: sender,
         });
-        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let shutdown_on_drop = shutdown.clone().drop_guard();
         let bound = match config.tcp_listen {
             None => None,
@@ -69,10 +75,11 @@ impl Agent {
             address.set_port(if address.port() == 0 { port } else { address.port() });
             address
         });
-        let memcpy = config.fabric.clone().map(|fabric| {
-            fabric.join(&endpoint);
-            Memcpy { fabric, own: Arc::clone(&endpoint), tasks: tasks.clone() }
-        });
+        // An agent reaches itself, whether it has joined a fabric or not.
+        let fabric = config.fabric.clone().unwrap_or_default();
+        fabric.join(&endpoint);
+        let own = Arc::clone(&endpoint);
+        let memcpy = Memcpy { fabric: fabric.clone(), own, tasks: tasks.clone() };
         #[cfg(feature = "ucx")]
         let ucx = match &config.ucx {
             Some(ucx) => Some(Ucx::start(ucx, &endpoint, &tasks, &shutdown).await?),
@@ -98,23 +105,26 @@ impl Agent {
         tasks.spawn(async move { running.run(&until).await });
         Ok(Self(Arc::new(Inner {
             initiator: Arc::new(Initiator {
-                fabric: address.fabric,
-                host,
-                memcpy,
-                shm,
-                tcp,
-                #[cfg(feature = "ucx")]
-                ucx,
+                ways: Ways {
+                    fabric: address.fabric,
+                    host,
+                    memcpy,
+                    shm,
+                    tcp,
+                    #[cfg(feature = "ucx")]
+                    ucx,
+                },
                 transfer_deadline: config.transfer_deadline,
                 room: Arc::new(Semaphore::new(config.transfers_max.min(Semaphore::MAX_PERMITS))),
                 counters: Arc::default(),
                 keeper,
+                bounces: Bounces::new(BOUNCE_BYTES, BOUNCES, &tasks),
                 tasks: tasks.clone(),
             }),
             endpoint,
             address,
             notifications: Mutex::new(Some(Notifications::new(receiver, shutdown.clone()))),
-            fabric: config.fabric,
+            fabric,
             tasks,
             shutdown,
             _shutdown_on_drop: shutdown_on_drop,
@@ -166,6 +176,60 @@ impl Agent {
         RegisteredRegion::exclusive(&self.0.endpoint.regions, segments, Rights::PeersWrite)
     }
 
+    /// Registers a file, which `store` reads and writes: it stays its giver's to shut down, after the
+    /// region is closed.
+    ///
+    /// Fails with [`PermissionDenied`](ErrorKind::PermissionDenied) if somebody is to write a file that is
+    /// opened for reading, and like [`register`](Self::register).
+    ///
+    /// ```
+    /// use dynamo_transfer::file::{FileOptions, FileRegion, FileStore, FileStoreConfig};
+    /// use dynamo_transfer::{Agent, AgentConfig, BackendKind, Rights, TransferOptions};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> dynamo_transfer::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("dynamo-region-{}", std::process::id()));
+    /// let agent = Agent::start(AgentConfig::default()).await?;
+    /// let store = FileStore::start(FileStoreConfig::default())?;
+    /// let file = FileRegion::create(&path, 1 << 20, FileOptions::default())?;
+    /// let blocks = agent.register_file(&store, file, Rights::PeersWrite)?;
+    /// let memory = agent.register(vec![vec![7u8; 4096]])?;
+    /// // To itself, as to any peer.
+    /// let own = agent.load_metadata(&agent.metadata([blocks.handle()]))?;
+    /// let (from, to) = (memory.descriptor([(0, 4096)])?, own.regions()[0].descriptor([(8192, 4096)])?);
+    /// let report = agent.write(from, to, TransferOptions::default()).await?;
+    /// assert_eq!((report.bytes, report.backend), (4096, BackendKind::File));
+    /// # std::fs::remove_file(path).ok();
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(unix)]
+    pub fn register_file(
+        &self,
+        store: &FileStore,
+        file: FileRegion,
+        rights: Rights,
+    ) -> Result<RegisteredRegion<FileRegion>> {
+        RegisteredRegion::file(&self.0.endpoint.regions, store, file, rights)
+    }
+
+    /// Registers memory of a device, which `copier` drives: the concatenation of `buffers`. The copier
+    /// stays its giver's to shut down, after the region is closed and this agent has shut down.
+    ///
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if a buffer is of another device, and
+    /// like [`register`](Self::register).
+    pub fn register_device<B>(
+        &self,
+        copier: &DeviceCopier,
+        buffers: Vec<B>,
+        rights: Rights,
+    ) -> Result<RegisteredRegion<B>>
+    where
+        B: Borrow<DeviceBuffer> + Send + Sync + 'static,
+    {
+        RegisteredRegion::device(&self.0.endpoint.regions, copier, buffers, rights)
+    }
+
     /// Returns this agent's metadata with grants of regions: whoever holds it may use them.
     ///
     /// A [`RegionHandle`](crate::RegionHandle) grants what its region was registered for;
@@ -174,8 +238,8 @@ impl Agent {
     pub fn metadata(&self, grants: impl IntoIterator<Item = impl Into<Grant>>) -> Bytes {
         let granted = |grant: Grant| {
             let Grant { id, is_writable, ttl } = grant;
-            let (token, len) = self.0.endpoint.regions.grant(id, is_writable, ttl)?;
-            Some(GrantedRegion { id, token, len })
+            let (token, len, kind) = self.0.endpoint.regions.grant(id, is_writable, ttl)?;
+            Some(GrantedRegion { id, token, len, kind })
         };
         let grants: Vec<_> = grants.into_iter().map(Into::into).filter_map(granted).collect();
         metadata::encode(&self.0.address, &grants)
@@ -247,12 +311,12 @@ impl Agent {
     pub async fn shutdown(&self) {
         self.0.shutdown.cancel();
         self.0.tasks.close();
-        if let Some(fabric) = &self.0.fabric {
-            fabric.leave(self.incarnation());
-        }
+        self.0.fabric.leave(self.incarnation());
+        self.0.endpoint.bounces.close();
+        self.0.initiator.bounces.close();
         self.0.tasks.wait().await;
         #[cfg(feature = "ucx")]
-        if let Some(ucx) = &self.0.initiator.ucx {
+        if let Some(ucx) = &self.0.initiator.ways.ucx {
             ucx.shutdown().await;
         }
     }
@@ -307,6 +371,15 @@ fn reach_shared(
 ) -> (Option<u64>, Option<Arc<dyn Backend>>) {
     (None, None)
 }
+
+/// What passes through host memory goes in pieces of this: a device or a disk is at its full speed.
+const BOUNCE_BYTES: usize = 4 << 20;
+
+/// As much as a peer asks for at once.
+const SERVED_BYTES: usize = 1 << 20;
+
+/// Transfers that move at once over bounce buffers have two each; more of them wait.
+const BOUNCES: usize = 16;
 
 fn overdue(peer: &str) -> Error {
     Error::new(ErrorKind::DeadlineExceeded, "the peer did not answer in time").with_peer(peer)

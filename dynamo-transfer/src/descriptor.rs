@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{RegionTable, Token};
+use crate::memory::{MemoryKind, RegionTable, Token};
 
 /// Ranges of a region of this agent; cheap to clone.
 #[derive(Clone)]
@@ -20,6 +20,7 @@ pub struct RemoteDescriptor {
     pub(crate) peer: Arc<crate::peer::PeerAddress>,
     pub(crate) id: u64,
     pub(crate) token: Token,
+    pub(crate) kind: MemoryKind,
     pub(crate) ranges: Ranges,
 }
 

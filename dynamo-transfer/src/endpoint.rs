@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::backend::stage::Bounces;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::RegionTable;
 use crate::peer::PeerAddress;
@@ -17,6 +18,8 @@ pub(crate) struct Endpoint {
     pub(crate) name: String,
     pub(crate) incarnation: u64,
     pub(crate) regions: Arc<RegionTable>,
+    /// What peers' operations on files and memory of devices pass through.
+    pub(crate) bounces: Bounces,
     pub(crate) notifications: mpsc::Sender<Notification>,
 }
 

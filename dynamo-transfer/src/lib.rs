@@ -37,7 +37,7 @@
 //! | [`peer`] | metadata bytes; what a peer offers |
 //! | `plan` | ranges → chunks, peers → backend; pure |
 //! | [`transfer`] | the future, its options and its report; notifications |
-//! | `backend` | who moves the bytes: memcpy in one process, shared memory, UCX and TCP between processes |
+//! | `backend` | who moves the bytes: memcpy in one process, shared memory, UCX and TCP between processes; over bounce buffers what these do not reach |
 //! | [`mod@file`] | files as memory, through io_uring or a few threads |
 //! | [`device`] | memory of a GPU, and copies between it and the host's |
 //!
@@ -74,7 +74,7 @@ pub use backend::{BackendKind, MemoryFabric};
 pub use config::AgentConfig;
 pub use descriptor::{BlockLayout, LocalDescriptor, RemoteDescriptor};
 pub use error::{Error, ErrorKind, RemoteMemory, Result};
-pub use memory::{Grant, HostBuffer, RegionHandle, RegisteredRegion};
+pub use memory::{Grant, HostBuffer, MemoryKind, RegionHandle, RegisteredRegion, Rights};
 pub use peer::{RemoteAgent, RemoteRegion};
 pub use transfer::{
     Notification, Notifications, Priority, Progress, Transfer, TransferGroup, TransferOptions,

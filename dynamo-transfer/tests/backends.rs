@@ -339,3 +339,20 @@ fn crossing_copies_do_not_block_each_other() {
 
 /// Several chunks.
 const CROSSING: usize = 2 << 20;
+
+#[tokio::test]
+async fn an_agent_reaches_itself_without_a_fabric() {
+    let alone = agent("alone", None, false).await;
+    let (mut source, target) = (HostBuffer::new(8), HostBuffer::new(8));
+    source.fill(7);
+    let source = alone.register(vec![source]).unwrap();
+    let target = alone.register_mut(vec![target]).unwrap();
+    let own = alone.load_metadata(&alone.metadata([source.handle()])).unwrap();
+    let (local, remote) = (target.descriptor([(0, 8)]), own.regions()[0].descriptor([(0, 8)]));
+    let options = TransferOptions::default().with_notification(&b"moved"[..]);
+    let mut notifications = alone.notifications().unwrap();
+    let report = alone.read(local.unwrap(), remote.unwrap(), options).await.unwrap();
+    assert_eq!((report.bytes, report.backend), (8, BackendKind::Memcpy));
+    assert_eq!(notifications.recv().await.unwrap().from, "alone");
+    assert_eq!(target.close().await[0][..], [7; 8]);
+}

@@ -1,5 +1,5 @@
 //! Tests of a real GPU; `cargo xtask device-test` packs them for a machine that has one.
-#![cfg(feature = "cuda")]
+#![cfg(all(unix, feature = "cuda"))]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::io::{Read as _, Write as _};
@@ -7,9 +7,12 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynamo_transfer::ErrorKind;
 use dynamo_transfer::device::{
     BlockCopy, DeviceConfig, DeviceCopier, IpcHandle, Method, conformance,
+};
+use dynamo_transfer::file::{FileOptions, FileRegion, FileStore, FileStoreConfig};
+use dynamo_transfer::{
+    Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, Rights, TransferOptions,
 };
 
 /// Returns the first GPU, or says why not.
@@ -65,6 +68,62 @@ async fn memory_of_the_gpu_is_shared_between_processes() {
     child.stdin.take().unwrap().write_all(&handle.to_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
     assert!(buffer.copy_to(&copier, 0, SHARED).await.unwrap() == pattern(4));
+}
+
+/// The GPU's memory at either end, and at the other one what it reaches and what it does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_of_the_gpu_is_a_region_of_an_agent() {
+    let Some(copier) = gpu(DeviceConfig::default()).await else { return };
+    let (agent, store) =
+        (Agent::start(AgentConfig::default()), FileStore::start(FileStoreConfig::default()));
+    let (agent, store) = (agent.await.unwrap(), store.unwrap());
+    let path = std::env::temp_dir().join(format!("dynamo-cuda-file-{}", std::process::id()));
+    let file = FileRegion::create(&path, SHARED as u64, FileOptions::default()).unwrap();
+    let rights = Rights::PeersWrite;
+    let halves =
+        || vec![copier.allocate(SHARED / 2).unwrap(), copier.allocate(SHARED / 2).unwrap()];
+    let first = agent.register_device(&copier, halves(), rights).unwrap();
+    let second = agent.register_device(&copier, halves(), rights).unwrap();
+    let file = agent.register_file(&store, file, rights).unwrap();
+    let pinned = agent.register_peer_writable(vec![copier.allocate_pinned(SHARED).unwrap()]);
+    let (pinned, pageable) = (pinned.unwrap(), agent.register(vec![pattern(5)]).unwrap());
+    let last = agent.register_peer_writable(vec![HostBuffer::new(SHARED)]).unwrap();
+    let handles = [first.handle(), second.handle(), pinned.handle(), file.handle(), last.handle()];
+    let own = agent.load_metadata(&agent.metadata(handles)).unwrap();
+    // Blocks of odd sizes, each to its own place.
+    let (size, block) = (SHARED as u64, BLOCK as u64 + 1);
+    let blocks = (0..size).step_by(BLOCK + 1).map(|at| (at, block.min(size - at)));
+    let blocks: Vec<_> = blocks.collect();
+    let mut ways = Vec::new();
+    let from = [
+        pageable.descriptor(blocks.clone()),
+        first.descriptor(blocks.clone()),
+        second.descriptor(blocks.clone()),
+        pinned.descriptor(blocks.clone()),
+        file.descriptor(blocks.clone()),
+    ];
+    // From pageable memory over the GPU's, its other, pinned memory and a file to pageable memory.
+    for (from, to) in from.into_iter().zip(own.regions()) {
+        let to = to.descriptor(blocks.iter().copied()).unwrap();
+        let report = agent.write(from.unwrap(), to, TransferOptions::default()).await.unwrap();
+        ways.push(report.backend);
+    }
+    let (by_device, by_file) = (BackendKind::Device, BackendKind::File);
+    assert_eq!(ways, [by_device, by_device, by_device, by_file, by_file]);
+    assert!(last.close().await[0][..] == pattern(5));
+    // And over a bounce buffer from the file to the GPU.
+    let to = own.regions()[0].descriptor([(SHARED as u64 / 2 - 7, 99)]).unwrap();
+    let from = file.descriptor([(1, 99)]).unwrap();
+    agent.write(from, to, TransferOptions::default()).await.unwrap();
+    let buffers = first.close().await;
+    let head = buffers[0].copy_to(&copier, SHARED / 2 - 7, 7).await.unwrap();
+    let tail = buffers[1].copy_to(&copier, 0, 92).await.unwrap();
+    assert_eq!([head, tail].concat(), pattern(5)[1..100]);
+    drop((second, pinned, file, buffers));
+    agent.shutdown().await;
+    store.shutdown(Duration::from_secs(10)).await.unwrap();
+    copier.shutdown().await.unwrap();
+    std::fs::remove_file(path).unwrap();
 }
 
 /// The tests of this file against a driver that has no GPU but knows what one would not forgive: calls in

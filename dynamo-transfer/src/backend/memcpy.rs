@@ -5,9 +5,10 @@ use bytes::Bytes;
 use tokio_util::task::TaskTracker;
 
 use super::{Backend, BackendKind, MemoryFabric, Operation};
+use crate::descriptor::RemoteDescriptor;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Lease, Right, copy};
+use crate::memory::{Lease, Leased, Right, copy};
 use crate::peer::PeerAddress;
 use crate::plan::{Stripe, behind};
 
@@ -17,6 +18,14 @@ pub(crate) struct Memcpy {
     pub(crate) fabric: MemoryFabric,
     pub(crate) own: Arc<Endpoint>,
     pub(crate) tasks: TaskTracker,
+}
+
+impl Memcpy {
+    /// Leases a region of any memory of a peer in this process.
+    pub(crate) fn lease(&self, remote: &RemoteDescriptor, right: Right) -> Result<Leased> {
+        let owner = self.fabric.find(&remote.peer)?;
+        owner.regions.lease_any(remote.id, &remote.token, right, &remote.ranges)
+    }
 }
 
 #[async_trait]
@@ -81,30 +90,31 @@ fn run(operation: &Operation, remote: &Lease) -> Result<()> {
     operation.check()
 }
 
+fn copy_stripe(operation: &Operation, remote: &Lease, stripe: &Stripe) -> Result<()> {
+    let (local, bytes) = (&operation.local, stripe.bytes);
+    match operation.right {
+        Right::Read => copy_ranges((remote, stripe.remote()), (local, stripe.local()), bytes),
+        Right::Write => copy_ranges((local, stripe.local()), (remote, stripe.remote()), bytes),
+    }
+}
+
+/// Copies `bytes` from ranges to ranges.
+///
 /// Both regions may be writable, hence held while they are touched, and another transfer may go the
 /// other way between the same two: they are held in the order of the regions.
-fn copy_stripe(operation: &Operation, remote: &Lease, stripe: &Stripe) -> Result<()> {
-    let local = &operation.local;
-    let (source, target) = match operation.right {
-        Right::Read => (remote, local),
-        Right::Write => (local, remote),
-    };
+pub(super) fn copy_ranges(
+    (source, from): (&Lease, impl Iterator<Item = (u64, u64)> + Clone),
+    (target, to): (&Lease, impl Iterator<Item = (u64, u64)> + Clone),
+    bytes: u64,
+) -> Result<()> {
     let mut done = 0;
-    while done < stripe.bytes {
-        let (locals, remotes) = (behind(stripe.local(), done), behind(stripe.remote(), done));
-        let copied = match (operation.right, source.order() < target.order()) {
-            (Right::Read, true) => source
-                .memory()
-                .gather(remotes, |from| target.memory().scatter(locals, |to| copy(from, to))),
-            (Right::Read, false) => target
-                .memory()
-                .scatter(locals, |to| source.memory().gather(remotes, |from| copy(from, to))),
-            (Right::Write, true) => source
-                .memory()
-                .gather(locals, |from| target.memory().scatter(remotes, |to| copy(from, to))),
-            (Right::Write, false) => target
-                .memory()
-                .scatter(remotes, |to| source.memory().gather(locals, |from| copy(from, to))),
+    while done < bytes {
+        let (from, to) = (behind(from.clone(), done), behind(to.clone(), done));
+        let (source_memory, target_memory) = (source.memory(), target.memory());
+        let copied = if source.order() < target.order() {
+            source_memory.gather(from, |from| target_memory.scatter(to, |to| copy(from, to)))
+        } else {
+            target_memory.scatter(to, |to| source_memory.gather(from, |from| copy(from, to)))
         };
         match copied {
             Some(copied) if copied > 0 => done += copied as u64,
@@ -118,7 +128,7 @@ fn copy_stripe(operation: &Operation, remote: &Lease, stripe: &Stripe) -> Result
 const STRIPE_BYTES: u64 = 256 << 10;
 
 /// Copied by whoever waits for the transfer: waking a thread takes as long.
-const BRIEF_BYTES_MAX: u64 = 64 << 10;
+pub(super) const BRIEF_BYTES_MAX: u64 = 64 << 10;
 
 /// What is worth a further thread.
 const THREAD_BYTES_MIN: u64 = 8 << 20;

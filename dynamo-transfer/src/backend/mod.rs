@@ -10,6 +10,7 @@ mod hostile;
 mod memcpy;
 #[cfg(target_os = "linux")]
 pub(crate) mod shm;
+pub(crate) mod stage;
 pub(crate) mod tcp;
 #[cfg(feature = "ucx")]
 pub(crate) mod ucx;
@@ -52,11 +53,16 @@ pub enum BackendKind {
     Ucx,
     /// Connections to the owner.
     Tcp,
+    /// The engine of files.
+    File,
+    /// The engine of a device.
+    Device,
 }
 
 impl BackendKind {
     /// All there are.
-    pub const ALL: [Self; 4] = [Self::Memcpy, Self::Shm, Self::Ucx, Self::Tcp];
+    pub const ALL: [Self; 6] =
+        [Self::Memcpy, Self::Shm, Self::Ucx, Self::Tcp, Self::File, Self::Device];
 }
 
 impl fmt::Display for BackendKind {
@@ -66,6 +72,8 @@ impl fmt::Display for BackendKind {
             Self::Shm => "shm",
             Self::Ucx => "ucx",
             Self::Tcp => "tcp",
+            Self::File => "file",
+            Self::Device => "device",
         })
     }
 }
@@ -78,6 +86,7 @@ pub(crate) struct Operation {
     pub(crate) peer: Arc<PeerAddress>,
     /// What is done to the *remote* region: `Read` fills the local one from it.
     pub(crate) right: Right,
+    /// Host memory: what else there is, is [staged](stage).
     pub(crate) local: Lease,
     pub(crate) remote_id: u64,
     pub(crate) token: Token,
@@ -164,6 +173,16 @@ impl Drop for Done {
 }
 
 impl Progress {
+    /// Notes how many bytes it is.
+    pub(crate) fn plan(&self, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    /// Notes that bytes are on their way.
+    pub(crate) fn begin(&self) {
+        self.begun.get_or_init(Instant::now);
+    }
+
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.get().is_some()
     }
@@ -171,6 +190,12 @@ impl Progress {
     /// Returns when it was begun, if it was.
     pub(crate) fn begun(&self) -> Option<Instant> {
         self.begun.get().copied()
+    }
+
+    /// Notes that a stripe has arrived.
+    pub(crate) fn advance(&self, stripe: &Stripe) {
+        self.moved.fetch_add(stripe.bytes, Ordering::Relaxed);
+        self.chunks.fetch_add(stripe.chunks.len() as u64, Ordering::Relaxed);
     }
 }
 
@@ -181,9 +206,9 @@ impl Operation {
         remote: RemoteDescriptor,
         (priority, cancel, progress): (Priority, CancellationToken, Arc<Progress>),
     ) -> Result<Self> {
-        let RemoteDescriptor { peer, id: remote_id, token, ranges: remote_ranges } = remote;
+        let RemoteDescriptor { peer, id: remote_id, token, ranges: remote_ranges, .. } = remote;
         let plan = Plan::new(local_ranges, remote_ranges.clone())?;
-        progress.total.store(plan.total(), Ordering::Relaxed);
+        progress.plan(plan.total());
         let plan = Mutex::new(plan);
         Ok(Self {
             peer,
@@ -230,12 +255,11 @@ impl Operation {
 
     /// Notes that bytes are on their way.
     pub(crate) fn begin(&self) {
-        self.progress.begun.get_or_init(Instant::now);
+        self.progress.begin();
     }
 
     /// Notes that a stripe has arrived.
     pub(crate) fn advance(&self, stripe: &Stripe) {
-        self.progress.moved.fetch_add(stripe.bytes, Ordering::Relaxed);
-        self.progress.chunks.fetch_add(stripe.chunks.len() as u64, Ordering::Relaxed);
+        self.progress.advance(stripe);
     }
 }

@@ -12,14 +12,16 @@ use smallvec::SmallVec;
 use super::buffer::SharedPart;
 use super::hold::Holds;
 use super::span::Span;
+use super::spans::{SpanList, Spans};
+use crate::backend::cuda::DeviceId;
 
 /// Where the bytes of a region are: the concatenation of its segments.
 pub(crate) struct Memory {
-    spans: Vec<Span>,
-    /// Where each span ends within the region.
-    ends: Vec<u64>,
+    spans: SpanList,
     /// What other processes can map of each span.
     parts: Vec<Option<SharedPart>>,
+    /// The device that reaches all of it by itself.
+    pinned: Option<DeviceId>,
     /// Who touches it; nobody writes a region without.
     holds: Option<Holds>,
 }
@@ -28,13 +30,8 @@ impl Memory {
     /// Takes over `spans`, which stay valid for reads, and unless `is_read_only` for writes by
     /// nobody else, as long as this lives: whoever makes one keeps their owners beside it.
     pub(super) fn new(spans: Vec<Span>, is_read_only: bool) -> Self {
-        let mut len = 0;
-        let ends = spans.iter().map(|span| {
-            len += span.len() as u64;
-            len
-        });
-        let ends = ends.collect();
-        Self { spans, ends, parts: Vec::new(), holds: (!is_read_only).then(Holds::default) }
+        let holds = (!is_read_only).then(Holds::default);
+        Self { spans: SpanList::new(spans), parts: Vec::new(), pinned: None, holds }
     }
 
     /// Notes which spans other processes can map.
@@ -43,21 +40,30 @@ impl Memory {
         self
     }
 
+    /// Notes the device that reaches all of it by itself.
+    pub(super) fn with_pinned(mut self, pinned: Option<DeviceId>) -> Self {
+        self.pinned = pinned;
+        self
+    }
+
+    pub(crate) fn pinned(&self) -> Option<DeviceId> {
+        self.pinned
+    }
+
     /// Returns all spans, each with what other processes can map of it.
     #[cfg(target_os = "linux")]
     pub(crate) fn parts(&self) -> impl Iterator<Item = (Span, Option<&SharedPart>)> {
         let part = |index| self.parts.get(index).and_then(Option::as_ref);
-        self.spans.iter().enumerate().map(move |(index, span)| (*span, part(index)))
+        self.spans.iter().enumerate().map(move |(index, span)| (span, part(index)))
     }
 
     pub(crate) fn len(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
+        self.spans.len()
     }
 
     /// Returns where `len` bytes from `offset` on are; less if the region ends before.
     pub(crate) fn spans(&self, offset: u64, len: u64) -> Spans<'_> {
-        let index = self.ends.partition_point(|&end| end <= offset);
-        Spans { memory: self, index, offset, left: len }
+        self.spans.spans(offset, len)
     }
 
     /// Passes ranges of (offset, length) bytes to be read, `SLICES_MAX` pieces at most; returns
@@ -91,35 +97,6 @@ impl Memory {
             IoSliceMut::new(unsafe { slice::from_raw_parts_mut(span.as_ptr(), span.len()) })
         });
         Some(write(&mut slices.collect::<Few<_>>()))
-    }
-}
-
-/// The pieces of memory that a range covers.
-#[derive(Clone)]
-pub(crate) struct Spans<'a> {
-    memory: &'a Memory,
-    index: usize,
-    offset: u64,
-    left: u64,
-}
-
-impl Iterator for Spans<'_> {
-    type Item = Span;
-
-    fn next(&mut self) -> Option<Span> {
-        if self.left == 0 {
-            return None;
-        }
-        let (span, end) = (*self.memory.spans.get(self.index)?, self.memory.ends[self.index]);
-        let room = end - self.offset;
-        let taken = room.min(self.left);
-        // Both lie within one span, whose length is a usize.
-        let within = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
-        let (at, len) = (span.len() - within(room), within(taken));
-        self.index += 1;
-        self.offset += taken;
-        self.left -= taken;
-        if len == 0 { self.next() } else { Some(span.slice(at, len)) }
     }
 }
 

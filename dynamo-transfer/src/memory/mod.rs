@@ -2,24 +2,33 @@
 
 mod access;
 mod buffer;
+mod far;
 mod hold;
+mod kind;
+mod owned;
 mod region;
 #[cfg(target_os = "linux")]
 mod shared;
 mod span;
+mod spans;
 mod table;
 mod token;
 
 pub use buffer::HostBuffer;
+pub use kind::MemoryKind;
 pub use region::{Grant, RegionHandle, RegisteredRegion};
+pub use table::Rights;
 
 #[cfg(target_os = "linux")]
 pub(crate) use access::SLICES_MAX;
 pub(crate) use access::{Memory, copy};
+pub(crate) use far::{Keep, Piece};
+pub(crate) use owned::Owned;
 #[cfg(target_os = "linux")]
 pub(crate) use shared::{Mapping, SharedFile};
 pub(crate) use span::Span;
+pub(crate) use spans::SpanList;
 #[cfg(target_os = "linux")]
 pub(crate) use table::Standing;
-pub(crate) use table::{Lease, RegionTable, Right, Rights, random};
+pub(crate) use table::{Backed, FarLease, Lease, Leased, RegionTable, Right, random};
 pub(crate) use token::Token;

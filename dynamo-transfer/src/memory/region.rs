@@ -1,13 +1,17 @@
-use std::any::Any;
+use std::borrow::Borrow;
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::MemoryKind;
 use super::access::{Memory, copy};
-use super::buffer::{HostBuffer, SharedPart};
-use super::span::Span;
-use super::table::{Backed, RegionTable, Rights};
+use super::far::Far;
+use super::owned::Owned;
+use super::table::{Backing, RegionTable, Rights};
+use crate::backend::cuda::{DeviceBuffer, DeviceCopier, DeviceMemory};
+#[cfg(unix)]
+use crate::backend::file::{FileMemory, FileRegion, FileStore};
 use crate::descriptor::{BlockLayout, LocalDescriptor, Ranges};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -17,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// alive until they end. [`close`](Self::close) does the same and gives the memory back.
 #[must_use = "dropping the region revokes it"]
 pub struct RegisteredRegion<B> {
-    owned: Option<Arc<Owned<B>>>,
+    owner: Option<Owner<B>>,
     handle: RegionHandle,
     table: Arc<RegionTable>,
 }
@@ -27,6 +31,7 @@ pub struct RegisteredRegion<B> {
 pub struct RegionHandle {
     pub(crate) id: u64,
     pub(crate) len: u64,
+    kind: MemoryKind,
 }
 
 /// What a peer is told of a region, and may do with it.
@@ -39,18 +44,9 @@ pub struct Grant {
     pub(crate) ttl: Option<Duration>,
 }
 
-/// The segments of a region, beside where their bytes are.
-struct Owned<B> {
-    memory: Memory,
-    /// Untouched until nobody uses `memory` any more: the addresses were taken from borrows that
-    /// count as lasting so long.
-    segments: Vec<B>,
-}
-
-impl<B: Send + Sync> Backed for Owned<B> {
-    fn memory(&self) -> &Memory {
-        &self.memory
-    }
+enum Owner<B> {
+    Host(Arc<Owned<Memory, B>>),
+    Far(Arc<Owned<Far, B>>),
 }
 
 impl<B: Send + Sync + 'static> RegisteredRegion<B> {
@@ -59,31 +55,45 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
     where
         B: AsRef<[u8]>,
     {
-        let spans = segments.iter().map(|segment| Span::of(segment.as_ref())).collect();
-        let memory = Memory::new(spans, true).with_parts(parts(&segments));
-        Self::new(table, Owned { memory, segments }, Rights::ReadOnly)
+        Self::new(table, Owner::Host(Arc::new(Owned::shared(segments))), Rights::ReadOnly)
     }
 
     /// Registers what `segments` show now, to be written; they are not asked again.
     pub(crate) fn exclusive(
         table: &Arc<RegionTable>,
-        mut segments: Vec<B>,
+        segments: Vec<B>,
         rights: Rights,
     ) -> Result<Self>
     where
         B: AsMut<[u8]>,
     {
-        let parts = parts(&segments);
-        let spans = segments.iter_mut().map(|segment| Span::of_mut(segment.as_mut())).collect();
-        let memory = Memory::new(spans, false).with_parts(parts);
-        Self::new(table, Owned { memory, segments }, rights)
+        Self::new(table, Owner::Host(Arc::new(Owned::exclusive(segments))), rights)
     }
 
-    fn new(table: &Arc<RegionTable>, owned: Owned<B>, rights: Rights) -> Result<Self> {
-        let (len, owned) = (owned.memory.len(), Arc::new(owned));
-        let id = table.insert(Arc::<Owned<B>>::clone(&owned), rights)?;
-        let handle = RegionHandle { id, len };
-        Ok(Self { owned: Some(owned), handle, table: Arc::clone(table) })
+    /// Registers the memory of buffers that `copier` reaches.
+    pub(crate) fn device(
+        table: &Arc<RegionTable>,
+        copier: &DeviceCopier,
+        segments: Vec<B>,
+        rights: Rights,
+    ) -> Result<Self>
+    where
+        B: Borrow<DeviceBuffer>,
+    {
+        let memory = DeviceMemory::new(copier, segments.iter().map(Borrow::borrow))?;
+        let owned = Owned { memory: Far::Device(memory), segments };
+        Self::new(table, Owner::Far(Arc::new(owned)), rights)
+    }
+
+    fn new(table: &Arc<RegionTable>, owner: Owner<B>, rights: Rights) -> Result<Self> {
+        let backing = match &owner {
+            Owner::Host(owned) => Backing::Host(Arc::<Owned<Memory, B>>::clone(owned)),
+            Owner::Far(owned) => Backing::Far(Arc::<Owned<Far, B>>::clone(owned)),
+        };
+        let (len, kind) = (backing.len(), backing.kind());
+        let id = table.insert(backing, rights)?;
+        let handle = RegionHandle { id, len, kind };
+        Ok(Self { owner: Some(owner), handle, table: Arc::clone(table) })
     }
 
     /// Revokes the region, waits for operations in flight and gives the memory back.
@@ -97,14 +107,18 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
         if let Some(quiet) = self.table.remove(self.handle.id) {
             quiet.wait().await;
         }
-        let owned = self.owned.take().and_then(Arc::into_inner);
-        owned.expect("a revoked region without operations has one owner").segments
+        let segments = self.owner.take().and_then(|owner| match owner {
+            Owner::Host(owned) => Arc::into_inner(owned).map(|owned| owned.segments),
+            Owner::Far(owned) => Arc::into_inner(owned).map(|owned| owned.segments),
+        });
+        segments.expect("a revoked region without operations has one owner")
     }
 
     /// Copies bytes of the region from `offset` on into `bytes`, whatever transfers are in flight:
     /// those that overlap leave a mix.
     ///
-    /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds).
+    /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds), and with
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) if it is not host memory.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let memory = self.checked(offset, bytes.len())?;
         let mut done = 0;
@@ -119,7 +133,7 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
     /// Copies `bytes` into the region from `offset` on, whatever transfers are in flight: those that
     /// overlap leave a mix.
     ///
-    /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds), and with
+    /// Fails like [`read_at`](Self::read_at), and with
     /// [`PermissionDenied`](crate::ErrorKind::PermissionDenied) if the region is read-only.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let memory = self.checked(offset, bytes.len())?;
@@ -138,8 +152,31 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
 
     fn checked(&self, offset: u64, len: usize) -> Result<&Memory> {
         Ranges::list([(offset, len as u64)], self.handle.len)?;
-        let owned = self.owned.as_ref();
-        Ok(&owned.ok_or_else(|| Error::new(ErrorKind::Internal, "a region is not open"))?.memory)
+        match &self.owner {
+            Some(Owner::Host(owned)) => Ok(&owned.memory),
+            _ => {
+                let message = format!("region {} is {:?} memory", self.handle.id, self.kind());
+                Err(Error::new(ErrorKind::InvalidArgument, message))
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+impl RegisteredRegion<FileRegion> {
+    /// Registers a file that `store` reaches.
+    pub(crate) fn file(
+        table: &Arc<RegionTable>,
+        store: &FileStore,
+        file: FileRegion,
+        rights: Rights,
+    ) -> Result<Self> {
+        if rights != Rights::ReadOnly && !file.options().writable {
+            let message = format!("{} is opened for reading only", file.path().display());
+            return Err(Error::new(ErrorKind::PermissionDenied, message));
+        }
+        let memory = Far::File(FileMemory::new(store, &file));
+        Self::new(table, Owner::Far(Arc::new(Owned { memory, segments: vec![file] })), rights)
     }
 }
 
@@ -152,6 +189,11 @@ impl<B> RegisteredRegion<B> {
     /// Returns the size of the region in bytes: the sum of its segments.
     pub fn len(&self) -> u64 {
         self.handle.len
+    }
+
+    /// Returns what the region is made of.
+    pub fn kind(&self) -> MemoryKind {
+        self.handle.kind
     }
 
     /// Tells whether the region has no bytes.
@@ -220,17 +262,6 @@ impl Grant {
         self.ttl = Some(ttl);
         self
     }
-}
-
-/// Returns what other processes can map of each segment; nothing if that is none.
-fn parts<B: 'static>(segments: &[B]) -> Vec<Option<SharedPart>> {
-    let part = |segment: &B| {
-        let segment = segment as &dyn Any;
-        let buffer = segment.downcast_ref::<Arc<HostBuffer>>().map(|buffer| &**buffer);
-        buffer.or_else(|| segment.downcast_ref()).and_then(HostBuffer::part)
-    };
-    let parts: Vec<_> = segments.iter().map(part).collect();
-    if parts.iter().all(Option::is_none) { Vec::new() } else { parts }
 }
 
 #[cfg(test)]

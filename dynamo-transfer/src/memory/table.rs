@@ -7,7 +7,9 @@ use tokio::sync::Notify;
 #[cfg(target_os = "linux")]
 use tokio::time::Instant;
 
+use super::MemoryKind;
 use super::access::Memory;
+use super::far::Far;
 use super::token::{Mint, Token};
 use crate::descriptor::Ranges;
 use crate::error::{Error, ErrorKind, Result};
@@ -25,7 +27,7 @@ struct Regions {
 }
 
 struct Entry {
-    memory: Arc<dyn Backed>,
+    backing: Backing,
     generation: u64,
     rights: Rights,
     operations: Arc<Operations>,
@@ -38,17 +40,31 @@ pub(crate) trait Standing: Send + Sync {
     fn revoke(&self);
 }
 
-/// Memory, and beside it whoever owns it.
-pub(super) trait Backed: Send + Sync {
+/// Memory of the host, and beside it whoever owns it.
+pub(crate) trait Backed: Send + Sync {
     fn memory(&self) -> &Memory;
 }
 
-/// Who may write a region; its own agent and peers may always read it.
+/// Memory that only an engine reaches, and beside it whoever owns it.
+pub(super) trait FarBacked: Send + Sync {
+    fn far(&self) -> &Far;
+}
+
+/// What a region is made of.
+#[derive(Clone)]
+pub(super) enum Backing {
+    Host(Arc<dyn Backed>),
+    Far(Arc<dyn FarBacked>),
+}
+
+/// Who may write a region; its own agent, and peers with a grant, may always read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rights {
+pub enum Rights {
+    /// Nobody.
     ReadOnly,
+    /// The agent that registered it.
     OwnerWrites,
-    /// Peers and the owner.
+    /// That agent, and peers with a grant.
     PeersWrite,
 }
 
@@ -59,10 +75,23 @@ pub(crate) enum Right {
     Write,
 }
 
-/// A region in use: keeps the memory alive. The memory is given up before it counts as quiet.
+/// A region of host memory in use: keeps the memory alive. The memory is given up before it counts as
+/// quiet.
 pub(crate) struct Lease {
     memory: Arc<dyn Backed>,
     operation: Operation,
+}
+
+/// A file or memory of a device in use, likewise.
+pub(crate) struct FarLease {
+    memory: Arc<dyn FarBacked>,
+    operation: Operation,
+}
+
+/// A region in use.
+pub(crate) enum Leased {
+    Host(Lease),
+    Far(FarLease),
 }
 
 struct Operation(Arc<Operations>);
@@ -82,7 +111,7 @@ impl RegionTable {
         Ok(Self { regions: Mutex::default(), mint: Mint::new()? })
     }
 
-    pub(super) fn insert(&self, memory: Arc<dyn Backed>, rights: Rights) -> Result<u64> {
+    pub(super) fn insert(&self, backing: Backing, rights: Rights) -> Result<u64> {
         let generation = random()?;
         let mut regions = self.lock();
         if regions.entries.len() >= REGIONS_MAX {
@@ -93,7 +122,7 @@ impl RegionTable {
         regions.next_id += 1;
         let operations = Arc::default();
         let standing = Vec::new();
-        regions.entries.insert(id, Entry { memory, generation, rights, operations, standing });
+        regions.entries.insert(id, Entry { backing, generation, rights, operations, standing });
         Ok(id)
     }
 
@@ -134,17 +163,17 @@ impl RegionTable {
     }
 
     /// Leases a region to this agent itself; reading from a peer writes it.
-    pub(crate) fn lease_local(&self, id: u64, right: Right) -> Result<Lease> {
+    pub(crate) fn lease_local(&self, id: u64, right: Right) -> Result<Leased> {
         let regions = self.lock();
         let entry = regions.entries.get(&id).ok_or_else(|| stale(id))?;
         if right == Right::Read && entry.rights == Rights::ReadOnly {
             let message = format!("local region {id} is read-only");
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
-        Ok(Lease::new(entry))
+        Ok(Leased::new(entry))
     }
 
-    /// Leases a region to a peer, checking everything it claims.
+    /// Leases a region of host memory to a peer, checking everything it claims.
     pub(crate) fn lease_remote(
         &self,
         id: u64,
@@ -152,6 +181,23 @@ impl RegionTable {
         right: Right,
         ranges: &Ranges,
     ) -> Result<Lease> {
+        match self.lease_any(id, token, right, ranges)? {
+            Leased::Host(lease) => Ok(lease),
+            Leased::Far(lease) => {
+                let message = format!("region {id} is {:?} memory", lease.far().kind());
+                Err(Error::new(ErrorKind::BackendUnavailable, message))
+            }
+        }
+    }
+
+    /// Leases a region of any memory to a peer, checking everything it claims.
+    pub(crate) fn lease_any(
+        &self,
+        id: u64,
+        token: &Token,
+        right: Right,
+        ranges: &Ranges,
+    ) -> Result<Leased> {
         let lease = {
             let regions = self.lock();
             let entry = regions.entries.get(&id).ok_or_else(|| stale(id))?;
@@ -162,26 +208,26 @@ impl RegionTable {
                 let message = format!("region {id} is not writable by peers");
                 return Err(Error::new(ErrorKind::PermissionDenied, message));
             }
-            Lease::new(entry)
+            Leased::new(entry)
         };
         self.mint.check(id, token, right)?;
-        ranges.check(lease.memory().len()).map_err(|error| error.in_region(id))?;
+        ranges.check(lease.len()).map_err(|error| error.in_region(id))?;
         Ok(lease)
     }
 
-    /// Returns a token for a region, its size, and whether it may be written: as far as its rights
-    /// go and `is_writable` asks.
+    /// Returns a token for a region, its size and its kind; it may be written as far as its rights go
+    /// and `is_writable` asks.
     pub(crate) fn grant(
         &self,
         id: u64,
         is_writable: bool,
         ttl: Option<Duration>,
-    ) -> Option<(Token, u64)> {
+    ) -> Option<(Token, u64, MemoryKind)> {
         let regions = self.lock();
         let entry = regions.entries.get(&id)?;
         let is_writable = is_writable && entry.rights == Rights::PeersWrite;
         let token = self.mint.issue((id, entry.generation), is_writable, ttl);
-        Some((token, entry.memory.memory().len()))
+        Some((token, entry.backing.len(), entry.backing.kind()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Regions> {
@@ -189,13 +235,55 @@ impl RegionTable {
     }
 }
 
-impl Lease {
-    fn new(entry: &Entry) -> Self {
-        entry.operations.count.fetch_add(1, Ordering::AcqRel);
-        Self {
-            memory: Arc::clone(&entry.memory),
-            operation: Operation(Arc::clone(&entry.operations)),
+impl Backing {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Host(memory) => memory.memory().len(),
+            Self::Far(memory) => memory.far().len(),
         }
+    }
+
+    pub(super) fn kind(&self) -> MemoryKind {
+        match self {
+            Self::Host(memory) if memory.memory().pinned().is_some() => MemoryKind::Pinned,
+            Self::Host(_) => MemoryKind::Host,
+            Self::Far(memory) => memory.far().kind(),
+        }
+    }
+}
+
+impl Leased {
+    fn new(entry: &Entry) -> Self {
+        let operation = Operation::new(&entry.operations);
+        match entry.backing.clone() {
+            Backing::Host(memory) => Self::Host(Lease { memory, operation }),
+            Backing::Far(memory) => Self::Far(FarLease { memory, operation }),
+        }
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Host(lease) => lease.memory().len(),
+            Self::Far(lease) => lease.far().len(),
+        }
+    }
+}
+
+impl FarLease {
+    pub(crate) fn far(&self) -> &Far {
+        self.memory.far()
+    }
+
+    /// Returns a number that no other region in use has.
+    pub(crate) fn order(&self) -> usize {
+        self.operation.order()
+    }
+}
+
+impl Lease {
+    /// Leases memory that is no region: nobody else reaches it.
+    pub(crate) fn over(memory: Arc<dyn Backed>) -> Self {
+        Self { memory, operation: Operation::new(&Arc::default()) }
     }
 
     pub(crate) fn memory(&self) -> &Memory {
@@ -209,7 +297,18 @@ impl Lease {
     /// Returns a number by which the regions of a process are ordered: whoever holds parts of two
     /// takes them in this order.
     pub(crate) fn order(&self) -> usize {
-        Arc::as_ptr(&self.operation.0).addr()
+        self.operation.order()
+    }
+}
+
+impl Operation {
+    fn new(operations: &Arc<Operations>) -> Self {
+        operations.count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(operations))
+    }
+
+    fn order(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 }
 

@@ -4,7 +4,8 @@
 //! magic "DTMD" │ version u16 │ name len u16, bytes │ incarnation u64
 //! fabric flag u8, then u64 │ tcp flag u8 (0, 4, 6), address bytes, port u16
 //! shm flag u8, then host u64, socket u64 │ ucx flag u8, then len u16 (not 0), bytes
-//! region count u32 │ per region: id u64, generation u64, expires ms u64, proof u128, writable u8, len u64
+//! region count u32 │ per region: id u64, generation u64, expires ms u64, proof u128, writable u8, len u64,
+//! kind u8 (0 host, 1 pinned, 2 device, 3 file), number of the device u32 (else 0)
 //! XXH3-64 of all before
 //! ```
 
@@ -16,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{PeerAddress, RemoteAgent, RemoteRegion, ShmAddress};
 use crate::error::Result;
-use crate::memory::Token;
+use crate::memory::{MemoryKind, Token};
 use crate::wire::{Format, Reader, protocol, put_bytes, put_flag, put_text, put_token};
 
 /// One region as metadata carries it.
@@ -24,6 +25,7 @@ pub(crate) struct GrantedRegion {
     pub(crate) id: u64,
     pub(crate) token: Token,
     pub(crate) len: u64,
+    pub(crate) kind: MemoryKind,
 }
 
 pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes {
@@ -65,6 +67,9 @@ pub(crate) fn encode(address: &PeerAddress, regions: &[GrantedRegion]) -> Bytes 
         out.put_u64_le(region.id);
         put_token(&mut out, &region.token);
         out.put_u64_le(region.len);
+        let (kind, device) = encode_kind(region.kind);
+        out.put_u8(kind);
+        out.put_u32_le(device);
     }
     let checksum = xxh3_64(&out);
     out.put_u64_le(checksum);
@@ -96,7 +101,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
     }
     let region = |_| {
         let (id, token, len) = (body.u64()?, body.token()?, body.u64()?);
-        Ok(RemoteRegion { peer: Arc::clone(&peer), id, token, len })
+        let kind = decode_kind(body)?;
+        Ok(RemoteRegion { peer: Arc::clone(&peer), id, token, len, kind })
     };
     let regions = (0..count).map(region).collect::<Result<_>>()?;
     Ok(RemoteAgent { address: peer, regions })
@@ -106,8 +112,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RemoteAgent> {
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) fn encode_again(agent: &RemoteAgent) -> Bytes {
     let grant = |region: &RemoteRegion| {
-        let RemoteRegion { id, token, len, .. } = *region;
-        GrantedRegion { id, token, len }
+        let RemoteRegion { id, token, len, kind, .. } = *region;
+        GrantedRegion { id, token, len, kind }
     };
     let grants: Vec<_> = agent.regions.iter().map(grant).collect();
     encode(&agent.address, &grants)
@@ -131,8 +137,29 @@ fn decode_ucx(body: &mut Reader<'_>) -> Result<Bytes> {
     Ok(Bytes::copy_from_slice(address))
 }
 
+fn encode_kind(kind: MemoryKind) -> (u8, u32) {
+    match kind {
+        MemoryKind::Host => (0, 0),
+        MemoryKind::Pinned => (1, 0),
+        MemoryKind::Device(device) => (2, device),
+        MemoryKind::File => (3, 0),
+    }
+}
+
+fn decode_kind(body: &mut Reader<'_>) -> Result<MemoryKind> {
+    match (body.u8()?, body.u32()?) {
+        (0, 0) => Ok(MemoryKind::Host),
+        (1, 0) => Ok(MemoryKind::Pinned),
+        (2, device) => Ok(MemoryKind::Device(device)),
+        (3, 0) => Ok(MemoryKind::File),
+        (kind, device) => {
+            Err(protocol(format!("metadata has memory of kind {kind}, device {device}")))
+        }
+    }
+}
+
 const FORMAT: Format = Format { magic: *b"DTMD", version: 2 };
-const REGION_BYTES: usize = 8 + 8 + 8 + 16 + 8 + 1;
+const REGION_BYTES: usize = 8 + 8 + 8 + 16 + 8 + 1 + 1 + 4;
 
 #[cfg(test)]
 mod tests {
@@ -148,8 +175,12 @@ mod tests {
         let ucx = Some(Bytes::from_static(b"worker"));
         let (name, fabric) = ("a".into(), Some(3));
         let address = PeerAddress { name, incarnation: 7, fabric, tcp, shm, ucx };
-        encode(&address, &[GrantedRegion { id: 1, token: TOKEN, len: 4096 }])
+        let grant = |kind| GrantedRegion { id: 1, token: TOKEN, len: 4096, kind };
+        encode(&address, &KINDS.map(grant))
     }
+
+    const KINDS: [MemoryKind; 4] =
+        [MemoryKind::Host, MemoryKind::Pinned, MemoryKind::Device(7), MemoryKind::File];
 
     #[test]
     fn metadata_survives_the_way() {
@@ -162,6 +193,21 @@ mod tests {
         let region = &agent.regions()[0];
         assert_eq!((region.id, region.len(), region.is_writable()), (1, 4096, true));
         assert_eq!(region.token, TOKEN);
+        assert_eq!(agent.regions().iter().map(RemoteRegion::kind).collect::<Vec<_>>(), KINDS);
+    }
+
+    #[test]
+    fn memory_of_an_unknown_kind_is_refused() {
+        let good = sample();
+        for (kind, device, is_known) in [(3, 0, true), (2, 9, true), (4, 0, false), (3, 1, false)] {
+            let mut bytes = good[..good.len() - 13].to_vec();
+            bytes.put_u8(kind);
+            bytes.put_u32_le(device);
+            bytes.put_u64_le(xxh3_64(&bytes));
+            let decoded = decode(&bytes).map_err(|error| error.kind());
+            assert_eq!(decoded.is_ok(), is_known, "{kind} {device}");
+            assert!(is_known || decoded.unwrap_err() == ErrorKind::Protocol);
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::descriptor::{BlockLayout, Ranges, RemoteDescriptor};
 use crate::error::Result;
-use crate::memory::Token;
+use crate::memory::{MemoryKind, Token};
 
 /// A peer as loaded from its metadata; cheap to clone.
 #[derive(Debug, Clone)]
@@ -54,6 +54,7 @@ pub struct RemoteRegion {
     pub(crate) id: u64,
     pub(crate) token: Token,
     pub(crate) len: u64,
+    pub(crate) kind: MemoryKind,
 }
 
 impl RemoteAgent {
@@ -77,6 +78,11 @@ impl RemoteRegion {
     /// Returns the size of the region in bytes.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Returns what the region is made of, as its owner says.
+    pub fn kind(&self) -> MemoryKind {
+        self.kind
     }
 
     /// Tells whether the region has no bytes.
@@ -109,7 +115,8 @@ impl RemoteRegion {
     }
 
     fn describe(&self, ranges: Ranges) -> RemoteDescriptor {
-        RemoteDescriptor { peer: Arc::clone(&self.peer), id: self.id, token: self.token, ranges }
+        let Self { id, token, kind, .. } = *self;
+        RemoteDescriptor { peer: Arc::clone(&self.peer), id, token, kind, ranges }
     }
 }
 

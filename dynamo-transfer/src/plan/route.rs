@@ -1,22 +1,25 @@
 use crate::backend::BackendKind;
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::MemoryKind;
 use crate::peer::PeerAddress;
 
-/// Chooses the cheapest way to a peer: a copy inside the process, else between processes of this
-/// host, else UCX if both were given it, else TCP.
+/// Chooses the cheapest way to a peer's memory: a copy inside the process, else between processes of this
+/// host, else UCX if both were given it, else TCP. Beyond the process, files and memory of devices are
+/// reached over TCP only: their owner's engines have to take part.
 pub(crate) fn route(
     own_fabric: Option<u64>,
     own_host: Option<u64>,
     has_ucx: bool,
     peer: &PeerAddress,
+    kind: MemoryKind,
 ) -> Result<BackendKind> {
     if own_fabric.is_some() && own_fabric == peer.fabric {
         return Ok(BackendKind::Memcpy);
     }
-    if own_host.is_some() && own_host == peer.shm.map(|shm| shm.host) {
+    if kind.is_host() && own_host.is_some() && own_host == peer.shm.map(|shm| shm.host) {
         return Ok(BackendKind::Shm);
     }
-    if has_ucx && peer.ucx.is_some() {
+    if kind.is_host() && has_ucx && peer.ucx.is_some() {
         return Ok(BackendKind::Ucx);
     }
     if peer.tcp.is_some() {
@@ -42,7 +45,8 @@ mod tests {
             let ucx = Some(bytes::Bytes::from_static(b"u"));
             PeerAddress { name: "p".into(), incarnation: 0, fabric, tcp, shm, ucx }
         };
-        let own = |has_ucx, peer| route(Some(1), Some(5), has_ucx, &peer);
+        let host = MemoryKind::Host;
+        let own = |has_ucx, peer| route(Some(1), Some(5), has_ucx, &peer, host);
         assert_eq!(own(true, peer(Some(1), shm(5), Some(tcp))).unwrap(), BackendKind::Memcpy);
         assert_eq!(own(true, peer(Some(2), shm(5), Some(tcp))).unwrap(), BackendKind::Shm);
         assert_eq!(own(true, peer(Some(2), shm(6), Some(tcp))).unwrap(), BackendKind::Ucx);
@@ -50,8 +54,14 @@ mod tests {
         let without = PeerAddress { ucx: None, ..peer(None, None, Some(tcp)) };
         assert_eq!(own(true, without).unwrap(), BackendKind::Tcp);
         let stranger = peer(None, None, Some(tcp));
-        assert_eq!(route(None, None, false, &stranger).unwrap(), BackendKind::Tcp);
-        let error = route(None, None, false, &peer(None, shm(5), None)).unwrap_err();
+        assert_eq!(route(None, None, false, &stranger, host).unwrap(), BackendKind::Tcp);
+        for kind in [MemoryKind::File, MemoryKind::Device(0)] {
+            let far =
+                |fabric| route(Some(1), Some(5), true, &peer(fabric, shm(5), Some(tcp)), kind);
+            assert_eq!(far(Some(1)).unwrap(), BackendKind::Memcpy);
+            assert_eq!(far(None).unwrap(), BackendKind::Tcp);
+        }
+        let error = route(None, None, false, &peer(None, shm(5), None), host).unwrap_err();
         assert_eq!((error.kind(), error.peer()), (ErrorKind::BackendUnavailable, Some("p")));
     }
 }

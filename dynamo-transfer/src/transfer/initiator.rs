@@ -7,28 +7,21 @@ use tokio_util::task::TaskTracker;
 
 use super::keeper::Keeper;
 use super::posted::Posted;
+use super::staged::StagedTransfer;
+use super::ways::{Ways, is_out_of_reach};
 use super::{Counters, Transfer, TransferOptions};
-#[cfg(feature = "ucx")]
-use crate::backend::Ucx;
-use crate::backend::tcp::TcpClient;
-use crate::backend::{Backend, BackendKind, Memcpy, Operation};
+use crate::backend::stage::{Bounces, Local};
+use crate::backend::{BackendKind, Operation};
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::Right;
+use crate::memory::{Leased, Right};
 use crate::peer::PeerAddress;
-use crate::plan;
 
 /// Runs an agent's own transfers: plan, backend, notification.
 pub(crate) struct Initiator {
-    /// The fabric that the agent has joined.
-    pub(crate) fabric: Option<u64>,
-    /// What tells this host apart.
-    pub(crate) host: Option<u64>,
-    pub(crate) memcpy: Option<Memcpy>,
-    pub(crate) shm: Option<Arc<dyn Backend>>,
-    pub(crate) tcp: Arc<TcpClient>,
-    #[cfg(feature = "ucx")]
-    pub(crate) ucx: Option<Ucx>,
+    pub(crate) ways: Ways,
+    /// What files and memory of devices pass through.
+    pub(crate) bounces: Bounces,
     /// The most time a transfer takes unless it says otherwise.
     pub(crate) transfer_deadline: Duration,
     /// Room for transfers that are posted and not settled.
@@ -49,9 +42,16 @@ pub(crate) struct Request {
 /// A transfer that has been checked, and who is to run it.
 struct Prepared {
     posted: Arc<Posted>,
-    operation: Arc<Operation>,
+    work: Work,
     kind: BackendKind,
     notification: Option<Bytes>,
+}
+
+enum Work {
+    /// Between memory of hosts.
+    Direct(Arc<Operation>),
+    /// Files or memory of devices have part in it.
+    Staged(Box<StagedTransfer>),
 }
 
 impl Initiator {
@@ -83,26 +83,35 @@ impl Initiator {
     ) -> Result<Prepared> {
         let TransferOptions { priority, notification, .. } = options;
         check_notification(notification.as_ref())?;
-        let kind = self.route(&remote.peer)?;
-        let lease = local.table.lease_local(local.id, posted.right)?;
+        let kind = self.ways.route(&remote.peer, remote.kind)?;
         let run = (priority, posted.cancel.clone(), Arc::clone(&posted.progress));
-        let operation = Operation::new(posted.right, (lease, local.ranges), remote, run)?;
-        let (posted, operation) = (Arc::clone(posted), Arc::new(operation));
-        Ok(Prepared { posted, operation, kind, notification })
+        let work = match local.table.lease_local(local.id, posted.right)? {
+            Leased::Host(lease) if remote.kind.is_host() || kind != BackendKind::Memcpy => {
+                let operation = Operation::new(posted.right, (lease, local.ranges), remote, run)?;
+                Work::Direct(Arc::new(operation))
+            }
+            leased => {
+                let local = (Local::from(leased), local.ranges);
+                let staged = StagedTransfer::new(posted.right, local, remote, run)?;
+                Work::Staged(Box::new(staged))
+            }
+        };
+        Ok(Prepared { posted: Arc::clone(posted), work, kind, notification })
     }
 
     /// Starts a transfer: it gets a task if it has to wait for something other than its bytes.
     fn start(self: &Arc<Self>, prepared: Prepared) {
-        let Prepared { posted, operation, kind, notification } = &prepared;
+        let Prepared { posted, work, kind, notification } = &prepared;
+        let Work::Direct(operation) = work else { return self.spawn(prepared) };
         let total = operation.total();
         if total == 0 || notification.is_some() {
             return self.spawn(prepared);
         }
         if *kind == BackendKind::Tcp {
-            let running = self.tcp.begin(operation, posted.done(*kind));
+            let running = self.ways.tcp.begin(operation, posted.done(*kind));
             return posted.hold(running);
         }
-        if self.backend(*kind).is_none_or(|backend| total > backend.brief_bytes_max()) {
+        if self.ways.backend(*kind).is_none_or(|backend| total > backend.brief_bytes_max()) {
             return self.spawn(prepared);
         }
         let (initiator, posted) = (Arc::clone(self), Arc::clone(posted));
@@ -110,11 +119,14 @@ impl Initiator {
     }
 
     fn run_brief(self: Arc<Self>, prepared: Prepared) {
-        let Prepared { posted, operation, kind, .. } = &prepared;
-        let outcome = self.backend(*kind).and_then(|backend| backend.run_brief(operation));
+        let Prepared { posted, work, kind, .. } = &prepared;
+        let Work::Direct(operation) = work else { return self.spawn(prepared) };
+        let outcome = self.ways.backend(*kind).and_then(|backend| backend.run_brief(operation));
         match outcome {
             Some(Ok(())) => posted.settle(Ok(posted.report(*kind))),
-            Some(Err(error)) if !can_go_instead(posted, &error) => posted.fail(error),
+            Some(Err(error)) if posted.progress.has_begun() || !is_out_of_reach(&error) => {
+                posted.fail(error);
+            }
             // The region has to be opened, or another backend found.
             _ => self.spawn(prepared),
         }
@@ -137,103 +149,29 @@ impl Initiator {
         });
     }
 
-    /// Runs a transfer, by another backend if the peer is out of this one's reach; returns who did.
+    /// Runs a transfer; returns who moved its bytes.
     async fn run(&self, prepared: Prepared) -> Result<BackendKind> {
-        let Prepared { posted, operation, mut kind, notification } = prepared;
-        let mut backend = self.reached(kind)?;
-        if operation.total() > 0 {
-            while let Err(error) = backend.run(Arc::clone(&operation)).await {
-                if !can_go_instead(&posted, &error) {
-                    return Err(error);
-                }
-                backend = self.instead(&posted.peer, backend, error)?;
-                kind = backend.kind();
+        let Prepared { posted, work, kind, notification } = prepared;
+        let backend = self.ways.reached(kind)?;
+        let (backend, mover) = match work {
+            Work::Direct(operation) => {
+                let backend = self.ways.run(backend, operation).await?;
+                (backend, backend.kind())
             }
-        }
+            Work::Staged(staged) => staged.run(&self.ways, backend, &self.bounces).await?,
+        };
         if let Some(payload) = notification {
-            self.notify_by(backend, &posted.peer, payload).await?;
+            self.ways.notify(backend, &posted.peer, payload).await?;
         }
-        Ok(kind)
+        Ok(mover)
     }
 
     pub(crate) async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
         check_notification(Some(&payload))?;
-        let backend = self.reached(self.route(peer)?)?;
-        let notified = self.notify_by(backend, peer, payload).await;
+        let backend = self.ways.to(peer)?;
+        let notified = self.ways.notify(backend, peer, payload).await;
         notified.map_err(|error| error.with_peer(&peer.name))
     }
-
-    async fn notify_by(
-        &self,
-        mut backend: &dyn Backend,
-        peer: &Arc<PeerAddress>,
-        payload: Bytes,
-    ) -> Result<()> {
-        while let Err(error) = backend.notify(peer, payload.clone()).await {
-            backend = self.instead(peer, backend, error)?;
-        }
-        Ok(())
-    }
-
-    /// Returns who else reaches a peer that is out of reach for `backend`; else the error.
-    fn instead(
-        &self,
-        peer: &PeerAddress,
-        backend: &dyn Backend,
-        error: Error,
-    ) -> Result<&dyn Backend> {
-        if !is_out_of_reach(&error) {
-            return Err(error);
-        }
-        let (ucx, tcp) = (self.ucx(), &*self.tcp as &dyn Backend);
-        let instead = match backend.kind() {
-            BackendKind::Shm if ucx.is_some() && peer.ucx.is_some() => ucx,
-            BackendKind::Shm | BackendKind::Ucx if peer.tcp.is_some() => Some(tcp),
-            _ => None,
-        };
-        let Some(instead) = instead else { return Err(error) };
-        let (kind, by) = (backend.kind(), instead.kind());
-        tracing::debug!(%error, peer = peer.name, "peer is reached by {by} in place of {kind}");
-        Ok(instead)
-    }
-
-    fn route(&self, peer: &PeerAddress) -> Result<BackendKind> {
-        plan::route(self.fabric, self.host, self.ucx().is_some(), peer)
-    }
-
-    fn reached(&self, kind: BackendKind) -> Result<&dyn Backend> {
-        let missing = || Error::new(ErrorKind::Internal, "a route has its backend");
-        self.backend(kind).ok_or_else(missing)
-    }
-
-    fn backend(&self, kind: BackendKind) -> Option<&dyn Backend> {
-        match kind {
-            BackendKind::Memcpy => self.memcpy.as_ref().map(|memcpy| memcpy as &dyn Backend),
-            BackendKind::Shm => self.shm.as_deref(),
-            BackendKind::Ucx => self.ucx(),
-            BackendKind::Tcp => Some(&*self.tcp as &dyn Backend),
-        }
-    }
-
-    #[cfg(feature = "ucx")]
-    fn ucx(&self) -> Option<&dyn Backend> {
-        self.ucx.as_ref().map(|ucx| ucx as &dyn Backend)
-    }
-
-    #[cfg(not(feature = "ucx"))]
-    #[expect(clippy::unused_self, reason = "with the feature there is something to return")]
-    fn ucx(&self) -> Option<&dyn Backend> {
-        None
-    }
-}
-
-/// Tells whether another backend may run what this one has failed at.
-fn can_go_instead(posted: &Posted, error: &Error) -> bool {
-    is_out_of_reach(error) && !posted.progress.has_begun()
-}
-
-fn is_out_of_reach(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::BackendUnavailable)
 }
 
 fn check_notification(payload: Option<&Bytes>) -> Result<()> {

@@ -5,7 +5,9 @@ mod initiator;
 mod keeper;
 mod notify;
 mod posted;
+mod staged;
 mod stats;
+mod ways;
 
 use std::fmt;
 use std::future::Future;
@@ -22,6 +24,7 @@ pub use stats::TransferStats;
 pub(crate) use initiator::{Initiator, NOTIFICATION_BYTES_MAX, Request};
 pub(crate) use keeper::Keeper;
 pub(crate) use stats::Counters;
+pub(crate) use ways::Ways;
 
 use posted::Posted;
 

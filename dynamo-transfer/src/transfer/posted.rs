@@ -211,9 +211,12 @@ impl Posted {
         }
         match error.kind() {
             // The owner said so: what it took before is there, and nothing is on its way.
-            ErrorKind::StaleRegion | ErrorKind::PermissionDenied | ErrorKind::OutOfBounds => {
-                RemoteMemory::Partial
-            }
+            ErrorKind::StaleRegion
+            | ErrorKind::PermissionDenied
+            | ErrorKind::OutOfBounds
+            | ErrorKind::NotFound
+            | ErrorKind::StorageFull
+            | ErrorKind::Io => RemoteMemory::Partial,
             _ => RemoteMemory::Unknown,
         }
     }

@@ -8,6 +8,7 @@ use super::copier::DeviceCopier;
 use super::copy::BlockCopy;
 use super::device::{Device, Home};
 use super::ipc::IpcHandle;
+use super::region::DeviceId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Span;
 
@@ -193,8 +194,9 @@ impl Allocation {
         self.span
     }
 
-    pub(super) fn is_of(&self, device: &Arc<dyn Device>) -> bool {
-        Arc::ptr_eq(&self.device, device)
+    /// Tells of which device it is.
+    pub(crate) fn device_id(&self) -> DeviceId {
+        DeviceId::of(&self.device)
     }
 }
 

@@ -12,6 +12,7 @@ use super::copy::{BlockCopy, DeviceConfig, DeviceCopy};
 use super::device::{Completion, Copies, Device, Direction, Home, Leases, Settled, SpanCopy};
 use super::ipc::IpcHandle;
 use super::quarantine::Quarantine;
+use super::region::DeviceId;
 use super::software::SoftwareDevice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Span;
@@ -87,6 +88,20 @@ impl DeviceCopier {
     /// Describes device and driver, and how they copy, in one line.
     pub fn describe(&self) -> &str {
         self.0.device.describe()
+    }
+
+    /// Tells which device it drives.
+    pub(crate) fn device_id(&self) -> DeviceId {
+        DeviceId::of(&self.0.device)
+    }
+
+    /// Fails if the device is lost: what is handed to it then is never given back.
+    pub(crate) fn status(&self) -> Result<()> {
+        self.0.device.status()
+    }
+
+    pub(crate) fn ordinal(&self) -> u32 {
+        self.0.device.ordinal()
     }
 
     /// Returns how many bytes of device memory are free, whoever uses the rest.
@@ -289,7 +304,7 @@ impl DeviceCopier {
         (source, target): (&Allocation, &Allocation),
         blocks: &[BlockCopy],
     ) -> Result<Copies> {
-        if !source.is_of(&self.0.device) || !target.is_of(&self.0.device) {
+        if [source, target].iter().any(|memory| memory.device_id() != self.device_id()) {
             let message = "a buffer is of another device than the copier";
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }

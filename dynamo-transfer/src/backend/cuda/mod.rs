@@ -46,6 +46,7 @@ mod device;
 mod ipc;
 mod ledger;
 mod quarantine;
+mod region;
 mod software;
 
 #[cfg(feature = "cuda")]
@@ -69,3 +70,5 @@ pub use copy::{BlockCopy, DeviceConfig, DeviceCopy};
 pub use device::Direction;
 pub use ipc::IpcHandle;
 pub use software::SoftwareDevice;
+
+pub(crate) use region::{DeviceId, DeviceMemory};

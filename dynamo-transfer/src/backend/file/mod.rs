@@ -40,6 +40,7 @@ mod error;
 #[cfg(any(test, feature = "test-util"))]
 mod fault;
 mod io;
+mod memory;
 mod operation;
 mod owned;
 mod plan;
@@ -58,3 +59,5 @@ pub use fault::{FileAct, FileCall, FileFault, FileFaults};
 pub use owned::FileRange;
 pub use region::{FileOptions, FileRegion};
 pub use store::{FileEngine, FileStore, FileStoreConfig};
+
+pub(crate) use memory::FileMemory;

@@ -14,6 +14,7 @@ use super::message::Request;
 use super::open::Open;
 use super::opened::Opened;
 use super::{Secret, ShmServer, socket_path};
+use crate::backend::stage::Bounces;
 use crate::backend::tcp::TcpServer;
 use crate::endpoint::Endpoint;
 use crate::memory::{Mapping, RegionTable, Rights};
@@ -40,8 +41,10 @@ impl Owner {
     async fn new(secret: Secret, tcp: bool) -> Self {
         let (notifications, queue) = mpsc::channel(4);
         let regions = Arc::new(RegionTable::new().unwrap());
-        let endpoint = Endpoint { name: "owner".into(), incarnation: 7, regions, notifications };
-        let (endpoint, tasks) = (Arc::new(endpoint), TaskTracker::new());
+        let tasks = TaskTracker::new();
+        let (name, bounces) = ("owner".into(), Bounces::new(1 << 20, 1, &tasks));
+        let endpoint = Endpoint { name, incarnation: 7, regions, bounces, notifications };
+        let endpoint = Arc::new(endpoint);
         let shutdown = CancellationToken::new();
         let shm = ShmServer::start_with(secret, &endpoint, &tasks, &shutdown).unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
@@ -65,8 +68,8 @@ impl Owner {
 
     fn grant(&self, region: &RegisteredRegion<HostBuffer>, ttl: Option<Duration>) -> RemoteRegion {
         let id = region.handle().id;
-        let (token, len) = self.endpoint.regions.grant(id, true, ttl).unwrap();
-        RemoteRegion { peer: Arc::clone(&self.address), id, token, len }
+        let (token, len, kind) = self.endpoint.regions.grant(id, true, ttl).unwrap();
+        RemoteRegion { peer: Arc::clone(&self.address), id, token, len, kind }
     }
 
     /// Connects by hand, and opens a region for writing.

@@ -11,9 +11,11 @@ use tokio_util::task::TaskTracker;
 use super::frame::{Access, REQUEST_BYTES_MAX, Request, Status, encode_status};
 use super::stream::{discard, recv_frame, recv_memory, send, send_memory};
 use crate::backend::connection::{self, HELLO_MAX, IDLE_MAX, STALL_MAX};
+use crate::backend::stage::{Bounce, Bounces, End, Local};
+use crate::descriptor::Ranges;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::Right;
+use crate::memory::{Backed, Leased, Right};
 use crate::wire::{HELLO_BYTES_MAX, Hello, protocol};
 
 /// Serves an agent's regions to its peers.
@@ -106,11 +108,17 @@ async fn paced(access: &Access, operation: impl Future<Output = Result<()>>) -> 
 
 async fn serve_read(stream: &TcpStream, endpoint: &Endpoint, access: &Access) -> Result<()> {
     let Access { region, token, ranges } = access;
-    match endpoint.regions.lease_remote(*region, token, Right::Read, ranges) {
+    let leased = endpoint.regions.lease_any(*region, token, Right::Read, ranges);
+    let status = encode_status(&Ok(()));
+    match leased {
         Err(error) => answer(stream, &Err(error)).await,
-        Ok(lease) => {
-            send_memory(stream, &encode_status(&Ok(())), lease.memory(), ranges.iter()).await
+        Ok(Leased::Host(lease)) => {
+            send_memory(stream, &status, lease.memory(), ranges.iter()).await
         }
+        Ok(leased) => match fetch(&endpoint.bounces, leased, ranges).await {
+            Err(error) => answer(stream, &Err(error)).await,
+            Ok(bounce) => send_memory(stream, &status, bounce.memory(), whole(ranges)).await,
+        },
     }
 }
 
@@ -122,17 +130,42 @@ async fn serve_write(
     access: &Access,
 ) -> Result<()> {
     let Access { region, token, ranges } = access;
-    match endpoint.regions.lease_remote(*region, token, Right::Write, ranges) {
-        Err(error) => {
-            discard(stream, buffered, ranges.total()).await?;
-            answer(stream, &Err(error)).await
-        }
-        Ok(lease) => {
+    let leased = endpoint.regions.lease_any(*region, token, Right::Write, ranges);
+    let refused = match leased {
+        Err(error) => error,
+        Ok(Leased::Host(lease)) => {
             recv_memory(stream, buffered, lease.memory(), ranges.iter()).await?;
             drop(lease);
-            answer(stream, &Ok(())).await
+            return answer(stream, &Ok(())).await;
         }
-    }
+        Ok(leased) => {
+            let end = Local::from(leased);
+            match endpoint.bounces.one(&end).await {
+                Err(error) => error,
+                Ok(bounce) => {
+                    recv_memory(stream, buffered, bounce.memory(), whole(ranges)).await?;
+                    let stored = end.pass(Right::Write, &bounce, ranges.iter().collect()).await;
+                    drop((end, bounce));
+                    return answer(stream, &stored).await;
+                }
+            }
+        }
+    };
+    discard(stream, buffered, ranges.total()).await?;
+    answer(stream, &Err(refused)).await
+}
+
+/// Brings ranges that the processor does not reach into host memory.
+async fn fetch(bounces: &Bounces, leased: Leased, ranges: &Ranges) -> Result<Arc<Bounce>> {
+    let end = Local::from(leased);
+    let bounce = bounces.one(&end).await?;
+    end.pass(Right::Read, &bounce, ranges.iter().collect()).await?;
+    Ok(bounce)
+}
+
+/// Returns where ranges are that lie in a bounce buffer one behind the other.
+fn whole(ranges: &Ranges) -> impl Iterator<Item = (u64, u64)> + Clone {
+    std::iter::once((0, ranges.total()))
 }
 
 async fn answer(stream: &TcpStream, status: &Status) -> Result<()> {
@@ -148,7 +181,6 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::descriptor::Ranges;
     use crate::{Agent, AgentConfig, HostBuffer};
 
     #[tokio::test(start_paused = true)]

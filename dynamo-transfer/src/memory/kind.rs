@@ -1,0 +1,21 @@
+/// What registered memory is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MemoryKind {
+    /// Memory of the process.
+    #[default]
+    Host,
+    /// Memory of the process that a device reaches by itself.
+    Pinned,
+    /// Memory of the device of that number.
+    Device(u32),
+    /// A file.
+    File,
+}
+
+impl MemoryKind {
+    /// Tells whether the process itself can touch it.
+    pub(crate) fn is_host(self) -> bool {
+        matches!(self, Self::Host | Self::Pinned)
+    }
+}
