@@ -37,6 +37,7 @@
 //! | [`peer`] | metadata bytes; what a peer offers |
 //! | `plan` | ranges → chunks, peers → backend; pure |
 //! | [`transfer`] | the future, its options and its report; notifications |
+//! | `wire` | what the formats of metadata and backends are made of |
 //! | `backend` | who moves the bytes: memcpy in one process, shared memory, UCX and TCP between processes; over bounce buffers what these do not reach |
 //! | [`mod@file`] | files as memory, through io_uring or a few threads |
 //! | [`device`] | memory of a GPU, and copies between it and the host's |

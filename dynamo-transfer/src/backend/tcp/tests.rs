@@ -22,8 +22,7 @@ struct RawTcp(TcpStream);
 
 impl RawTcp {
     async fn ask(&mut self, request: &Request, bytes: &[u8]) -> Result<()> {
-        self.0.write_all(&request.encode()).await.unwrap();
-        self.0.write_all(bytes).await.unwrap();
+        self.0.write_all(&[&request.encode(), bytes].concat()).await.unwrap();
         let mut head = [0; STATUS_BYTES];
         self.0.read_exact(&mut head).await.unwrap();
         let (kind, len) = decode_status(head).unwrap();

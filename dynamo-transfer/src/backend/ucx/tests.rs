@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::UcxConfig;
+use super::header::KINDS;
 use super::library::Library;
 use super::protocol::{Kind, RailKind, Request, STRIPE_BYTES_MAX, decode_grants, decode_status};
 use crate::backend::hostile::is_refused_whatever_it_claims;
@@ -75,18 +76,7 @@ fn messages_that_are_none_are_refused_and_the_owner_lives() {
     assert_eq!(decode_status(&status).unwrap().unwrap_err().kind(), ErrorKind::Protocol);
 
     // Every kind of message, of operations that are not, with bodies that are none.
-    let kinds = [
-        Kind::Hello,
-        Kind::Welcome,
-        Kind::Accept,
-        Kind::Grant,
-        Kind::Release,
-        Kind::ReadData,
-        Kind::WriteData,
-        Kind::Done,
-        Kind::Cancel,
-    ];
-    for kind in kinds {
+    for kind in KINDS.into_iter().filter(|kind| !matches!(kind, Kind::Request | Kind::Notify)) {
         for len in [0, 1, 33, 300, 100_000] {
             hostile.say(kind, 1000, vec![0xff; len]);
         }
