@@ -81,7 +81,7 @@ impl Peer {
         memory.fill(WRITTEN);
         let source = agent.register(vec![memory]).unwrap();
         // Long enough for a process that is stopped meanwhile.
-        let deadline = 3 * PATIENCE;
+        let deadline = 9 * PATIENCE;
         let write = move |agent: &Agent| move_all(agent, &peer, &source, deadline, true);
         let first = write(&agent);
         begun(&first).await;
