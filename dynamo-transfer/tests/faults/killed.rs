@@ -15,12 +15,12 @@ use crate::process::{Process, load};
 
 #[test]
 fn an_owner_killed_in_the_middle_is_an_error_at_once_and_leaves_nothing_behind() {
-    each_backend(8, kill_owners);
+    each_backend(6, kill_owners);
 }
 
 #[test]
 fn an_initiator_killed_in_the_middle_gives_the_memory_back_and_leaves_nothing_behind() {
-    each_backend(6, kill_initiators);
+    each_backend(5, kill_initiators);
 }
 
 #[test]
