@@ -8,7 +8,7 @@
 #![expect(clippy::print_stdout, reason = "a child process speaks to its parent")]
 #![expect(clippy::disallowed_methods, reason = "time, and a child's role, are of the process")]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -110,92 +110,6 @@ fn two_processes_read_write_and_notify() {
             TransferOptions::default(),
         );
         assert_eq!(refused.await.unwrap_err().kind(), ErrorKind::PermissionDenied);
-        initiator.shutdown().await;
-        owner.end();
-    });
-}
-
-#[test]
-fn a_killed_owner_is_an_error_at_once_and_its_successor_is_reached() {
-    block_on(async {
-        let Some(initiator) = agent("initiator").await else { return };
-        for round in 0..5 {
-            let mut owner = Process::start("owner");
-            let peer = initiator.load_metadata(&owner.metadata()).unwrap();
-            let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
-            read_all(&initiator, &target, &peer).await.unwrap();
-            let killed = async {
-                tokio::time::sleep(Duration::from_millis(5 * round)).await;
-                owner.child.kill().unwrap();
-                Instant::now()
-            };
-            let reads = async {
-                loop {
-                    if let Err(error) = read_all(&initiator, &target, &peer).await {
-                        return (error, Instant::now());
-                    }
-                }
-            };
-            let (killed, (error, seen)) = tokio::join!(killed, reads);
-            assert!(
-                matches!(error.kind(), ErrorKind::Disconnected | ErrorKind::Unreachable),
-                "{error:?}"
-            );
-            assert!(error.is_retryable());
-            let after = seen.saturating_duration_since(killed);
-            assert!(after < Duration::from_secs(2), "{after:?}");
-            let again = read_all(&initiator, &target, &peer).await.unwrap_err();
-            assert!(again.is_retryable(), "{again:?}");
-            // Nothing holds the memory any more.
-            let closed = tokio::time::timeout(Duration::from_secs(2), target.close()).await;
-            assert_eq!(closed.unwrap().len(), 1);
-        }
-        initiator.shutdown().await;
-    });
-}
-
-#[test]
-fn a_killed_initiator_gives_the_owners_memory_back() {
-    block_on(async {
-        let Some(owner) = agent("owner").await else { return };
-        let mut notifications = owner.notifications().unwrap();
-        for round in 0..5 {
-            let region = owner.register_peer_writable(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
-            let mut initiator = Process::start("initiator");
-            initiator.tell(&hex(&owner.metadata([region.handle()])));
-            initiator.line("WRITING");
-            assert_eq!(notifications.recv().await.unwrap().payload, b"going"[..]);
-            tokio::time::sleep(Duration::from_millis(3 * round)).await;
-            initiator.child.kill().unwrap();
-            let closed = tokio::time::timeout(Duration::from_secs(2), region.close()).await;
-            assert_eq!(closed.unwrap().len(), 1);
-        }
-        owner.shutdown().await;
-    });
-}
-
-#[test]
-fn a_stopped_owner_costs_a_deadline_and_dropped_transfers_give_memory_back() {
-    block_on(async {
-        let Some(initiator) = agent("initiator").await else { return };
-        let mut owner = Process::start("owner");
-        let peer = initiator.load_metadata(&owner.metadata()).unwrap();
-        let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
-        read_all(&initiator, &target, &peer).await.unwrap();
-        owner.signal("-STOP");
-        owner.is_stopped();
-        let options = TransferOptions::default().with_deadline(Duration::from_millis(200));
-        let all = [(0, SOURCE_BYTES as u64)];
-        let read = || {
-            let local = target.descriptor(all).unwrap();
-            initiator.read(local, peer.regions()[0].descriptor(all).unwrap(), options.clone())
-        };
-        assert_eq!(read().await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
-        drop(read());
-        owner.signal("-CONT");
-        read_all(&initiator, &target, &peer).await.unwrap();
-        let closed = tokio::time::timeout(Duration::from_secs(2), target.close()).await;
-        assert!(closed.unwrap()[0][..] == pattern(SOURCE_BYTES)[..]);
         initiator.shutdown().await;
         owner.end();
     });
@@ -311,10 +225,7 @@ fn child() {
     let Ok(role) = std::env::var("DYNAMO_TEST_ROLE") else { return };
     block_on(async {
         let agent = agent(&role).await.unwrap();
-        match &role[..] {
-            "initiator" => write_for_ever(&agent).await,
-            _ => own(&agent, if role == "large" { LARGE_BYTES } else { TARGET_BYTES }).await,
-        }
+        own(&agent, if role == "large" { LARGE_BYTES } else { TARGET_BYTES }).await;
         agent.shutdown().await;
     });
 }
@@ -339,21 +250,6 @@ async fn own(agent: &Agent, target_bytes: usize) {
     tokio::select! {
         _ = end => {}
         () = notified => {}
-    }
-}
-
-async fn write_for_ever(agent: &Agent) {
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).unwrap();
-    let peer = agent.load_metadata(&unhex(line.trim())).unwrap();
-    let source = agent.register(vec![pattern(SOURCE_BYTES)]).unwrap();
-    let all = [(0, SOURCE_BYTES as u64)];
-    agent.notify(&peer, b"going"[..].into()).await.unwrap();
-    println!("WRITING");
-    loop {
-        let remote = peer.regions()[0].descriptor(all).unwrap();
-        let options = TransferOptions::default();
-        agent.write(source.descriptor(all).unwrap(), remote, options).await.unwrap();
     }
 }
 
@@ -392,31 +288,6 @@ impl Process {
 
     fn metadata(&mut self) -> Vec<u8> {
         unhex(&self.line("METADATA "))
-    }
-
-    fn tell(&mut self, line: &str) {
-        writeln!(self.stdin.as_ref().unwrap(), "{line}").unwrap();
-    }
-
-    fn signal(&self, signal: &str) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
-    }
-
-    /// Waits until all of its threads have stopped.
-    fn is_stopped(&self) {
-        let is_stopped = || {
-            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-            tasks.into_iter().all(|task| {
-                let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
-                stat.rsplit_once(") ").unwrap().1.starts_with('T')
-            })
-        };
-        let until = Instant::now() + Duration::from_secs(10);
-        while !is_stopped() {
-            assert!(Instant::now() < until, "the process does not stop");
-            std::thread::sleep(Duration::from_millis(1));
-        }
     }
 
     /// Has the process end in order, and sees that it does.

@@ -31,7 +31,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         name if ALONE.contains(&name) => {
             setup::packages()?;
             step(&format!("building {name} (release)"));
-            let package = ["--package", "dynamo-tests", "--features", "etcd", "--bin", name];
+            let package = ["--package", "dynamo-tests", "--features", "etcd,ucx", "--bin", name];
             let target = ["--target-dir", "target"];
             build(Command::new("cargo").arg("build").args(package).args(target))?;
             format!("target/release/{name}")
@@ -59,4 +59,4 @@ const PEERS: [&str; 2] = ["request-plane", TRANSFER];
 const TRANSFER: &str = "transfer";
 
 /// Those that need none.
-const ALONE: [&str; 2] = ["faults", "soak"];
+const ALONE: [&str; 3] = ["faults", "soak", "transfer-soak"];

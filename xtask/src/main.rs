@@ -48,7 +48,7 @@ fn main() -> Result<ExitCode> {
 const USAGE: &str = "\
 usage: cargo xtask demo [--processes [--backend tcp|shm|ucx] | --aggregated] [--serve] [--prompt TEXT] [--model PATH] [--port PORT]
        cargo xtask test     pass the tests; sets up what they need
-       cargo xtask bench NAME   our figures beside the peers': request-plane, transfer; what comes of faults and in the long run: faults, soak
+       cargo xtask bench NAME   our figures beside the peers': request-plane, transfer; what comes of faults and in the long run: faults, soak, transfer-soak
        cargo xtask device-test   pack the tests and the bench of a GPU for a machine that has one
        cargo xtask setup    install the Debian packages that builds with all features and tests need
        cargo xtask model    fetch the model and print where it is";

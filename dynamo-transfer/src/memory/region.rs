@@ -98,7 +98,10 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
 
     /// Revokes the region, waits for operations in flight and gives the memory back.
     ///
-    /// Operations are bounded by their deadlines, and so is the wait.
+    /// Operations are bounded by their deadlines, and so is the wait; those of peers that send what
+    /// they write, by what an owner waits for that. A peer that touches memory by itself, over shared
+    /// memory or CMA, cannot be kept from it: if its process is stopped in the middle of a copy, the
+    /// wait lasts until it goes on or ends. Whoever cannot wait so long drops the future.
     ///
     /// # Cancel safety
     /// Dropping the future is as dropping the region: the memory is freed when it is quiet.

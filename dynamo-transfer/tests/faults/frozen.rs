@@ -47,7 +47,7 @@ async fn freeze_owner(backend: BackendKind) {
             Err(kind) => assert_eq!(kind, ErrorKind::DeadlineExceeded, "{backend}"),
         }
     }
-    let mut memory = vec![close(region).await, close(spare).await];
+    let mut memory = [close(region).await, close(spare).await];
     memory.iter_mut().for_each(|memory| memory.fill(OWN));
     owner.thaw();
     let region = target(&agent);

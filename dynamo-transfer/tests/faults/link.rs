@@ -75,7 +75,7 @@ fn a_link_that_goes_down_costs_no_more_than_the_deadline_and_is_used_again_when_
     block_on(async {
         let mut owner = Process::start_behind(&["ip", "netns", "exec", &network.name]);
         let address = format!("{}.2:0", network.net).parse().unwrap();
-        let metadata = owner.own(BackendKind::Tcp, Some(address));
+        let metadata = owner.own_at(BackendKind::Tcp, address);
         let agent = Agent::start(AgentConfig::default().with_name("reader")).await.unwrap();
         let (peer, region) = (load(&agent, &metadata), target(&agent));
         read(&agent, &peer, &region, PATIENCE).await.unwrap();

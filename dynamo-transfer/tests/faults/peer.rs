@@ -46,13 +46,16 @@ fn peer() {
 impl Peer {
     async fn answer(&mut self, words: &[&str]) -> String {
         match *words {
-            ["own", backend, ref address @ ..] => {
+            ["own", backend, memory, ref address @ ..] => {
                 let config = match address {
                     [address] => config_at("owner", kind(backend), address.parse().unwrap()),
                     _ => config("owner", kind(backend)),
                 };
                 let agent = Agent::start(config).await.unwrap();
-                let mut memory = HostBuffer::new(REGION_BYTES);
+                let mut memory = match memory {
+                    "shared" => HostBuffer::shared(REGION_BYTES).unwrap(),
+                    _ => HostBuffer::new(REGION_BYTES),
+                };
                 memory.fill(OWNED);
                 let region = agent.register_peer_writable(vec![memory]).unwrap();
                 let metadata = agent.metadata([region.handle()]);
@@ -81,7 +84,7 @@ impl Peer {
         memory.fill(WRITTEN);
         let source = agent.register(vec![memory]).unwrap();
         // Long enough for a process that is stopped meanwhile.
-        let deadline = 3 * PATIENCE;
+        let deadline = 9 * PATIENCE;
         let write = move |agent: &Agent| move_all(agent, &peer, &source, deadline, true);
         let first = write(&agent);
         begun(&first).await;

@@ -42,14 +42,18 @@ impl Process {
     /// Starts it as an owner of one region; returns its metadata too.
     pub(crate) fn owner(backend: BackendKind) -> (Self, Vec<u8>) {
         let mut process = Self::start();
-        let metadata = process.own(backend, None);
+        let metadata = process.own(backend, "plain");
         (process, metadata)
     }
 
+    /// Has it own a region of "plain" or "shared" memory; returns its metadata.
+    pub(crate) fn own(&mut self, backend: BackendKind, memory: &str) -> Vec<u8> {
+        from_hex(&self.ask(&format!("own {backend} {memory}")))
+    }
+
     /// Has it own a region, and be reached over TCP at an address too; returns its metadata.
-    pub(crate) fn own(&mut self, backend: BackendKind, address: Option<SocketAddr>) -> Vec<u8> {
-        let address = address.map_or(String::new(), |address| format!(" {address}"));
-        from_hex(&self.ask(&format!("own {backend}{address}")))
+    pub(crate) fn own_at(&mut self, backend: BackendKind, address: SocketAddr) -> Vec<u8> {
+        from_hex(&self.ask(&format!("own {backend} plain {address}")))
     }
 
     /// Says a line and returns the answer.

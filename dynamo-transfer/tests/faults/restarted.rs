@@ -22,12 +22,12 @@ async fn restart(backend: BackendKind) {
     let agent = agent("reader", backend).await;
     let region = target(&agent);
     let mut before = Process::start();
-    let old = load(&agent, &before.own(backend, Some(address)));
+    let old = load(&agent, &before.own_at(backend, address));
     read(&agent, &old, &region, PATIENCE).await.unwrap();
     before.kill();
     for _ in 0..2 {
         let mut after = Process::start();
-        let new = load(&agent, &after.own(backend, Some(address)));
+        let new = load(&agent, &after.own_at(backend, address));
         assert_eq!((new.name(), new.name() == old.name()), ("owner", true));
         assert_ne!(new.incarnation(), old.incarnation());
         for _ in 0..2 {

@@ -228,6 +228,7 @@ impl Engine {
         while self.owner.has_granted() && Instant::now() < until {
             self.work_until(until);
         }
+        self.owner.abandon();
         self.net.port.close_all();
         self.net.rails.each().for_each(|(_, port)| port.close_all());
         let until = Instant::now() + CLOSE_MAX;

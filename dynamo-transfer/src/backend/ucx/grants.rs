@@ -4,19 +4,39 @@ use std::rc::Rc;
 
 use super::memory::Mapped;
 use super::port::Port;
-use super::protocol::{GRANTS_MAX, Grant, SEGMENTS_MAX, encode_grants};
+use super::protocol::{GRANTS_MAX, Grant, RailKind, SEGMENTS_MAX, encode_grants};
 use super::stream::Stream;
 use crate::error::Result;
 
 /// Memory that an initiator accesses by itself: unmapped first, then let go.
 pub(super) struct Granted {
-    _mapped: Vec<Mapped>,
-    _stream: Rc<Stream>,
+    mapped: Vec<Mapped>,
+    stream: Rc<Stream>,
+    rail: RailKind,
+}
+
+impl Granted {
+    /// Tells whether unmapping keeps the peer out: network cards check keys. The kernel copies for
+    /// whoever knows the address, also for a process that was stopped for an hour.
+    pub(super) fn is_revocable(&self) -> bool {
+        self.rail == RailKind::Rdma
+    }
+
+    /// Keeps the memory from everybody: a peer that was not heard of may still be at it.
+    pub(super) fn abandon(self) {
+        drop(self.mapped);
+        tracing::warn!("memory stays in quarantine: a peer is still accessing it");
+        #[expect(clippy::mem_forget, reason = "what a peer may touch is never freed")]
+        std::mem::forget(self.stream);
+    }
 }
 
 /// Maps what an operation asks for; returns it and what the initiator needs, or nothing if it is
 /// in too many pieces: messages do better then.
-pub(super) fn grant(port: &Port, stream: &Rc<Stream>) -> Result<Option<(Granted, Vec<u8>)>> {
+pub(super) fn grant(
+    (rail, port): (RailKind, &Port),
+    stream: &Rc<Stream>,
+) -> Result<Option<(Granted, Vec<u8>)>> {
     let segments = stream.segments();
     if segments.len() > SEGMENTS_MAX {
         return Ok(None);
@@ -42,5 +62,5 @@ pub(super) fn grant(port: &Port, stream: &Rc<Stream>) -> Result<Option<(Granted,
         return Ok(None);
     }
     let body = encode_grants(&keys?, &grants);
-    Ok(Some((Granted { _mapped: mapped, _stream: Rc::clone(stream) }, body)))
+    Ok(Some((Granted { mapped, stream: Rc::clone(stream), rail }, body)))
 }

@@ -184,6 +184,13 @@ impl Owner {
         !self.quarantine.is_empty() || self.links.values().any(granted)
     }
 
+    /// Gives up on peers that have not said that they are through: the agent shuts down.
+    pub(super) fn abandon(&mut self) {
+        let ops = self.links.values_mut().flat_map(|link| link.ops.values_mut());
+        let granted = ops.filter_map(|held| held.granted.take());
+        granted.filter(|granted| !granted.is_revocable()).for_each(Granted::abandon);
+    }
+
     /// Ends the links of an endpoint that has failed.
     pub(super) fn failed(&mut self, net: &mut Net, endpoint: EndpointId) -> bool {
         let found = self.links.iter().find(|(_, link)| link.endpoint == endpoint);
@@ -207,6 +214,10 @@ impl Owner {
             link.ops.retain(|&op, held| {
                 if held.until > now {
                     earliest(held.until);
+                    return true;
+                }
+                // Until it says that it is through, or is gone.
+                if held.granted.as_ref().is_some_and(|granted| !granted.is_revocable()) {
                     return true;
                 }
                 forget(net, &key(id, op));
@@ -269,7 +280,7 @@ impl Link {
 /// Maps memory for a peer; what cannot be mapped goes by messages.
 fn granted(net: &mut Net, rail: RailKind, stream: &Rc<Stream>) -> Option<(Granted, Vec<u8>)> {
     let port = net.rails.get(rail)?;
-    grant(port, stream).unwrap_or_else(|error| {
+    grant((rail, port), stream).unwrap_or_else(|error| {
         tracing::debug!(%error, ?rail, "memory cannot be granted");
         None
     })

@@ -1,6 +1,8 @@
 //! The main job on real weights: hand-off changes nothing in the answer and leaves nothing behind.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod processes;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
