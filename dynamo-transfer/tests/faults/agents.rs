@@ -60,10 +60,7 @@ pub(crate) fn config_at(name: &str, backend: BackendKind, address: SocketAddr) -
 
 #[cfg(feature = "ucx")]
 fn with_ucx(config: AgentConfig) -> AgentConfig {
-    config.with_ucx(match std::env::var("DYNAMO_TEST_LIBUCP") {
-        Ok(path) => UcxConfig::default().with_library(path),
-        Err(_) => UcxConfig::default(),
-    })
+    config.with_ucx(UcxConfig::default())
 }
 
 #[cfg(not(feature = "ucx"))]

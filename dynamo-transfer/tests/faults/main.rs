@@ -1,7 +1,5 @@
 //! Peers in processes of their own that are killed, frozen, cut off and started anew, over each
 //! backend; UCX is skipped, and that is said, without libucp.
-//!
-//! `DYNAMO_TEST_LIBUCP` names another libucp than the system's, as for the tests of UCX.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 #![expect(clippy::disallowed_methods, reason = "a test looks at its own clock and environment")]
