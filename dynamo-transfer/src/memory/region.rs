@@ -98,7 +98,8 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
 
     /// Revokes the region, waits for operations in flight and gives the memory back.
     ///
-    /// Operations are bounded by their deadlines, and so is the wait.
+    /// Operations are bounded by their deadlines, and so is the wait; but what a device has when it is
+    /// lost never ends. Drop the region then.
     ///
     /// # Cancel safety
     /// Dropping the future is as dropping the region: the memory is freed when it is quiet.
