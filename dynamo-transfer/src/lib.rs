@@ -1,8 +1,8 @@
 //! One-sided transfers between registered memory of inference workers.
 //!
-//! An [`Agent`] registers memory and gets a [`RegisteredRegion`]; its metadata, carried to a peer
-//! over any channel, lets the peer read or write that memory without the owner's code taking part.
-//! Remote addressing is (region, offset, length), never a pointer.
+//! An [`Agent`] registers memory, also that of a device, or a file, and gets a [`RegisteredRegion`]; its
+//! metadata, carried to a peer over any channel, lets the peer read or write that memory without the
+//! owner's code taking part. Remote addressing is (region, offset, length), never a pointer.
 //!
 //! ```
 //! use dynamo_transfer::{Agent, AgentConfig, HostBuffer, MemoryFabric, TransferOptions};
@@ -45,6 +45,8 @@
 //! # Promises
 //! - Dropping or closing a region revokes it: later operations are refused, operations in flight
 //!   keep the memory alive, and [`RegisteredRegion::close`] gives it back when they have ended.
+//! - Files and memory of devices are regions too ([`MemoryKind`]); a transfer between any two goes
+//!   directly where one engine reaches both ends, else over host memory.
 //! - The owner checks incarnation, generation, token, rights and bounds of every operation.
 //! - Every transfer has a deadline; dropping a [`Transfer`] cancels it.
 

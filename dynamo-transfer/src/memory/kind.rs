@@ -5,7 +5,8 @@ pub enum MemoryKind {
     /// Memory of the process.
     #[default]
     Host,
-    /// Memory of the process that a device reaches by itself.
+    /// Memory of the process that a device reaches by itself: a
+    /// [`PinnedBuffer`](crate::device::PinnedBuffer).
     Pinned,
     /// Memory of the device of that number.
     Device(u32),

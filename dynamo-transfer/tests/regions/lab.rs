@@ -32,7 +32,7 @@ impl Lab {
         std::fs::create_dir_all(&folder).unwrap();
         let mut config = FileStoreConfig::default();
         config.faults = faults;
-        let device = SoftwareDevice::new(512 << 20).unwrap();
+        let device = SoftwareDevice::new(2 << 30).unwrap();
         let limits = DeviceConfig::default().with_copy_deadline(Duration::from_secs(20));
         Self {
             store: FileStore::start(config).unwrap(),

@@ -14,10 +14,11 @@ use super::message::Request;
 use super::open::Open;
 use super::opened::Opened;
 use super::{Secret, ShmServer, socket_path};
+use crate::backend::cuda::{DeviceConfig, DeviceCopier, SoftwareDevice};
 use crate::backend::stage::Bounces;
 use crate::backend::tcp::TcpServer;
 use crate::endpoint::Endpoint;
-use crate::memory::{Mapping, RegionTable, Rights};
+use crate::memory::{Mapping, MemoryKind, RegionTable, Rights};
 use crate::peer::{PeerAddress, ShmAddress};
 use crate::transfer::Notification;
 use crate::wire::Hello;
@@ -137,6 +138,28 @@ async fn who_does_not_prove_to_be_the_peer_is_reached_through_what_is_mapped_or_
     let region = owner.register(HostBuffer::new(8));
     let error = read(&initiator, &owner.grant(&region, None)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BackendUnavailable);
+}
+
+#[tokio::test]
+async fn what_no_process_can_share_is_reached_over_tcp_whatever_the_peer_says_it_is() {
+    let (owner, initiator) = (Owner::new(Secret::new().unwrap(), true).await, initiator().await);
+    let device = SoftwareDevice::new(8 << 20).unwrap();
+    let copier = DeviceCopier::software(&device, DeviceConfig::default()).unwrap();
+    let buffer = copier.allocate(8).unwrap();
+    buffer.copy_from(&copier, 0, &[7; 8]).await.unwrap();
+    let table = &owner.endpoint.regions;
+    let region = RegisteredRegion::device(table, &copier, vec![buffer], Rights::PeersWrite);
+    let region = region.unwrap();
+    let (token, len, kind) = table.grant(region.handle().id, true, None).unwrap();
+    assert_eq!(kind, MemoryKind::Device(0));
+    for kind in [kind, MemoryKind::File, MemoryKind::Host] {
+        let (peer, id) = (Arc::clone(&owner.address), region.handle().id);
+        let remote = RemoteRegion { peer, id, token, len, kind };
+        assert_eq!(read(&initiator, &remote).await.unwrap().backend, BackendKind::Tcp);
+    }
+    drop(region);
+    owner.endpoint.bounces.close();
+    assert_eq!((device.in_use_bytes(), device.violations()), (0, 0));
 }
 
 #[tokio::test]
