@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Overloaded,
     /// Bytes of a peer broke the protocol.
     Protocol,
+    /// Bytes arrived otherwise than they were sent.
+    Corrupted,
     /// A file does not exist, or was deleted meanwhile.
     NotFound,
     /// A file cannot grow: the filesystem, a quota or a limit is full.
@@ -120,6 +122,7 @@ impl Error {
                 | ErrorKind::Disconnected
                 | ErrorKind::DeadlineExceeded
                 | ErrorKind::Overloaded
+                | ErrorKind::Corrupted
         )
     }
 }

@@ -92,10 +92,21 @@ pub(crate) struct Operation {
     pub(crate) token: Token,
     pub(crate) remote_ranges: Ranges,
     pub(crate) priority: Priority,
+    /// What a network carries has a checksum, where the backend knows one.
+    pub(crate) is_checked: bool,
     /// Fires when the transfer is dropped or its deadline passes.
     pub(crate) cancel: CancellationToken,
     pub(crate) progress: Arc<Progress>,
     plan: Mutex<Plan>,
+}
+
+/// How a transfer is run, whatever it moves.
+#[derive(Clone)]
+pub(crate) struct Terms {
+    pub(crate) priority: Priority,
+    pub(crate) is_checked: bool,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) progress: Arc<Progress>,
 }
 
 /// How far a transfer is.
@@ -204,8 +215,9 @@ impl Operation {
         right: Right,
         (local, local_ranges): (Lease, Ranges),
         remote: RemoteDescriptor,
-        (priority, cancel, progress): (Priority, CancellationToken, Arc<Progress>),
+        terms: Terms,
     ) -> Result<Self> {
+        let Terms { priority, is_checked, cancel, progress } = terms;
         let RemoteDescriptor { peer, id: remote_id, token, ranges: remote_ranges, .. } = remote;
         let plan = Plan::new(local_ranges, remote_ranges.clone())?;
         progress.plan(plan.total());
@@ -218,6 +230,7 @@ impl Operation {
             token,
             remote_ranges,
             priority,
+            is_checked,
             cancel,
             progress,
             plan,

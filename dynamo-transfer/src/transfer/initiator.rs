@@ -11,7 +11,7 @@ use super::staged::StagedTransfer;
 use super::ways::{Ways, is_out_of_reach};
 use super::{Counters, Transfer, TransferOptions};
 use crate::backend::stage::{Bounces, Local};
-use crate::backend::{BackendKind, Operation};
+use crate::backend::{BackendKind, Operation, Terms};
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Leased, Right};
@@ -81,18 +81,19 @@ impl Initiator {
         (local, remote): (LocalDescriptor, RemoteDescriptor),
         options: TransferOptions,
     ) -> Result<Prepared> {
-        let TransferOptions { priority, notification, .. } = options;
+        let TransferOptions { priority, notification, checksum: is_checked, .. } = options;
         check_notification(notification.as_ref())?;
         let kind = self.ways.route(&remote.peer, remote.kind)?;
-        let run = (priority, posted.cancel.clone(), Arc::clone(&posted.progress));
+        let (cancel, progress) = (posted.cancel.clone(), Arc::clone(&posted.progress));
+        let terms = Terms { priority, is_checked, cancel, progress };
         let work = match local.table.lease_local(local.id, posted.right)? {
             Leased::Host(lease) if remote.kind.is_host() || kind != BackendKind::Memcpy => {
-                let operation = Operation::new(posted.right, (lease, local.ranges), remote, run)?;
+                let operation = Operation::new(posted.right, (lease, local.ranges), remote, terms)?;
                 Work::Direct(Arc::new(operation))
             }
             leased => {
                 let local = (Local::from(leased), local.ranges);
-                let staged = StagedTransfer::new(posted.right, local, remote, run)?;
+                let staged = StagedTransfer::new(posted.right, local, remote, terms)?;
                 Work::Staged(Box::new(staged))
             }
         };

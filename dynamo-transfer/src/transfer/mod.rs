@@ -41,6 +41,10 @@ pub struct TransferOptions {
     pub priority: Priority,
     /// Delivered to the peer after the data; at most 64 KiB.
     pub notification: Option<Bytes>,
+    /// What TCP carries has a CRC-32C behind each MiB, which whoever receives it compares: what differs
+    /// is sent once more, and then fails as [`Corrupted`](crate::ErrorKind::Corrupted). The other ways
+    /// leave that to the memory, and to links that check by themselves.
+    pub checksum: bool,
 }
 
 /// What goes first where transfers share a way; those of one priority take turns.
@@ -67,6 +71,13 @@ impl TransferOptions {
     #[must_use]
     pub fn with_priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
+        self
+    }
+
+    /// Sets whether what TCP carries is checked end to end.
+    #[must_use]
+    pub fn with_checksum(mut self, checksum: bool) -> Self {
+        self.checksum = checksum;
         self
     }
 

@@ -214,6 +214,7 @@ impl Posted {
             ErrorKind::StaleRegion
             | ErrorKind::PermissionDenied
             | ErrorKind::OutOfBounds
+            | ErrorKind::Corrupted
             | ErrorKind::NotFound
             | ErrorKind::StorageFull
             | ErrorKind::Io => RemoteMemory::Partial,

@@ -1,12 +1,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use tokio_util::sync::CancellationToken;
 
-use super::Priority;
 use super::ways::Ways;
 use crate::backend::stage::{Bounce, Bounces, End, Local, Places, Staged};
-use crate::backend::{Backend, BackendKind, Operation, Progress};
+use crate::backend::{Backend, BackendKind, Operation, Terms};
 use crate::descriptor::{Ranges, RemoteDescriptor};
 use crate::error::Result;
 use crate::memory::Right;
@@ -16,7 +14,7 @@ use crate::plan::Plan;
 pub(super) struct StagedTransfer {
     staged: Staged,
     remote: RemoteDescriptor,
-    priority: Priority,
+    terms: Terms,
 }
 
 impl StagedTransfer {
@@ -24,11 +22,12 @@ impl StagedTransfer {
         right: Right,
         (local, ranges): (Local, Ranges),
         remote: RemoteDescriptor,
-        (priority, cancel, progress): (Priority, CancellationToken, Arc<Progress>),
+        terms: Terms,
     ) -> Result<Self> {
         let plan = Plan::new(ranges, remote.ranges.clone())?;
-        progress.plan(plan.total());
-        Ok(Self { staged: Staged { right, local, plan, cancel, progress }, remote, priority })
+        terms.progress.plan(plan.total());
+        let (cancel, progress) = (terms.cancel.clone(), Arc::clone(&terms.progress));
+        Ok(Self { staged: Staged { right, local, plan, cancel, progress }, remote, terms })
     }
 
     /// Runs it; returns by which backend the peer is reached, and who is to be named.
@@ -38,14 +37,13 @@ impl StagedTransfer {
         backend: &'a dyn Backend,
         bounces: &Bounces,
     ) -> Result<(&'a dyn Backend, BackendKind)> {
-        let Self { staged, remote, priority } = self;
+        let Self { staged, remote, terms } = self;
         if backend.kind() == BackendKind::Memcpy {
             let remote = Local::from(ways.memcpy.lease(&remote, staged.right)?);
             let mover = staged.run_here(&remote, bounces).await?;
             return Ok((backend, mover));
         }
-        let (way, cancel) = (Mutex::new(backend), staged.cancel.clone());
-        let peer = PeerEnd { ways, way, remote, priority, cancel };
+        let peer = PeerEnd { ways, way: Mutex::new(backend), remote, terms };
         staged.run_over(&peer, bounces).await?;
         let backend = peer.backend();
         Ok((backend, backend.kind()))
@@ -58,8 +56,7 @@ struct PeerEnd<'a> {
     /// The backend that was good for the last stripe.
     way: Mutex<&'a dyn Backend>,
     remote: RemoteDescriptor,
-    priority: Priority,
-    cancel: CancellationToken,
+    terms: Terms,
 }
 
 impl<'a> PeerEnd<'a> {
@@ -73,8 +70,8 @@ impl End for PeerEnd<'_> {
     async fn pass(&self, right: Right, bounce: &Arc<Bounce>, places: Places) -> Result<()> {
         let remote = RemoteDescriptor { ranges: Ranges::unchecked(places), ..self.remote.clone() };
         let whole = Ranges::unchecked([(0, remote.ranges.total())]);
-        let run = (self.priority, self.cancel.clone(), Arc::default());
-        let operation = Operation::new(right, (bounce.lease(), whole), remote, run)?;
+        let terms = Terms { progress: Arc::default(), ..self.terms.clone() };
+        let operation = Operation::new(right, (bounce.lease(), whole), remote, terms)?;
         let backend = self.ways.run(self.backend(), Arc::new(operation)).await?;
         *self.way.lock().unwrap_or_else(PoisonError::into_inner) = backend;
         Ok(())

@@ -26,6 +26,8 @@ pub(super) struct Access {
     pub(super) region: u64,
     pub(super) token: Token,
     pub(super) ranges: Ranges,
+    /// A checksum comes behind the bytes.
+    pub(super) is_checked: bool,
 }
 
 /// What an owner answers.
@@ -94,6 +96,7 @@ fn put_access(body: &mut BytesMut, op: u8, access: &Access) {
     body.put_u8(op);
     body.put_u64_le(access.region);
     put_token(body, &access.token);
+    put_flag(body, access.is_checked);
     let mut ranges = access.ranges.iter();
     let len = ranges.clone().next().map_or(0, |range| range.1);
     let is_uniform = ranges.all(|range| range.1 == len);
@@ -110,7 +113,7 @@ fn put_access(body: &mut BytesMut, op: u8, access: &Access) {
 }
 
 fn take_access(body: &mut Reader<'_>) -> Result<Access> {
-    let (region, token) = (body.u64()?, body.token()?);
+    let (region, token, is_checked) = (body.u64()?, body.token()?, body.flag()?);
     let len = if body.flag()? { Some(body.u64()?) } else { None };
     let mut ranges = Vec::with_capacity((body.len() / 8).min(STRIPE_CHUNKS_MAX));
     while !body.is_empty() {
@@ -124,10 +127,10 @@ fn take_access(body: &mut Reader<'_>) -> Result<Access> {
     if ranges.total() > STRIPE_BYTES_MAX {
         return Err(protocol(format!("request of {} bytes", ranges.total())));
     }
-    Ok(Access { region, token, ranges })
+    Ok(Access { region, token, ranges, is_checked })
 }
 
-const FORMAT: Format = Format { magic: *b"DTCP", version: 3 };
+const FORMAT: Format = Format { magic: *b"DTCP", version: 4 };
 const HELLO: u8 = 1;
 const READ: u8 = 2;
 const WRITE: u8 = 3;
@@ -160,7 +163,7 @@ mod tests {
         let token = Token { generation: 2, is_writable: true, expires_ms: 4, proof: 3 };
         let access = |ranges: &[(u64, u64)]| {
             let ranges = Ranges::unchecked(ranges.iter().copied());
-            Access { region: 1, token, ranges }
+            Access { region: 1, token, ranges, is_checked: true }
         };
         let (mixed, uniform) = (access(&[(4, 5), (6, 7)]), access(&[(4, 5), (60, 5)]));
         let (target_name, name) = ("a".into(), "b".into());
@@ -190,7 +193,8 @@ mod tests {
     fn what_is_more_than_a_stripe_is_refused() {
         let token = Token { generation: 2, is_writable: false, expires_ms: 0, proof: 3 };
         let refusal = |ranges: Vec<(u64, u64)>| {
-            let access = Access { region: 1, token, ranges: Ranges::unchecked(ranges) };
+            let access =
+                Access { region: 1, token, ranges: Ranges::unchecked(ranges), is_checked: false };
             Request::decode(&Request::Read(access).encode()[4..]).err().map(|error| error.kind())
         };
         assert_eq!(refusal(vec![(0, STRIPE_BYTES_MAX)]), None);

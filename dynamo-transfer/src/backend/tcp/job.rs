@@ -18,14 +18,14 @@ pub(super) struct Job {
 struct State {
     /// Stripes that a lane has.
     in_flight: usize,
-    /// Stripes whose lane broke, and how often.
+    /// Stripes that were lost, and how often.
     again: Vec<(Stripe, usize)>,
     failure: Option<Error>,
     done: Option<Done>,
 }
 
 /// A stripe that a lane has. Dropped before it has arrived or was refused, it is lost: what reads goes
-/// out again.
+/// out again, and so does what is corrupted.
 pub(super) struct Flight {
     pub(super) job: Arc<Job>,
     pub(super) stripe: Stripe,
@@ -102,6 +102,12 @@ impl Flight {
         self.over(Some(error));
     }
 
+    /// Notes that it has arrived as something else.
+    pub(super) fn corrupted(mut self, error: Error) {
+        // Either end has all of it: nothing is under way.
+        self.again(true, error);
+    }
+
     fn over(&mut self, failure: Option<Error>) {
         self.is_over = true;
         let mut state = self.job.lock();
@@ -111,30 +117,36 @@ impl Flight {
         }
         tell(state, &self.job.operation);
     }
-}
 
-impl Drop for Flight {
-    fn drop(&mut self) {
-        if self.is_over {
-            return;
-        }
+    /// Queues it again, unless it has been lost too often or `can_repeat` is not so.
+    fn again(&mut self, can_repeat: bool, failure: Error) {
+        self.is_over = true;
         let lanes = self.job.lanes.upgrade();
         // Each lane may turn out to have broken while it was idle; a connection made anew serves.
         let losses_max = lanes.as_ref().map_or(0, |lanes| lanes.lanes_max);
         let mut state = self.job.lock();
         state.in_flight -= 1;
-        // The owner may still take what is left of a write when the transfer is long over.
-        if self.job.operation.right == Right::Read && self.losses < losses_max {
+        if can_repeat && self.losses < losses_max {
             state.again.push((std::mem::take(&mut self.stripe), self.losses + 1));
-        } else if state.failure.is_none() {
-            let message = "the connection broke in the middle";
-            state.failure = Some(Error::new(ErrorKind::Disconnected, message));
+        } else {
+            state.failure.get_or_insert(failure);
         }
         let is_queued_again = !state.again.is_empty();
         tell(state, &self.job.operation);
         if is_queued_again && let Some(lanes) = lanes {
             let work = Work::Move(Arc::downgrade(&self.job));
             lanes.push(work, self.job.operation.priority);
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if !self.is_over {
+            // The owner may still take what is left of a write when the transfer is long over.
+            let can_repeat = self.job.operation.right == Right::Read;
+            let message = "the connection broke in the middle";
+            self.again(can_repeat, Error::new(ErrorKind::Disconnected, message));
         }
     }
 }

@@ -13,6 +13,7 @@ use super::frame::{Access, Request, STATUS_BYTES, decode_status};
 use super::job::{Flight, Job};
 use super::pipeline::Pipeline;
 use super::stream::{STALL_MAX, recv, recv_memory, send, send_memory, within};
+use crate::backend::Operation;
 use crate::descriptor::Ranges;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -280,14 +281,15 @@ async fn ask(stream: &TcpStream, next: Next) -> Result<Asked> {
         Next::Stripe(flight) => {
             let operation = &flight.job.operation;
             let ranges = Ranges::unchecked(flight.stripe.remote());
-            let access = Access { region: operation.remote_id, token: operation.token, ranges };
+            let Operation { remote_id: region, token, is_checked, .. } = **operation;
+            let access = Access { region, token, ranges, is_checked };
             operation.begin();
             match operation.right {
                 Right::Read => send(stream, &Request::Read(access).encode()).await?,
                 Right::Write => {
                     let (head, memory) =
                         (Request::Write(access).encode(), operation.local.memory());
-                    send_memory(stream, &head, memory, flight.stripe.local()).await?;
+                    send_memory(stream, &head, memory, flight.stripe.local(), is_checked).await?;
                 }
             }
             Ok(Asked::Stripe(flight))
@@ -297,16 +299,16 @@ async fn ask(stream: &TcpStream, next: Next) -> Result<Asked> {
 
 /// Takes the answer for a stripe.
 async fn receive(stream: &TcpStream, flight: Flight) -> Result<()> {
-    match answer(stream, STALL_MAX).await? {
+    let mut outcome = answer(stream, STALL_MAX).await?;
+    let Operation { right, local, is_checked, .. } = &*flight.job.operation;
+    if outcome.is_ok() && *right == Right::Read {
+        let (nothing, places) = (&mut BytesMut::new(), flight.stripe.local());
+        outcome = recv_memory(stream, nothing, local.memory(), places, *is_checked).await?;
+    }
+    match outcome {
+        Ok(()) => flight.arrived(),
+        Err(error) if error.kind() == ErrorKind::Corrupted => flight.corrupted(error),
         Err(error) => flight.refused(error),
-        Ok(()) => {
-            let operation = &flight.job.operation;
-            if operation.right == Right::Read {
-                let (memory, nothing) = (operation.local.memory(), &mut BytesMut::new());
-                recv_memory(stream, nothing, memory, flight.stripe.local()).await?;
-            }
-            flight.arrived();
-        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::frame::{Access, REQUEST_BYTES_MAX, Request, Status, encode_status};
-use super::stream::{discard, recv_frame, recv_memory, send, send_memory};
+use super::stream::{CHECKSUM_BYTES, discard, recv_frame, recv_memory, send, send_memory};
 use crate::backend::connection::{self, HELLO_MAX, IDLE_MAX, STALL_MAX};
 use crate::backend::stage::{Bounce, Bounces, End, Local};
 use crate::descriptor::Ranges;
@@ -107,17 +107,19 @@ async fn paced(access: &Access, operation: impl Future<Output = Result<()>>) -> 
 }
 
 async fn serve_read(stream: &TcpStream, endpoint: &Endpoint, access: &Access) -> Result<()> {
-    let Access { region, token, ranges } = access;
+    let Access { region, token, ranges, is_checked } = access;
     let leased = endpoint.regions.lease_any(*region, token, Right::Read, ranges);
     let status = encode_status(&Ok(()));
     match leased {
         Err(error) => answer(stream, &Err(error)).await,
         Ok(Leased::Host(lease)) => {
-            send_memory(stream, &status, lease.memory(), ranges.iter()).await
+            send_memory(stream, &status, lease.memory(), ranges.iter(), *is_checked).await
         }
         Ok(leased) => match fetch(&endpoint.bounces, leased, ranges).await {
             Err(error) => answer(stream, &Err(error)).await,
-            Ok(bounce) => send_memory(stream, &status, bounce.memory(), whole(ranges)).await,
+            Ok(bounce) => {
+                send_memory(stream, &status, bounce.memory(), whole(ranges), *is_checked).await
+            }
         },
     }
 }
@@ -129,29 +131,35 @@ async fn serve_write(
     endpoint: &Endpoint,
     access: &Access,
 ) -> Result<()> {
-    let Access { region, token, ranges } = access;
+    let Access { region, token, ranges, is_checked } = access;
     let leased = endpoint.regions.lease_any(*region, token, Right::Write, ranges);
     let refused = match leased {
         Err(error) => error,
         Ok(Leased::Host(lease)) => {
-            recv_memory(stream, buffered, lease.memory(), ranges.iter()).await?;
+            let memory = lease.memory();
+            let arrived = recv_memory(stream, buffered, memory, ranges.iter(), *is_checked).await?;
             drop(lease);
-            return answer(stream, &Ok(())).await;
+            return answer(stream, &arrived).await;
         }
         Ok(leased) => {
             let end = Local::from(leased);
             match endpoint.bounces.one(&end).await {
                 Err(error) => error,
                 Ok(bounce) => {
-                    recv_memory(stream, buffered, bounce.memory(), whole(ranges)).await?;
-                    let stored = end.pass(Right::Write, &bounce, ranges.iter().collect()).await;
+                    let (memory, places) = (bounce.memory(), whole(ranges));
+                    let arrived = recv_memory(stream, buffered, memory, places, *is_checked);
+                    let stored = match arrived.await? {
+                        Ok(()) => end.pass(Right::Write, &bounce, ranges.iter().collect()).await,
+                        corrupted => corrupted,
+                    };
                     drop((end, bounce));
                     return answer(stream, &stored).await;
                 }
             }
         }
     };
-    discard(stream, buffered, ranges.total()).await?;
+    let checksum = if *is_checked { CHECKSUM_BYTES as u64 } else { 0 };
+    discard(stream, buffered, ranges.total() + checksum).await?;
     answer(stream, &Err(refused)).await
 }
 
@@ -197,7 +205,7 @@ mod tests {
             incarnation: 1,
         });
         let ranges = Ranges::unchecked([(0, 64)]);
-        let write = Access { region: 0, token: peer.regions()[0].token, ranges };
+        let write = Access { region: 0, token: peer.regions()[0].token, ranges, is_checked: false };
         stream.write_all(&hello.encode()).await.unwrap();
         assert_eq!(stream.read_u64_le().await.unwrap(), 0, "welcome");
         stream.write_all(&Request::Write(write).encode()).await.unwrap();

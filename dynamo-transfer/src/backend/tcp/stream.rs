@@ -1,7 +1,7 @@
 //! Moving bytes between a socket and leased memory, in place and within a bound per step.
 
 use std::future::Future;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -23,56 +23,103 @@ pub(super) async fn send(stream: &TcpStream, mut bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Sends `head`, and behind it ranges of memory.
+/// Sends `head`, behind it ranges of memory, and behind these a checksum if `is_checked`.
 pub(super) async fn send_memory(
     stream: &TcpStream,
     mut head: &[u8],
     memory: &Memory,
     ranges: impl Iterator<Item = (u64, u64)> + Clone,
+    is_checked: bool,
 ) -> Result<()> {
     let len: u64 = ranges.clone().map(|range| range.1).sum();
-    let mut done = 0;
+    let (mut done, mut sum) = (0, is_checked.then(Checksum::default));
     while !head.is_empty() || done < len {
         let sent = memory.gather(behind(ranges.clone(), done), |body| {
-            if head.is_empty() {
-                return stream.try_write_vectored(body);
+            let sent = if head.is_empty() {
+                stream.try_write_vectored(body)
+            } else {
+                let body = body.iter().map(|slice| IoSlice::new(slice));
+                let all: Vec<_> = std::iter::once(IoSlice::new(head)).chain(body).collect();
+                stream.try_write_vectored(&all)
+            };
+            // Under the same hold: of what the kernel has taken, not of what came after it.
+            if let (Some(sum), Ok(sent)) = (&mut sum, &sent) {
+                sum.add(body.iter().map(|slice| &**slice), sent.saturating_sub(head.len()));
             }
-            let body = body.iter().map(|slice| IoSlice::new(slice));
-            let all: Vec<_> = std::iter::once(IoSlice::new(head)).chain(body).collect();
-            stream.try_write_vectored(&all)
+            sent
         });
         let sent = progress(sent, stream.writable(), STALL_MAX).await?;
         let of_head = sent.min(head.len());
         head = &head[of_head..];
         done += (sent - of_head) as u64;
     }
-    Ok(())
+    match sum {
+        Some(sum) => send(stream, &sum.bytes()).await,
+        None => Ok(()),
+    }
 }
 
-/// Receives into ranges of memory, first what is in `buffered`.
+/// Receives into ranges of memory, first what is in `buffered`, and if `is_checked` compares the
+/// checksum behind: the outer error is the connection's, the inner one says that it differs.
 pub(super) async fn recv_memory(
     stream: &TcpStream,
     buffered: &mut BytesMut,
     memory: &Memory,
     ranges: impl Iterator<Item = (u64, u64)> + Clone,
-) -> Result<()> {
+    is_checked: bool,
+) -> Result<Result<()>> {
     let len: u64 = ranges.clone().map(|range| range.1).sum();
-    let mut done = 0;
+    let (mut done, mut sum) = (0, is_checked.then(Checksum::default));
     while done < len {
-        let rest = behind(ranges.clone(), done);
-        let received = if buffered.is_empty() {
-            let read = |slices: &mut [IoSliceMut<'_>]| at_end(stream.try_read_vectored(slices));
-            memory.scatter(rest, read)
-        } else {
-            memory.scatter(rest, |slices| Ok(copy(&[IoSlice::new(buffered)], slices)))
-        };
+        let received = memory.scatter(behind(ranges.clone(), done), |slices| {
+            let received = if buffered.is_empty() {
+                at_end(stream.try_read_vectored(slices))?
+            } else {
+                copy(&[IoSlice::new(buffered)], slices)
+            };
+            if let Some(sum) = &mut sum {
+                sum.add(slices.iter().map(|slice| &**slice), received);
+            }
+            Ok(received)
+        });
         // Stands if the memory cannot be written, which was checked before.
         let received = received.unwrap_or_else(|| Err(io::ErrorKind::PermissionDenied.into()));
         let received = progress(received, stream.readable(), STALL_MAX).await?;
         buffered.advance(received.min(buffered.len()));
         done += received as u64;
     }
-    Ok(())
+    let Some(sum) = sum else { return Ok(Ok(())) };
+    let mut sent = [0; CHECKSUM_BYTES];
+    let here = buffered.len().min(CHECKSUM_BYTES);
+    buffered.copy_to_slice(&mut sent[..here]);
+    recv(stream, &mut sent[here..], STALL_MAX).await?;
+    if sent == sum.bytes() {
+        return Ok(Ok(()));
+    }
+    let message = format!("{len} bytes have another checksum than where they came from");
+    Ok(Err(Error::new(ErrorKind::Corrupted, message)))
+}
+
+/// The CRC-32C (Castagnoli; RFC 3720, appendix B.4) of bytes as they go by.
+#[derive(Default)]
+struct Checksum(u32);
+
+impl Checksum {
+    /// Takes in the first `len` bytes of `slices`.
+    fn add<'a>(&mut self, slices: impl Iterator<Item = &'a [u8]>, mut len: usize) {
+        for slice in slices {
+            let taken = &slice[..len.min(slice.len())];
+            self.0 = crc32c::crc32c_append(self.0, taken);
+            len -= taken.len();
+            if len == 0 {
+                return;
+            }
+        }
+    }
+
+    fn bytes(&self) -> [u8; CHECKSUM_BYTES] {
+        self.0.to_le_bytes()
+    }
 }
 
 /// Receives `len` bytes for nobody, first what is in `buffered`.
@@ -166,5 +213,7 @@ async fn progress(
 
 /// Holds most requests whole; what comes with them of the bytes behind is copied once.
 const BUFFERED_BYTES: usize = 512;
+
+pub(super) const CHECKSUM_BYTES: usize = 4;
 
 const DISCARD_BYTES: usize = 16 << 10;

@@ -46,7 +46,7 @@ impl Raw for RawTcp {
 
     async fn claim(&mut self, claim: &Claim) -> Result<()> {
         let Claim { region, token, right, .. } = *claim;
-        let access = Access { region, token, ranges: claim.ranges() };
+        let access = Access { region, token, ranges: claim.ranges(), is_checked: false };
         match right {
             Right::Read => self.ask(&Request::Read(access), &[]).await,
             Right::Write => self.ask(&Request::Write(access), &claim.bytes()).await,
@@ -99,7 +99,7 @@ async fn forged_frames_end_the_connection_and_no_lease_is_left() {
     };
     let write = |ranges| {
         let ranges = Ranges::unchecked(ranges);
-        Request::Write(Access { region: peer.regions()[0].id, token, ranges })
+        Request::Write(Access { region: peer.regions()[0].id, token, ranges, is_checked: true })
     };
     let notify = Request::Notify(Bytes::from_static(b"x"));
     let too_much = vec![(0, 64); STRIPE_CHUNKS_MAX + 1];
