@@ -1,30 +1,36 @@
 //! One-sided accesses of the initiator: posted a window at a time to what an owner has granted.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use super::inbox::OpKey;
+use super::landing::{Access, Landing};
 use super::memory::RemoteKey;
-use super::port::{Access, Port};
+use super::port::Port;
 use super::protocol::Grant;
 use super::rails::{Joined, Rails};
 use super::stream::Stream;
-use super::sys;
 use crate::error::Result;
 use crate::memory::Span;
+use crate::transfer::Priority;
 
 /// The operations that access memory of owners.
 #[derive(Default)]
-pub(super) struct Accesses(HashMap<OpKey, Running>);
+pub(super) struct Accesses {
+    running: BTreeMap<OpKey, Running>,
+    /// How many are of each priority: others wait for the most urgent.
+    counts: [usize; 3],
+}
 
 struct Running {
     joined: Joined,
     is_write: bool,
-    stream: Rc<Stream>,
+    priority: Priority,
+    landing: Rc<Landing>,
     /// Dropped before the endpoint is closed.
     keys: Vec<RemoteKey>,
     waiting: VecDeque<(Span, u64, usize)>,
-    in_flight: usize,
     is_flushed: bool,
     is_failed: bool,
 }
@@ -43,7 +49,7 @@ impl Accesses {
         &mut self,
         rails: &mut Rails,
         key: OpKey,
-        (joined, is_write): (Joined, bool),
+        (joined, is_write, priority): (Joined, bool, Priority),
         stream: &Rc<Stream>,
         (keys, grants): (&[Vec<u8>], &[Grant]),
     ) -> Result<()> {
@@ -66,80 +72,101 @@ impl Accesses {
         let running = Running {
             joined,
             is_write,
-            stream: Rc::clone(stream),
+            priority,
+            landing: port.land(key, stream),
             keys: keys?,
             waiting,
-            in_flight: 0,
             is_flushed: false,
             is_failed: false,
         };
-        self.0.entry(key).or_insert(running).post(port, key);
+        if let Entry::Vacant(place) = self.running.entry(key) {
+            let running = place.insert(running);
+            self.counts[priority as usize] += 1;
+            if is_due(self.counts, priority) {
+                running.post(port);
+            }
+        }
         Ok(())
+    }
+
+    /// Goes on with what had to wait for what was more urgent.
+    pub(super) fn resume(&mut self, rails: &mut Rails) {
+        for running in self.running.values_mut() {
+            if is_due(self.counts, running.priority)
+                && let Some(port) = rails.get(running.joined.rail)
+            {
+                running.post(port);
+            }
+        }
     }
 
     /// Tells whether accesses of the operation are under way.
     pub(super) fn has(&self, key: &OpKey) -> bool {
-        self.0.contains_key(key)
+        self.running.contains_key(key)
     }
 
     /// Starts no more accesses of an operation.
     pub(super) fn stop(&mut self, key: &OpKey) -> Option<Ended> {
-        let running = self.0.get_mut(key)?;
+        let running = self.running.get_mut(key)?;
         running.waiting.clear();
         running.is_failed = true;
         self.ended(key)
     }
 
-    /// Takes note of the end of an access, and starts the next.
-    pub(super) fn sent(
-        &mut self,
-        rails: &mut Rails,
-        key: OpKey,
-        status: sys::Status,
-    ) -> Option<Ended> {
-        let running = self.0.get_mut(&key)?;
-        running.in_flight -= 1;
-        if status != sys::OK {
+    /// Takes note of accesses that have ended, and starts the next.
+    pub(super) fn landed(&mut self, rails: &mut Rails, key: OpKey) -> Option<Ended> {
+        let running = self.running.get_mut(&key)?;
+        running.landing.look();
+        if running.landing.is_failed() {
             running.is_failed = true;
             running.waiting.clear();
         }
-        if let Some(port) = rails.get(running.joined.rail) {
-            running.post(port, key);
+        // The flush of what is written waits for nobody.
+        let goes_on = is_due(self.counts, running.priority) || running.waiting.is_empty();
+        if let Some(port) = rails.get(running.joined.rail).filter(|_| goes_on) {
+            running.post(port);
         }
         self.ended(&key)
     }
 
     fn ended(&mut self, key: &OpKey) -> Option<Ended> {
-        let running = self.0.get(key)?;
-        if running.in_flight > 0 || !running.waiting.is_empty() {
+        let running = self.running.get(key)?;
+        if running.landing.in_flight() > 0 || !running.waiting.is_empty() {
             return None;
         }
-        let ended = if running.is_failed { Ended::Badly } else { Ended::Well };
-        self.0.remove(key);
-        Some(ended)
+        let is_failed = running.is_failed || running.landing.is_failed();
+        self.counts[running.priority as usize] -= 1;
+        running.landing.release();
+        self.running.remove(key);
+        Some(if is_failed { Ended::Badly } else { Ended::Well })
     }
 }
 
+/// Tells whether nothing is more urgent.
+fn is_due(counts: [usize; 3], priority: Priority) -> bool {
+    counts.iter().skip(priority as usize + 1).all(|&count| count == 0)
+}
+
 impl Running {
-    fn post(&mut self, port: &mut Port, key: OpKey) {
-        while self.in_flight < WINDOW {
+    fn post(&mut self, port: &mut Port) {
+        let Some(handle) = port.handle(self.joined.endpoint) else {
+            self.is_failed = true;
+            self.waiting.clear();
+            return self.landing.note();
+        };
+        while self.landing.in_flight() < WINDOW && !self.landing.is_failed() {
             let Some((local, remote, index)) = self.waiting.pop_front() else { break };
             // The decoder has checked that the key is there.
             let Some(opened) = self.keys.get(index) else { continue };
-            let (endpoint, is_write) = (self.joined.endpoint, self.is_write);
-            let access = Access { endpoint, is_write, local, remote, key: opened.raw };
-            if port.access(&access, key, &self.stream) {
-                self.in_flight += 1;
-            } else {
-                self.is_failed = true;
-                self.waiting.clear();
-            }
+            port.piece_bytes = local.len();
+            let access = Access { is_write: self.is_write, local, remote, key: opened.raw };
+            port.access(handle, &access, &self.landing);
         }
         // A put that has ended here may not have arrived there.
-        let is_written = self.is_write && self.waiting.is_empty() && self.in_flight == 0;
-        if is_written && !self.is_flushed && !self.is_failed {
+        let is_written = self.is_write && self.waiting.is_empty() && self.landing.in_flight() == 0;
+        if is_written && !self.is_flushed && !self.is_failed && !self.landing.is_failed() {
             self.is_flushed = true;
-            self.in_flight += usize::from(port.flush(self.joined.endpoint, key));
+            port.flush(handle, &self.landing);
         }
     }
 }

@@ -4,7 +4,9 @@ use super::worker::Setting;
 
 /// How an agent uses UCX.
 ///
-/// UCX itself reads the process's `UCX_` variables; what is set here goes before them.
+/// UCX itself reads the process's `UCX_` variables; what is set here goes before them. Without RDMA,
+/// `UCX_MEM_MMAP_HOOK_MODE=none` spares it from rewriting the process's `mmap` and its like to keep
+/// track of registered memory: from UCX 1.22 on, the first agent starts 0.4 s sooner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UcxConfig {

@@ -15,7 +15,7 @@ use super::library::Library;
 use super::mailbox::{Command, Letters, Mailbox};
 use super::net::Net;
 use super::owner::{Delivery, Owner};
-use super::port::{MESSAGE_ID, Port, Sent};
+use super::port::{MESSAGE_ID, Port};
 use super::protocol::{ADDRESS_BYTES_MAX, Header, Kind};
 use super::rails::Rails;
 use super::sys::{self, EndpointHandle, Status};
@@ -71,6 +71,7 @@ impl Engine {
             let mut is_busy = self.net.progress();
             is_busy |= self.take_events() | self.take_rail_events();
             is_busy |= self.take_commands();
+            is_busy |= self.initiator.begin_due(&mut self.net);
             is_busy |= self.net.port.pump();
             turns = turns.wrapping_add(1);
             // Also a thread that never rests has peers that are overdue.
@@ -101,7 +102,9 @@ impl Engine {
             match event {
                 Event::Control(header, body) => self.control(header, body),
                 Event::Filled(key, is_right) => self.filled(key, is_right),
-                Event::Sent(id, status) => self.sent(id, status),
+                Event::Sent(id) => self.sent(id),
+                // There are no accesses on this port.
+                Event::Landed(_) => {}
                 Event::Failed(handle, status) => self.failed(handle, status),
             }
         }
@@ -109,25 +112,23 @@ impl Engine {
     }
 
     fn take_rail_events(&mut self) -> bool {
-        let mut sent = Vec::new();
+        let mut landed = Vec::new();
         for (_, port) in self.net.rails.each() {
             while let Some(event) = port.inbox.pop() {
                 match event {
-                    Event::Sent(id, status) => sent.extend(port.sent(id, status)),
+                    Event::Landed(key) => landed.push(key),
                     Event::Failed(handle, _) => {
                         if let Some(id) = port.endpoint(handle) {
                             port.close(id);
                         }
                     }
                     // Nobody is told of messages there.
-                    Event::Control(..) | Event::Filled(..) => {}
+                    Event::Control(..) | Event::Filled(..) | Event::Sent(_) => {}
                 }
             }
         }
-        let any = !sent.is_empty();
-        for Sent { op, status } in sent {
-            self.initiator.accessed(&mut self.net, op, status);
-        }
+        let any = !landed.is_empty();
+        landed.into_iter().for_each(|key| self.initiator.accessed(&mut self.net, key));
         any
     }
 
@@ -159,10 +160,10 @@ impl Engine {
         }
     }
 
-    fn sent(&mut self, id: u64, status: Status) {
-        let Some(sent) = self.net.port.sent(id, status) else { return };
-        if sent.op.side == Side::Owner {
-            self.owner.supplied(sent.op);
+    fn sent(&mut self, id: u64) {
+        let Some(op) = self.net.port.sent(id) else { return };
+        if op.side == Side::Owner {
+            self.owner.supplied(op);
         }
     }
 

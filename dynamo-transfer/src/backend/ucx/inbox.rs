@@ -8,20 +8,21 @@ use std::ffi::c_void;
 use std::rc::Rc;
 use std::slice;
 
+use super::landing::Landing;
 use super::port::Sending;
 use super::protocol::{CONTROL_BYTES_MAX, Header, Kind};
 use super::stream::Stream;
 use super::sys::{self, EndpointHandle, MessageParam, Status};
 
 /// Which side of a link an operation is on here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Side {
     Initiator,
     Owner,
 }
 
 /// Names an operation on one side of a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct OpKey {
     pub(super) side: Side,
     pub(super) link: u64,
@@ -33,8 +34,10 @@ pub(super) enum Event {
     Control(Header, Vec<u8>),
     /// An operation has received all of its data, or data that it cannot have.
     Filled(OpKey, bool),
-    /// A send or an access has ended.
-    Sent(u64, Status),
+    /// A send has ended.
+    Sent(u64),
+    /// Accesses of an operation have ended.
+    Landed(OpKey),
     /// An endpoint has failed.
     Failed(EndpointHandle, Status),
 }
@@ -127,7 +130,7 @@ impl Inbox {
         }
     }
 
-    fn note(&self, event: Event) {
+    pub(super) fn note(&self, event: Event) {
         if let Ok(mut events) = self.events.try_borrow_mut() {
             events.push_back(event);
         }
@@ -158,19 +161,33 @@ pub(super) unsafe extern "C" fn on_message(
     sys::OK
 }
 
-/// Is told that a send or an access has ended; `user_data` is the [`Sending`].
+/// Is told that a send has ended; `user_data` is the [`Sending`]. If it has failed, so has its
+/// endpoint.
 pub(super) unsafe extern "C" fn on_sent(
     request: *mut c_void,
-    status: Status,
+    _status: Status,
     user_data: *mut c_void,
 ) {
     // SAFETY: the port keeps what it posted until it has seen the event noted here.
     let sending = unsafe { &*user_data.cast::<Sending>() };
     // SAFETY: as for messages.
     let inbox = unsafe { &*sending.inbox };
-    inbox.note(Event::Sent(sending.id, status));
+    inbox.note(Event::Sent(sending.id));
     // SAFETY: the request has ended and nobody else frees it.
     unsafe { (inbox.free)(request) };
+}
+
+/// Is told that an access has ended; `user_data` is the [`Landing`].
+pub(super) unsafe extern "C" fn on_landed(
+    request: *mut c_void,
+    status: Status,
+    user_data: *mut c_void,
+) {
+    // SAFETY: the port keeps what accesses under way point to.
+    let landing = unsafe { &*user_data.cast::<Landing>() };
+    landing.ended(status);
+    // SAFETY: the request has ended and nobody else frees it.
+    unsafe { (landing.inbox().free)(request) };
 }
 
 /// Is told that an endpoint has failed; `arg` is the inbox.

@@ -9,24 +9,20 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::absences::Absences;
 use super::access::{Accesses, Ended};
 use super::inbox::{OpKey, Side};
+use super::link::{Connecting, Link, Op, Task, Transfer};
 use super::net::Net;
 use super::port::EndpointId;
 use super::protocol::{
-    Header, Hello, Kind, RailKind, Request, STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX, Welcome,
-    decode_grants, decode_status, protocol,
+    Header, Hello, Kind, STRIPE_CHUNKS_MAX, Welcome, decode_grants, decode_status, protocol,
 };
-use super::rails::Joined;
-use super::stream::{Holder, Stream};
-use super::sys::Status;
 use crate::backend::Operation;
-use crate::descriptor::Ranges;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Right, random};
 use crate::peer::PeerAddress;
-use crate::plan::Stripe;
 
 pub(super) type Settle = oneshot::Sender<Result<()>>;
 
@@ -38,45 +34,17 @@ pub(super) struct Initiator {
     /// The link to each peer that has one.
     peers: HashMap<Arc<PeerAddress>, u64>,
     ops: HashMap<u64, Op>,
+    /// Links on which something may begin.
+    due: BTreeSet<u64>,
     accesses: Accesses,
-}
-
-struct Link {
-    endpoint: EndpointId,
-    peer: Arc<PeerAddress>,
-    /// The owner has not answered yet, and has until then.
-    connecting_until: Option<Instant>,
-    /// How the owner's memory is accessed, and whether that has not failed.
-    joined: Option<Joined>,
-    is_joined_well: bool,
-    /// In the order they were posted.
-    ops: BTreeSet<u64>,
-}
-
-struct Op {
-    link: u64,
-    task: Task,
-    settle: Settle,
-}
-
-enum Task {
-    /// Some stripe of it, once the peer is known to be there.
-    Next(Arc<Operation>),
-    Transfer(Transfer),
-    Notify(Bytes),
-}
-
-/// A stripe of an operation.
-struct Transfer {
-    operation: Arc<Operation>,
-    stripe: Stripe,
-    stream: Rc<Stream>,
+    absences: Absences,
 }
 
 impl Initiator {
     pub(super) fn new(own: Arc<Endpoint>, address: Vec<u8>) -> Self {
-        let (links, peers, ops, accesses) = Default::default();
-        Self { own, address, links, peers, ops, accesses }
+        let (links, peers, ops, due) = Default::default();
+        let (accesses, absences) = Default::default();
+        Self { own, address, links, peers, ops, due, accesses, absences }
     }
 
     /// Moves the next stripe of an operation, if there is one.
@@ -110,11 +78,11 @@ impl Initiator {
             Ok(rails) => rails,
             Err(error) => return self.end(net, header.link, error.kind(), error.message()),
         };
-        if link.connecting_until.take().is_some() {
+        if link.connecting.take().is_some() {
             link.joined = net.rails.join(&rails);
             link.is_joined_well = true;
-            let ops = link.ops.clone();
-            ops.into_iter().for_each(|op| self.start(net, header.link, op));
+            self.absences.forget(&link.peer);
+            self.due.insert(header.link);
         }
     }
 
@@ -127,7 +95,8 @@ impl Initiator {
         };
         if transfer.operation.right == Right::Write {
             let (key, stream) = (key(header.link, header.op), Rc::clone(&transfer.stream));
-            net.port.supply(key, link.endpoint, Kind::WriteData, stream);
+            let data = (link.endpoint, Kind::WriteData);
+            net.port.supply(key, data, stream, transfer.operation.priority);
         }
     }
 
@@ -144,7 +113,7 @@ impl Initiator {
             return;
         }
         net.port.inbox.close(&key);
-        let access = (joined, operation.right == Right::Write);
+        let access = (joined, operation.right == Right::Write, operation.priority);
         let started = decode_grants(body, stream.total()).and_then(|(keys, grants)| {
             self.accesses.start(&mut net.rails, key, access, stream, (&keys, &grants))
         });
@@ -154,15 +123,16 @@ impl Initiator {
         }
     }
 
-    /// An access has ended.
-    pub(super) fn accessed(&mut self, net: &mut Net, key: OpKey, status: Status) {
-        if let Some(ended) = self.accesses.sent(&mut net.rails, key, status) {
+    /// Accesses of an operation have ended.
+    pub(super) fn accessed(&mut self, net: &mut Net, key: OpKey) {
+        if let Some(ended) = self.accesses.landed(&mut net.rails, key) {
             self.ended(net, key, ended);
         }
     }
 
     /// Nothing of an operation is under way any more: the owner may have its memory back.
     fn ended(&mut self, net: &mut Net, key: OpKey, ended: Ended) {
+        self.accesses.resume(&mut net.rails);
         let Some(link) = self.links.get_mut(&key.link) else { return };
         net.port.send(link.endpoint, Header::new(Kind::Release, key.link, key.op), Vec::new());
         match ended {
@@ -203,7 +173,8 @@ impl Initiator {
         let Some(found) = self.ops.get(&op) else { return };
         // What is accessed is released when nothing is under way any more.
         if let Some(link) = self.links.get(&found.link)
-            && link.connecting_until.is_none()
+            && link.connecting.is_none()
+            && link.has_begun(op)
             && !self.accesses.has(&key(found.link, op))
         {
             net.port.send(link.endpoint, Header::new(Kind::Cancel, found.link, op), Vec::new());
@@ -216,7 +187,7 @@ impl Initiator {
         let found = self.links.iter().find(|(_, link)| link.endpoint == endpoint);
         let Some((&id, link)) = found else { return false };
         // Nobody was reached yet: the same as a connection that is refused.
-        let kind = match (link.connecting_until, why.kind()) {
+        let kind = match (link.connecting, why.kind()) {
             (Some(_), ErrorKind::Disconnected) => ErrorKind::Unreachable,
             (_, kind) => kind,
         };
@@ -224,19 +195,43 @@ impl Initiator {
         true
     }
 
+    /// Lets begin what may; tells whether there was anything.
+    pub(super) fn begin_due(&mut self, net: &mut Net) -> bool {
+        let mut any = false;
+        while let Some(id) = self.due.pop_first() {
+            while let Some(link) = self.links.get_mut(&id)
+                && link.connecting.is_none()
+                && let Some(op) = link.next()
+            {
+                any = true;
+                self.start(net, id, op);
+            }
+        }
+        any
+    }
+
     /// Gives up on owners that do not answer; returns when to look again.
     pub(super) fn expire(&mut self, net: &mut Net, now: Instant) -> Option<Instant> {
-        let until = |link: &Link| link.connecting_until;
-        let overdue: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, link)| until(link).is_some_and(|until| until <= now))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in overdue {
-            self.end(net, id, ErrorKind::Unreachable, "the peer does not answer over UCX");
+        let (mut next, mut overdue, mut waiting) = (None, Vec::new(), Vec::new());
+        for (&id, link) in &self.links {
+            let Some(Connecting { until, patience_until }) = link.connecting else { continue };
+            if until <= now {
+                overdue.push(id);
+                continue;
+            }
+            let has_patience = patience_until > now;
+            if !has_patience {
+                waiting.extend(link.ops.iter().copied());
+            }
+            let at = if has_patience { patience_until.min(until) } else { until };
+            next = Some(next.map_or(at, |next: Instant| next.min(at)));
         }
-        self.links.values().filter_map(until).min()
+        let unanswered = || Error::new(ErrorKind::Unreachable, UNANSWERED);
+        waiting.into_iter().for_each(|op| self.finish(net, op, Err(unanswered())));
+        for id in overdue {
+            self.end(net, id, ErrorKind::Unreachable, UNANSWERED);
+        }
+        next
     }
 
     /// Ends everything: the agent shuts down.
@@ -255,39 +250,43 @@ impl Initiator {
         task: Task,
         settle: Settle,
     ) {
-        let id = match self.link(net, peer) {
+        let now = Instant::now();
+        let id = match self.link(net, peer, now) {
             Ok(id) => id,
             Err(error) => return settled(settle, Err(error)),
         };
-        self.ops.insert(op, Op { link: id, task, settle });
         let Some(link) = self.links.get_mut(&id) else { return };
-        link.ops.insert(op);
-        if link.connecting_until.is_none() {
-            self.start(net, id, op);
+        if link.connecting.is_some_and(|connecting| connecting.patience_until <= now) {
+            return settled(settle, Err(Error::new(ErrorKind::Unreachable, UNANSWERED)));
         }
+        link.push(op, task.priority());
+        self.ops.insert(op, Op { link: id, task, settle });
+        self.due.insert(id);
     }
 
     /// Returns the link to a peer, connecting if there is none.
-    fn link(&mut self, net: &mut Net, peer: &Arc<PeerAddress>) -> Result<u64> {
+    fn link(&mut self, net: &mut Net, peer: &Arc<PeerAddress>, now: Instant) -> Result<u64> {
         if let Some(&id) = self.peers.get(peer) {
             return Ok(id);
         }
         let address = peer.ucx.as_ref().ok_or_else(|| {
             Error::new(ErrorKind::BackendUnavailable, "peer offers no UCX address")
         })?;
+        if self.absences.is_recent(peer, now) {
+            return Err(Error::new(ErrorKind::Unreachable, UNANSWERED));
+        }
         let id = random()?;
-        let endpoint = net.port.connect(address)?;
+        let endpoint = net.port.connect(address).inspect_err(|_| self.absences.note(peer, now))?;
         let hello = Hello { hello: self.own.hello(peer), address: self.address.clone() };
         net.port.send(endpoint, Header::new(Kind::Hello, id, 0), hello.encode());
-        let connecting_until = Some(Instant::now() + CONNECT_MAX);
-        let link = Link {
-            endpoint,
-            peer: Arc::clone(peer),
-            connecting_until,
-            joined: None,
-            is_joined_well: false,
-            ops: BTreeSet::new(),
+        // TCP reaches it all the same: whether UCX does again, nobody waits to find out.
+        let patience = match peer.tcp {
+            Some(_) if self.absences.has(peer) => Duration::ZERO,
+            Some(_) => PATIENCE,
+            None => CONNECT_MAX,
         };
+        let connecting = Connecting { until: now + CONNECT_MAX, patience_until: now + patience };
+        let link = Link::new(endpoint, peer, connecting);
         self.links.insert(id, link);
         self.peers.insert(Arc::clone(peer), id);
         Ok(id)
@@ -299,7 +298,9 @@ impl Initiator {
         };
         let (endpoint, joined) = (link.endpoint, link.joined.filter(|_| link.is_joined_well));
         if let Task::Next(operation) = &found.task {
-            let Some(transfer) = Transfer::next(operation) else {
+            // While some pieces are accessed, the owner looks at the next.
+            let chunks_max = if joined.is_some() { GRANTED_MAX } else { STRIPE_CHUNKS_MAX };
+            let Some(transfer) = Transfer::next(operation, chunks_max) else {
                 // Others have the rest, or nobody wants it any more.
                 let status = operation.check();
                 return self.finish(net, op, status);
@@ -327,13 +328,16 @@ impl Initiator {
         let Some(Op { link: id, task, settle }) = self.ops.remove(&op) else { return };
         net.port.inbox.close(&key(id, op));
         net.port.withhold(&key(id, op));
-        if self.accesses.stop(&key(id, op)).is_some()
-            && let Some(link) = self.links.get(&id)
-        {
-            net.port.send(link.endpoint, Header::new(Kind::Release, id, op), Vec::new());
+        if self.accesses.stop(&key(id, op)).is_some() {
+            self.accesses.resume(&mut net.rails);
+            if let Some(link) = self.links.get(&id) {
+                net.port.send(link.endpoint, Header::new(Kind::Release, id, op), Vec::new());
+            }
         }
-        if let Some(link) = self.links.get_mut(&id) {
-            link.ops.remove(&op);
+        if let Some(link) = self.links.get_mut(&id)
+            && link.ended(op, task.priority())
+        {
+            self.due.insert(id);
         }
         if let (Ok(()), Task::Transfer(transfer)) = (&status, &task) {
             transfer.operation.advance(&transfer.stripe);
@@ -346,6 +350,9 @@ impl Initiator {
     fn end(&mut self, net: &mut Net, id: u64, kind: ErrorKind, why: &str) {
         let Some(link) = self.links.remove(&id) else { return };
         self.peers.remove(&link.peer);
+        if link.connecting.is_some() && kind == ErrorKind::Unreachable {
+            self.absences.note(&link.peer, Instant::now());
+        }
         for op in link.ops {
             self.finish(net, op, Err(Error::new(kind, why)));
         }
@@ -355,21 +362,6 @@ impl Initiator {
         {
             port.close(joined.endpoint);
         }
-    }
-}
-
-impl Transfer {
-    fn next(operation: &Arc<Operation>) -> Option<Self> {
-        let stripe = operation.next(STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX)?;
-        let operation = Arc::clone(operation);
-        let holder = Holder::Operation(Arc::clone(&operation));
-        let stream = Rc::new(Stream::new(holder, stripe.local()));
-        Some(Self { operation, stripe, stream })
-    }
-
-    fn request(&self, rail: Option<RailKind>) -> Request {
-        let Operation { right, remote_id: region, token, .. } = *self.operation;
-        Request { right, rail, region, token, ranges: Ranges::unchecked(self.stripe.remote()) }
     }
 }
 
@@ -385,5 +377,14 @@ fn settled(settle: Settle, status: Result<()>) {
 /// Below, an answer that carries the data is as fast as one that says where it is.
 const ONE_SIDED_BYTES_MIN: u64 = 256 << 10;
 
+/// Pieces of a stripe that are accessed one by one.
+const GRANTED_MAX: usize = 2048;
+
 /// A host that is there answers within this even over long distance.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
+
+/// How long operations wait for a peer that others than UCX reach, too: longer than one that is
+/// there and busy takes to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+const UNANSWERED: &str = "the peer does not answer over UCX";

@@ -18,6 +18,7 @@
 //! UCX's own wire formats are not hardened: whoever can reach a worker's port and speaks them
 //! wrongly may end the process. Use it between machines that trust each other's network.
 
+mod absences;
 mod access;
 mod config;
 mod engine;
@@ -25,7 +26,9 @@ mod grants;
 mod header;
 mod inbox;
 mod initiator;
+mod landing;
 mod library;
+mod link;
 mod mailbox;
 mod memory;
 mod net;
@@ -33,6 +36,7 @@ mod owner;
 mod port;
 mod protocol;
 mod rails;
+mod sources;
 mod stream;
 mod sys;
 mod worker;

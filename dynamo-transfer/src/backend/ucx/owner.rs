@@ -20,7 +20,7 @@ use super::stream::{Holder, Stream};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
-use crate::transfer::NOTIFICATION_BYTES_MAX;
+use crate::transfer::{NOTIFICATION_BYTES_MAX, Priority};
 use crate::wire;
 
 /// A notification on its way to the agent's queue.
@@ -102,7 +102,9 @@ impl Owner {
                     let granted = Header::new(Kind::Grant, header.link, header.op);
                     net.port.send(endpoint, granted, body);
                 } else if right == Right::Read {
-                    net.port.supply(key, endpoint, Kind::ReadData, stream);
+                    // The initiator starts what is urgent first.
+                    let data = (endpoint, Kind::ReadData);
+                    net.port.supply(key, data, stream, Priority::Normal);
                 } else {
                     net.port.inbox.open(key, stream);
                     let accept = Header::new(Kind::Accept, header.link, header.op);

@@ -2,18 +2,18 @@
 
 #![expect(unsafe_code, reason = "calls of a C library")]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr;
 use std::rc::Rc;
 
 use super::inbox::{Event, Inbox, OpKey, on_sent};
-use super::protocol::{HEADER_BYTES, Header, Kind};
-use super::stream::Stream;
-use super::sys::{self, EndpointHandle, RequestParam, Started, Status};
+use super::landing::Landing;
+use super::protocol::{HEADER_BYTES, Header};
+use super::sources::Sources;
+use super::sys::{self, EndpointHandle, RequestParam, Started};
 use super::worker::{OnFailure, Worker};
 use crate::error::Result;
-use crate::memory::Span;
 
 /// Everything that touches a worker goes through here, on its one thread.
 ///
@@ -24,22 +24,25 @@ pub(super) struct Port {
     /// What UCX still holds pointers into: kept until its end was seen.
     sends: HashMap<u64, Rc<Sending>>,
     sends_started: u64,
-    endpoints: HashMap<EndpointId, Endpoint>,
+    pub(super) endpoints: HashMap<EndpointId, Endpoint>,
     endpoints_made: u64,
     /// Requests of endpoints that are closing.
     closing: Vec<*mut c_void>,
-    sources: HashMap<OpKey, Source>,
-    /// Sources that may send, in turn.
-    runnable: VecDeque<OpKey>,
+    pub(super) sources: Sources,
+    /// Where accesses end: kept while any is under way.
+    pub(super) landings: Vec<Rc<Landing>>,
+    /// Bytes of the access that was started last.
+    pub(super) piece_bytes: usize,
 }
 
 /// Names an endpoint; unlike a handle, never two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct EndpointId(u64);
 
-struct Endpoint {
+pub(super) struct Endpoint {
     handle: EndpointHandle,
-    sending: usize,
+    /// Messages under way.
+    pub(super) sending: usize,
 }
 
 /// What UCX points into until it calls back.
@@ -49,19 +52,8 @@ pub(super) struct Sending {
     endpoint: EndpointId,
     header: [u8; HEADER_BYTES],
     body: Vec<u8>,
-    /// Keeps the memory of the operation alive.
-    _stream: Option<Rc<Stream>>,
-    pub(super) op: Option<OpKey>,
-}
-
-/// An operation whose data goes out from here.
-struct Source {
-    endpoint: EndpointId,
-    kind: Kind,
-    stream: Rc<Stream>,
-    position: u64,
-    in_flight: usize,
-    is_runnable: bool,
+    /// The operation that it is data of.
+    op: Option<OpKey>,
 }
 
 impl Port {
@@ -74,8 +66,9 @@ impl Port {
             endpoints: HashMap::new(),
             endpoints_made: 0,
             closing: Vec::new(),
-            sources: HashMap::new(),
-            runnable: VecDeque::new(),
+            sources: Sources::default(),
+            landings: Vec::new(),
+            piece_bytes: 0,
         }
     }
 
@@ -125,9 +118,10 @@ impl Port {
         open.into_iter().for_each(|id| self.close(id));
     }
 
-    /// Tells whether endpoints are closing or sends are under way.
+    /// Tells whether endpoints are closing, or sends or accesses are under way.
     pub(super) fn is_draining(&self) -> bool {
-        !self.closing.is_empty() || !self.sends.is_empty()
+        let is_landing = self.landings.iter().any(|landing| landing.in_flight() > 0);
+        !self.closing.is_empty() || !self.sends.is_empty() || is_landing
     }
 
     /// Sends a message without data of regions.
@@ -135,163 +129,13 @@ impl Port {
         self.start(endpoint, header, body, None);
     }
 
-    /// Has the data of an operation sent, a window at a time.
-    pub(super) fn supply(
-        &mut self,
-        key: OpKey,
-        endpoint: EndpointId,
-        kind: Kind,
-        stream: Rc<Stream>,
-    ) {
-        let (position, in_flight, is_runnable) = (0, 0, true);
-        let source = Source { endpoint, kind, stream, position, in_flight, is_runnable };
-        self.sources.insert(key, source);
-        self.runnable.push_back(key);
-    }
-
-    /// Sends no more data of an operation; what is under way are copies.
-    pub(super) fn withhold(&mut self, key: &OpKey) {
-        self.sources.remove(key);
-    }
-
-    /// Sends fragments in turn; tells whether there was anything to send.
-    pub(super) fn pump(&mut self) -> bool {
-        let (mut sent, mut held_back) = (0, 0);
-        while sent < FRAGMENTS_PER_TURN && held_back < self.runnable.len() {
-            let Some(key) = self.runnable.pop_front() else { break };
-            let Some(source) = self.sources.get_mut(&key) else { continue };
-            if source.in_flight >= WINDOW || source.position >= source.stream.total() {
-                source.is_runnable = false;
-                continue;
-            }
-            // Fragments are copies: a peer that does not take them is not sent more.
-            let endpoint = self.endpoints.get(&source.endpoint);
-            if endpoint.is_some_and(|endpoint| endpoint.sending >= FRAGMENTS_PER_ENDPOINT_MAX) {
-                self.runnable.push_back(key);
-                held_back += 1;
-                continue;
-            }
-            let header =
-                Header { position: source.position, ..Header::new(source.kind, key.link, key.op) };
-            let len = FRAGMENT_BYTES.min(source.stream.total() - source.position);
-            source.position += len;
-            source.in_flight += 1;
-            let (endpoint, stream) = (source.endpoint, Rc::clone(&source.stream));
-            self.runnable.push_back(key);
-            self.start(endpoint, header, stream.gather(header.position, len), Some(key));
-            sent += 1;
-        }
-        sent > 0
-    }
-
-    /// Starts a one-sided access of an operation to memory of a peer; tells whether its end is
-    /// going to be noted.
-    pub(super) fn access(&mut self, access: &Access, key: OpKey, stream: &Rc<Stream>) -> bool {
-        let Some(Endpoint { handle, sending }) = self.endpoints.get_mut(&access.endpoint) else {
-            return false;
-        };
-        *sending += 1;
-        let handle = *handle;
-        let stream = Some(Rc::clone(stream));
-        let header = [0; HEADER_BYTES];
-        let sending = self.keep(|id, inbox| Sending {
-            id,
-            inbox,
-            endpoint: access.endpoint,
-            header,
-            body: Vec::new(),
-            _stream: stream,
-            op: Some(key),
-        });
-        let param = RequestParam {
-            op_attr_mask: sys::OP_CALLBACK | sys::OP_USER_DATA,
-            callback: Some(on_sent),
-            user_data: Rc::as_ptr(&sending).cast_mut().cast(),
-            ..param(0)
-        };
-        let functions = self.worker.library().functions();
-        let (local, len) = (access.local.as_ptr().cast::<c_void>(), access.local.len());
-        let started = if access.is_write {
-            // SAFETY: the stream keeps the span alive until the callback was seen; the peer granted
-            // this piece of its memory by this key.
-            unsafe {
-                (functions.ucp_put_nbx)(
-                    handle,
-                    local,
-                    len,
-                    access.remote,
-                    access.key,
-                    &raw const param,
-                )
-            }
-        } else {
-            // SAFETY: as above; the region may be written, as was checked when it was leased.
-            unsafe {
-                (functions.ucp_get_nbx)(
-                    handle,
-                    local,
-                    len,
-                    access.remote,
-                    access.key,
-                    &raw const param,
-                )
-            }
-        };
-        self.noted(handle, sending.id, started);
-        true
-    }
-
-    /// Starts a flush of an endpoint, noted like an access of the operation.
-    pub(super) fn flush(&mut self, endpoint: EndpointId, key: OpKey) -> bool {
-        let Some(Endpoint { handle, sending }) = self.endpoints.get_mut(&endpoint) else {
-            return false;
-        };
-        *sending += 1;
-        let handle = *handle;
-        let sending = self.keep(|id, inbox| Sending {
-            id,
-            inbox,
-            endpoint,
-            header: [0; HEADER_BYTES],
-            body: Vec::new(),
-            _stream: None,
-            op: Some(key),
-        });
-        let param = RequestParam {
-            op_attr_mask: sys::OP_CALLBACK | sys::OP_USER_DATA,
-            callback: Some(on_sent),
-            user_data: Rc::as_ptr(&sending).cast_mut().cast(),
-            ..param(0)
-        };
-        let flush = self.worker.library().functions().ucp_ep_flush_nbx;
-        // SAFETY: the endpoint is open.
-        let started = unsafe { flush(handle, &raw const param) };
-        self.noted(handle, sending.id, started);
-        true
-    }
-
     /// Takes note of the end of a send; returns the operation whose data is all out.
-    pub(super) fn sent(&mut self, id: u64, status: Status) -> Option<Sent> {
+    pub(super) fn sent(&mut self, id: u64) -> Option<OpKey> {
         let sending = self.sends.remove(&id)?;
         if let Some(endpoint) = self.endpoints.get_mut(&sending.endpoint) {
             endpoint.sending -= 1;
         }
-        let op = sending.op?;
-        let Some(source) = self.sources.get_mut(&op) else {
-            return Some(Sent { op, status });
-        };
-        source.in_flight -= 1;
-        if source.position < source.stream.total() {
-            if !source.is_runnable {
-                source.is_runnable = true;
-                self.runnable.push_back(op);
-            }
-            return None;
-        }
-        (source.in_flight == 0).then(|| {
-            self.sources.remove(&op);
-            Sent { op, status }
-        })
+        sending.op.filter(|op| self.sources.sent(op))
     }
 
     /// Lets UCX work; tells whether it had anything to do.
@@ -310,7 +154,13 @@ impl Port {
         moved
     }
 
-    fn start(&mut self, endpoint: EndpointId, header: Header, body: Vec<u8>, op: Option<OpKey>) {
+    pub(super) fn start(
+        &mut self,
+        endpoint: EndpointId,
+        header: Header,
+        body: Vec<u8>,
+        op: Option<OpKey>,
+    ) {
         let Some(Endpoint { handle, sending }) = self.endpoints.get_mut(&endpoint) else { return };
         let handle = *handle;
         *sending += 1;
@@ -320,8 +170,7 @@ impl Port {
             return self.inbox.push(Event::Failed(handle, sys::ERR_NO_MEMORY));
         }
         let header = header.encode();
-        let sending =
-            self.keep(|id, inbox| Sending { id, inbox, endpoint, header, body, _stream: None, op });
+        let sending = self.keep(|id, inbox| Sending { id, inbox, endpoint, header, body, op });
         let (buffer, count) = (sending.body.as_ptr().cast(), sending.body.len());
         let param = RequestParam {
             op_attr_mask: sys::OP_CALLBACK | sys::OP_USER_DATA | sys::OP_DATATYPE | sys::OP_FLAGS,
@@ -350,31 +199,16 @@ impl Port {
     fn noted(&self, handle: EndpointHandle, id: u64, started: *mut c_void) {
         match sys::started(started) {
             Started::Pending(_) => {}
-            Started::Done => self.inbox.push(Event::Sent(id, sys::OK)),
+            Started::Done => self.inbox.push(Event::Sent(id)),
             Started::Failed(status) => {
-                self.inbox.push(Event::Sent(id, status));
+                self.inbox.push(Event::Sent(id));
                 self.inbox.push(Event::Failed(handle, status));
             }
         }
     }
 }
 
-/// A one-sided access: a piece of this side's memory and one of the peer's.
-pub(super) struct Access {
-    pub(super) endpoint: EndpointId,
-    pub(super) is_write: bool,
-    pub(super) local: Span,
-    pub(super) remote: u64,
-    pub(super) key: sys::RemoteKeyHandle,
-}
-
-/// The end of an operation's last send, or of one of its accesses.
-pub(super) struct Sent {
-    pub(super) op: OpKey,
-    pub(super) status: Status,
-}
-
-fn param(flags: u32) -> RequestParam {
+pub(super) fn param(flags: u32) -> RequestParam {
     RequestParam {
         op_attr_mask: 0,
         flags,
@@ -391,18 +225,6 @@ fn param(flags: u32) -> RequestParam {
 
 /// The one active message id in use.
 pub(super) const MESSAGE_ID: u32 = 1;
-
-/// What TCP takes in one go with both headers: a longer one is put together from parts by UCX.
-const FRAGMENT_BYTES: u64 = 60 << 10;
-
-/// Fragments of one operation under way: enough to keep a socket full.
-const WINDOW: usize = 16;
-
-/// What lies in copies for one peer: a few operations' worth.
-const FRAGMENTS_PER_ENDPOINT_MAX: usize = 128;
-
-/// After so many, what has arrived is looked at.
-const FRAGMENTS_PER_TURN: usize = 16;
 
 /// A peer that leaves more unread is cut off.
 const SENDS_PER_ENDPOINT_MAX: usize = 16 << 10;

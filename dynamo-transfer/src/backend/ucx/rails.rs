@@ -92,7 +92,12 @@ impl Rails {
 
     /// Progresses all; tells whether there was anything to do.
     pub(super) fn progress(&mut self) -> bool {
-        self.rails.iter_mut().fold(false, |any, rail| rail.port.progress() | any)
+        self.rails.iter_mut().fold(false, |any, Rail { port, .. }| {
+            // One step is one access over CMA: messages have their turn after some bytes, which
+            // for small pieces are many steps.
+            let steps = (TURN_BYTES / port.piece_bytes.max(1)).clamp(1, STEPS_MAX);
+            (0..steps).take_while(|_| port.progress()).count() > 0 || any
+        })
     }
 
     /// Tells whether it is fine to wait for the rails' descriptors.
@@ -128,6 +133,10 @@ impl Rail {
         Ok(Self { port: Port::new(worker, inbox), kind, address })
     }
 }
+
+/// What is copied over CMA before messages have their turn, if that is not more than so many steps.
+const TURN_BYTES: usize = 256 << 10;
+const STEPS_MAX: usize = 32;
 
 /// Asks the kernel, and not UCX: that would complain of the lack on the process's output.
 fn has_rdma() -> bool {

@@ -5,7 +5,7 @@
 mod raw;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::UcxConfig;
 use super::header::KINDS;
@@ -173,7 +173,7 @@ fn an_operation_of_many_stripes_moves_every_byte_once() {
 }
 
 #[test]
-fn a_peer_that_ucx_does_not_reach_is_reached_over_tcp() {
+fn a_peer_that_ucx_does_not_reach_is_reached_over_tcp_and_only_the_first_transfer_waits() {
     runtime().block_on(async {
         let Some(initiator) = agent("initiator").await else { return };
         let gone = agent("gone").await.unwrap();
@@ -186,8 +186,11 @@ fn a_peer_that_ucx_does_not_reach_is_reached_over_tcp() {
         let peer = initiator.load_metadata(&owner.metadata([source.handle()])).unwrap();
         let target = initiator.register_mut(vec![HostBuffer::new(4096)]).unwrap();
         let mut region = peer.regions()[0].clone();
-        for (ucx, backend) in [(&peer.address.ucx, BackendKind::Ucx), (&away.ucx, BackendKind::Tcp)]
-        {
+        let (ucx, tcp) = (BackendKind::Ucx, BackendKind::Tcp);
+        let mut reads = vec![(&peer.address.ucx, ucx)];
+        reads.extend([(&away.ucx, tcp); 20]);
+        let started = Instant::now();
+        for (ucx, backend) in reads {
             let ucx = ucx.clone();
             region.peer = Arc::new(PeerAddress { ucx, ..(*peer.address).clone() });
             target.write_at(0, &[0; 4096]).unwrap();
@@ -199,6 +202,8 @@ fn a_peer_that_ucx_does_not_reach_is_reached_over_tcp() {
             target.read_at(0, &mut bytes).unwrap();
             assert_eq!(bytes, [7; 4096]);
         }
+        // One waits for a second; twenty would wait for longer.
+        assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
         initiator.shutdown().await;
         owner.shutdown().await;
     });

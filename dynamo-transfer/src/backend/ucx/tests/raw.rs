@@ -58,7 +58,7 @@ impl RawUcx {
                 Some(Event::Control(header, body)) if kinds.contains(&header.kind) => {
                     return (header, body);
                 }
-                Some(Event::Sent(id, status)) => drop(self.port.sent(id, status)),
+                Some(Event::Sent(id)) => drop(self.port.sent(id)),
                 _ => {}
             }
         }
@@ -69,8 +69,8 @@ impl RawUcx {
     pub(super) fn settle(&mut self) {
         while self.port.is_draining() {
             self.port.progress();
-            if let Some(Event::Sent(id, status)) = self.port.inbox.pop() {
-                self.port.sent(id, status);
+            if let Some(Event::Sent(id)) = self.port.inbox.pop() {
+                self.port.sent(id);
             }
         }
     }

@@ -1,0 +1,199 @@
+//! An initiator's link to an owner, and what runs over it: the most urgent first.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::initiator::Settle;
+use super::port::EndpointId;
+use super::protocol::{RailKind, Request, STRIPE_BYTES_MAX};
+use super::rails::Joined;
+use super::stream::{Holder, Stream};
+use crate::backend::Operation;
+use crate::descriptor::Ranges;
+use crate::peer::PeerAddress;
+use crate::plan::Stripe;
+use crate::transfer::Priority;
+
+pub(super) struct Link {
+    pub(super) endpoint: EndpointId,
+    pub(super) peer: Arc<PeerAddress>,
+    pub(super) connecting: Option<Connecting>,
+    /// How the owner's memory is accessed, and whether that has not failed.
+    pub(super) joined: Option<Joined>,
+    pub(super) is_joined_well: bool,
+    pub(super) ops: BTreeSet<u64>,
+    turns: Turns,
+}
+
+/// The owner has not answered yet.
+#[derive(Clone, Copy)]
+pub(super) struct Connecting {
+    /// It has until then.
+    pub(super) until: Instant,
+    /// Operations wait for it until then: others reach it, too, or nobody does.
+    pub(super) patience_until: Instant,
+}
+
+/// Which operations have begun, by priority, and which are to.
+#[derive(Default)]
+struct Turns {
+    begun: [usize; 3],
+    /// In the order they were posted.
+    waiting: [BTreeSet<u64>; 3],
+}
+
+pub(super) struct Op {
+    pub(super) link: u64,
+    pub(super) task: Task,
+    pub(super) settle: Settle,
+}
+
+pub(super) enum Task {
+    /// Some stripe of it, once the peer is known to be there.
+    Next(Arc<Operation>),
+    Transfer(Transfer),
+    Notify(Bytes),
+}
+
+/// A stripe of an operation.
+pub(super) struct Transfer {
+    pub(super) operation: Arc<Operation>,
+    pub(super) stripe: Stripe,
+    pub(super) stream: Rc<Stream>,
+}
+
+impl Link {
+    pub(super) fn new(
+        endpoint: EndpointId,
+        peer: &Arc<PeerAddress>,
+        connecting: Connecting,
+    ) -> Self {
+        Self {
+            endpoint,
+            peer: Arc::clone(peer),
+            connecting: Some(connecting),
+            joined: None,
+            is_joined_well: false,
+            ops: BTreeSet::new(),
+            turns: Turns::default(),
+        }
+    }
+
+    /// Queues an operation.
+    pub(super) fn push(&mut self, op: u64, priority: Priority) {
+        self.ops.insert(op);
+        self.turns.waiting[priority as usize].insert(op);
+    }
+
+    /// Lets the next operation begin, if one may.
+    pub(super) fn next(&mut self) -> Option<u64> {
+        self.turns.next()
+    }
+
+    /// Takes note of the end of an operation; tells whether it had begun.
+    pub(super) fn ended(&mut self, op: u64, priority: Priority) -> bool {
+        self.ops.remove(&op);
+        self.turns.ended(op, priority)
+    }
+
+    /// Tells whether an operation has begun.
+    pub(super) fn has_begun(&self, op: u64) -> bool {
+        !self.turns.waiting.iter().any(|waiting| waiting.contains(&op))
+    }
+}
+
+impl Turns {
+    /// Returns what is most urgent, unless something more urgent is under way, or enough.
+    fn next(&mut self) -> Option<u64> {
+        for (waiting, begun) in self.waiting.iter_mut().zip(&mut self.begun).rev() {
+            if *begun >= BEGUN_MAX {
+                return None;
+            }
+            if let Some(op) = waiting.pop_first() {
+                *begun += 1;
+                return Some(op);
+            }
+            if *begun > 0 {
+                return None;
+            }
+        }
+        None
+    }
+
+    fn ended(&mut self, op: u64, priority: Priority) -> bool {
+        let had_begun = !self.waiting[priority as usize].remove(&op);
+        self.begun[priority as usize] -= usize::from(had_begun);
+        had_begun
+    }
+}
+
+impl Task {
+    pub(super) fn priority(&self) -> Priority {
+        match self {
+            Self::Next(operation) | Self::Transfer(Transfer { operation, .. }) => {
+                operation.priority
+            }
+            // A message, and what it tells has been moved.
+            Self::Notify(_) => Priority::High,
+        }
+    }
+}
+
+impl Transfer {
+    /// Takes the next stripe, of `chunks_max` pieces at most.
+    pub(super) fn next(operation: &Arc<Operation>, chunks_max: usize) -> Option<Self> {
+        let stripe = operation.next(STRIPE_BYTES_MAX, chunks_max)?;
+        let operation = Arc::clone(operation);
+        let holder = Holder::Operation(Arc::clone(&operation));
+        let stream = Rc::new(Stream::new(holder, stripe.local()));
+        Some(Self { operation, stripe, stream })
+    }
+
+    pub(super) fn request(&self, rail: Option<RailKind>) -> Request {
+        let Operation { right, remote_id: region, token, .. } = *self.operation;
+        Request { right, rail, region, token, ranges: Ranges::unchecked(self.stripe.remote()) }
+    }
+}
+
+/// Of one priority and link: what is asked for ahead costs no time, and more urgent things little.
+const BEGUN_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HIGH: Priority = Priority::High;
+    const LOW: Priority = Priority::Low;
+
+    #[test]
+    fn what_is_urgent_begins_first_and_what_is_not_waits_for_its_end() {
+        let mut turns = Turns::default();
+        let mut push = |op, priority| turns.waiting[priority as usize].insert(op);
+        for (op, priority) in [(1, LOW), (2, HIGH), (3, Priority::Normal), (4, HIGH), (5, LOW)] {
+            push(op, priority);
+        }
+        assert_eq!([turns.next(), turns.next(), turns.next()], [Some(2), Some(4), None]);
+        assert!(turns.ended(2, HIGH));
+        assert_eq!(turns.next(), None);
+        assert!(turns.ended(4, HIGH));
+        assert_eq!([turns.next(), turns.next()], [Some(3), None]);
+        // Given up before its turn.
+        assert!(!turns.ended(1, LOW));
+        assert!(turns.ended(3, Priority::Normal));
+        assert_eq!([turns.next(), turns.next()], [Some(5), None]);
+    }
+
+    #[test]
+    fn only_so_many_begin_at_once_and_urgent_ones_beside_them() {
+        let mut turns = Turns::default();
+        turns.waiting[LOW as usize].extend(0..1000);
+        let begun = std::iter::from_fn(|| turns.next()).count();
+        assert_eq!(begun, BEGUN_MAX);
+        turns.waiting[HIGH as usize].insert(1000);
+        assert_eq!([turns.next(), turns.next()], [Some(1000), None]);
+    }
+}
