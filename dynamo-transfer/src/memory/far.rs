@@ -1,6 +1,6 @@
 use super::span::Span;
 use super::{MemoryKind, Right};
-use crate::backend::cuda::DeviceMemory;
+use crate::backend::cuda::{DeviceId, DeviceMemory};
 #[cfg(unix)]
 use crate::backend::file::FileMemory;
 use crate::error::Result;
@@ -39,7 +39,7 @@ impl Far {
         }
     }
 
-    /// Returns it if it is of a device, which wants the host's memory pinned.
+    /// Returns it if it is of a device, which is at its best with pinned memory.
     pub(crate) fn device(&self) -> Option<&DeviceMemory> {
         match self {
             #[cfg(unix)]
@@ -50,13 +50,20 @@ impl Far {
 
     /// Fills pieces of the host's memory from here, or writes them here.
     ///
-    /// `keep` keeps this and the pieces alive, and pinned where a device wants that; it is dropped
-    /// when nothing touches them any more, which may be long after this future was.
-    pub(crate) async fn pass(&self, right: Right, pieces: Vec<Piece>, keep: Keep) -> Result<()> {
+    /// `pinned` is the device that reaches the pieces by itself, if one does. `keep` keeps this and the
+    /// pieces alive; it is dropped when nothing touches them any more, which may be long after this
+    /// future was.
+    pub(crate) async fn pass(
+        &self,
+        right: Right,
+        pieces: Vec<Piece>,
+        pinned: Option<DeviceId>,
+        keep: Keep,
+    ) -> Result<()> {
         match self {
             #[cfg(unix)]
             Self::File(file) => file.pass(right, pieces, keep).await,
-            Self::Device(device) => device.pass(right, &pieces, keep).await,
+            Self::Device(device) => device.pass(right, &pieces, pinned, keep).await,
         }
     }
 }

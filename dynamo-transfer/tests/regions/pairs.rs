@@ -66,6 +66,37 @@ async fn all_pairs(link: Link) {
     lab.end().await;
 }
 
+#[tokio::test]
+async fn memory_of_two_devices_meets_in_a_bounce_buffer() {
+    let (lab, other) = (Lab::new("first", None), Lab::new("second", None));
+    for link in [Link::SameFabric, Link::Tcp] {
+        let (owner, initiator) = link.agents().await;
+        let (here, there) = (random(7, LEN), random(8, LEN));
+        let kind = MemoryKind::Device(0);
+        let local = lab.register(&initiator, kind, &here, Rights::OwnerWrites).await;
+        let remote = other.register(&owner, kind, &there, Rights::PeersWrite).await;
+        let pinned = other.register(&owner, MemoryKind::Pinned, &there, Rights::PeersWrite).await;
+        let mut expected = here.clone();
+        for (at, region) in [(1, &remote), (5 << 20, &pinned)] {
+            let (range, peer) = ([(at, 4 << 20)], load(&owner, &initiator, region));
+            let (to, from) = (local.descriptor(&range).unwrap(), peer.descriptor(range).unwrap());
+            initiator.read(to, from, TransferOptions::default()).await.unwrap();
+            copy((&there, &range), (&mut expected, &range));
+        }
+        let peer = load(&owner, &initiator, &remote);
+        let whole = [(0, LEN as u64)];
+        let (from, to) = (local.descriptor(&whole).unwrap(), peer.descriptor(whole).unwrap());
+        initiator.write(from, to, TransferOptions::default()).await.unwrap();
+        assert!(local.close(&lab).await == expected, "{link:?}");
+        assert!(remote.close(&other).await == expected, "{link:?}");
+        drop(pinned);
+        owner.shutdown().await;
+        initiator.shutdown().await;
+    }
+    lab.end().await;
+    other.end().await;
+}
+
 /// Who is to move bytes between two kinds.
 fn backend(link: Link, local: MemoryKind, remote: MemoryKind) -> BackendKind {
     let is_host = |kind| matches!(kind, MemoryKind::Host | MemoryKind::Pinned);

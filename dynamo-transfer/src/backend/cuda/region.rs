@@ -64,10 +64,17 @@ impl DeviceMemory {
         &self.copier
     }
 
-    /// Fills pieces of pinned memory from here, or writes them here, in one submission.
+    /// Fills pieces of host memory from here, or writes them here, in one submission.
     ///
-    /// `keep` keeps this and the pieces alive; see [`Far::pass`](crate::memory::Far::pass).
-    pub(crate) async fn pass(&self, right: Right, pieces: &[Piece], keep: Keep) -> Result<()> {
+    /// `pinned` is the device that reaches the pieces by itself, `keep` keeps this and them alive; see
+    /// [`Far::pass`](crate::memory::Far::pass).
+    pub(crate) async fn pass(
+        &self,
+        right: Right,
+        pieces: &[Piece],
+        pinned: Option<DeviceId>,
+        keep: Keep,
+    ) -> Result<()> {
         let pairs = pieces.iter().flat_map(|piece| {
             let mut at = 0;
             self.spans.spans(piece.offset, piece.span.len() as u64).map(move |device| {
@@ -80,7 +87,9 @@ impl DeviceMemory {
             Right::Read => (Direction::DeviceToHost, list(pairs.map(|(host, far)| (far, host)))),
             Right::Write => (Direction::HostToDevice, list(pairs)),
         };
-        self.start(direction, list, keep).await
+        let is_pinned = pinned == Some(self.id());
+        let copies = Copies { direction, method: None, is_pinned, list };
+        self.start(copies, keep).await
     }
 
     /// Copies ranges of `source`, another region of this copier, here; each is (offset there, offset
@@ -106,14 +115,14 @@ impl DeviceMemory {
             };
             source.spans.spans(from, len).flat_map(targets)
         });
-        self.start(Direction::DeviceToDevice, list(pairs), keep).await
+        let (direction, list) = (Direction::DeviceToDevice, list(pairs));
+        self.start(Copies { direction, method: None, is_pinned: true, list }, keep).await
     }
 
-    async fn start(&self, direction: Direction, list: Vec<SpanCopy>, keep: Keep) -> Result<()> {
+    async fn start(&self, copies: Copies, keep: Keep) -> Result<()> {
         self.copier.status()?;
-        let copies = Copies { direction, method: None, is_pinned: true, list };
-        // SAFETY: the spans are of regions and pinned memory that `keep` keeps, and nobody refers to
-        // device memory. Pinned bytes that another transfer copies at the same moment are as bytes that
+        // SAFETY: the spans are of regions and host memory that `keep` keeps, and nobody refers to
+        // device memory. Host bytes that another transfer copies at the same moment are as bytes that
         // a peer writes by itself: what it gets is a mix, and nobody else has references to a region.
         unsafe { self.copier.start(copies, keep) }.await.map(drop)
     }

@@ -63,9 +63,9 @@ impl<'a> Direct<'a> {
                     };
                     pieces(offset, host.memory().spans(at, chunk.len))
                 });
-                let pieces = pieces.collect();
+                let (pieces, pinned) = (pieces.collect(), host.memory().pinned());
                 let keep = Box::new((Arc::clone(host), Arc::clone(far)));
-                far.far().pass(right, pieces, keep).await
+                far.far().pass(right, pieces, pinned, keep).await
             }
             Self::Device { ends: [local, remote], leases } => {
                 let keep = Box::new(leases.map(Arc::clone));

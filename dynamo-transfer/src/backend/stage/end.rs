@@ -75,9 +75,9 @@ impl End for Local {
                     at += len;
                     pieces(offset, span)
                 });
-                let pieces = pieces.collect();
+                let (pieces, pinned) = (pieces.collect(), bounce.memory().pinned());
                 let keep = Box::new((Arc::clone(lease), Arc::clone(bounce)));
-                lease.far().pass(right, pieces, keep).await
+                lease.far().pass(right, pieces, pinned, keep).await
             }
         }
     }

@@ -66,6 +66,7 @@ impl Staged {
             return Ok(());
         }
         let local: &dyn End = &self.local.clone();
+        // Another device at the other end makes do with what is pinned for the first one.
         let copier = local.copier().or_else(|| remote.copier());
         let count = if self.plan.total() > bounces.bytes() { 2 } else { 1 };
         let mut idle = bounces.take(count, copier).await?;
