@@ -85,7 +85,7 @@ impl Lab {
 }
 
 fn pattern() -> Vec<u8> {
-    (0..BYTES).map(|index| (index % 251) as u8).collect()
+    (0..=250).cycle().take(BYTES).collect()
 }
 
 fn content(region: &RegisteredRegion<HostBuffer>) -> Vec<u8> {
