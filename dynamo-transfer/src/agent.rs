@@ -25,7 +25,8 @@ use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random}
 use crate::peer::metadata::{self, GrantedRegion};
 use crate::peer::{PeerAddress, RemoteAgent, ShmAddress};
 use crate::transfer::{
-    Initiator, Keeper, Notifications, Request, Transfer, TransferOptions, TransferStats, Ways,
+    Initiator, Keeper, Notifications, Request, Transfer, TransferEstimate, TransferOptions,
+    TransferStats, Ways,
 };
 
 /// One process's end of the transfer engine; cheap to clone.
@@ -281,6 +282,20 @@ impl Agent {
         options: TransferOptions,
     ) -> Transfer {
         self.post(Right::Write, local, remote, options)
+    }
+
+    /// Estimates what a transfer between `local` and `remote` would take, in either direction: by a model
+    /// of the backend it would go by (so much for a transfer, a range, a byte), scaled by how this
+    /// agent's latest transfers by that backend compared to it.
+    ///
+    /// Fails with [`BackendUnavailable`](ErrorKind::BackendUnavailable) if nothing reaches the peer, and
+    /// with [`StaleRegion`](ErrorKind::StaleRegion) if `local` is of a region that is closed.
+    pub fn estimate(
+        &self,
+        local: &LocalDescriptor,
+        remote: &RemoteDescriptor,
+    ) -> Result<TransferEstimate> {
+        self.0.initiator.estimate(local, remote)
     }
 
     /// Sends a notification that goes with no transfer; at most 64 KiB.

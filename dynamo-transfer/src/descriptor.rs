@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{MemoryKind, RegionTable, Token};
+use crate::plan::Load;
 
 /// Ranges of a region of this agent; cheap to clone.
 #[derive(Clone)]
@@ -147,6 +148,11 @@ impl Ranges {
         Ok(())
     }
 
+    /// Returns what moving them costs by.
+    pub(crate) fn load(&self) -> Load {
+        Load { bytes: self.total(), ranges: self.count() as u64 }
+    }
+
     /// Returns range `index`, as offset and length; none behind the last.
     pub(crate) fn get(&self, index: usize) -> Option<(u64, u64)> {
         match self {
@@ -177,6 +183,12 @@ impl Ranges {
                 layout.block_bytes.saturating_mul(indices.len() as u64)
             }
         }
+    }
+}
+
+impl RemoteDescriptor {
+    pub(crate) fn load(&self) -> Load {
+        self.ranges.load()
     }
 }
 

@@ -80,6 +80,6 @@ pub use error::{Error, ErrorKind, RemoteMemory, Result};
 pub use memory::{Grant, HostBuffer, MemoryKind, RegionHandle, RegisteredRegion, Rights};
 pub use peer::{RemoteAgent, RemoteRegion};
 pub use transfer::{
-    Notification, Notifications, Priority, Progress, Transfer, TransferGroup, TransferOptions,
-    TransferReport, TransferStats,
+    Notification, Notifications, Priority, Progress, Transfer, TransferEstimate, TransferGroup,
+    TransferOptions, TransferReport, TransferStats,
 };

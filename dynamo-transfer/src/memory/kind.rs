@@ -1,3 +1,5 @@
+use crate::backend::BackendKind;
+
 /// What registered memory is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -18,5 +20,14 @@ impl MemoryKind {
     /// Tells whether the process itself can touch it.
     pub(crate) fn is_host(self) -> bool {
         matches!(self, Self::Host | Self::Pinned)
+    }
+
+    /// Returns whose engine moves it, if the process itself cannot.
+    pub(crate) fn engine(self) -> Option<BackendKind> {
+        match self {
+            Self::Host | Self::Pinned => None,
+            Self::Device(_) => Some(BackendKind::Device),
+            Self::File => Some(BackendKind::File),
+        }
     }
 }

@@ -162,6 +162,12 @@ impl RegionTable {
         self.mint.expiry(token)
     }
 
+    /// Returns what memory a region of this agent is.
+    pub(crate) fn kind(&self, id: u64) -> Result<MemoryKind> {
+        let regions = self.lock();
+        regions.entries.get(&id).map(|entry| entry.backing.kind()).ok_or_else(|| stale(id))
+    }
+
     /// Leases a region to this agent itself; reading from a peer writes it.
     pub(crate) fn lease_local(&self, id: u64, right: Right) -> Result<Leased> {
         let regions = self.lock();

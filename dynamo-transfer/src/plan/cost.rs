@@ -15,7 +15,7 @@ pub(crate) struct Load {
 /// The cost of a backend: so much for a transfer, for each range, and for each byte.
 ///
 /// The figures are medians of `cargo xtask bench transfer` on a small machine (`docs/performance.md`),
-/// RDMA aside, for which they stand for a link of 100 Gbit/s. What they are off by is much the same
+/// except that UCX stands for RDMA over 100 Gbit/s and devices for a bus of 25 GB/s. What they are off by is much the same
 /// for all transfers of one backend on one machine: [`Pace`] takes it from there.
 #[derive(Debug, Clone, Copy)]
 struct Cost {
@@ -31,6 +31,8 @@ impl Cost {
             BackendKind::Shm => (3_000, 40, 200),
             BackendKind::Ucx => (20_000, 300, 80),
             BackendKind::Tcp => (25_000, 30, 280),
+            BackendKind::File => (30_000, 5_000, 500),
+            BackendKind::Device => (20_000, 100, 40),
         };
         Self { transfer_ns, range_ns, byte_ps }
     }

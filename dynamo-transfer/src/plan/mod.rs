@@ -1,7 +1,9 @@
 //! What to move, in which pieces, by which backend; pure.
 
+mod cost;
 mod route;
 
+pub(crate) use cost::{Load, Pace, modelled};
 pub(crate) use route::route;
 
 use smallvec::SmallVec;

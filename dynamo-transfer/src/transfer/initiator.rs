@@ -9,13 +9,14 @@ use super::keeper::Keeper;
 use super::posted::Posted;
 use super::staged::StagedTransfer;
 use super::ways::{Ways, is_out_of_reach};
-use super::{Counters, Transfer, TransferOptions};
+use super::{Counters, Transfer, TransferEstimate, TransferOptions};
 use crate::backend::stage::{Bounces, Local};
 use crate::backend::{BackendKind, Operation, Terms};
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Leased, Right};
 use crate::peer::PeerAddress;
+use crate::plan::{self, Load};
 
 /// Runs an agent's own transfers: plan, backend, notification.
 pub(crate) struct Initiator {
@@ -83,7 +84,7 @@ impl Initiator {
     ) -> Result<Prepared> {
         let TransferOptions { priority, notification, checksum: is_checked, .. } = options;
         check_notification(notification.as_ref())?;
-        let kind = self.ways.route(&remote.peer, remote.kind)?;
+        let kind = self.ways.route(&remote.peer, remote.kind, remote.load())?;
         let (cancel, progress) = (posted.cancel.clone(), Arc::clone(&posted.progress));
         let terms = Terms { priority, is_checked, cancel, progress };
         let work = match local.table.lease_local(local.id, posted.right)? {
@@ -165,6 +166,25 @@ impl Initiator {
             self.ways.notify(backend, &posted.peer, payload).await?;
         }
         Ok(mover)
+    }
+
+    /// Estimates a transfer between two descriptors.
+    pub(crate) fn estimate(
+        &self,
+        local: &LocalDescriptor,
+        remote: &RemoteDescriptor,
+    ) -> Result<TransferEstimate> {
+        let (here, there) = (local.ranges.load(), remote.load());
+        // As many pieces as the finer side has, at least.
+        let load = Load { ranges: here.ranges.max(there.ranges), ..there };
+        let kind = self.ways.route(&remote.peer, remote.kind, there)?;
+        let engines = [local.table.kind(local.id)?.engine(), remote.kind.engine()];
+        let slower = [BackendKind::File, BackendKind::Device].into_iter();
+        let engine = slower.filter(|_| kind == BackendKind::Memcpy);
+        let backend = engine.into_iter().find(|engine| engines.contains(&Some(*engine)));
+        let backend = backend.unwrap_or(kind);
+        let expected = self.counters.pace(backend).expected(plan::modelled(backend, load));
+        Ok(TransferEstimate { backend, duration: expected })
     }
 
     pub(crate) async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {

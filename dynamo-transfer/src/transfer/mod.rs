@@ -105,6 +105,16 @@ pub struct TransferReport {
     pub elapsed: Duration,
 }
 
+/// What a transfer is expected to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TransferEstimate {
+    /// Who would move the bytes.
+    pub backend: BackendKind,
+    /// Wall time from posting to completion, as the agent's latest transfers by that backend went.
+    pub duration: Duration,
+}
+
 /// How far a transfer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,8 +1,9 @@
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::TransferReport;
 use crate::backend::BackendKind;
 use crate::error::{ErrorKind, Result};
+use crate::plan::{Load, Pace, modelled};
 
 /// What an agent's own transfers have come to so far, and what it has registered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,19 +32,28 @@ impl TransferStats {
 
     /// Returns the bytes of completed transfers that `backend` has moved.
     pub fn bytes_by(&self, backend: BackendKind) -> u64 {
-        let index = BackendKind::ALL.iter().position(|kind| *kind == backend);
-        index.map_or(0, |index| self.bytes_total[index])
+        index(backend).map_or(0, |index| self.bytes_total[index])
     }
 }
 
 /// Counts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Counters {
     posted: AtomicU64,
     completed: AtomicU64,
     failed: AtomicU64,
     cancelled: AtomicU64,
     bytes: [AtomicU64; BackendKind::ALL.len()],
+    /// How long transfers take, by what the model says, as bits.
+    paces: [AtomicU32; BackendKind::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        let paces = std::array::from_fn(|_| AtomicU32::new(Pace::MODELLED.to_bits()));
+        let (posted, completed, failed, cancelled, bytes) = Default::default();
+        Self { posted, completed, failed, cancelled, bytes, paces }
+    }
 }
 
 impl Counters {
@@ -54,9 +64,9 @@ impl Counters {
     pub(crate) fn settled(&self, outcome: &Result<TransferReport>) {
         let counter = match outcome {
             Ok(report) => {
-                let index = BackendKind::ALL.iter().position(|kind| *kind == report.backend);
-                if let Some(index) = index {
+                if let Some(index) = index(report.backend) {
                     self.bytes[index].fetch_add(report.bytes, Ordering::Relaxed);
+                    self.learn(index, report);
                 }
                 &self.completed
             }
@@ -64,6 +74,20 @@ impl Counters {
             Err(_) => &self.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes in how long a transfer took; of two at once, one may be lost.
+    fn learn(&self, index: usize, report: &TransferReport) {
+        let load = Load { bytes: report.bytes, ranges: report.chunks };
+        let pace = Pace::from_bits(self.paces[index].load(Ordering::Relaxed));
+        let pace = pace.after(modelled(report.backend, load), report.elapsed);
+        self.paces[index].store(pace.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Returns how transfers by `backend` compare to the model.
+    pub(crate) fn pace(&self, backend: BackendKind) -> Pace {
+        let bits = index(backend).map(|index| self.paces[index].load(Ordering::Relaxed));
+        bits.map_or(Pace::MODELLED, Pace::from_bits)
     }
 
     pub(crate) fn read(&self, regions: usize) -> TransferStats {
@@ -78,4 +102,8 @@ impl Counters {
             regions,
         }
     }
+}
+
+fn index(backend: BackendKind) -> Option<usize> {
+    BackendKind::ALL.iter().position(|kind| *kind == backend)
 }

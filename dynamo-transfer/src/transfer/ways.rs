@@ -9,7 +9,7 @@ use crate::backend::{Backend, BackendKind, Memcpy, Operation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::MemoryKind;
 use crate::peer::PeerAddress;
-use crate::plan;
+use crate::plan::{self, Load};
 
 /// The backends of an agent: how it reaches itself and its peers.
 pub(crate) struct Ways {
@@ -26,16 +26,21 @@ pub(crate) struct Ways {
 
 impl Ways {
     /// Returns which backend is to reach memory of a peer.
-    pub(super) fn route(&self, peer: &PeerAddress, memory: MemoryKind) -> Result<BackendKind> {
+    pub(super) fn route(
+        &self,
+        peer: &PeerAddress,
+        memory: MemoryKind,
+        load: Load,
+    ) -> Result<BackendKind> {
         if self.memcpy.own.incarnation == peer.incarnation {
             return Ok(BackendKind::Memcpy);
         }
-        plan::route(self.fabric, self.host, self.ucx().is_some(), peer, memory)
+        plan::route(self.fabric, self.host, self.ucx().is_some(), (peer, memory), load)
     }
 
-    /// Returns the backend that is to reach a peer.
+    /// Returns the backend that is to notify a peer.
     pub(super) fn to(&self, peer: &PeerAddress) -> Result<&dyn Backend> {
-        self.reached(self.route(peer, MemoryKind::Host)?)
+        self.reached(self.route(peer, MemoryKind::Host, Load { bytes: 0, ranges: 0 })?)
     }
 
     pub(super) fn reached(&self, kind: BackendKind) -> Result<&dyn Backend> {
