@@ -60,8 +60,8 @@ impl Endpoint {
                 Err(Error::new(ErrorKind::Overloaded, message))
             }
             Err(mpsc::error::SendTimeoutError::Closed(_)) => {
-                let message = format!("agent {} takes no notifications", self.name);
-                Err(Error::new(ErrorKind::Closed, message))
+                let message = format!("agent {} takes no notifications any more", self.name);
+                Err(Error::new(ErrorKind::Disconnected, message))
             }
         }
     }

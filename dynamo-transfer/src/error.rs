@@ -36,6 +36,8 @@ pub enum ErrorKind {
     StorageFull,
     /// A file cannot be read or written there: the device failed, or the file is shorter.
     Io,
+    /// The transfer was cancelled or dropped.
+    Cancelled,
     /// This agent has shut down.
     Closed,
     /// A bug in this crate.

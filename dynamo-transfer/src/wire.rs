@@ -239,7 +239,7 @@ pub(crate) const HELLO_BYTES_MAX: usize = 64 + 2 * NAME_BYTES_MAX;
 pub(crate) const REASON_BYTES_MAX: usize = 4 << 10;
 
 /// Error kinds by code, from 1 on; the order is part of every format.
-const KINDS: [ErrorKind; 16] = [
+const KINDS: [ErrorKind; 17] = [
     ErrorKind::InvalidArgument,
     ErrorKind::OutOfBounds,
     ErrorKind::StaleRegion,
@@ -256,6 +256,7 @@ const KINDS: [ErrorKind; 16] = [
     ErrorKind::Closed,
     ErrorKind::Internal,
     ErrorKind::Corrupted,
+    ErrorKind::Cancelled,
 ];
 
 #[cfg(test)]

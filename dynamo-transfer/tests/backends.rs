@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use dynamo_transfer::{
@@ -130,6 +131,99 @@ async fn a_peer_that_never_answers_is_cut_at_the_deadline() {
     assert_eq!(silent.target.close().await.len(), 1);
 }
 
+/// One lane: what becomes of it is seen.
+fn one_lane() -> AgentConfig {
+    AgentConfig::default().with_tcp_lanes(NonZeroUsize::MIN)
+}
+
+#[tokio::test]
+async fn a_peer_whose_lane_broke_and_that_was_away_is_reached_again() {
+    let mut played = Played::new(8, one_lane()).await;
+    let at = played.listener.local_addr().unwrap();
+    let read = played.read(TransferOptions::default());
+    let stream = played.grant(1).await;
+    // Nobody listens any more when the lane that broke wants to connect again.
+    played.listener = TcpListener::bind(loopback()).await.unwrap();
+    drop(stream);
+    assert!(read.await.unwrap_err().is_retryable());
+    played.listener = TcpListener::bind(at).await.unwrap();
+    let read = played.read(TransferOptions::default());
+    let mut stream = tokio::time::timeout(Duration::from_secs(10), played.grant(2)).await.unwrap();
+    stream.write_all(&[7; 8]).await.unwrap();
+    assert_eq!(read.await.unwrap().bytes, 8);
+}
+
+#[tokio::test]
+async fn an_idle_lane_ends_when_its_peer_leaves() {
+    let played = Played::new(8, one_lane()).await;
+    let read = played.read(TransferOptions::default());
+    let mut stream = played.grant(2).await;
+    stream.write_all(&[7; 8]).await.unwrap();
+    read.await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    let closed = stream.read_to_end(&mut rest);
+    tokio::time::timeout(Duration::from_secs(10), closed).await.unwrap().unwrap();
+    // So the next one does not go out on it.
+    let read = played.read(TransferOptions::default());
+    let mut stream = played.grant(2).await;
+    stream.write_all(&[7; 8]).await.unwrap();
+    assert_eq!(read.await.unwrap().bytes, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_transfer_is_waited_for_until_nothing_touches_its_memory() {
+    let played = Played::new(8, one_lane()).await;
+    let read = played.read(TransferOptions::default());
+    let mut stream = played.grant(2).await;
+    stream.write_all(&[7; 4]).await.unwrap();
+    let mut bytes = [0; 8];
+    while bytes[3] != 7 {
+        tokio::task::yield_now().await;
+        played.target.read_at(0, &mut bytes).unwrap();
+    }
+    let mut cancelled = std::pin::pin!(read.cancel());
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut cancelled).await;
+    assert!(early.is_err(), "the rest may still come");
+    stream.write_all(&[7; 4]).await.unwrap();
+    assert_eq!(cancelled.await.unwrap_err().kind(), ErrorKind::Cancelled);
+    // That was all: nothing comes after it.
+    let lease = played.target.close();
+    assert_eq!(tokio::time::timeout(Duration::from_secs(1), lease).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn an_estimate_names_who_would_move_the_bytes_and_comes_to_fit_what_they_take() {
+    let fabric = MemoryFabric::new();
+    let (owner, near) = (agent("owner", Some(&fabric), true), agent("near", Some(&fabric), false));
+    let (owner, near, far) = (owner.await, near.await, agent("far", None, false).await);
+    let source = owner.register(vec![HostBuffer::new(1 << 20)]).unwrap();
+    let metadata = owner.metadata([source.handle()]);
+    for (reader, backend) in [(&near, BackendKind::Memcpy), (&far, BackendKind::Tcp)] {
+        let peer = reader.load_metadata(&metadata).unwrap();
+        let target = reader.register_mut(vec![HostBuffer::new(1 << 20)]).unwrap();
+        let whole = [(0, 1 << 20)];
+        let remote = peer.regions()[0].descriptor(whole).unwrap();
+        let local = target.descriptor(whole).unwrap();
+        let before = reader.estimate(&local, &remote).unwrap();
+        let mut taken = Vec::new();
+        for _ in 0..40 {
+            let options = TransferOptions::default().with_deadline(Duration::MAX);
+            let report = reader.read(local.clone(), remote.clone(), options).await.unwrap();
+            assert_eq!(report.backend, before.backend);
+            assert!(report.queued <= report.elapsed && report.moving() <= report.elapsed);
+            taken.push(report.elapsed);
+        }
+        let after = reader.estimate(&local, &remote).unwrap();
+        assert_eq!((before.backend, after.backend), (backend, backend));
+        let (least, most) = (taken.iter().min().unwrap(), taken.iter().max().unwrap());
+        let fits = *least / 2..=*most * 2;
+        assert!(fits.contains(&after.duration), "{before:?}, {after:?} of {fits:?}");
+        drop(target);
+        assert_eq!(reader.estimate(&local, &remote).unwrap_err().kind(), ErrorKind::StaleRegion);
+    }
+}
+
 /// Rewrites metadata of an agent that offers no TCP address so that it does, at `address`.
 fn with_address(metadata: &[u8], address: SocketAddr) -> Vec<u8> {
     let SocketAddr::V4(address) = address else { unreachable!("a loopback address of IPv4") };
@@ -238,7 +332,7 @@ async fn a_dropped_transfer_and_an_agent_that_ends_leave_nothing_behind() {
     let (mut stream, _) = silent.listener.accept().await.unwrap();
     drop(transfer);
     let cancelled = silent.read(TransferOptions::default()).cancel().await.unwrap_err();
-    assert_eq!(cancelled.kind(), ErrorKind::Closed);
+    assert_eq!(cancelled.kind(), ErrorKind::Cancelled);
 
     let transfer = silent.read(TransferOptions::default());
     silent.initiator.shutdown().await;

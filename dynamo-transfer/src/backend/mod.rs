@@ -154,7 +154,8 @@ pub(crate) trait Backend: Send + Sync {
 /// What a backend has begun: dropped, it is given up.
 pub(crate) type Running = Arc<dyn Any + Send + Sync>;
 
-/// Is told the outcome of an operation, once; dropped, it is told that the agent has shut down.
+/// Is told the outcome of an operation, once; dropped, it is told that the agent has shut down, or that
+/// whoever was to tell has panicked.
 pub(crate) struct Done(Option<Box<dyn FnOnce(Result<()>) + Send>>);
 
 impl Done {
@@ -178,7 +179,12 @@ impl Done {
 impl Drop for Done {
     fn drop(&mut self) {
         if let Some(told) = self.0.take() {
-            told(Err(Error::new(ErrorKind::Closed, "agent has shut down")));
+            let (kind, message) = if std::thread::panicking() {
+                (ErrorKind::Internal, "the transfer's task has panicked")
+            } else {
+                (ErrorKind::Closed, "agent has shut down")
+            };
+            told(Err(Error::new(kind, message)));
         }
     }
 }
@@ -261,7 +267,7 @@ impl Operation {
     /// Fails once the transfer is given up.
     pub(crate) fn check(&self) -> Result<()> {
         if self.cancel.is_cancelled() {
-            return Err(Error::new(ErrorKind::Closed, "transfer was cancelled"));
+            return Err(Error::new(ErrorKind::Cancelled, "transfer was cancelled"));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ mod buffer;
 mod far;
 mod hold;
 mod kind;
+mod lease;
 mod owned;
 mod region;
 #[cfg(target_os = "linux")]
@@ -23,6 +24,7 @@ pub use table::Rights;
 pub(crate) use access::SLICES_MAX;
 pub(crate) use access::{Memory, copy};
 pub(crate) use far::{Keep, Piece};
+pub(crate) use lease::{Backed, FarLease, Lease, Leased, Uses};
 pub(crate) use owned::Owned;
 #[cfg(target_os = "linux")]
 pub(crate) use shared::{Mapping, SharedFile};
@@ -30,5 +32,5 @@ pub(crate) use span::Span;
 pub(crate) use spans::SpanList;
 #[cfg(target_os = "linux")]
 pub(crate) use table::Standing;
-pub(crate) use table::{Backed, FarLease, Lease, Leased, RegionTable, Right, random};
+pub(crate) use table::{RegionTable, Right, random};
 pub(crate) use token::Token;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use super::access::Memory;
 use super::buffer::{HostBuffer, SharedPart};
 use super::far::Far;
+use super::lease::{Backed, FarBacked};
 use super::span::Span;
-use super::table::{Backed, FarBacked};
 use crate::backend::cuda::{DeviceId, PinnedBuffer};
 
 /// The segments of a region, beside where their bytes are.

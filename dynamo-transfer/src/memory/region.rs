@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::MemoryKind;
 use super::access::{Memory, copy};
 use super::far::Far;
+use super::lease::Backing;
 use super::owned::Owned;
-use super::table::{Backing, RegionTable, Rights};
+use super::table::{RegionTable, Rights};
 use crate::backend::cuda::{DeviceBuffer, DeviceCopier, DeviceMemory};
 #[cfg(unix)]
 use crate::backend::file::{FileMemory, FileRegion, FileStore};
@@ -108,8 +109,8 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
     /// Dropping the future is as dropping the region: the memory is freed when it is quiet.
     #[expect(clippy::missing_panics_doc, reason = "only if an invariant of ours is broken")]
     pub async fn close(mut self) -> Vec<B> {
-        if let Some(quiet) = self.table.remove(self.handle.id) {
-            quiet.wait().await;
+        if let Some(uses) = self.table.remove(self.handle.id) {
+            uses.quiet().await;
         }
         let segments = self.owner.take().and_then(|owner| match owner {
             Owner::Host(owned) => Arc::into_inner(owned).map(|owned| owned.segments),
@@ -284,7 +285,7 @@ mod tests {
         let boxed = RegisteredRegion::exclusive(&table, boxed, Rights::OwnerWrites).unwrap();
         let shared: Arc<[u8]> = vec![4u8; 4].into();
         let lent = RegisteredRegion::shared(&table, vec![Arc::clone(&shared)]).unwrap();
-        let lease = table.lease_local(inline.handle().id, Right::Read).unwrap();
+        let lease = table.lease_local(inline.handle().id, Right::Read, &Arc::default()).unwrap();
         inline.write_at(2, &[9; 4]).unwrap();
         let mut bytes = [0; 8];
         inline.read_at(0, &mut bytes).unwrap();

@@ -1,15 +1,12 @@
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 #[cfg(target_os = "linux")]
 use tokio::time::Instant;
 
 use super::MemoryKind;
-use super::access::Memory;
-use super::far::Far;
+use super::lease::{Backing, Lease, Leased, Uses};
 use super::token::{Mint, Token};
 use crate::descriptor::Ranges;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,7 +27,7 @@ struct Entry {
     backing: Backing,
     generation: u64,
     rights: Rights,
-    operations: Arc<Operations>,
+    uses: Arc<Uses>,
     standing: Vec<Weak<dyn Standing>>,
 }
 
@@ -38,23 +35,6 @@ struct Entry {
 pub(crate) trait Standing: Send + Sync {
     /// Ends that at once: the region is revoked. A use that has begun may last.
     fn revoke(&self);
-}
-
-/// Memory of the host, and beside it whoever owns it.
-pub(crate) trait Backed: Send + Sync {
-    fn memory(&self) -> &Memory;
-}
-
-/// Memory that only an engine reaches, and beside it whoever owns it.
-pub(super) trait FarBacked: Send + Sync {
-    fn far(&self) -> &Far;
-}
-
-/// What a region is made of.
-#[derive(Clone)]
-pub(super) enum Backing {
-    Host(Arc<dyn Backed>),
-    Far(Arc<dyn FarBacked>),
 }
 
 /// Who may write a region; its own agent, and peers with a grant, may always read it.
@@ -75,37 +55,6 @@ pub(crate) enum Right {
     Write,
 }
 
-/// A region of host memory in use: keeps the memory alive. The memory is given up before it counts as
-/// quiet.
-pub(crate) struct Lease {
-    memory: Arc<dyn Backed>,
-    operation: Operation,
-}
-
-/// A file or memory of a device in use, likewise.
-pub(crate) struct FarLease {
-    memory: Arc<dyn FarBacked>,
-    operation: Operation,
-}
-
-/// A region in use.
-pub(crate) enum Leased {
-    Host(Lease),
-    Far(FarLease),
-}
-
-struct Operation(Arc<Operations>);
-
-/// How many operations use a region.
-#[derive(Default)]
-struct Operations {
-    count: AtomicUsize,
-    quiet: Notify,
-}
-
-/// Lets the owner of a revoked region wait for its last operation.
-pub(super) struct Quiet(Arc<Operations>);
-
 impl RegionTable {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self { regions: Mutex::default(), mint: Mint::new()? })
@@ -120,19 +69,18 @@ impl RegionTable {
         }
         let id = regions.next_id;
         regions.next_id += 1;
-        let operations = Arc::default();
-        let standing = Vec::new();
-        regions.entries.insert(id, Entry { backing, generation, rights, operations, standing });
+        let (uses, standing) = (Arc::default(), Vec::new());
+        regions.entries.insert(id, Entry { backing, generation, rights, uses, standing });
         Ok(id)
     }
 
-    /// Refuses further operations on the region.
-    pub(super) fn remove(&self, id: u64) -> Option<Quiet> {
+    /// Refuses further operations on the region; returns those in flight.
+    pub(super) fn remove(&self, id: u64) -> Option<Arc<Uses>> {
         let entry = self.lock().entries.remove(&id)?;
         for standing in entry.standing.iter().filter_map(Weak::upgrade) {
             standing.revoke();
         }
-        Some(Quiet(entry.operations))
+        Some(entry.uses)
     }
 
     /// Returns how many regions are registered.
@@ -168,15 +116,16 @@ impl RegionTable {
         regions.entries.get(&id).map(|entry| entry.backing.kind()).ok_or_else(|| stale(id))
     }
 
-    /// Leases a region to this agent itself; reading from a peer writes it.
-    pub(crate) fn lease_local(&self, id: u64, right: Right) -> Result<Leased> {
+    /// Leases a region to this agent itself, which counts its own as `user`; reading from a peer writes
+    /// it.
+    pub(crate) fn lease_local(&self, id: u64, right: Right, user: &Arc<Uses>) -> Result<Leased> {
         let regions = self.lock();
         let entry = regions.entries.get(&id).ok_or_else(|| stale(id))?;
         if right == Right::Read && entry.rights == Rights::ReadOnly {
             let message = format!("local region {id} is read-only");
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
-        Ok(Leased::new(entry))
+        Ok(Leased::new(&entry.backing, &entry.uses, user))
     }
 
     /// Leases a region of host memory to a peer, checking everything it claims.
@@ -214,7 +163,7 @@ impl RegionTable {
                 let message = format!("region {id} is not writable by peers");
                 return Err(Error::new(ErrorKind::PermissionDenied, message));
             }
-            Leased::new(entry)
+            Leased::new(&entry.backing, &entry.uses, &entry.uses)
         };
         self.mint.check(id, token, right)?;
         ranges.check(lease.len()).map_err(|error| error.in_region(id))?;
@@ -238,106 +187,6 @@ impl RegionTable {
 
     fn lock(&self) -> MutexGuard<'_, Regions> {
         self.regions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Backing {
-    pub(super) fn len(&self) -> u64 {
-        match self {
-            Self::Host(memory) => memory.memory().len(),
-            Self::Far(memory) => memory.far().len(),
-        }
-    }
-
-    pub(super) fn kind(&self) -> MemoryKind {
-        match self {
-            Self::Host(memory) if memory.memory().pinned().is_some() => MemoryKind::Pinned,
-            Self::Host(_) => MemoryKind::Host,
-            Self::Far(memory) => memory.far().kind(),
-        }
-    }
-}
-
-impl Leased {
-    fn new(entry: &Entry) -> Self {
-        let operation = Operation::new(&entry.operations);
-        match entry.backing.clone() {
-            Backing::Host(memory) => Self::Host(Lease { memory, operation }),
-            Backing::Far(memory) => Self::Far(FarLease { memory, operation }),
-        }
-    }
-
-    pub(crate) fn len(&self) -> u64 {
-        match self {
-            Self::Host(lease) => lease.memory().len(),
-            Self::Far(lease) => lease.far().len(),
-        }
-    }
-}
-
-impl FarLease {
-    pub(crate) fn far(&self) -> &Far {
-        self.memory.far()
-    }
-
-    /// Returns a number that no other region in use has.
-    pub(crate) fn order(&self) -> usize {
-        self.operation.order()
-    }
-}
-
-impl Lease {
-    /// Leases memory that is no region: nobody else reaches it.
-    pub(crate) fn over(memory: Arc<dyn Backed>) -> Self {
-        Self { memory, operation: Operation::new(&Arc::default()) }
-    }
-
-    pub(crate) fn memory(&self) -> &Memory {
-        self.memory.memory()
-    }
-
-    pub(crate) fn is_same_region(&self, other: &Self) -> bool {
-        self.order() == other.order()
-    }
-
-    /// Returns a number by which the regions of a process are ordered: whoever holds parts of two
-    /// takes them in this order.
-    pub(crate) fn order(&self) -> usize {
-        self.operation.order()
-    }
-}
-
-impl Operation {
-    fn new(operations: &Arc<Operations>) -> Self {
-        operations.count.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(operations))
-    }
-
-    fn order(&self) -> usize {
-        Arc::as_ptr(&self.0).addr()
-    }
-}
-
-impl Drop for Operation {
-    fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.quiet.notify_waiters();
-        }
-    }
-}
-
-impl Quiet {
-    pub(super) async fn wait(self) {
-        let mut quiet = std::pin::pin!(self.0.quiet.notified());
-        loop {
-            // Before it looks, lest it miss the last one.
-            quiet.as_mut().enable();
-            if self.0.count.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            quiet.as_mut().await;
-            quiet.set(self.0.quiet.notified());
-        }
     }
 }
 

@@ -32,15 +32,21 @@ impl TransferGroup {
         self.0.is_empty()
     }
 
-    /// Waits until all transfers have ended; returns their outcomes in the order they were added.
+    /// Waits until all transfers have ended and are [quiet](Transfer::quiet); returns their outcomes in
+    /// the order they were added.
     ///
     /// # Cancel safety
     /// Dropping the future is as dropping the group.
     pub async fn settled(self) -> Vec<Result<TransferReport>> {
-        join_all(self.0).await
+        let settled = |mut transfer: Transfer| async move {
+            let outcome = (&mut transfer).await;
+            transfer.quiet().await;
+            outcome
+        };
+        join_all(self.0.into_iter().map(settled)).await
     }
 
-    /// Waits until all transfers have ended; fails with the first failure in the order they were
+    /// Waits like [`settled`](Self::settled); fails with the first failure in the order they were
     /// added.
     ///
     /// # Cancel safety

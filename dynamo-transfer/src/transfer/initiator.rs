@@ -68,11 +68,13 @@ impl Initiator {
             posted.fail(Error::new(ErrorKind::Overloaded, "too many transfers are posted"));
             return transfer;
         }
-        posted.end_at(posted.at + options.deadline.unwrap_or(self.transfer_deadline));
+        let deadline = options.deadline.unwrap_or(self.transfer_deadline);
+        posted.end_at(posted.at.checked_add(deadline).unwrap_or(posted.at + FAR));
         match self.prepare(&posted, (local, remote), options) {
             Ok(prepared) => self.start(prepared),
             Err(error) => posted.fail(error),
         }
+        posted.has_posted();
         transfer
     }
 
@@ -87,7 +89,7 @@ impl Initiator {
         let kind = self.ways.route(&remote.peer, remote.kind, remote.load())?;
         let (cancel, progress) = (posted.cancel.clone(), Arc::clone(&posted.progress));
         let terms = Terms { priority, is_checked, cancel, progress };
-        let work = match local.table.lease_local(local.id, posted.right)? {
+        let work = match local.table.lease_local(local.id, posted.right, &posted.uses)? {
             Leased::Host(lease) if remote.kind.is_host() || kind != BackendKind::Memcpy => {
                 let operation = Operation::new(posted.right, (lease, local.ranges), remote, terms)?;
                 Work::Direct(Arc::new(operation))
@@ -204,6 +206,9 @@ fn check_notification(payload: Option<&Bytes>) -> Result<()> {
         _ => Ok(()),
     }
 }
+
+/// What no agent lives to see.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// The largest notification: a message, not a transfer.
 pub(crate) const NOTIFICATION_BYTES_MAX: usize = 64 << 10;

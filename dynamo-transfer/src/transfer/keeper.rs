@@ -6,7 +6,7 @@ use tokio::task::coop;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::posted::{Posted, cancelled};
+use super::posted::Posted;
 use crate::error::{Error, ErrorKind};
 
 /// Looks after the transfers of an agent: ends those that nothing else has ended, at their deadlines or
@@ -144,7 +144,11 @@ impl Drop for CloseOnDrop<'_> {
             std::mem::take(&mut kept.transfers)
         };
         for transfer in left.into_values().filter_map(|transfer| transfer.upgrade()) {
-            transfer.fail(cancelled());
+            transfer.fail(closed());
         }
     }
+}
+
+pub(super) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "agent has shut down")
 }

@@ -99,6 +99,8 @@ pub struct TransferReport {
     pub chunks: u64,
     /// Who moved them.
     pub backend: BackendKind,
+    /// Wall time of the call that posted it; 0 if it was over before the call was.
+    pub posting: Duration,
     /// Wall time from posting until the first bytes were moved or asked for.
     pub queued: Duration,
     /// Wall time from posting to completion.
@@ -113,6 +115,13 @@ pub struct TransferEstimate {
     pub backend: BackendKind,
     /// Wall time from posting to completion, as the agent's latest transfers by that backend went.
     pub duration: Duration,
+}
+
+impl TransferReport {
+    /// Returns the wall time from the first bytes that were moved or asked for to completion.
+    pub fn moving(&self) -> Duration {
+        self.elapsed.saturating_sub(self.queued)
+    }
 }
 
 /// How far a transfer is.
@@ -140,13 +149,26 @@ impl Transfer {
         self.0.progress()
     }
 
-    /// Cancels the transfer and waits for its end: it may have been complete before.
+    /// Cancels the transfer and waits until it is [quiet](Self::quiet): it may have been complete before.
     ///
     /// # Cancel safety
     /// Dropping the future is as dropping the transfer.
-    pub async fn cancel(self) -> Result<TransferReport> {
+    pub async fn cancel(mut self) -> Result<TransferReport> {
         self.0.give_up();
-        self.await
+        self.quiet().await;
+        (&mut self).await
+    }
+
+    /// Waits until nothing touches this agent's memory on behalf of the transfer any more.
+    ///
+    /// That is so once it has completed. A transfer that has failed or was cancelled has its outcome at
+    /// once, while what is under way for it may take longer: over a network as long as a peer may be
+    /// silent (ten seconds), on this host as long as a copy.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn quiet(&self) {
+        self.0.uses.quiet().await;
     }
 }
 

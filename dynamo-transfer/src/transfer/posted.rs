@@ -1,18 +1,19 @@
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::coop;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::keeper::{Keeper, Key};
+use super::keeper::{Keeper, Key, closed};
 use super::stats::Counters;
 use super::{Progress, TransferReport};
 use crate::backend::{self, BackendKind, Done, Running};
 use crate::error::{Error, ErrorKind, RemoteMemory, Result};
-use crate::memory::Right;
+use crate::memory::{Right, Uses};
 use crate::peer::PeerAddress;
 
 /// A transfer from its posting to its outcome: whoever ends it first settles it, once.
@@ -21,6 +22,10 @@ pub(crate) struct Posted {
     pub(crate) right: Right,
     pub(crate) at: Instant,
     pub(crate) progress: Arc<backend::Progress>,
+    /// The leases of this agent's memory for it: who still touches that.
+    pub(super) uses: Arc<Uses>,
+    /// Nanoseconds that the call took that posted it, once it is back.
+    posting: AtomicU64,
     /// Fires when it is settled: what still runs for it ends.
     pub(crate) cancel: CancellationToken,
     counters: Arc<Counters>,
@@ -71,6 +76,8 @@ impl Posted {
             right,
             at: Instant::now(),
             progress: Arc::default(),
+            uses: Arc::default(),
+            posting: AtomicU64::new(0),
             cancel: CancellationToken::new(),
             counters: Arc::clone(counters),
             keeper: Arc::clone(keeper),
@@ -78,10 +85,16 @@ impl Posted {
         })
     }
 
+    /// Notes that the call is over that posted it.
+    pub(super) fn has_posted(&self) {
+        let nanos = u64::try_from(self.at.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.posting.store(nanos, Ordering::Relaxed);
+    }
+
     /// Ends it at `at`, at the latest; at once if the agent has shut down.
     pub(super) fn end_at(self: &Arc<Self>, at: Instant) {
         match self.keeper.keep(at, self) {
-            None => self.fail(cancelled()),
+            None => self.fail(closed()),
             Some(key) => {
                 if let State::Open(open) = &mut *self.lock() {
                     open.key = Some(key);
@@ -131,6 +144,7 @@ impl Posted {
             bytes: total.load(Ordering::Relaxed),
             chunks: chunks.load(Ordering::Relaxed),
             backend,
+            posting: Duration::from_nanos(self.posting.load(Ordering::Relaxed)).min(elapsed),
             queued: self.progress.begun().map_or(elapsed, |begun| begun - self.at),
             elapsed,
         }
@@ -240,6 +254,6 @@ impl State {
     }
 }
 
-pub(super) fn cancelled() -> Error {
-    Error::new(ErrorKind::Closed, "transfer was cancelled")
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "transfer was cancelled")
 }

@@ -15,7 +15,7 @@ pub struct TransferStats {
     pub completed_total: u64,
     /// Transfers that failed, other than by being cancelled.
     pub failed_total: u64,
-    /// Transfers that were cancelled or dropped.
+    /// Transfers that were cancelled or dropped, or ended with the agent.
     pub cancelled_total: u64,
     /// Bytes of completed transfers, by backend in the order of [`BackendKind::ALL`].
     pub bytes_total: [u64; BackendKind::ALL.len()],
@@ -70,7 +70,9 @@ impl Counters {
                 }
                 &self.completed
             }
-            Err(error) if error.kind() == ErrorKind::Closed => &self.cancelled,
+            Err(error) if matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::Closed) => {
+                &self.cancelled
+            }
             Err(_) => &self.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);

@@ -43,7 +43,7 @@ async fn run_as_told() -> Result<ExitCode> {
     let transfers = args.get(1).map_or(Ok(1_000_000), |n| n.parse());
     let transfers = transfers.context("PATH TRANSFERS BACKEND...")?;
     let named = args.iter().skip(2).map(|name| kind(name)).collect::<Result<Vec<_>>>()?;
-    let backends = if named.is_empty() { BackendKind::ALL.to_vec() } else { named };
+    let backends = if named.is_empty() { BETWEEN_AGENTS.to_vec() } else { named };
     let (mut table, mut is_good) = (Table::default(), true);
     for backend in backends {
         is_good &= soak(backend, transfers, &mut table).await?;
@@ -300,3 +300,7 @@ const SETTLED_MAX: Duration = Duration::from_secs(20);
 
 /// What an allocator's noise comes to over half a million transfers: four bytes for each.
 const GROWTH_KIB_MAX: usize = 2048;
+
+/// Those that need no file and no device.
+const BETWEEN_AGENTS: [BackendKind; 4] =
+    [BackendKind::Memcpy, BackendKind::Shm, BackendKind::Ucx, BackendKind::Tcp];

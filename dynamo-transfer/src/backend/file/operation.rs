@@ -168,7 +168,7 @@ impl Operation {
         }
         let is_unfinished = state.steps.len() > 0 || state.unsynced;
         if self.is_cancelled() && is_unfinished && state.failure.is_none() {
-            state.failure = Some(Error::new(ErrorKind::Closed, "operation was cancelled"));
+            state.failure = Some(Error::new(ErrorKind::Cancelled, "operation was cancelled"));
         }
         let batch = state.fill(self);
         let end = (state.flying == 0).then(|| (state.kept.take(), state.failure.take()));

@@ -21,6 +21,7 @@ struct State {
     /// Stripes that were lost, and how often.
     again: Vec<(Stripe, usize)>,
     failure: Option<Error>,
+    /// Is told the outcome; none once it has been.
     done: Option<Done>,
 }
 
@@ -45,7 +46,8 @@ impl Job {
     /// job is over.
     pub(super) fn next(self: &Arc<Self>) -> Option<(Flight, bool)> {
         let mut state = self.lock();
-        let is_given_up = state.failure.is_some() || self.operation.cancel.is_cancelled();
+        let is_over = state.done.is_none() || state.failure.is_some();
+        let is_given_up = is_over || self.operation.cancel.is_cancelled();
         let next = if is_given_up { None } else { state.again.pop() };
         let next = match next {
             None if is_given_up => None,
@@ -105,7 +107,7 @@ impl Flight {
     /// Notes that it has arrived as something else.
     pub(super) fn corrupted(mut self, error: Error) {
         // Either end has all of it: nothing is under way.
-        self.again(true, error);
+        self.again(1, error);
     }
 
     fn over(&mut self, failure: Option<Error>) {
@@ -118,15 +120,13 @@ impl Flight {
         tell(state, &self.job.operation);
     }
 
-    /// Queues it again, unless it has been lost too often or `can_repeat` is not so.
-    fn again(&mut self, can_repeat: bool, failure: Error) {
+    /// Queues it again, unless it was lost `losses_max` times before.
+    fn again(&mut self, losses_max: usize, failure: Error) {
         self.is_over = true;
         let lanes = self.job.lanes.upgrade();
-        // Each lane may turn out to have broken while it was idle; a connection made anew serves.
-        let losses_max = lanes.as_ref().map_or(0, |lanes| lanes.lanes_max);
         let mut state = self.job.lock();
         state.in_flight -= 1;
-        if can_repeat && self.losses < losses_max {
+        if lanes.is_some() && self.losses < losses_max {
             state.again.push((std::mem::take(&mut self.stripe), self.losses + 1));
         } else {
             state.failure.get_or_insert(failure);
@@ -143,10 +143,14 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         if !self.is_over {
-            // The owner may still take what is left of a write when the transfer is long over.
-            let can_repeat = self.job.operation.right == Right::Read;
+            let losses_max = match self.job.operation.right {
+                // Each lane may turn out to have broken while it was idle; a connection made anew serves.
+                Right::Read => self.job.lanes.upgrade().map_or(0, |lanes| lanes.lanes_max),
+                // The owner may still take what is left of it when the transfer is long over.
+                Right::Write => 0,
+            };
             let message = "the connection broke in the middle";
-            self.again(can_repeat, Error::new(ErrorKind::Disconnected, message));
+            self.again(losses_max, Error::new(ErrorKind::Disconnected, message));
         }
     }
 }

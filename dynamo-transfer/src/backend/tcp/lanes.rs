@@ -1,8 +1,12 @@
 use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -14,12 +18,14 @@ use super::job::{Flight, Job};
 use super::pipeline::Pipeline;
 use super::stream::{STALL_MAX, recv, recv_memory, send, send_memory, within};
 use crate::backend::Operation;
+use crate::backend::connection::broken;
 use crate::descriptor::Ranges;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
 use crate::peer::PeerAddress;
 use crate::transfer::Priority;
+use crate::wire::protocol;
 
 /// The connections to one peer, and what waits for them.
 ///
@@ -203,15 +209,20 @@ impl Lanes {
         let ask = async {
             loop {
                 asked.room().await;
-                let Some(next) = self.next().await else { return Ok(()) };
+                let Some(next) = self.next(stream, &asked).await? else { return Ok(()) };
                 asked.push(ask(stream, next).await?);
             }
         };
         asked.run(ask, answer).await
     }
 
-    /// Waits for something to ask; `None` when there was nothing for long.
-    async fn next(self: &Arc<Self>) -> Option<Next> {
+    /// Waits for something to ask; `None` when there was nothing for long. Fails if the peer leaves
+    /// meanwhile.
+    async fn next(
+        self: &Arc<Self>,
+        stream: &TcpStream,
+        asked: &Pipeline<Asked>,
+    ) -> Result<Option<Next>> {
         loop {
             let due = {
                 let mut queue = self.lock();
@@ -219,20 +230,51 @@ impl Lanes {
                     if !queue.is_empty() {
                         self.call(&mut queue);
                     }
-                    return Some(next);
+                    return Ok(Some(next));
                 }
                 queue.idle += 1;
                 self.due.notified()
             };
-            let woken = tokio::time::timeout(IDLE_MAX, due).await;
-            self.lock().idle -= 1;
-            woken.ok()?;
+            let _idle = Idle(self);
+            let mut due = std::pin::pin!(tokio::time::timeout(IDLE_MAX, due));
+            let woken = poll_fn(|cx| {
+                // Looked at first: what is due would be lost on a connection that has ended.
+                if asked.is_idle()
+                    && let Poll::Ready(ended) = poll_end(stream, cx)
+                {
+                    return Poll::Ready(Err(ended));
+                }
+                due.as_mut().poll(cx).map(Ok)
+            });
+            if woken.await?.is_err() {
+                return Ok(None);
+            }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Counts a lane among those that have nothing to do, until it is dropped.
+struct Idle<'a>(&'a Lanes);
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        self.0.lock().idle -= 1;
+    }
+}
+
+/// Waits for the end of a connection over which nothing is to come.
+fn poll_end(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<Error> {
+    let mut byte = [0];
+    let mut peeked = ReadBuf::new(&mut byte);
+    stream.poll_peek(cx, &mut peeked).map(|peeked| match peeked {
+        Ok(0) => broken(io::ErrorKind::UnexpectedEof.into()),
+        Ok(_) => protocol("an answer to nothing"),
+        Err(error) => broken(error),
+    })
 }
 
 /// What is asked next.

@@ -19,14 +19,17 @@ struct State<T> {
     line: VecDeque<T>,
     /// Nothing more will come.
     is_closed: bool,
+    /// The half that answers has nothing to do.
+    is_idle: bool,
     /// Something changed that the other half may wait for.
     has_changed: bool,
 }
 
 impl<T> Pipeline<T> {
     pub(super) fn new(len_max: usize) -> Self {
-        let (line, is_closed, has_changed) = (VecDeque::with_capacity(len_max), false, false);
-        Self { state: Mutex::new(State { line, is_closed, has_changed }), len_max }
+        let line = VecDeque::with_capacity(len_max);
+        let state = State { line, is_closed: false, is_idle: false, has_changed: false };
+        Self { state: Mutex::new(state), len_max }
     }
 
     /// Runs both halves until both have ended, or one has failed.
@@ -68,14 +71,20 @@ impl<T> Pipeline<T> {
 
     /// Waits for the next in line; none behind the last.
     pub(super) async fn next(&self) -> Option<T> {
-        self.when(|state| match state.line.pop_front() {
-            Some(item) => {
-                state.has_changed = true;
-                Some(Some(item))
-            }
-            None => state.is_closed.then_some(None),
+        self.when(|state| {
+            let item = state.line.pop_front();
+            let is_idle = item.is_none();
+            state.has_changed |= !is_idle || !state.is_idle;
+            state.is_idle = is_idle;
+            if is_idle && !state.is_closed { None } else { Some(item) }
         })
         .await
+    }
+
+    /// Tells whether all that was asked has been answered.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.is_idle && state.line.is_empty()
     }
 
     /// Waits for what the other half brings about.
