@@ -54,8 +54,10 @@ impl Accesses {
         (keys, grants): (&[Vec<u8>], &[Grant]),
     ) -> Result<()> {
         let Some(port) = rails.get(joined.rail) else { return Ok(()) };
+        // What cannot be opened holds no memory.
         let keys: Result<Vec<_>> =
             keys.iter().map(|key| RemoteKey::new(port, joined.endpoint, key)).collect();
+        let keys = keys?;
         let mut waiting = VecDeque::new();
         for grant in grants {
             let (mut remote, index) = (grant.address, grant.key as usize);
@@ -74,7 +76,7 @@ impl Accesses {
             is_write,
             priority,
             landing: port.land(key, stream),
-            keys: keys?,
+            keys,
             waiting,
             is_flushed: false,
             is_failed: false,
@@ -103,6 +105,11 @@ impl Accesses {
     /// Tells whether accesses of the operation are under way.
     pub(super) fn has(&self, key: &OpKey) -> bool {
         self.running.contains_key(key)
+    }
+
+    /// Tells whether any accesses over the link are under way.
+    pub(super) fn run_on(&self, link: u64) -> bool {
+        self.running.keys().any(|key| key.link == link)
     }
 
     /// Starts no more accesses of an operation.

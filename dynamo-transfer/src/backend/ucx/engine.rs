@@ -29,6 +29,14 @@ pub(super) struct Engine {
     net: Net,
     mailbox: Arc<Mailbox>,
     letters: Letters,
+    turns: u32,
+}
+
+/// What comes after a turn of the thread.
+enum Turn {
+    Again,
+    /// There is nothing to do until UCX or the agent says so, or until then.
+    Rest(Option<Instant>),
 }
 
 impl Engine {
@@ -60,28 +68,15 @@ impl Engine {
             net: Net { port: Port::new(worker, inbox), rails: Rails::start(config, &library) },
             mailbox,
             letters,
+            turns: 0,
         };
         Ok((engine, address))
     }
 
     /// Works until the agent stops it; then closes everything, within a bound.
     pub(super) fn run(mut self) {
-        let mut turns = 0u32;
         while !self.mailbox.is_stopped() {
-            let mut is_busy = self.net.progress();
-            is_busy |= self.take_events() | self.take_rail_events();
-            is_busy |= self.take_commands();
-            is_busy |= self.initiator.begin_due(&mut self.net);
-            is_busy |= self.net.port.pump();
-            turns = turns.wrapping_add(1);
-            // Also a thread that never rests has peers that are overdue.
-            if is_busy && !turns.is_multiple_of(TURNS_PER_LOOK) {
-                continue;
-            }
-            let wake_at = self.expire();
-            if is_busy {
-                continue;
-            }
+            let Turn::Rest(wake_at) = self.turn(Instant::now) else { continue };
             match self.arm() {
                 Ok(true) => self.sleep(wake_at),
                 Ok(false) => {}
@@ -92,6 +87,28 @@ impl Engine {
             }
         }
         self.close();
+    }
+
+    /// Does what there is to do, and tells whether that was all.
+    fn turn(&mut self, now: impl Fn() -> Instant) -> Turn {
+        let mut is_busy = self.net.progress();
+        is_busy |= self.take_events() | self.take_rail_events();
+        is_busy |= self.take_commands();
+        is_busy |= self.initiator.begin_due(&mut self.net);
+        is_busy |= self.net.port.pump();
+        self.turns = self.turns.wrapping_add(1);
+        // Also a thread that never rests has peers that are overdue.
+        if is_busy && !self.turns.is_multiple_of(TURNS_PER_LOOK) {
+            return Turn::Again;
+        }
+        let wake_at = self.expire(now());
+        // Giving up sends and closes, and UCX may call back meanwhile: nothing would wake for that.
+        if is_busy || self.has_more() { Turn::Again } else { Turn::Rest(wake_at) }
+    }
+
+    /// Tells whether what was just done has made something to do.
+    fn has_more(&mut self) -> bool {
+        self.net.has_events() || self.initiator.has_due()
     }
 
     fn take_events(&mut self) -> bool {
@@ -144,10 +161,9 @@ impl Engine {
             Kind::Request => self.owner.request(net, header, &body),
             Kind::Accept => self.initiator.accept(net, header),
             Kind::Done => self.initiator.done(net, header, &body),
-            Kind::Cancel => self.owner.cancel(net, header),
             Kind::Notify => self.owner.notify(net, header, body),
             Kind::Grant => self.initiator.grant(net, header, &body),
-            Kind::Release => self.owner.release(header),
+            Kind::Cancel | Kind::Release => self.owner.release(net, header),
             // Data never comes this way.
             Kind::ReadData | Kind::WriteData => {}
         }
@@ -203,8 +219,7 @@ impl Engine {
         any
     }
 
-    fn expire(&mut self) -> Option<Instant> {
-        let now = Instant::now();
+    fn expire(&mut self, now: Instant) -> Option<Instant> {
         let initiator = self.initiator.expire(&mut self.net, now);
         let owner = self.owner.expire(&mut self.net, now);
         [initiator, owner].into_iter().flatten().min()
@@ -242,8 +257,8 @@ impl Engine {
     fn work_until(&mut self, until: Instant) {
         let mut is_busy = self.net.progress();
         is_busy |= self.take_events() | self.take_rail_events();
-        let next = self.expire().map_or(until, |next| next.min(until));
-        if !is_busy && matches!(self.arm(), Ok(true)) {
+        let next = self.expire(Instant::now()).map_or(until, |next| next.min(until));
+        if !is_busy && !self.has_more() && matches!(self.arm(), Ok(true)) {
             let patience = next.saturating_duration_since(Instant::now());
             let fd = self.net.port.worker.event_fd();
             wait(fd.into_iter().chain(self.net.rails.event_fds()), Some(patience));
@@ -276,3 +291,6 @@ const COMMANDS_PER_TURN: usize = 64;
 
 /// Peers that are alive let an endpoint close at once; those that are not must not hold the agent.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

@@ -72,6 +72,10 @@ impl Inbox {
         event
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.events.borrow().is_empty()
+    }
+
     pub(super) fn push(&self, event: Event) {
         self.events.borrow_mut().push_back(event);
     }

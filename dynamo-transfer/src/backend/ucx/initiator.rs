@@ -1,50 +1,40 @@
 //! The initiator's side: links to owners, and the operations that run over them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::absences::Absences;
 use super::access::{Accesses, Ended};
 use super::inbox::{OpKey, Side};
-use super::link::{Connecting, Link, Op, Task, Transfer};
+use super::link::{Op, Task, Transfer};
+use super::links::{Links, Overdue, UNANSWERED};
 use super::net::Net;
 use super::port::EndpointId;
-use super::protocol::{
-    Header, Hello, Kind, STRIPE_CHUNKS_MAX, Welcome, decode_grants, decode_status, protocol,
-};
+use super::protocol::{Header, Kind, STRIPE_CHUNKS_MAX, decode_grants, decode_status, protocol};
 use crate::backend::Operation;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Right, random};
+use crate::memory::Right;
 use crate::peer::PeerAddress;
 
 pub(super) type Settle = oneshot::Sender<Result<()>>;
 
 pub(super) struct Initiator {
-    own: Arc<Endpoint>,
-    /// Where owners find this agent's worker.
-    address: Vec<u8>,
-    links: BTreeMap<u64, Link>,
-    /// The link to each peer that has one.
-    peers: HashMap<Arc<PeerAddress>, u64>,
+    links: Links,
     ops: HashMap<u64, Op>,
     /// Links on which something may begin.
     due: BTreeSet<u64>,
     accesses: Accesses,
-    absences: Absences,
 }
 
 impl Initiator {
     pub(super) fn new(own: Arc<Endpoint>, address: Vec<u8>) -> Self {
-        let (links, peers, ops, due) = Default::default();
-        let (accesses, absences) = Default::default();
-        Self { own, address, links, peers, ops, due, accesses, absences }
+        let (ops, due, accesses) = Default::default();
+        Self { links: Links::new(own, address), ops, due, accesses }
     }
 
     /// Moves the next stripe of an operation, if there is one.
@@ -71,32 +61,26 @@ impl Initiator {
 
     /// The owner of a link has answered the hello.
     pub(super) fn welcome(&mut self, net: &mut Net, header: Header, body: &[u8]) {
-        let Some(link) = self.links.get_mut(&header.link) else { return };
-        let rails =
-            Welcome::decode(body).and_then(|welcome| welcome.status.map(|()| welcome.rails));
-        let rails = match rails {
-            Ok(rails) => rails,
-            Err(error) => return self.end(net, header.link, error.kind(), error.message()),
-        };
-        if link.connecting.take().is_some() {
-            link.joined = net.rails.join(&rails);
-            link.is_joined_well = true;
-            self.absences.forget(&link.peer);
-            self.due.insert(header.link);
+        match self.links.welcome(net, header.link, body) {
+            Ok(true) => drop(self.due.insert(header.link)),
+            Ok(false) => {}
+            Err(error) => self.end(net, header.link, error.kind(), error.message()),
         }
     }
 
-    /// The owner waits for the data of a write.
+    /// The owner waits for the data of a write; it says so once.
     pub(super) fn accept(&mut self, net: &mut Net, header: Header) {
-        let Some(op) = self.ops.get(&header.op).filter(|op| op.link == header.link) else { return };
-        let (Some(link), Task::Transfer(transfer)) = (self.links.get(&header.link), &op.task)
+        let key = key(header.link, header.op);
+        let (Some(op), Some(link)) = (self.ops.get_mut(&header.op), self.links.get(header.link))
         else {
             return;
         };
-        if transfer.operation.right == Right::Write {
-            let (key, stream) = (key(header.link, header.op), Rc::clone(&transfer.stream));
+        let Task::Transfer(transfer) = &mut op.task else { return };
+        let is_due = transfer.operation.right == Right::Write && !transfer.is_accepted;
+        if op.link == header.link && is_due && !self.accesses.has(&key) {
+            transfer.is_accepted = true;
             let data = (link.endpoint, Kind::WriteData);
-            net.port.supply(key, data, stream, transfer.operation.priority);
+            net.port.supply(key, data, Rc::clone(&transfer.stream), transfer.operation.priority);
         }
     }
 
@@ -104,12 +88,12 @@ impl Initiator {
     pub(super) fn grant(&mut self, net: &mut Net, header: Header, body: &[u8]) {
         let key = key(header.link, header.op);
         let Some(op) = self.ops.get(&header.op).filter(|op| op.link == header.link) else { return };
-        let (Some(joined), Task::Transfer(Transfer { operation, stream, .. })) =
-            (self.links.get(&header.link).and_then(|link| link.joined), &op.task)
+        let (Some(joined), Task::Transfer(Transfer { operation, stream, is_accepted, .. })) =
+            (self.links.get(header.link).and_then(|link| link.joined), &op.task)
         else {
             return;
         };
-        if self.accesses.has(&key) {
+        if *is_accepted || self.accesses.has(&key) {
             return;
         }
         net.port.inbox.close(&key);
@@ -133,7 +117,7 @@ impl Initiator {
     /// Nothing of an operation is under way any more: the owner may have its memory back.
     fn ended(&mut self, net: &mut Net, key: OpKey, ended: Ended) {
         self.accesses.resume(&mut net.rails);
-        let Some(link) = self.links.get_mut(&key.link) else { return };
+        let Some(link) = self.links.get_mut(key.link) else { return };
         net.port.send(link.endpoint, Header::new(Kind::Release, key.link, key.op), Vec::new());
         match ended {
             Ended::Well => self.finish(net, key.op, Ok(())),
@@ -172,7 +156,7 @@ impl Initiator {
     pub(super) fn cancel(&mut self, net: &mut Net, op: u64) {
         let Some(found) = self.ops.get(&op) else { return };
         // What is accessed is released when nothing is under way any more.
-        if let Some(link) = self.links.get(&found.link)
+        if let Some(link) = self.links.get(found.link)
             && link.connecting.is_none()
             && link.has_begun(op)
             && !self.accesses.has(&key(found.link, op))
@@ -184,10 +168,10 @@ impl Initiator {
 
     /// Ends the link of an endpoint that has failed.
     pub(super) fn failed(&mut self, net: &mut Net, endpoint: EndpointId, why: &Error) -> bool {
-        let found = self.links.iter().find(|(_, link)| link.endpoint == endpoint);
-        let Some((&id, link)) = found else { return false };
+        let Some(id) = self.links.of(endpoint) else { return false };
         // Nobody was reached yet: the same as a connection that is refused.
-        let kind = match (link.connecting, why.kind()) {
+        let connecting = self.links.get(id).and_then(|link| link.connecting);
+        let kind = match (connecting, why.kind()) {
             (Some(_), ErrorKind::Disconnected) => ErrorKind::Unreachable,
             (_, kind) => kind,
         };
@@ -199,7 +183,7 @@ impl Initiator {
     pub(super) fn begin_due(&mut self, net: &mut Net) -> bool {
         let mut any = false;
         while let Some(id) = self.due.pop_first() {
-            while let Some(link) = self.links.get_mut(&id)
+            while let Some(link) = self.links.get_mut(id)
                 && link.connecting.is_none()
                 && let Some(op) = link.next()
             {
@@ -210,34 +194,33 @@ impl Initiator {
         any
     }
 
-    /// Gives up on owners that do not answer; returns when to look again.
+    /// Tells whether something may begin.
+    pub(super) fn has_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// Gives up on owners that do not answer, and closes links that were not used for long; returns
+    /// when to look again.
     pub(super) fn expire(&mut self, net: &mut Net, now: Instant) -> Option<Instant> {
-        let (mut next, mut overdue, mut waiting) = (None, Vec::new(), Vec::new());
-        for (&id, link) in &self.links {
-            let Some(Connecting { until, patience_until }) = link.connecting else { continue };
-            if until <= now {
-                overdue.push(id);
-                continue;
-            }
-            let has_patience = patience_until > now;
-            if !has_patience {
-                waiting.extend(link.ops.iter().copied());
-            }
-            let at = if has_patience { patience_until.min(until) } else { until };
-            next = Some(next.map_or(at, |next: Instant| next.min(at)));
+        let Overdue { unanswered, impatient, idle, next } = self.links.look(now);
+        for op in impatient {
+            self.finish(net, op, Err(Error::new(ErrorKind::Unreachable, UNANSWERED)));
         }
-        let unanswered = || Error::new(ErrorKind::Unreachable, UNANSWERED);
-        waiting.into_iter().for_each(|op| self.finish(net, op, Err(unanswered())));
-        for id in overdue {
+        for id in unanswered {
             self.end(net, id, ErrorKind::Unreachable, UNANSWERED);
+        }
+        for id in idle {
+            // Accesses that nobody waits for are released over it when they end, which wakes.
+            if !self.accesses.run_on(id) {
+                self.end(net, id, ErrorKind::Closed, "the link was not used for long");
+            }
         }
         next
     }
 
     /// Ends everything: the agent shuts down.
     pub(super) fn close(&mut self, net: &mut Net) {
-        let links: Vec<_> = self.links.keys().copied().collect();
-        for id in links {
+        for id in self.links.ids() {
             self.end(net, id, ErrorKind::Closed, "the agent shuts down");
         }
     }
@@ -251,11 +234,11 @@ impl Initiator {
         settle: Settle,
     ) {
         let now = Instant::now();
-        let id = match self.link(net, peer, now) {
+        let id = match self.links.to(net, peer, now) {
             Ok(id) => id,
             Err(error) => return settled(settle, Err(error)),
         };
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(id) else { return };
         if link.connecting.is_some_and(|connecting| connecting.patience_until <= now) {
             return settled(settle, Err(Error::new(ErrorKind::Unreachable, UNANSWERED)));
         }
@@ -264,36 +247,8 @@ impl Initiator {
         self.due.insert(id);
     }
 
-    /// Returns the link to a peer, connecting if there is none.
-    fn link(&mut self, net: &mut Net, peer: &Arc<PeerAddress>, now: Instant) -> Result<u64> {
-        if let Some(&id) = self.peers.get(peer) {
-            return Ok(id);
-        }
-        let address = peer.ucx.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::BackendUnavailable, "peer offers no UCX address")
-        })?;
-        if self.absences.is_recent(peer, now) {
-            return Err(Error::new(ErrorKind::Unreachable, UNANSWERED));
-        }
-        let id = random()?;
-        let endpoint = net.port.connect(address).inspect_err(|_| self.absences.note(peer, now))?;
-        let hello = Hello { hello: self.own.hello(peer), address: self.address.clone() };
-        net.port.send(endpoint, Header::new(Kind::Hello, id, 0), hello.encode());
-        // TCP reaches it all the same: whether UCX does again, nobody waits to find out.
-        let patience = match peer.tcp {
-            Some(_) if self.absences.has(peer) => Duration::ZERO,
-            Some(_) => PATIENCE,
-            None => CONNECT_MAX,
-        };
-        let connecting = Connecting { until: now + CONNECT_MAX, patience_until: now + patience };
-        let link = Link::new(endpoint, peer, connecting);
-        self.links.insert(id, link);
-        self.peers.insert(Arc::clone(peer), id);
-        Ok(id)
-    }
-
     fn start(&mut self, net: &mut Net, id: u64, op: u64) {
-        let (Some(found), Some(link)) = (self.ops.get_mut(&op), self.links.get(&id)) else {
+        let (Some(found), Some(link)) = (self.ops.get_mut(&op), self.links.get(id)) else {
             return;
         };
         let (endpoint, joined) = (link.endpoint, link.joined.filter(|_| link.is_joined_well));
@@ -330,11 +285,11 @@ impl Initiator {
         net.port.withhold(&key(id, op));
         if self.accesses.stop(&key(id, op)).is_some() {
             self.accesses.resume(&mut net.rails);
-            if let Some(link) = self.links.get(&id) {
+            if let Some(link) = self.links.get(id) {
                 net.port.send(link.endpoint, Header::new(Kind::Release, id, op), Vec::new());
             }
         }
-        if let Some(link) = self.links.get_mut(&id)
+        if let Some(link) = self.links.get_mut(id)
             && link.ended(op, task.priority())
         {
             self.due.insert(id);
@@ -348,20 +303,11 @@ impl Initiator {
     }
 
     fn end(&mut self, net: &mut Net, id: u64, kind: ErrorKind, why: &str) {
-        let Some(link) = self.links.remove(&id) else { return };
-        self.peers.remove(&link.peer);
-        if link.connecting.is_some() && kind == ErrorKind::Unreachable {
-            self.absences.note(&link.peer, Instant::now());
-        }
-        for op in link.ops {
+        let Some(mut link) = self.links.take(id, kind) else { return };
+        for op in std::mem::take(&mut link.ops) {
             self.finish(net, op, Err(Error::new(kind, why)));
         }
-        net.port.close(link.endpoint);
-        if let Some(joined) = link.joined
-            && let Some(port) = net.rails.get(joined.rail)
-        {
-            port.close(joined.endpoint);
-        }
+        link.close(net);
     }
 }
 
@@ -379,12 +325,3 @@ const ONE_SIDED_BYTES_MIN: u64 = 256 << 10;
 
 /// Pieces of a stripe that are accessed one by one.
 const GRANTED_MAX: usize = 2048;
-
-/// A host that is there answers within this even over long distance.
-const CONNECT_MAX: Duration = Duration::from_secs(3);
-
-/// How long operations wait for a peer that others than UCX reach, too: longer than one that is
-/// there and busy takes to answer.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-const UNANSWERED: &str = "the peer does not answer over UCX";

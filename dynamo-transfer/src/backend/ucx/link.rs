@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::initiator::Settle;
+use super::net::Net;
 use super::port::EndpointId;
 use super::protocol::{RailKind, Request, STRIPE_BYTES_MAX};
 use super::rails::Joined;
@@ -26,6 +27,8 @@ pub(super) struct Link {
     pub(super) joined: Option<Joined>,
     pub(super) is_joined_well: bool,
     pub(super) ops: BTreeSet<u64>,
+    /// When an operation has ended last, or it was made.
+    pub(super) used_at: Instant,
     turns: Turns,
 }
 
@@ -64,6 +67,8 @@ pub(super) struct Transfer {
     pub(super) operation: Arc<Operation>,
     pub(super) stripe: Stripe,
     pub(super) stream: Rc<Stream>,
+    /// The owner has said that it waits for the data.
+    pub(super) is_accepted: bool,
 }
 
 impl Link {
@@ -71,6 +76,7 @@ impl Link {
         endpoint: EndpointId,
         peer: &Arc<PeerAddress>,
         connecting: Connecting,
+        now: Instant,
     ) -> Self {
         Self {
             endpoint,
@@ -79,6 +85,7 @@ impl Link {
             joined: None,
             is_joined_well: false,
             ops: BTreeSet::new(),
+            used_at: now,
             turns: Turns::default(),
         }
     }
@@ -97,7 +104,18 @@ impl Link {
     /// Takes note of the end of an operation; tells whether it had begun.
     pub(super) fn ended(&mut self, op: u64, priority: Priority) -> bool {
         self.ops.remove(&op);
+        self.used_at = Instant::now();
         self.turns.ended(op, priority)
+    }
+
+    /// Closes its endpoints.
+    pub(super) fn close(&self, net: &mut Net) {
+        net.port.close(self.endpoint);
+        if let Some(joined) = self.joined
+            && let Some(port) = net.rails.get(joined.rail)
+        {
+            port.close(joined.endpoint);
+        }
     }
 
     /// Tells whether an operation has begun.
@@ -150,7 +168,7 @@ impl Transfer {
         let operation = Arc::clone(operation);
         let holder = Holder::Operation(Arc::clone(&operation));
         let stream = Rc::new(Stream::new(holder, stripe.local()));
-        Some(Self { operation, stripe, stream })
+        Some(Self { operation, stripe, stream, is_accepted: false })
     }
 
     pub(super) fn request(&self, rail: Option<RailKind>) -> Request {

@@ -12,4 +12,9 @@ impl Net {
     pub(super) fn progress(&mut self) -> bool {
         self.port.progress() | self.rails.progress()
     }
+
+    /// Tells whether UCX has called back and nobody has looked.
+    pub(super) fn has_events(&mut self) -> bool {
+        !self.port.inbox.is_empty() || self.rails.each().any(|(_, port)| !port.inbox.is_empty())
+    }
 }

@@ -13,10 +13,9 @@ use super::grants::{Granted, grant};
 use super::inbox::{OpKey, Side};
 use super::net::Net;
 use super::port::EndpointId;
-use super::protocol::{
-    Header, Hello, Kind, RailKind, Request, STRIPE_BYTES_MAX, Welcome, encode_status,
-};
-use super::stream::{Holder, Stream};
+use super::protocol::{Header, Hello, Kind, RailKind, Welcome, encode_status};
+use super::served::{Held, LINKS_REFUSED_MAX, Served, room};
+use super::stream::Stream;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
@@ -35,26 +34,9 @@ pub(super) struct Delivery {
 pub(super) struct Owner {
     endpoint: Arc<Endpoint>,
     deliveries: mpsc::Sender<Delivery>,
-    links: BTreeMap<u64, Link>,
+    links: BTreeMap<u64, Served>,
     /// Memory of peers that went without a word: they may still be at it, but not for long.
     quarantine: Vec<(Instant, Granted)>,
-}
-
-/// A peer that has said hello.
-struct Link {
-    endpoint: EndpointId,
-    name: String,
-    incarnation: u64,
-    /// Operations that lease memory.
-    ops: BTreeMap<u64, Held>,
-    /// The peer meant another agent, and is let go then if it does not go by itself.
-    refused_until: Option<Instant>,
-}
-
-struct Held {
-    until: Instant,
-    /// What the peer accesses by itself.
-    granted: Option<Granted>,
 }
 
 impl Owner {
@@ -64,29 +46,38 @@ impl Owner {
 
     pub(super) fn hello(&mut self, net: &mut Net, header: Header, body: &[u8]) {
         let Hello { hello, address } = match Hello::decode(body) {
-            Ok(hello) if self.links.len() < LINKS_MAX => hello,
-            // Without its address, or a place to keep it, a peer cannot be answered.
-            Ok(_) => return tracing::warn!("{LINKS_MAX} UCX links are open, the limit"),
+            Ok(hello) => hello,
+            // Without its address a peer cannot be answered.
             Err(error) => return tracing::debug!(%error, "UCX hello refused"),
         };
         if self.links.contains_key(&header.link) {
             return;
         }
+        let refused = self.links.values().filter(|link| link.is_refused()).count();
+        if refused >= LINKS_REFUSED_MAX {
+            return tracing::warn!("{refused} UCX links are being refused, the limit");
+        }
+        let admitted = |link: &&Served| !link.is_refused();
+        let all = self.links.values().filter(admitted).count();
+        let of_it = |link: &&Served| admitted(link) && link.incarnation == hello.incarnation;
+        let own = self.links.values().filter(of_it).count();
         let endpoint = match net.port.connect(&address) {
             Ok(endpoint) => endpoint,
             Err(error) => return tracing::debug!(%error, "UCX peer cannot be answered"),
         };
-        let status = self.endpoint.check(&hello);
-        let refused_until = status.is_err().then(|| Instant::now() + REFUSED_MAX);
+        let status = self.endpoint.check(&hello).and_then(|()| room(all, own));
+        let _ = status.as_ref().inspect_err(|error| tracing::debug!(%error, "UCX link refused"));
+        let is_admitted = status.is_ok();
         let welcome = Welcome { status, rails: net.rails.addresses() };
         net.port.send(endpoint, Header::new(Kind::Welcome, header.link, 0), welcome.encode());
         let wire::Hello { name, incarnation, .. } = hello;
-        let link = Link { endpoint, name, incarnation, ops: BTreeMap::new(), refused_until };
+        let link = Served::new(endpoint, (name, incarnation), is_admitted, Instant::now());
         self.links.insert(header.link, link);
     }
 
     pub(super) fn request(&mut self, net: &mut Net, header: Header, body: &[u8]) {
         let Some(link) = self.links.get_mut(&header.link) else { return };
+        link.used();
         let endpoint = link.endpoint;
         match link.lease(&self.endpoint, header.op, body) {
             Err(error) => done(net, endpoint, header, &Err(error)),
@@ -115,8 +106,9 @@ impl Owner {
     }
 
     pub(super) fn notify(&mut self, net: &mut Net, header: Header, body: Vec<u8>) {
-        let Some(link) = self.links.get(&header.link) else { return };
-        let refused = if link.refused_until.is_some() {
+        let Some(link) = self.links.get_mut(&header.link) else { return };
+        link.used();
+        let refused = if link.is_refused() {
             Error::new(ErrorKind::StaleRegion, "the link was refused")
         } else if body.len() > NOTIFICATION_BYTES_MAX {
             Error::new(ErrorKind::Protocol, format!("notification of {} bytes", body.len()))
@@ -149,8 +141,12 @@ impl Owner {
 
     /// A write has received all of its data, or data that it cannot have.
     pub(super) fn filled(&mut self, net: &mut Net, key: OpKey, is_right: bool) {
+        // Also of an operation that was cancelled, and whose number was used again, by then.
+        net.port.inbox.close(&key);
         let Some(link) = self.links.get_mut(&key.link) else { return };
-        link.ops.remove(&key.op);
+        if !link.ended(key.op) {
+            return;
+        }
         let status = if is_right {
             Ok(())
         } else {
@@ -162,27 +158,22 @@ impl Owner {
     /// A read's data is all out.
     pub(super) fn supplied(&mut self, key: OpKey) {
         if let Some(link) = self.links.get_mut(&key.link) {
-            link.ops.remove(&key.op);
+            link.ended(key.op);
         }
     }
 
-    pub(super) fn cancel(&mut self, net: &mut Net, header: Header) {
+    /// A peer has given an operation up, or has ended its accesses.
+    pub(super) fn release(&mut self, net: &mut Net, header: Header) {
         if let Some(link) = self.links.get_mut(&header.link) {
-            link.ops.remove(&header.op);
+            link.ended(header.op);
+            // Whatever way its data goes: the peer may name any operation.
             forget(net, &key(header.link, header.op));
-        }
-    }
-
-    /// A peer has ended its accesses.
-    pub(super) fn release(&mut self, header: Header) {
-        if let Some(link) = self.links.get_mut(&header.link) {
-            link.ops.remove(&header.op);
         }
     }
 
     /// Tells whether peers are accessing memory.
     pub(super) fn has_granted(&self) -> bool {
-        let granted = |link: &Link| link.ops.values().any(|held| held.granted.is_some());
+        let granted = |link: &Served| link.ops.values().any(|held| held.granted.is_some());
         !self.quarantine.is_empty() || self.links.values().any(granted)
     }
 
@@ -207,9 +198,9 @@ impl Owner {
         let mut earliest = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
         let mut ended = Vec::new();
         for (&id, link) in &mut self.links {
-            match link.refused_until {
-                Some(until) if until <= now => ended.push(id),
-                Some(until) => earliest(until),
+            match link.ends_at() {
+                Some(at) if at <= now => ended.push(id),
+                Some(at) => earliest(at),
                 None => {}
             }
             let endpoint = link.endpoint;
@@ -249,36 +240,6 @@ impl Owner {
     }
 }
 
-impl Link {
-    /// Checks everything that a request claims, and leases what it asks for.
-    fn lease(
-        &self,
-        owner: &Endpoint,
-        op: u64,
-        body: &[u8],
-    ) -> Result<(Right, Option<RailKind>, Stream)> {
-        if self.refused_until.is_some() {
-            return Err(Error::new(ErrorKind::StaleRegion, "the link was refused"));
-        }
-        if self.ops.len() >= OPS_PER_LINK_MAX {
-            let message = format!("{OPS_PER_LINK_MAX} operations of one peer, the limit");
-            return Err(Error::new(ErrorKind::Overloaded, message));
-        }
-        if self.ops.contains_key(&op) {
-            return Err(Error::new(ErrorKind::Protocol, "operation is under way already"));
-        }
-        let Request { right, rail, region, token, ranges } = Request::decode(body)?;
-        let lease = owner.regions.lease_remote(region, &token, right, &ranges)?;
-        if ranges.total() > STRIPE_BYTES_MAX {
-            let message =
-                format!("request of {} bytes, at most {STRIPE_BYTES_MAX}", ranges.total());
-            return Err(Error::new(ErrorKind::Protocol, message));
-        }
-        let stream = Stream::new(Holder::Lease(lease), ranges.iter());
-        Ok((right, rail, stream))
-    }
-}
-
 /// Maps memory for a peer; what cannot be mapped goes by messages.
 fn granted(net: &mut Net, rail: RailKind, stream: &Rc<Stream>) -> Option<(Granted, Vec<u8>)> {
     let port = net.rails.get(rail)?;
@@ -302,17 +263,8 @@ fn done(net: &mut Net, endpoint: EndpointId, header: Header, status: &Result<()>
     net.port.send(endpoint, header, encode_status(status));
 }
 
-/// A few per worker of a large fleet.
-const LINKS_MAX: usize = 1024;
-
-/// As many transfers as an agent has at once by default.
-const OPS_PER_LINK_MAX: usize = 4096;
-
 /// Far longer than an initiator that runs takes to see that its link is gone.
 const QUARANTINE: Duration = Duration::from_secs(1);
-
-/// An initiator that was refused closes its end at once.
-const REFUSED_MAX: Duration = Duration::from_secs(3);
 
 /// Nobody who is alive holds an operation back for this long.
 const STALL_MAX: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use super::inbox::{Event, Inbox, OpKey, on_sent};
 use super::landing::Landing;
 use super::protocol::{HEADER_BYTES, Header};
-use super::sources::Sources;
+use super::sources::{SourceId, Sources};
 use super::sys::{self, EndpointHandle, RequestParam, Started};
 use super::worker::{OnFailure, Worker};
 use crate::error::Result;
@@ -52,8 +52,8 @@ pub(super) struct Sending {
     endpoint: EndpointId,
     header: [u8; HEADER_BYTES],
     body: Vec<u8>,
-    /// The operation that it is data of.
-    op: Option<OpKey>,
+    /// What it is data of.
+    source: Option<SourceId>,
 }
 
 impl Port {
@@ -135,7 +135,7 @@ impl Port {
         if let Some(endpoint) = self.endpoints.get_mut(&sending.endpoint) {
             endpoint.sending -= 1;
         }
-        sending.op.filter(|op| self.sources.sent(op))
+        sending.source.and_then(|source| self.sources.sent(source))
     }
 
     /// Lets UCX work; tells whether it had anything to do.
@@ -159,7 +159,7 @@ impl Port {
         endpoint: EndpointId,
         header: Header,
         body: Vec<u8>,
-        op: Option<OpKey>,
+        source: Option<SourceId>,
     ) {
         let Some(Endpoint { handle, sending }) = self.endpoints.get_mut(&endpoint) else { return };
         let handle = *handle;
@@ -170,7 +170,7 @@ impl Port {
             return self.inbox.push(Event::Failed(handle, sys::ERR_NO_MEMORY));
         }
         let header = header.encode();
-        let sending = self.keep(|id, inbox| Sending { id, inbox, endpoint, header, body, op });
+        let sending = self.keep(|id, inbox| Sending { id, inbox, endpoint, header, body, source });
         let (buffer, count) = (sending.body.as_ptr().cast(), sending.body.len());
         let param = RequestParam {
             op_attr_mask: sys::OP_CALLBACK | sys::OP_USER_DATA | sys::OP_DATATYPE | sys::OP_FLAGS,

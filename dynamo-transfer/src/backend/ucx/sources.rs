@@ -12,12 +12,20 @@ use crate::transfer::Priority;
 /// The operations whose data goes out from here.
 #[derive(Default)]
 pub(super) struct Sources {
-    sources: HashMap<OpKey, Source>,
+    sources: HashMap<SourceId, Source>,
+    /// The source of each operation that has one.
+    of: HashMap<OpKey, SourceId>,
+    started: u64,
     /// Those that may send, in turn, by priority.
-    runnable: [VecDeque<OpKey>; 3],
+    runnable: [VecDeque<SourceId>; 3],
 }
 
+/// Names a source; unlike an operation's number, which a peer may use again, never two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct SourceId(u64);
+
 struct Source {
+    key: OpKey,
     endpoint: EndpointId,
     kind: Kind,
     stream: Rc<Stream>,
@@ -29,25 +37,43 @@ struct Source {
 
 impl Sources {
     pub(super) fn clear(&mut self) {
-        self.sources.clear();
+        *self = Self { started: self.started, ..Self::default() };
     }
 
-    /// Takes note of a fragment that is out; tells whether all of the operation's are.
-    pub(super) fn sent(&mut self, key: &OpKey) -> bool {
-        let Some(source) = self.sources.get_mut(key) else { return false };
+    /// Takes note of a fragment that is out; returns the operation if all of its data is.
+    pub(super) fn sent(&mut self, id: SourceId) -> Option<OpKey> {
+        // Fragments of what was withheld meanwhile are nobody's.
+        let source = self.sources.get_mut(&id)?;
         source.in_flight -= 1;
         if source.position < source.stream.total() {
             if !source.is_runnable {
                 source.is_runnable = true;
-                self.runnable[source.priority as usize].push_back(*key);
+                self.runnable[source.priority as usize].push_back(id);
             }
-            return false;
+            return None;
         }
-        let is_out = source.in_flight == 0;
-        if is_out {
-            self.sources.remove(key);
+        if source.in_flight > 0 {
+            return None;
         }
-        is_out
+        let key = source.key;
+        self.remove(&key);
+        Some(key)
+    }
+
+    fn insert(&mut self, source: Source) {
+        self.remove(&source.key);
+        self.started += 1;
+        let id = SourceId(self.started);
+        self.of.insert(source.key, id);
+        self.runnable[source.priority as usize].push_back(id);
+        self.sources.insert(id, source);
+    }
+
+    fn remove(&mut self, key: &OpKey) {
+        let Some(id) = self.of.remove(key) else { return };
+        if let Some(source) = self.sources.remove(&id).filter(|source| source.is_runnable) {
+            self.runnable[source.priority as usize].retain(|other| *other != id);
+        }
     }
 }
 
@@ -61,14 +87,14 @@ impl Port {
         priority: Priority,
     ) {
         let (position, in_flight, is_runnable) = (0, 0, true);
-        let source = Source { endpoint, kind, stream, priority, position, in_flight, is_runnable };
-        self.sources.sources.insert(key, source);
-        self.sources.runnable[priority as usize].push_back(key);
+        let source =
+            Source { key, endpoint, kind, stream, priority, position, in_flight, is_runnable };
+        self.sources.insert(source);
     }
 
-    /// Sends no more data of an operation; what is under way are copies.
+    /// Sends no more data of an operation; what are under way are copies.
     pub(super) fn withhold(&mut self, key: &OpKey) {
-        self.sources.sources.remove(key);
+        self.sources.remove(key);
     }
 
     /// Sends fragments of what is most urgent, in turn; tells whether there was anything to send.
@@ -90,25 +116,26 @@ impl Port {
     /// Sends the next fragment, or holds it back; none if its operation has none to send.
     fn next_fragment(&mut self, priority: usize) -> Option<bool> {
         let runnable = &mut self.sources.runnable[priority];
-        let key = runnable.pop_front()?;
-        let source = self.sources.sources.get_mut(&key)?;
+        let id = runnable.pop_front()?;
+        let source = self.sources.sources.get_mut(&id)?;
         if source.in_flight >= WINDOW || source.position >= source.stream.total() {
             source.is_runnable = false;
             return None;
         }
-        runnable.push_back(key);
+        runnable.push_back(id);
         // Fragments are copies: a peer that does not take them is not sent more.
         let endpoint = source.endpoint;
         if self.endpoints.get(&endpoint).is_some_and(|e| e.sending >= FRAGMENTS_PER_ENDPOINT_MAX) {
             return Some(false);
         }
         let position = source.position;
-        let header = Header { position, ..Header::new(source.kind, key.link, key.op) };
+        let header =
+            Header { position, ..Header::new(source.kind, source.key.link, source.key.op) };
         let len = FRAGMENT_BYTES.min(source.stream.total() - position);
         source.position += len;
         source.in_flight += 1;
         let body = source.stream.gather(position, len);
-        self.start(endpoint, header, body, Some(key));
+        self.start(endpoint, header, body, Some(id));
         Some(true)
     }
 }
