@@ -3,6 +3,8 @@
 #![expect(clippy::disallowed_methods, reason = "a proxy of a test ends with its runtime")]
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use dynamo_transfer::{
     Agent, AgentConfig, ErrorKind, HostBuffer, RegisteredRegion, RemoteAgent, RemoteMemory, Result,
@@ -15,26 +17,46 @@ use tokio::net::{TcpListener, TcpStream};
 /// Which bytes of a connection are flipped, counted in each direction.
 type Flips = fn(u64) -> bool;
 
+/// What has passed in one direction, over all connections.
+#[derive(Debug, Default)]
+struct Passed {
+    bytes: AtomicU64,
+    flips: AtomicU64,
+}
+
+impl Passed {
+    /// Returns how often a stripe was sent, and how many of its bytes were flipped. What is said
+    /// beside stripes is far smaller than one.
+    fn take(&self) -> (u64, u64) {
+        let bytes = self.bytes.swap(0, Ordering::SeqCst);
+        (bytes / BYTES as u64, self.flips.swap(0, Ordering::SeqCst))
+    }
+}
+
 /// Passes on what comes, with some bytes flipped.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, flips: Flips) {
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, flips: Flips, passed: Arc<Passed>) {
     let (mut buffer, mut position) = (vec![0; 64 << 10], 0u64);
     while let Ok(len @ 1..) = from.read(&mut buffer).await {
         for byte in &mut buffer[..len] {
-            *byte ^= u8::from(flips(position));
+            let is_flipped = flips(position);
+            *byte ^= u8::from(is_flipped);
+            passed.flips.fetch_add(u64::from(is_flipped), Ordering::SeqCst);
             position += 1;
         }
+        passed.bytes.fetch_add(len as u64, Ordering::SeqCst);
         if to.write_all(&buffer[..len]).await.is_err() {
             return;
         }
     }
 }
 
-async fn proxy(listener: TcpListener, owner: SocketAddr, flips: Flips) {
+async fn proxy(listener: TcpListener, owner: SocketAddr, flips: Flips, passed: [Arc<Passed>; 2]) {
     while let Ok((near, _)) = listener.accept().await {
         let (near_from, near_to) = near.into_split();
         let (far_from, far_to) = TcpStream::connect(owner).await.unwrap().into_split();
-        tokio::spawn(pass(near_from, far_to, flips));
-        tokio::spawn(pass(far_from, near_to, flips));
+        let [read, written] = passed.clone();
+        tokio::spawn(pass(near_from, far_to, flips, written));
+        tokio::spawn(pass(far_from, near_to, flips, read));
     }
 }
 
@@ -44,6 +66,8 @@ struct Lab {
     source: RegisteredRegion<HostBuffer>,
     target: RegisteredRegion<HostBuffer>,
     peer: RemoteAgent,
+    read: Arc<Passed>,
+    written: Arc<Passed>,
 }
 
 async fn lab(flips: Flips) -> Lab {
@@ -53,13 +77,15 @@ async fn lab(flips: Flips) -> Lab {
     let listen = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let owner = AgentConfig::default().with_tcp_listen(listen).with_tcp_advertise(at);
     let owner = Agent::start(owner).await.unwrap();
-    tokio::spawn(proxy(listener, listen, flips));
+    let (read, written) = (Arc::<Passed>::default(), Arc::<Passed>::default());
+    let passed = [Arc::clone(&read), Arc::clone(&written)];
+    tokio::spawn(proxy(listener, listen, flips, passed));
     let initiator = Agent::start(AgentConfig::default()).await.unwrap();
     let source = owner.register_peer_writable(vec![HostBuffer::new(BYTES)]).unwrap();
     source.write_at(0, &pattern()).unwrap();
     let peer = initiator.load_metadata(&owner.metadata([source.handle()])).unwrap();
     let target = initiator.register_mut(vec![HostBuffer::new(BYTES)]).unwrap();
-    Lab { initiator, owner, source, target, peer }
+    Lab { initiator, owner, source, target, peer, read, written }
 }
 
 impl Lab {
@@ -95,26 +121,33 @@ fn content(region: &RegisteredRegion<HostBuffer>) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_flipped_once_is_sent_again() {
+async fn what_is_flipped_is_sent_once_more() {
     let lab = lab(|position| position == IN_THE_MIDDLE).await;
     assert_eq!(lab.read(true).await.unwrap().bytes, BYTES as u64);
     assert!(content(&lab.target) == pattern());
+    // Once on each connection that it came over.
+    let (sent, flips) = lab.read.take();
+    assert!(flips > 0 && sent == flips + 1, "sent {sent} times, flipped {flips} times");
     let flipped: Vec<u8> = pattern().iter().map(|byte| !byte).collect();
     lab.target.write_at(0, &flipped).unwrap();
     lab.write(true).await.unwrap();
     assert!(content(&lab.source) == flipped);
+    let (sent, flips) = lab.written.take();
+    assert!(flips > 0 && sent == flips + 1, "sent {sent} times, flipped {flips} times");
     lab.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_flipped_again_and_again_fails_as_corrupted() {
+async fn what_is_flipped_three_times_fails_as_corrupted() {
     let lab = lab(|position| position % (BYTES as u64) == IN_THE_MIDDLE).await;
     let error = lab.read(true).await.unwrap_err();
     assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Corrupted, true));
     assert_eq!(error.remote_memory(), RemoteMemory::Untouched);
+    assert_eq!(lab.read.take(), (3, 3));
     let error = lab.write(true).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupted);
     assert_eq!(error.remote_memory(), RemoteMemory::Partial);
+    assert_eq!(lab.written.take(), (3, 3));
     lab.end().await;
 }
 
@@ -124,6 +157,7 @@ async fn nobody_looks_who_was_not_asked_to() {
     lab.read(false).await.unwrap();
     let (got, sent) = (content(&lab.target), pattern());
     assert_eq!(got.iter().zip(&sent).filter(|(got, sent)| got != sent).count(), 1);
+    assert_eq!(lab.read.take(), (1, 1));
     lab.end().await;
 }
 

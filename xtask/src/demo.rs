@@ -8,6 +8,12 @@ use anyhow::{Context as _, Result};
 use crate::shell::{self, step};
 use crate::{model, setup};
 
+/// Tells whether workers are to be processes: only memory is shared within one.
+fn is_many_processes(args: &[String]) -> bool {
+    let moved_by = |pair: &[String]| pair[0] == "--backend" && pair[1] != "memory";
+    args.iter().any(|arg| arg == "--processes") || args.windows(2).any(moved_by)
+}
+
 /// Runs the demo; a path in `args` is relative to `called_in`.
 pub(crate) fn run(args: &[String], called_in: &Path) -> Result<ExitCode> {
     let (model, args) = match args.iter().position(|arg| arg == "--model") {
@@ -19,7 +25,7 @@ pub(crate) fn run(args: &[String], called_in: &Path) -> Result<ExitCode> {
     };
     step("building the demo (release; minutes the first time)");
     let mut demo = vec!["--release", "--locked", "--package", "dynamo-examples", "--bin", "demo"];
-    if args.iter().any(|arg| arg == "--processes") {
+    if is_many_processes(&args) {
         setup::packages()?;
         demo.extend(["--features", "processes"]);
     }

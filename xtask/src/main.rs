@@ -46,7 +46,7 @@ fn main() -> Result<ExitCode> {
 }
 
 const USAGE: &str = "\
-usage: cargo xtask demo [--processes [--backend tcp|shm|ucx] | --aggregated] [--serve] [--prompt TEXT] [--model PATH] [--port PORT]
+usage: cargo xtask demo [--processes | --aggregated] [--backend tcp|shm|ucx|memory] [--serve] [--prompt TEXT] [--model PATH] [--port PORT]
        cargo xtask test     pass the tests; sets up what they need
        cargo xtask bench NAME   our figures beside the peers': request-plane, transfer; what comes of faults and in the long run: faults, soak, transfer-soak
        cargo xtask device-test   pack the tests and the bench of a GPU for a machine that has one

@@ -22,7 +22,7 @@ pub(crate) struct Memory {
     parts: Vec<Option<SharedPart>>,
     /// The device that reaches all of it by itself.
     pinned: Option<DeviceId>,
-    /// Who touches it; nobody writes a region without.
+    /// Who touches it; no thread of this process writes a region without.
     holds: Option<Holds>,
 }
 
@@ -76,7 +76,10 @@ impl Memory {
         let spans = ranges.clone().flat_map(|(offset, len)| self.spans(offset, len));
         let _hold = self.holds.as_ref().map(|holds| holds.hold(hull(ranges), false));
         let slices = spans.take(SLICES_MAX).map(|span| {
-            // SAFETY: the span is valid while self is, and the hold keeps writers away from it.
+            // SAFETY: the span is valid while self is, and the hold keeps this process's writers away
+            // from it. Peers that map the memory or come by the kernel, the kernel and devices write
+            // it from outside the program and without a hold: then its bytes are some mix, none of
+            // which is invalid, and what the slice is passed to relies on no byte staying as it is.
             IoSlice::new(unsafe { slice::from_raw_parts(span.as_ptr(), span.len()) })
         });
         read(&slices.collect::<Few<_>>())
@@ -92,8 +95,9 @@ impl Memory {
         let spans = disjoint(ranges.clone()).flat_map(|(offset, len)| self.spans(offset, len));
         let _hold = self.holds.as_ref()?.hold(hull(ranges), true);
         let slices = spans.take(SLICES_MAX).map(|span| {
-            // SAFETY: the span is valid while self is, the hold keeps everybody else away from it,
-            // and it overlaps no other one of them.
+            // SAFETY: the span is valid while self is, the hold keeps the rest of this process away
+            // from it, and it overlaps no other one of them. Who reads and writes it from outside the
+            // program is as above: what is left is some mix, and nobody relies on what he wrote.
             IoSliceMut::new(unsafe { slice::from_raw_parts_mut(span.as_ptr(), span.len()) })
         });
         Some(write(&mut slices.collect::<Few<_>>()))

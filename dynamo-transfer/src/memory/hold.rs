@@ -77,8 +77,20 @@ impl Drop for Hold<'_> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use super::*;
+
+    /// Waits, ten seconds at most, until somebody waits for others.
+    fn somebody_waits(holds: &Holds) -> bool {
+        (0..10_000).any(|_| {
+            let waits = holds.lock().waiting > 0;
+            if !waits {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            waits
+        })
+    }
 
     #[test]
     fn readers_share_what_a_writer_has_alone() {
@@ -98,9 +110,12 @@ mod tests {
                 })
                 .join()
                 .unwrap();
-            assert_eq!(writers.load(Ordering::Relaxed), 0, "a reader is still there");
+            assert!(somebody_waits(&holds), "two readers are there");
+            assert_eq!(writers.load(Ordering::Relaxed), 0);
             drop(first);
-            assert_eq!(writers.load(Ordering::Relaxed), 0, "the other one as well");
+            assert!(somebody_waits(&holds), "the other one still is");
+            assert!(holds.lock().excludes(&(9..11), true));
+            assert_eq!(writers.load(Ordering::Relaxed), 0);
             drop(second);
         });
         assert_eq!(writers.load(Ordering::Relaxed), 1);

@@ -18,6 +18,9 @@ pub(crate) const REGION_BYTES: usize = 64 << 20;
 /// What nothing takes that is not about to hang.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What a busy machine may be late by.
+pub(crate) const SLACK: Duration = Duration::from_secs(2);
+
 /// Runs a test, one after the other: some count what the process has open.
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     static ALONE: Mutex<()> = Mutex::new(());

@@ -8,13 +8,13 @@ use futures::future::join_all;
 use tokio::task::JoinSet;
 
 use crate::agents::{
-    PATIENCE, REGION_BYTES, agent, backends, begun, block_on, close, move_all, say, target,
+    PATIENCE, REGION_BYTES, SLACK, agent, backends, begun, block_on, close, move_all, say, target,
 };
 use crate::held::Held;
 use crate::process::{Process, load};
 
 #[test]
-fn an_owner_killed_in_the_middle_is_an_error_at_once_and_leaves_nothing_behind() {
+fn an_owner_killed_in_the_middle_is_an_error_within_2_s_and_leaves_nothing_behind() {
     each_backend(6, kill_owners);
 }
 
@@ -75,11 +75,9 @@ async fn kill_owners(backend: BackendKind, times: usize) {
         let before_it = ends.after.len();
         let killed = Instant::now();
         owner.kill();
-        while let Some(ended) = tokio::time::timeout(PATIENCE / 2, transfers.join_next())
-            .await
-            .expect("settles long before its deadline")
-        {
-            ends.add(ended.unwrap(), killed);
+        let ended = tokio::time::timeout(PATIENCE, transfers.join_all()).await;
+        for ended in ended.expect("nothing outlives its deadline") {
+            ends.add(ended, killed);
         }
         hits += usize::from(ends.after.len() > before_it);
         assert_eq!(close(region).await.len(), REGION_BYTES);
@@ -113,7 +111,9 @@ impl Ends {
             Err(error) => {
                 assert!(error.is_retryable(), "{error}: {:?}", error.kind());
                 *self.kinds.entry(format!("{:?}", error.kind())).or_default() += 1;
-                self.after.push(at.saturating_duration_since(killed));
+                let after = at.saturating_duration_since(killed);
+                assert!(after < SLACK, "{error} after {after:?}");
+                self.after.push(after);
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dynamo_transfer::{Agent, AgentConfig, BackendKind, ErrorKind};
 
-use crate::agents::{PATIENCE, REGION_BYTES, begun, block_on, close, read, say, target};
+use crate::agents::{PATIENCE, REGION_BYTES, SLACK, begun, block_on, close, read, say, target};
 use crate::held::Held;
 use crate::peer::OWNED;
 use crate::process::{Process, load};
@@ -62,7 +62,7 @@ fn ip(args: &str) -> Result<(), String> {
 }
 
 #[test]
-fn a_link_that_goes_down_costs_no_more_than_the_deadline_and_is_used_again_when_it_comes_up() {
+fn a_link_that_goes_down_is_given_up_at_the_deadline_and_is_used_again_when_it_comes_up() {
     let network = match Network::start() {
         Ok(network) => network,
         Err(why) => {
@@ -93,7 +93,7 @@ fn a_link_that_goes_down_costs_no_more_than_the_deadline_and_is_used_again_when_
                 assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
                 cut_off += 1;
             }
-            assert!(posted.elapsed() < deadline + PATIENCE / 4, "{:?}", posted.elapsed());
+            assert!(posted.elapsed() < deadline + SLACK, "{:?}", posted.elapsed());
             assert!(cut_off > 0, "all were complete before the link went down");
             network.set("up").unwrap();
             let report = read(&agent, &peer, &region, PATIENCE).await.unwrap();

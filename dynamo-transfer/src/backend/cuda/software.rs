@@ -91,6 +91,11 @@ impl SoftwareDevice {
         self.0.stream.changed.notify_all();
     }
 
+    /// Returns how many submissions wait for a copy before them, or for the device to go on.
+    pub fn waiting(&self) -> usize {
+        self.0.stream.lock().queue.len()
+    }
+
     /// Fails as a GPU does that has fallen off its bus: what is in flight never passes, and nobody is
     /// told; every later call fails with these words.
     pub fn lose(&self, words: impl Into<String>) {

@@ -68,7 +68,10 @@ async fn a_peer_that_trickles_its_hello_is_not_waited_for() {
     let owner = Agent::start(config()).await.unwrap();
     let peer = owner.load_metadata(&owner.metadata([] as [Grant; 0])).unwrap();
     let mut stream = TcpStream::connect(peer.address.tcp.unwrap()).await.unwrap();
-    let hello = Bytes::from_static(&[40, 0, 0, 0, 1, b'D', b'T', b'C', b'P', 3, 0, 30, 0]);
+    let (target_name, name) = (peer.name().to_owned(), "slow".to_owned());
+    let target_incarnation = peer.address.incarnation;
+    let hello = Hello { target_name, target_incarnation, name, incarnation: 1 };
+    let hello = Request::Hello(hello).encode();
     let mut said = 0;
     let mut scratch = [0; 8];
     for byte in hello {

@@ -13,7 +13,8 @@ pub(crate) struct Args {
     pub(crate) prompt: Option<String>,
     pub(crate) port: Option<u16>,
     pub(crate) processes: bool,
-    /// What the workers' processes move KV blocks by; whatever is cheapest if `None`.
+    /// What workers move KV blocks by; whatever is cheapest if `None`. All but [`MEMORY`] is between
+    /// processes.
     pub(crate) backend: Option<String>,
     /// This process is a worker of `--processes`.
     pub(crate) worker: Option<Worker>,
@@ -54,11 +55,18 @@ impl Args {
             (Some(name), Some(etcd), Some(nats)) => Some(Worker { name, etcd, nats }),
             _ => bail!("--worker, --etcd and --nats go together"),
         };
-        if backend.is_some() && !processes && worker.is_none() {
-            bail!("--backend is for --processes: inside one process blocks are copied");
+        if let Some(backend) = &backend {
+            match (backend == MEMORY, aggregated, processes) {
+                (_, true, _) => bail!("--backend {backend}: nothing is moved with --aggregated"),
+                (true, _, true) => bail!("--backend {MEMORY} is one process, not --processes"),
+                (is_memory, ..) => processes = !is_memory && worker.is_none(),
+            }
         }
         Ok(Self { model, aggregated, serve, prompt, port, processes, backend, worker })
     }
 }
 
-const USAGE: &str = "usage: demo --model PATH [--aggregated | --processes [--backend tcp|shm|ucx]] [--serve] [--prompt TEXT] [--port PORT]";
+/// Copies within one process.
+pub(crate) const MEMORY: &str = "memory";
+
+const USAGE: &str = "usage: demo --model PATH [--aggregated | --processes] [--backend tcp|shm|ucx|memory] [--serve] [--prompt TEXT] [--port PORT]";

@@ -18,7 +18,7 @@ use dynamo_transfer::{AgentConfig, UcxConfig};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
-use crate::args::Worker;
+use crate::args::{MEMORY, Worker};
 
 /// The servers and workers that a front end has started; dropping it kills them.
 pub(crate) struct Processes {
@@ -93,7 +93,7 @@ fn agent(backend: Option<&str>) -> Result<AgentConfig> {
         Some("tcp") => agent.with_tcp_listen(loopback()),
         Some("shm") => agent.with_shm(true),
         Some("ucx") => agent.with_ucx(UcxConfig::default()),
-        Some(other) => bail!("--backend {other}: there are tcp, shm and ucx"),
+        Some(other) => bail!("--backend {other}: there are tcp, shm, ucx and {MEMORY}"),
     })
 }
 
