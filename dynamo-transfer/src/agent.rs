@@ -247,6 +247,11 @@ impl Agent {
     }
 
     /// Decodes a peer's metadata; fails with [`Protocol`](ErrorKind::Protocol) on bad bytes.
+    ///
+    /// The agent keeps nothing of it: what is returned is forgotten by dropping it, and what leads to
+    /// the peer ends when it has been idle for half a minute. The peer takes back what it granted by
+    /// closing the region, by the grant's time to live, or by ending: from then on it refuses as
+    /// [`StaleRegion`](ErrorKind::StaleRegion) or [`PermissionDenied`](ErrorKind::PermissionDenied).
     pub fn load_metadata(&self, bytes: &[u8]) -> Result<RemoteAgent> {
         metadata::decode(bytes)
     }

@@ -215,6 +215,10 @@ async fn an_estimate_names_who_would_move_the_bytes_and_comes_to_fit_what_they_t
             taken.push(report.elapsed);
         }
         let after = reader.estimate(&local, &remote).unwrap();
+        let (stats, index) = (reader.stats(), BackendKind::ALL.iter().position(|k| *k == backend));
+        let index = index.unwrap();
+        assert_eq!((stats.completed_by[index], stats.bytes_by(backend)), (40, 40 << 20));
+        assert_eq!(stats.elapsed_total[index], taken.iter().sum());
         assert_eq!((before.backend, after.backend), (backend, backend));
         let (least, most) = (taken.iter().min().unwrap(), taken.iter().max().unwrap());
         let fits = *least / 2..=*most * 2;

@@ -1,4 +1,5 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::TransferReport;
 use crate::backend::BackendKind;
@@ -17,8 +18,12 @@ pub struct TransferStats {
     pub failed_total: u64,
     /// Transfers that were cancelled or dropped, or ended with the agent.
     pub cancelled_total: u64,
-    /// Bytes of completed transfers, by backend in the order of [`BackendKind::ALL`].
+    /// Completed transfers, by backend in the order of [`BackendKind::ALL`].
+    pub completed_by: [u64; BackendKind::ALL.len()],
+    /// Bytes of completed transfers, likewise.
     pub bytes_total: [u64; BackendKind::ALL.len()],
+    /// Wall time of completed transfers from posting to completion, likewise.
+    pub elapsed_total: [Duration; BackendKind::ALL.len()],
     /// Regions registered and not revoked.
     pub regions: usize,
 }
@@ -43,7 +48,9 @@ pub(crate) struct Counters {
     completed: AtomicU64,
     failed: AtomicU64,
     cancelled: AtomicU64,
+    completed_by: [AtomicU64; BackendKind::ALL.len()],
     bytes: [AtomicU64; BackendKind::ALL.len()],
+    elapsed_ns: [AtomicU64; BackendKind::ALL.len()],
     /// How long transfers take, by what the model says, as bits.
     paces: [AtomicU32; BackendKind::ALL.len()],
 }
@@ -51,8 +58,9 @@ pub(crate) struct Counters {
 impl Default for Counters {
     fn default() -> Self {
         let paces = std::array::from_fn(|_| AtomicU32::new(Pace::MODELLED.to_bits()));
-        let (posted, completed, failed, cancelled, bytes) = Default::default();
-        Self { posted, completed, failed, cancelled, bytes, paces }
+        let (posted, completed, failed, cancelled) = Default::default();
+        let (completed_by, bytes, elapsed_ns) = Default::default();
+        Self { posted, completed, failed, cancelled, completed_by, bytes, elapsed_ns, paces }
     }
 }
 
@@ -65,7 +73,10 @@ impl Counters {
         let counter = match outcome {
             Ok(report) => {
                 if let Some(index) = index(report.backend) {
+                    self.completed_by[index].fetch_add(1, Ordering::Relaxed);
                     self.bytes[index].fetch_add(report.bytes, Ordering::Relaxed);
+                    let nanos = u64::try_from(report.elapsed.as_nanos()).unwrap_or(u64::MAX);
+                    self.elapsed_ns[index].fetch_add(nanos, Ordering::Relaxed);
                     self.learn(index, report);
                 }
                 &self.completed
@@ -100,7 +111,11 @@ impl Counters {
             failed_total: read(&self.failed),
             cancelled_total: read(&self.cancelled),
             posted_total: read(&self.posted),
+            completed_by: std::array::from_fn(|index| read(&self.completed_by[index])),
             bytes_total: std::array::from_fn(|index| read(&self.bytes[index])),
+            elapsed_total: std::array::from_fn(|index| {
+                Duration::from_nanos(read(&self.elapsed_ns[index]))
+            }),
             regions,
         }
     }
