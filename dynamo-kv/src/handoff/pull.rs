@@ -132,7 +132,10 @@ pub(super) fn transfer_error(error: dynamo_transfer::Error) -> Error {
         Kind::StaleRegion => ErrorKind::NotFound,
         Kind::DeadlineExceeded => ErrorKind::DeadlineExceeded,
         Kind::Overloaded => ErrorKind::Overloaded,
-        Kind::Unreachable | Kind::Disconnected | Kind::BackendUnavailable => ErrorKind::Unavailable,
+        Kind::Unreachable | Kind::Disconnected | Kind::BackendUnavailable | Kind::Corrupted => {
+            ErrorKind::Unavailable
+        }
+        Kind::Cancelled => ErrorKind::Cancelled,
         Kind::Closed => ErrorKind::Closed,
         Kind::Protocol | Kind::OutOfBounds => ErrorKind::Protocol,
         Kind::InvalidArgument | Kind::PermissionDenied => ErrorKind::InvalidArgument,
