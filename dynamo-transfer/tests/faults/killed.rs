@@ -59,7 +59,9 @@ async fn survivors() -> Vec<BackendKind> {
 
 #[cfg(feature = "ucx")]
 fn may_abort() -> bool {
-    dynamo_transfer::UcxConfig::default().library_version().is_ok_and(|version| version < (1, 14, 0))
+    dynamo_transfer::UcxConfig::default()
+        .library_version()
+        .is_ok_and(|version| version < (1, 14, 0))
 }
 
 #[cfg(not(feature = "ucx"))]

@@ -189,12 +189,10 @@ mod tests {
     #![expect(clippy::print_stderr, reason = "says what is skipped")]
 
     use super::*;
-    use crate::Rights;
     use crate::backend::ucx::UcxConfig;
     use crate::backend::ucx::inbox::Side;
     use crate::backend::ucx::library::Library;
-    use crate::backend::ucx::stream::Holder;
-    use crate::memory::{HostBuffer, Leased, RegionTable, RegisteredRegion, Right};
+    use crate::backend::ucx::tests::leased;
 
     #[test]
     fn keys_that_cannot_be_opened_hold_no_memory() {
@@ -212,13 +210,7 @@ mod tests {
         let port = rails.get(joined.rail).unwrap();
         port.close(joined.endpoint);
 
-        let table = std::sync::Arc::new(RegionTable::new().unwrap());
-        let memory = vec![HostBuffer::new(64)];
-        let region = RegisteredRegion::exclusive(&table, memory, Rights::OwnerWrites).unwrap();
-        let Ok(Leased::Host(lease)) = table.lease_local(region.handle().id, Right::Write) else {
-            unreachable!("it is memory of the host")
-        };
-        let stream = Rc::new(Stream::new(Holder::Lease(lease), [(0, 64)].into_iter()));
+        let (_region, stream) = leased(64);
         let grants = [Grant { position: 0, address: 4096, len: 64, key: 0 }];
         let key = OpKey { side: Side::Initiator, link: 1, op: 1 };
         let how = (joined, false, Priority::Normal);

@@ -5,6 +5,7 @@
 mod numbers;
 pub(super) mod raw;
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,13 +14,15 @@ use super::header::KINDS;
 use super::library::Library;
 use super::protocol::{Kind, RailKind, Request, STRIPE_BYTES_MAX, decode_grants, decode_status};
 use super::served::LINKS_PER_PEER_MAX;
+use super::stream::{Holder, Stream};
 use crate::backend::hostile::is_refused_whatever_it_claims;
 use crate::descriptor::Ranges;
 use crate::error::ErrorKind;
-use crate::memory::Right;
+use crate::memory::{Leased, RegionTable, Right};
 use crate::peer::PeerAddress;
 use crate::{
-    Agent, AgentConfig, BackendKind, BlockLayout, Grant, HostBuffer, RemoteRegion, TransferOptions,
+    Agent, AgentConfig, BackendKind, BlockLayout, Grant, HostBuffer, RegisteredRegion,
+    RemoteRegion, Rights, TransferOptions,
 };
 use raw::RawUcx;
 
@@ -42,6 +45,18 @@ pub(super) async fn agent(name: &str) -> Option<Agent> {
             None
         }
     }
+}
+
+/// Returns memory, and a stream that leases all of it.
+pub(super) fn leased(len: usize) -> (RegisteredRegion<HostBuffer>, Rc<Stream>) {
+    let table = Arc::new(RegionTable::new().unwrap());
+    let memory = vec![HostBuffer::new(len)];
+    let region = RegisteredRegion::exclusive(&table, memory, Rights::OwnerWrites).unwrap();
+    let Ok(Leased::Host(lease)) = table.lease_local(region.handle().id, Right::Write) else {
+        unreachable!("it is memory of the host")
+    };
+    let stream = Stream::new(Holder::Lease(lease), [(0, len as u64)].into_iter());
+    (region, Rc::new(stream))
 }
 
 #[test]

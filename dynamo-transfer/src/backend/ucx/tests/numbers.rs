@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::raw::{RawUcx, port};
-use super::{agent, request, runtime};
+use super::{agent, leased, request, runtime};
 use crate::backend::ucx::header::Kind;
 use crate::backend::ucx::port::Port;
 use crate::backend::ucx::protocol::{Rails, encode_status};
 use crate::memory::{MemoryKind, Right, Token};
 use crate::peer::PeerAddress;
-use crate::{ErrorKind, HostBuffer, RegisteredRegion, RemoteAgent, RemoteRegion, TransferOptions};
+use crate::{ErrorKind, HostBuffer, RegisteredRegion, RemoteRegion, TransferOptions};
 
 /// More than what all sockets and windows take.
 const LEN: usize = 16 << 20;
@@ -87,30 +87,28 @@ fn an_owner_that_accepts_again_and_again_is_sent_the_data_once() {
     let _in_runtime = runtime.enter();
     let port = port().unwrap();
     let remote = region_at(&port);
-    let region = initiator.register_mut(vec![HostBuffer::new(LEN)]).unwrap();
+    let mut memory = HostBuffer::new(LEN);
+    memory.fill(7);
+    let region = initiator.register_mut(vec![memory]).unwrap();
     let all = [(0, LEN as u64)];
-    let address = Arc::clone(&remote.peer);
     let (local, remote) = (region.descriptor(all).unwrap(), remote.descriptor(all).unwrap());
     let written = runtime.spawn(initiator.write(local, remote, TransferOptions::default()));
     let mut hostile = RawUcx::own(port, Rails::default());
     let (request, _) = hostile.hear(&[Kind::Request]);
+    let (received, stream) = leased(LEN);
+    hostile.open(request.op, stream);
     // Each would start once more, until all that may be under way is.
     for _ in 0..OPS {
         hostile.say(Kind::Accept, request.op, Vec::new());
         until_it_is_stuck();
     }
-    // Heard after all that was on the way before it.
-    let peer = RemoteAgent { address, regions: Arc::default() };
-    let (sender, note) = (initiator.clone(), b"alive"[..].into());
-    let notified = runtime.spawn(async move { sender.notify(&peer, note).await });
-    let (note, _) = hostile.hear(&[Kind::Notify]);
-    for op in [note.op, request.op] {
-        hostile.say(Kind::Done, op, encode_status(&Ok(())));
-    }
+    let is_right = hostile.filled();
+    hostile.say(Kind::Done, request.op, encode_status(&Ok(())));
     hostile.settle();
-    runtime.block_on(notified).unwrap().unwrap();
     let written = async { tokio::time::timeout(Duration::from_secs(10), written).await };
     runtime.block_on(written).unwrap().unwrap().unwrap();
     closes(&runtime, region);
+    // As many bytes have come as there are, and every one of them.
+    assert!(is_right && closes(&runtime, received).iter().all(|byte| *byte == 7));
     runtime.block_on(initiator.shutdown());
 }

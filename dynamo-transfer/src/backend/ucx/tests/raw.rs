@@ -1,13 +1,15 @@
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::hostile::{Claim, Raw};
-use crate::backend::ucx::inbox::{Event, Inbox};
+use crate::backend::ucx::inbox::{Event, Inbox, OpKey, Side};
 use crate::backend::ucx::library::Library;
 use crate::backend::ucx::port::{EndpointId, MESSAGE_ID, Port};
 use crate::backend::ucx::protocol::{
     Header, Hello, Kind, RailKind, Rails, Request, Welcome, decode_status,
 };
+use crate::backend::ucx::stream::Stream;
 use crate::backend::ucx::worker::Worker;
 use crate::backend::ucx::{UcxConfig, sys};
 use crate::error::{ErrorKind, Result};
@@ -67,6 +69,25 @@ impl RawUcx {
 
     pub(in crate::backend::ucx) fn hear(&mut self, kinds: &[Kind]) -> (Header, Vec<u8>) {
         hear(&mut self.port, kinds)
+    }
+
+    /// Lets data of an operation in.
+    pub(in crate::backend::ucx) fn open(&mut self, op: u64, stream: Rc<Stream>) {
+        self.port.inbox.open(OpKey { side: Side::Owner, link: self.link, op }, stream);
+    }
+
+    /// Waits until it has as many bytes as it is to have; tells whether they fit.
+    pub(in crate::backend::ucx) fn filled(&mut self) -> bool {
+        let until = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < until {
+            self.port.progress();
+            match self.port.inbox.pop() {
+                Some(Event::Filled(_, is_right)) => return is_right,
+                Some(Event::Sent(id)) => drop(self.port.sent(id)),
+                _ => {}
+            }
+        }
+        unreachable!("the data does not come")
     }
 
     /// Has everything sent.
