@@ -16,11 +16,17 @@ pub(crate) fn of_transfer() -> Vec<String> {
             Err(error) => println!("!!! SKIPPING {}: {error:#}", peer.packages[0]),
         }
     }
-    match provide(&UCX).and_then(|python| output(Command::new(python).args(["-c", UCX_FOLDER]))) {
-        Ok(folder) => options.extend([UCX.option.to_owned(), folder.trim().to_owned()]),
+    match ucx() {
+        Ok(folder) => options.extend([UCX.option.to_owned(), folder.display().to_string()]),
         Err(error) => println!("!!! TAKING THE SYSTEM'S UCX, if it has one: {error:#}"),
     }
     options
+}
+
+/// Returns the folder of the libraries of that UCX.
+pub(crate) fn ucx() -> anyhow::Result<PathBuf> {
+    let python = provide(&UCX)?;
+    Ok(output(Command::new(python).args(["-c", UCX_FOLDER]))?.trim().into())
 }
 
 struct Peer {

@@ -1,12 +1,12 @@
 //! `cargo xtask test`: set up what the tests need, pass them, say what was skipped.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
 use crate::shell::{self, step};
-use crate::{model, python, setup};
+use crate::{model, peers, python, setup};
 
 pub(crate) fn run() -> Result<ExitCode> {
     setup::packages()?;
@@ -17,6 +17,15 @@ pub(crate) fn run() -> Result<ExitCode> {
     provide(&mut tests, &mut skipped, "DYNAMO_PYTHON", "the openai client", python::with_openai());
     step("cargo test --workspace --all-features");
     shell::run(&mut tests)?;
+    match peers::ucx() {
+        Ok(folder) => with_ucx(&folder)?,
+        Err(error) => {
+            let again = "let pip fetch libucx-cu12 (43 MB) and run `cargo xtask test` again";
+            let note = format!("one-sided access over UCX ({error:#}); to run its tests, {again}");
+            println!("!!! SKIPPING {note}");
+            skipped.push(note);
+        }
+    }
     // The tests have built them, next to this very program.
     let programs = std::env::current_exe().context("where xtask is")?;
     let programs = programs.parent().context("xtask lies in a folder")?.join("examples");
@@ -39,6 +48,20 @@ pub(crate) fn run() -> Result<ExitCode> {
         "SKIPPED: tests on a GPU; `cargo xtask device-test` packs them for a machine that has one"
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Passes the tests of UCX once more with the libraries in `folder`: Debian's 1.13 is too old for
+/// one-sided access, and for kills of peers.
+fn with_ucx(folder: &Path) -> Result<()> {
+    for what in [&["--lib", "--", "backend::ucx"][..], &["--test", "ucx", "--test", "faults"]] {
+        step(&format!("cargo test {}, with the UCX of libucx-cu12", what.join(" ")));
+        let mut tests = Command::new("cargo");
+        let package = ["--package", "dynamo-transfer", "--all-features"];
+        tests.args(["test", "--locked"]).args(package).args(what);
+        tests.env("LD_LIBRARY_PATH", folder).env("UCX_MODULE_DIR", folder.join("ucx"));
+        shell::run(&mut tests)?;
+    }
+    Ok(())
 }
 
 /// What a newcomer runs first has to run.

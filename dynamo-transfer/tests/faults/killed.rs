@@ -15,32 +15,58 @@ use crate::process::{Process, load};
 
 #[test]
 fn an_owner_killed_in_the_middle_is_an_error_within_2_s_and_leaves_nothing_behind() {
-    each_backend(6, kill_owners);
+    each_backend(survivors, 6, kill_owners);
 }
 
 #[test]
 fn an_initiator_killed_in_the_middle_gives_the_memory_back_and_leaves_nothing_behind() {
-    each_backend(5, kill_initiators);
+    each_backend(survivors, 5, kill_initiators);
 }
 
 #[test]
 #[ignore = "minutes; `cargo test -p dynamo-transfer --features ucx --test faults -- --ignored --nocapture killed_200`"]
 fn owners_killed_200_times_leave_nothing_behind() {
-    each_backend(200, kill_owners);
+    each_backend(backends, 200, kill_owners);
 }
 
 #[test]
 #[ignore = "minutes; as the owners"]
 fn initiators_killed_200_times_leave_nothing_behind() {
-    each_backend(200, kill_initiators);
+    each_backend(backends, 200, kill_initiators);
 }
 
-fn each_backend(times: usize, kill: impl AsyncFn(BackendKind, usize)) {
+fn each_backend(
+    backends: impl AsyncFn() -> Vec<BackendKind>,
+    times: usize,
+    kill: impl AsyncFn(BackendKind, usize),
+) {
     block_on(async {
         for backend in backends().await {
             kill(backend, times).await;
         }
     });
+}
+
+/// Returns the backends that no kill of a peer is known to end this process over.
+async fn survivors() -> Vec<BackendKind> {
+    let mut backends = backends().await;
+    if may_abort() && backends.contains(&BackendKind::Ucx) {
+        backends.retain(|backend| *backend != BackendKind::Ucx);
+        say("SKIPPED: kills over UCX: libucp 1.13 may abort the process; run with -- --ignored");
+    }
+    backends
+}
+
+#[cfg(feature = "ucx")]
+fn may_abort() -> bool {
+    dynamo_transfer::UcxConfig::default()
+        .library_version()
+        .is_ok_and(|version| version < (1, 14, 0))
+}
+
+#[cfg(not(feature = "ucx"))]
+fn may_abort() -> bool {
+    false
 }
 
 /// Rounds after which the process has all the threads and connections that it will have.
@@ -166,7 +192,7 @@ async fn kill_initiators(backend: BackendKind, times: usize) {
 #[test]
 fn others_are_served_while_a_peer_is_killed() {
     block_on(async {
-        for backend in backends().await {
+        for backend in survivors().await {
             let agent = agent("initiator", backend).await;
             let (mut dying, metadata) = Process::owner(backend);
             let (living, others) = Process::owner(backend);

@@ -183,3 +183,43 @@ const ACCESS_BYTES_MAX: usize = 1 << 20;
 
 /// Accesses of one operation under way: enough for a network card to have work.
 const WINDOW: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::print_stderr, reason = "says what is skipped")]
+
+    use super::*;
+    use crate::backend::ucx::UcxConfig;
+    use crate::backend::ucx::inbox::Side;
+    use crate::backend::ucx::library::Library;
+    use crate::backend::ucx::tests::leased;
+
+    #[test]
+    fn keys_that_cannot_be_opened_hold_no_memory() {
+        let config = UcxConfig::default();
+        let library = match Library::open(&config.library) {
+            Ok(library) if !library.is_degraded() => library,
+            _ => {
+                return eprintln!("SKIPPED: one-sided access; it needs UCX 1.22, see tests/ucx.rs");
+            }
+        };
+        let mut rails = Rails::start(&config, &library);
+        let own = rails.addresses();
+        let joined = rails.join(&own).expect("a worker reaches itself");
+        // A key is opened for an endpoint, which this one is not any more.
+        let port = rails.get(joined.rail).unwrap();
+        port.close(joined.endpoint);
+
+        let (_region, stream) = leased(64);
+        let grants = [Grant { position: 0, address: 4096, len: 64, key: 0 }];
+        let key = OpKey { side: Side::Initiator, link: 1, op: 1 };
+        let how = (joined, false, Priority::Normal);
+        let mut accesses = Accesses::default();
+        let error = accesses
+            .start(&mut rails, key, how, &stream, (&[vec![0; 9]], &grants))
+            .expect_err("it is not opened");
+        assert_eq!(error.kind(), crate::ErrorKind::Disconnected);
+        assert!(!accesses.has(&key));
+        assert_eq!(Rc::strong_count(&stream), 1, "somebody else holds the memory");
+    }
+}

@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
+use super::library::Library;
 use super::worker::Setting;
+use crate::error::Result;
 
 /// How an agent uses UCX.
 ///
@@ -33,6 +35,14 @@ impl Default for UcxConfig {
 }
 
 impl UcxConfig {
+    /// Loads the library, as an agent does, and returns its version: major, minor, release.
+    ///
+    /// Fails with [`BackendUnavailable`](crate::ErrorKind::BackendUnavailable) if it cannot be loaded,
+    /// or is older than 1.13.
+    pub fn library_version(&self) -> Result<(u32, u32, u32)> {
+        Library::open(&self.library).map(|library| library.version().parts())
+    }
+
     /// Loads the library from `path`.
     #[must_use]
     pub fn with_library(mut self, path: impl Into<PathBuf>) -> Self {

@@ -62,6 +62,12 @@ impl Engine {
             is_degraded = library.is_degraded(),
             "UCX started"
         );
+        if library.may_abort() {
+            tracing::warn!(
+                version = %library.version(),
+                "this UCX may abort the process when a peer is killed in a transfer; 1.22 was not seen to"
+            );
+        }
         let engine = Self {
             initiator: Initiator::new(Arc::clone(endpoint), address.clone()),
             owner: Owner::new(Arc::clone(endpoint), deliveries),

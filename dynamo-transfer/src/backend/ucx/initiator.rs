@@ -194,6 +194,11 @@ impl Initiator {
         any
     }
 
+    #[cfg(test)]
+    pub(super) fn links(&self) -> usize {
+        self.links.len()
+    }
+
     /// Tells whether something may begin.
     pub(super) fn has_due(&self) -> bool {
         !self.due.is_empty()

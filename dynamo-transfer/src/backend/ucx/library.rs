@@ -21,6 +21,12 @@ pub(super) struct Library {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version(pub(super) c_uint, pub(super) c_uint, pub(super) c_uint);
 
+impl Version {
+    pub(super) fn parts(self) -> (u32, u32, u32) {
+        (self.0, self.1, self.2)
+    }
+}
+
 impl Library {
     /// Loads libucp and checks its version.
     ///
@@ -65,6 +71,11 @@ impl Library {
     /// worker drops all such transports under error handling or hangs without it.
     pub(super) fn is_degraded(&self) -> bool {
         self.version < UNDEGRADED
+    }
+
+    /// Tells whether an assertion of its own may end the process when a peer is killed.
+    pub(super) fn may_abort(&self) -> bool {
+        self.version < UNABORTED
     }
 
     /// Makes an error of a status that is one.
@@ -162,6 +173,9 @@ impl fmt::Display for Version {
 
 /// The first with all functions of the table.
 const OLDEST: Version = Version(1, 13, 0);
+
+/// 1.13 has aborted in two of four runs of 200 kills, 1.22 in none; between them none was tried.
+const UNABORTED: Version = Version(1, 14, 0);
 
 /// The first seen to keep CMA under error handling; 1.14 to 1.21 were not tried.
 const UNDEGRADED: Version = Version(1, 22, 0);

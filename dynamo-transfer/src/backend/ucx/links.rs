@@ -58,6 +58,11 @@ impl Links {
         self.links.keys().copied().collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.links.len()
+    }
+
     /// Returns the link of an endpoint.
     pub(super) fn of(&self, endpoint: EndpointId) -> Option<u64> {
         let found = self.links.iter().find(|(_, link)| link.endpoint == endpoint);

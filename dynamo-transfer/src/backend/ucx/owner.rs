@@ -171,6 +171,11 @@ impl Owner {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn links(&self) -> usize {
+        self.links.len()
+    }
+
     /// Tells whether peers are accessing memory.
     pub(super) fn has_granted(&self) -> bool {
         let granted = |link: &Served| link.ops.values().any(|held| held.granted.is_some());

@@ -2,8 +2,10 @@
 #![expect(clippy::disallowed_methods, reason = "what UCX calls back is waited for in real time")]
 #![expect(clippy::print_stderr, reason = "says what is skipped")]
 
-mod raw;
+mod numbers;
+pub(super) mod raw;
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,13 +13,16 @@ use super::UcxConfig;
 use super::header::KINDS;
 use super::library::Library;
 use super::protocol::{Kind, RailKind, Request, STRIPE_BYTES_MAX, decode_grants, decode_status};
+use super::served::LINKS_PER_PEER_MAX;
+use super::stream::{Holder, Stream};
 use crate::backend::hostile::is_refused_whatever_it_claims;
 use crate::descriptor::Ranges;
 use crate::error::ErrorKind;
-use crate::memory::Right;
+use crate::memory::{Leased, RegionTable, Right};
 use crate::peer::PeerAddress;
 use crate::{
-    Agent, AgentConfig, BackendKind, BlockLayout, Grant, HostBuffer, RemoteRegion, TransferOptions,
+    Agent, AgentConfig, BackendKind, BlockLayout, Grant, HostBuffer, RegisteredRegion,
+    RemoteRegion, Rights, TransferOptions,
 };
 use raw::RawUcx;
 
@@ -27,11 +32,11 @@ fn request(region: &RemoteRegion, ranges: &[(u64, u64)]) -> Request {
     Request { right, rail, region: region.id, token: region.token, ranges }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()
 }
 
-async fn agent(name: &str) -> Option<Agent> {
+pub(super) async fn agent(name: &str) -> Option<Agent> {
     match Agent::start(AgentConfig::default().with_name(name).with_ucx(UcxConfig::default())).await
     {
         Ok(agent) => Some(agent),
@@ -40,6 +45,20 @@ async fn agent(name: &str) -> Option<Agent> {
             None
         }
     }
+}
+
+/// Returns memory, and a stream that leases all of it.
+pub(super) fn leased(len: usize) -> (RegisteredRegion<HostBuffer>, Rc<Stream>) {
+    let table = Arc::new(RegionTable::new().unwrap());
+    let memory = vec![HostBuffer::new(len)];
+    let region = RegisteredRegion::exclusive(&table, memory, Rights::OwnerWrites).unwrap();
+    let Ok(Leased::Host(lease)) =
+        table.lease_local(region.handle().id, Right::Write, &Arc::default())
+    else {
+        unreachable!("it is memory of the host")
+    };
+    let stream = Stream::new(Holder::Lease(lease), [(0, len as u64)].into_iter());
+    (region, Rc::new(stream))
 }
 
 #[test]
@@ -123,14 +142,37 @@ fn memory_that_was_granted_is_kept_until_it_is_released() {
     let (keys, grants) = decode_grants(&grants, 128).unwrap();
     assert_eq!((keys.len(), grants.len()), (1, 2));
     assert_eq!(grants[1].address - grants[0].address, 128);
-    let close = runtime.spawn(writable.close());
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(!close.is_finished());
+    let mut close = Box::pin(writable.close());
+    assert!(runtime.block_on(async { futures::poll!(&mut close) }).is_pending());
     initiator.say(Kind::Release, 1, Vec::new());
-    let closed = async { tokio::time::timeout(Duration::from_secs(5), close).await };
     initiator.settle();
-    assert_eq!(runtime.block_on(closed).unwrap().unwrap().len(), 1);
+    let closed = async { tokio::time::timeout(Duration::from_secs(5), close).await };
+    assert_eq!(runtime.block_on(closed).unwrap().len(), 1);
     runtime.block_on(owner.shutdown());
+}
+
+#[test]
+fn a_peer_has_its_share_of_the_links_and_is_told_so() {
+    let runtime = runtime();
+    let Some(owner) = runtime.block_on(agent("owner")) else { return };
+    let peer = owner.load_metadata(&owner.metadata([] as [Grant; 0])).unwrap();
+    // It has one of them.
+    let mut hostile = RawUcx::start(&peer.address).unwrap();
+    for link in 1..LINKS_PER_PEER_MAX as u64 {
+        hostile.hello(&peer.address, link).unwrap();
+    }
+    for link in 100..104 {
+        let refused = hostile.hello(&peer.address, link).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    }
+    runtime.block_on(async {
+        let other = agent("other").await.unwrap();
+        let mut notifications = owner.notifications().unwrap();
+        other.notify(&peer, b"me too"[..].into()).await.unwrap();
+        assert_eq!(notifications.recv().await.unwrap().payload, b"me too"[..]);
+        other.shutdown().await;
+        owner.shutdown().await;
+    });
 }
 
 #[test]

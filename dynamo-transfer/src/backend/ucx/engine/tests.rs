@@ -1,0 +1,157 @@
+#![expect(clippy::print_stderr, reason = "says what is skipped")]
+
+use std::cell::Cell;
+use std::sync::mpsc as std_mpsc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use super::*;
+use crate::backend::connection::IDLE_MAX;
+use crate::backend::stage::Bounces;
+use crate::backend::ucx::links;
+use crate::backend::ucx::protocol::Request;
+use crate::backend::ucx::tests::raw::RawUcx;
+use crate::backend::ucx::tests::{agent, runtime};
+use crate::descriptor::Ranges;
+use crate::memory::{HostBuffer, RegionTable, RegisteredRegion, Right};
+use crate::peer::PeerAddress;
+use crate::{Grant, Rights};
+
+/// An engine that is worked by hand, at times that the test says.
+struct Bench {
+    engine: Engine,
+    endpoint: Arc<Endpoint>,
+    address: Bytes,
+    later: Cell<Duration>,
+    _deliveries: mpsc::Receiver<Delivery>,
+}
+
+impl Bench {
+    fn new() -> Option<Self> {
+        let (notifications, _) = mpsc::channel(1);
+        let endpoint = Arc::new(Endpoint {
+            name: "bench".to_owned(),
+            incarnation: 7,
+            regions: Arc::new(RegionTable::new().unwrap()),
+            bounces: Bounces::new(4096, 1, &TaskTracker::new()),
+            notifications,
+        });
+        let (mailbox, letters) = Mailbox::new().unwrap();
+        let (sender, deliveries) = mpsc::channel(1);
+        let started =
+            Engine::new(&UcxConfig::default(), &endpoint, sender, (Arc::new(mailbox), letters));
+        let (engine, address) = started
+            .inspect_err(|error| eprintln!("SKIPPED: {error}; apt-get install libucx0"))
+            .ok()?;
+        let (address, later) = (address.into(), Cell::default());
+        Some(Self { engine, endpoint, address, later, _deliveries: deliveries })
+    }
+
+    fn peer(&self) -> PeerAddress {
+        let (name, ucx) = ("bench".to_owned(), Some(self.address.clone()));
+        PeerAddress { name, incarnation: 7, fabric: None, tcp: None, shm: None, ucx }
+    }
+
+    /// One turn; a thread that is at rest has seen all that UCX has called back.
+    fn turn(&mut self) -> bool {
+        let later = self.later.get();
+        let turn = self.engine.turn(|| Instant::now() + later);
+        let is_resting = matches!(turn, Turn::Rest(_));
+        assert!(!is_resting || !self.engine.net.has_events(), "it sleeps on what has happened");
+        is_resting
+    }
+
+    /// Works until that is so.
+    fn until(&mut self, mut is_so: impl FnMut(&mut Self) -> bool) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while !is_so(self) {
+            self.turn();
+            assert!(Instant::now() < until, "it does not come about");
+        }
+    }
+
+    /// Works at a later time until there is nothing to do.
+    fn rest_at(&mut self, later: Duration) {
+        self.later.set(later);
+        self.until(Self::turn);
+    }
+}
+
+#[test]
+fn the_thread_does_not_sleep_on_what_giving_up_has_made() {
+    let Some(mut bench) = Bench::new() else { return };
+    let memory = vec![HostBuffer::new(64)];
+    let region = RegisteredRegion::exclusive(&bench.endpoint.regions, memory, Rights::PeersWrite);
+    let region = region.unwrap();
+    let id = region.handle().id;
+    let (token, ..) = bench.endpoint.regions.grant(id, true, None).unwrap();
+    let (right, rail, ranges) = (Right::Write, None, Ranges::unchecked([(0, 64)]));
+    let wish = Request { right, rail, region: id, token, ranges }.encode();
+    let (peer, (says, said)) = (bench.peer(), std_mpsc::channel());
+    let (leaves, left) = std_mpsc::channel::<()>();
+    let hostile = std::thread::spawn(move || {
+        let mut raw = RawUcx::start(&peer).unwrap();
+        raw.say(Kind::Request, 1, wish);
+        raw.hear(&[Kind::Accept]);
+        says.send(()).unwrap();
+        // It sends no data, and stays.
+        let _ = left.recv();
+    });
+    bench.until(|_| said.try_recv().is_ok());
+    bench.rest_at(Duration::ZERO);
+    // The owner gives up, and says so: that it has is seen before it sleeps.
+    bench.rest_at(Duration::from_secs(12));
+    drop(leaves);
+    hostile.join().unwrap();
+    assert!(futures::FutureExt::now_or_never(region.close()).is_some(), "the lease has ended");
+}
+
+#[test]
+fn an_owner_lets_links_go_that_are_idle() {
+    let Some(mut bench) = Bench::new() else { return };
+    let (peer, (says, said)) = (bench.peer(), std_mpsc::channel());
+    let (leaves, left) = std_mpsc::channel::<()>();
+    let hostile = std::thread::spawn(move || {
+        let raw = RawUcx::start(&peer).unwrap();
+        says.send(()).unwrap();
+        let _ = left.recv();
+        drop(raw);
+    });
+    bench.until(|_| said.try_recv().is_ok());
+    bench.rest_at(IDLE_MAX - Duration::from_secs(5));
+    assert_eq!(bench.engine.owner.links(), 1);
+    bench.rest_at(IDLE_MAX + Duration::from_secs(1));
+    assert_eq!(bench.engine.owner.links(), 0);
+    drop(leaves);
+    hostile.join().unwrap();
+}
+
+#[test]
+fn an_initiator_closes_links_that_are_idle_and_makes_them_again() {
+    let runtime = runtime();
+    let Some(owner) = runtime.block_on(agent("owner")) else { return };
+    let mut notifications = owner.notifications().unwrap();
+    let peer = owner.load_metadata(&owner.metadata([] as [Grant; 0])).unwrap();
+    let mut bench = Bench::new().unwrap();
+    for op in 0..3 {
+        bench.later.set(Duration::ZERO);
+        let (done, mut outcome) = oneshot::channel();
+        let Engine { initiator, net, .. } = &mut bench.engine;
+        initiator.notify(net, op, &peer.address, (Bytes::from_static(b"here"), done));
+        let mut settled = None;
+        bench.until(|_| {
+            settled = outcome.try_recv().ok();
+            settled.is_some()
+        });
+        settled.unwrap().unwrap();
+        assert_eq!(runtime.block_on(notifications.recv()).unwrap().payload, b"here"[..]);
+        bench.rest_at(links::IDLE_MAX - Duration::from_secs(5));
+        assert_eq!(bench.engine.initiator.links(), 1);
+        bench.rest_at(links::IDLE_MAX + Duration::from_secs(1));
+        assert_eq!(bench.engine.initiator.links(), 0);
+    }
+    bench.engine.close();
+    runtime.block_on(owner.shutdown());
+}
