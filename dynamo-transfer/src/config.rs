@@ -154,3 +154,29 @@ impl AgentConfig {
 }
 
 pub(crate) const NAME_BYTES_MAX: usize = 255;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_of_configuration_lists_what_there_is() {
+        let page = include_str!("../../docs/configuration.md");
+        let section = page.split("## Transfer agents").nth(1).unwrap();
+        let mut tables = section.split("Of `UcxConfig`:").map(|table| {
+            let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+            rows.map(|row| row.split('`').next().unwrap()).collect::<Vec<_>>()
+        });
+        let mut listed = tables.next().unwrap();
+        listed.retain(|field| cfg!(feature = "ucx") || *field != "ucx");
+        assert_eq!(listed, fields(&format!("{:#?}", AgentConfig::default())));
+        #[cfg(feature = "ucx")]
+        assert_eq!(tables.next().unwrap(), fields(&format!("{:#?}", UcxConfig::default())));
+    }
+
+    fn fields(shown: &str) -> Vec<&str> {
+        let outer = shown.lines().filter_map(|line| line.strip_prefix("    "));
+        let names = outer.filter_map(|line| line.split_once(": "));
+        names.map(|(name, _)| name).filter(|name| !name.starts_with(' ')).collect()
+    }
+}

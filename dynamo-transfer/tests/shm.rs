@@ -3,24 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 #![expect(clippy::print_stdout, reason = "processes of the test talk so")]
 
-use std::io::{BufRead, BufReader, Lines, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+mod child;
 
 use dynamo_transfer::{
     Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, RegisteredRegion, RemoteAgent,
     RemoteRegion, Transfer, TransferOptions,
 };
 
+use child::{Asked, from_hex, to_hex};
+
 const REGION_BYTES: usize = 32 << 20;
-
-fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex(hex: &str) -> Vec<u8> {
-    let byte = |at: usize| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap();
-    (0..hex.len() / 2).map(byte).collect()
-}
 
 fn region(agent: &Agent, mut memory: HostBuffer, byte: u8) -> RegisteredRegion<HostBuffer> {
     memory.fill(byte);
@@ -52,56 +44,25 @@ fn peer() {
                 }
                 _ => break,
             };
-            say(&answer);
+            child::answer(&answer);
         }
         agent.shutdown().await;
     });
 }
 
-fn say(answer: &str) {
-    println!("\nSAYS {answer}");
-}
-
-struct Peer {
-    process: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
-}
+struct Peer(Asked);
 
 impl Peer {
     fn start() -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["peer", "--exact", "--ignored", "--nocapture"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let output = BufReader::new(process.stdout.take().unwrap()).lines();
-        let input = process.stdin.take().unwrap();
-        Self { process, input, output }
+        Self(Asked::start(&[], &["peer", "--exact", "--ignored", "--nocapture"]))
     }
 
     fn ask(&mut self, line: &str) -> String {
-        writeln!(self.input, "{line}").unwrap();
-        self.line()
-    }
-
-    fn line(&mut self) -> String {
-        let mut said = self.output.by_ref().map_while(Result::ok);
-        said.find_map(|line| line.strip_prefix("SAYS ").map(str::to_owned)).unwrap()
+        self.0.ask(line)
     }
 
     fn load(&mut self, agent: &Agent) -> RemoteAgent {
         agent.load_metadata(&from_hex(&self.ask("metadata"))).unwrap()
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::join_all;
 use tokio_util::task::TaskTracker;
 
 use super::{Backend, BackendKind, MemoryFabric, Operation};
@@ -44,20 +45,9 @@ impl Backend for Memcpy {
 
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
         let remote = Arc::new(self.remote(&operation)?);
-        let threads = operation.total().div_ceil(THREAD_BYTES_MIN).min(THREADS_MAX);
-        let copies = (0..threads).map(|_| {
-            let (operation, remote) = (Arc::clone(&operation), Arc::clone(&remote));
-            // A thread looks at `cancel` between stripes, and its leases keep both memories alive.
-            self.tasks.spawn_blocking(move || run(&operation, &remote))
-        });
-        let mut outcome = Ok(());
-        for copy in copies.collect::<Vec<_>>() {
-            let copied = copy.await;
-            let internal = |e| Err(Error::new(ErrorKind::Internal, "copying").with_source(e));
-            let copied = copied.unwrap_or_else(internal);
-            outcome = outcome.and(copied);
-        }
-        outcome
+        // A thread looks at `cancel` between stripes, and its leases keep both memories alive.
+        let copy = move |operation: &Operation| run(operation, &remote);
+        on_threads(&self.tasks, &operation, copy).await.into_iter().collect()
     }
 
     async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
@@ -78,6 +68,22 @@ impl Memcpy {
         }
         Ok(remote)
     }
+}
+
+/// Copies an operation on a few blocking threads; returns what each of them has come to.
+pub(super) async fn on_threads<T: Send + 'static>(
+    tasks: &TaskTracker,
+    operation: &Arc<Operation>,
+    copy: impl Fn(&Operation) -> Result<T> + Clone + Send + 'static,
+) -> Vec<Result<T>> {
+    let threads = operation.total().div_ceil(THREAD_BYTES_MIN).min(THREADS_MAX);
+    let copies = (0..threads).map(|_| {
+        let (operation, copy) = (Arc::clone(operation), copy.clone());
+        tasks.spawn_blocking(move || copy(&operation))
+    });
+    let copied = join_all(copies).await.into_iter();
+    let internal = |e| Err(Error::new(ErrorKind::Internal, "copying").with_source(e));
+    copied.map(|copied| copied.unwrap_or_else(internal)).collect()
 }
 
 /// Copies stripes until none is left.

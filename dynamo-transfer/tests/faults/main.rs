@@ -5,6 +5,8 @@
 #![expect(clippy::disallowed_methods, reason = "a test looks at its own clock and environment")]
 
 mod agents;
+#[path = "../child/mod.rs"]
+mod child;
 mod frozen;
 mod held;
 mod killed;

@@ -1,18 +1,14 @@
 //! The other process: it does what each line of its standard input says, and ends with it.
 
-use std::io::Write as _;
-
 use dynamo_transfer::{Agent, BackendKind, ErrorKind, HostBuffer, RegisteredRegion};
 use tokio::task::JoinSet;
 
 use crate::agents::{self, PATIENCE, REGION_BYTES, begun, block_on, config, config_at, move_all};
-use crate::process::{from_hex, load, to_hex};
+use crate::child::{answer, from_hex, to_hex};
+use crate::process::load;
 
 /// What only the tests' own processes are told, as the name of a test to skip.
 pub(crate) const AS_PEER: &str = "as_peer_of_a_test";
-
-/// What answers begin with.
-pub(crate) const ANSWER: &str = "ANSWER ";
 
 /// What owners fill their memory with.
 pub(crate) const OWNED: u8 = 7;
@@ -37,8 +33,7 @@ fn peer() {
         let mut peer = Peer::default();
         for line in std::io::stdin().lines().map_while(Result::ok) {
             let words: Vec<_> = line.split(' ').collect();
-            let answer = peer.answer(&words).await;
-            writeln!(std::io::stdout(), "\n{ANSWER}{answer}").unwrap();
+            answer(&peer.answer(&words).await);
         }
     });
 }

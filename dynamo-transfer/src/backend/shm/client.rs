@@ -15,6 +15,7 @@ use super::link::Link;
 use super::message::Request;
 use super::open::{Ended, Open};
 use super::opened::Opened;
+use crate::backend::memcpy::{BRIEF_BYTES_MAX, on_threads};
 use crate::backend::{Backend, BackendKind, Operation};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -214,16 +215,11 @@ impl ShmClient {
         if operation.total() <= BRIEF_BYTES_MAX {
             return open.run(operation);
         }
-        let threads = operation.total().div_ceil(THREAD_BYTES_MIN).min(THREADS_MAX);
-        let copies = (0..threads).map(|_| {
-            let (operation, open) = (Arc::clone(operation), Arc::clone(open));
-            // A thread looks at `cancel` between stripes; what it holds keeps both memories alive.
-            self.tasks.spawn_blocking(move || open.run(&operation))
-        });
+        let open = Arc::clone(open);
+        // A thread looks at `cancel` between stripes; what it holds keeps both memories alive.
+        let copy = move |operation: &Operation| open.run(operation);
         let mut outcome = Ok(Ended::Complete);
-        for copy in copies.collect::<Vec<_>>() {
-            let internal = |e| Err(Error::new(ErrorKind::Internal, "copying").with_source(e));
-            let copied = copy.await.unwrap_or_else(internal);
+        for copied in on_threads(&self.tasks, operation, copy).await {
             outcome = match (outcome, copied) {
                 (Err(error), _) | (_, Err(error)) => Err(error),
                 (Ok(Ended::Complete), Ok(Ended::Complete)) => Ok(Ended::Complete),
@@ -346,15 +342,6 @@ impl Drop for SlotGuard<'_> {
         }
     }
 }
-
-/// Copied by whoever waits for the transfer: waking a thread takes as long.
-const BRIEF_BYTES_MAX: u64 = 64 << 10;
-
-/// What is worth a further thread.
-const THREAD_BYTES_MIN: u64 = 8 << 20;
-
-/// Two fill the memory of most machines.
-const THREADS_MAX: u64 = 2;
 
 /// Regions of a peer that are kept open: an owner has twice the slots.
 const OPENS_MAX: usize = 256;

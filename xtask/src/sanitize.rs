@@ -1,0 +1,53 @@
+//! `cargo xtask miri | asan`: the transfer engine's tests where every access to memory is looked at.
+//!
+//! Miri interprets what needs neither the kernel nor another process; AddressSanitizer looks at the
+//! rest as it runs, but only at bounds and lifetimes. Both are of nightly toolchains.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+
+use crate::shell::{self, step};
+
+/// Runs the tests of registered memory under Miri.
+pub(crate) fn miri() -> Result<ExitCode> {
+    if !shell::succeeds(nightly().args(["miri", "--version"])) {
+        return Ok(skipped("Miri", "--component miri rust-src"));
+    }
+    step("cargo miri test: dynamo-transfer, memory");
+    let mut tests = nightly();
+    tests.args(["miri", "test", "--package", "dynamo-transfer", "--lib", "--locked", "--"]);
+    shell::run(tests.arg("memory::"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs all unit tests of the transfer engine under AddressSanitizer.
+pub(crate) fn asan() -> Result<ExitCode> {
+    if !shell::succeeds(nightly().arg("--version")) {
+        return Ok(skipped("AddressSanitizer", ""));
+    }
+    step("cargo test under AddressSanitizer: dynamo-transfer");
+    // Named, so that what builds the crates is not looked at.
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut tests = nightly();
+    tests.args(["test", "--package", "dynamo-transfer", "--lib", "--all-features", "--locked"]);
+    tests.args(["--target", &target, "--target-dir", "target/asan"]);
+    tests.env("RUSTFLAGS", "-Zsanitizer=address");
+    // UCX rewrites the code of `mmap` and its like, and the sanitizer has done so before.
+    tests.env("UCX_MEM_MMAP_HOOK_MODE", "none");
+    shell::run(&mut tests)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Cargo of the nightly toolchain, whatever this repository is pinned to.
+fn nightly() -> Command {
+    let mut cargo = Command::new("rustup");
+    cargo.args(["run", "nightly", "cargo"]);
+    cargo
+}
+
+fn skipped(what: &str, with: &str) -> ExitCode {
+    let how = format!("rustup toolchain install nightly {with}");
+    println!("SKIPPED: {what}; to run it, `{}`", how.trim_end());
+    ExitCode::SUCCESS
+}
