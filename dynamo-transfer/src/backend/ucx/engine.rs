@@ -49,7 +49,7 @@ impl Engine {
     ) -> Result<(Self, Vec<u8>)> {
         let library = Library::open(&config.library)?;
         let inbox = Inbox::new(library.functions().ucp_request_free);
-        let settings = config.messages();
+        let settings = config.messages(&library);
         let worker = Worker::new(&library, sys::FEATURE_AM, &settings, &inbox)?;
         worker.listen(MESSAGE_ID)?;
         let address = worker.address()?;

@@ -81,6 +81,37 @@ fn region_at(port: &Port) -> RemoteRegion {
 }
 
 #[test]
+fn owners_that_go_while_much_is_on_the_way_to_them_are_errors() {
+    let runtime = runtime();
+    let Some(initiator) = runtime.block_on(agent("initiator")) else { return };
+    let _in_runtime = runtime.enter();
+    let region = initiator.register(vec![vec![7; LEN]]).unwrap();
+    for _ in 0..8 {
+        let port = port().unwrap();
+        let remote = region_at(&port);
+        let all = [(0, LEN as u64)];
+        let writes = (0..8).map(|_| {
+            let (local, remote) =
+                (region.descriptor(all).unwrap(), remote.descriptor(all).unwrap());
+            runtime.spawn(initiator.write(local, remote, TransferOptions::default()))
+        });
+        let writes: Vec<_> = writes.collect();
+        let mut hostile = RawUcx::own(port, Rails::default());
+        for _ in 0..8 {
+            let (request, _) = hostile.hear(&[Kind::Request]);
+            hostile.say(Kind::Accept, request.op, Vec::new());
+        }
+        until_it_is_stuck();
+        drop(hostile);
+        for written in writes {
+            let written = async { tokio::time::timeout(Duration::from_secs(10), written).await };
+            assert!(runtime.block_on(written).unwrap().unwrap().unwrap_err().is_retryable());
+        }
+    }
+    runtime.block_on(initiator.shutdown());
+}
+
+#[test]
 fn an_owner_that_accepts_again_and_again_is_sent_the_data_once() {
     let runtime = runtime();
     let Some(initiator) = runtime.block_on(agent("initiator")) else { return };

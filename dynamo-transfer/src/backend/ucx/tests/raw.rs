@@ -113,7 +113,7 @@ pub(in crate::backend::ucx) fn port() -> Result<Port> {
     let config = UcxConfig::default();
     let library = Library::open(&config.library)?;
     let inbox = Inbox::new(library.functions().ucp_request_free);
-    let worker = Worker::new(&library, sys::FEATURE_AM, &config.messages(), &inbox)?;
+    let worker = Worker::new(&library, sys::FEATURE_AM, &config.messages(&library), &inbox)?;
     worker.listen(MESSAGE_ID)?;
     Ok(Port::new(worker, inbox))
 }
