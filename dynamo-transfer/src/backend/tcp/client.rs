@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::job::Job;
-use super::lanes::{Lanes, Notice, Work};
+use super::lanes::Lanes;
+use super::queue::{Notice, Work};
 use crate::backend::{Backend, BackendKind, Done, Operation, Running};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};

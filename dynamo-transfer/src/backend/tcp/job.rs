@@ -1,7 +1,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::frame::{STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX};
-use super::lanes::{Lanes, Work};
+use super::lanes::Lanes;
+use super::queue::Work;
 use crate::backend::{Done, Operation};
 use crate::error::{Error, ErrorKind};
 use crate::memory::Right;

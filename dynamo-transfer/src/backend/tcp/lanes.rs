@@ -1,11 +1,10 @@
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
@@ -14,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::frame::{Access, Request, STATUS_BYTES, decode_status};
-use super::job::{Flight, Job};
+use super::job::Flight;
 use super::pipeline::Pipeline;
+use super::queue::{Next, Notice, Queue, Work};
 use super::stream::{STALL_MAX, recv, recv_memory, send, send_memory, within};
 use crate::backend::Operation;
 use crate::backend::connection::broken;
@@ -40,32 +40,6 @@ pub(super) struct Lanes {
     due: Notify,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-}
-
-#[derive(Default)]
-struct Queue {
-    /// By priority.
-    works: [VecDeque<Work>; 3],
-    lanes: usize,
-    /// Lanes among them that have nothing to do.
-    idle: usize,
-    connected: usize,
-    /// Connections in a row that could not be made, and when the next one may be tried.
-    failures: u32,
-    retry_at: Option<Instant>,
-}
-
-/// What lanes do.
-pub(super) enum Work {
-    /// Whoever waits for the job keeps it, and each lane that has a part of it.
-    Move(Weak<Job>),
-    Notify(Notice),
-}
-
-/// A notification on its way.
-pub(super) struct Notice {
-    pub(super) payload: Bytes,
-    pub(super) settle: oneshot::Sender<Result<()>>,
 }
 
 /// What has been asked of the peer and not been answered.
@@ -275,42 +249,6 @@ fn poll_end(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<Error> {
         Ok(_) => protocol("an answer to nothing"),
         Err(error) => broken(error),
     })
-}
-
-/// What is asked next.
-enum Next {
-    Stripe(Flight),
-    Notice(Notice),
-}
-
-impl Queue {
-    fn is_empty(&self) -> bool {
-        self.works.iter().all(VecDeque::is_empty)
-    }
-
-    fn drain(&mut self) -> Vec<Work> {
-        self.works.iter_mut().flat_map(|works| works.drain(..)).collect()
-    }
-
-    /// Takes what is most urgent; jobs of which more is left go to the end of their line.
-    fn next(&mut self) -> Option<Next> {
-        for works in self.works.iter_mut().rev() {
-            while let Some(work) = works.pop_front() {
-                match work {
-                    Work::Notify(notice) => return Some(Next::Notice(notice)),
-                    Work::Move(job) => {
-                        if let Some((flight, has_more)) = job.upgrade().and_then(|job| job.next()) {
-                            if has_more {
-                                works.push_back(Work::Move(job));
-                            }
-                            return Some(Next::Stripe(flight));
-                        }
-                    }
-                }
-            }
-        }
-        None
-    }
 }
 
 /// Asks the peer; a write goes out whole.

@@ -16,13 +16,14 @@
 //! next stripe of what is most urgent: so a large transfer fills all lanes, and a small one is never
 //! behind more than a few stripes. Answers come in the order of requests, and the next stripe is
 //! asked for before the one ahead has arrived. Bytes go from socket to memory and from memory to
-//! socket without a copy between.
+//! socket without a copy between; a checksum comes behind them if the request asks for one.
 
 mod client;
 mod frame;
 mod job;
 mod lanes;
 mod pipeline;
+mod queue;
 mod server;
 mod stream;
 
