@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use dynamo_transfer::{Agent, BackendKind, ErrorKind, HostBuffer};
 use futures::future::join_all;
+use tokio::task::JoinSet;
 
 use crate::agents::{
     PATIENCE, REGION_BYTES, SLACK, agent, backends, begun, block_on, close, move_all, read, say,
@@ -22,8 +23,9 @@ const OWN: u8 = 9;
 #[test]
 fn a_frozen_owner_is_given_up_at_the_deadline_and_touches_no_closed_memory_when_it_thaws() {
     block_on(async {
-        // Most of the time they wait.
-        join_all(backends().await.into_iter().map(freeze_owner)).await;
+        // Most of the time they wait; a task each, for one that looks at its memory keeps the others.
+        let frozen: JoinSet<()> = backends().await.into_iter().map(freeze_owner).collect();
+        frozen.join_all().await;
     });
 }
 
@@ -41,7 +43,7 @@ async fn freeze_owner(backend: BackendKind) {
     let written = move_all(&agent, &peer, &region, DEADLINE, true);
     for (transfer, may_succeed) in [(caught, true), (late, false), (written, false)] {
         let outcome = transfer.await.map(|report| report.bytes);
-        assert!(posted.elapsed() < DEADLINE + SLACK, "{backend}: {:?}", posted.elapsed());
+        assert!(posted.elapsed() < DEADLINE + 2 * SLACK, "{backend}: {:?}", posted.elapsed());
         match outcome.map_err(|error| error.kind()) {
             // Over shared memory the owner takes no part.
             Ok(_) => assert!(may_succeed || backend == BackendKind::Shm, "{backend}"),
@@ -55,9 +57,17 @@ async fn freeze_owner(backend: BackendKind) {
     let report = read(&agent, &peer, &region, PATIENCE).await.unwrap();
     assert_eq!((report.bytes, report.backend), (REGION_BYTES as u64, backend));
     // Whatever the owner still had to send has arrived before that, in order.
-    assert!(memory.iter().all(|memory| memory.iter().all(|byte| *byte == OWN)), "{backend}");
-    assert!(close(region).await.iter().all(|byte| [OWNED, 0].contains(byte)), "{backend}");
+    assert!(memory.iter().all(|memory| is_all(memory, &[OWN])), "{backend}");
+    assert!(is_all(&close(region).await, &[OWNED, 0]), "{backend}");
     agent.shutdown().await;
+}
+
+/// Tells whether bytes are all of those `allowed`; a page of one at a time, where it can.
+fn is_all(bytes: &[u8], allowed: &[u8]) -> bool {
+    bytes.chunks(4096).all(|page| {
+        allowed.iter().any(|byte| page == &[*byte; 4096][..page.len()])
+            || page.iter().all(|byte| allowed.contains(byte))
+    })
 }
 
 /// Memory that says when it is freed.

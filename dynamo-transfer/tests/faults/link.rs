@@ -93,7 +93,7 @@ fn a_link_that_goes_down_is_given_up_at_the_deadline_and_is_used_again_when_it_c
                 assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
                 cut_off += 1;
             }
-            assert!(posted.elapsed() < deadline + SLACK, "{:?}", posted.elapsed());
+            assert!(posted.elapsed() < deadline + 2 * SLACK, "{:?}", posted.elapsed());
             assert!(cut_off > 0, "all were complete before the link went down");
             network.set("up").unwrap();
             let report = read(&agent, &peer, &region, PATIENCE).await.unwrap();
