@@ -228,6 +228,23 @@ async fn an_estimate_names_who_would_move_the_bytes_and_comes_to_fit_what_they_t
     }
 }
 
+#[tokio::test]
+async fn a_transfer_that_nobody_awaits_goes_on() {
+    let alone = agent("alone", None, false).await;
+    let source = alone.register(vec![HostBuffer::new(8)]).unwrap();
+    let target = alone.register_mut(vec![HostBuffer::new(8)]).unwrap();
+    let own = alone.load_metadata(&alone.metadata([source.handle()])).unwrap();
+    let (local, remote) = (target.descriptor([(0, 8)]), own.regions()[0].descriptor([(0, 8)]));
+    let transfer = alone.read(local.unwrap(), remote.unwrap(), TransferOptions::default());
+    let moved = async {
+        while transfer.progress().bytes_moved < 8 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), moved).await.unwrap();
+    assert_eq!(alone.stats().completed_total, 1);
+}
+
 /// Rewrites metadata of an agent that offers no TCP address so that it does, at `address`.
 fn with_address(metadata: &[u8], address: SocketAddr) -> Vec<u8> {
     let SocketAddr::V4(address) = address else { unreachable!("a loopback address of IPv4") };

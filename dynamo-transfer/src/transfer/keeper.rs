@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::Notify;
@@ -30,8 +30,10 @@ struct Kept {
     numbers: u64,
     /// Until when the task sleeps; for ever if `None`.
     wakes_at: Option<Instant>,
-    /// Those on offer, and some that have been taken since.
-    offers: VecDeque<Key>,
+    /// Those on offer, and some that are being run.
+    offers: BTreeSet<Key>,
+    /// Whoever runs them has been called.
+    is_called: bool,
     is_closed: bool,
 }
 
@@ -54,14 +56,16 @@ impl Keeper {
     }
 
     pub(super) fn forget(&self, key: Key) {
-        self.lock().transfers.remove(&key);
+        let mut kept = self.lock();
+        kept.transfers.remove(&key);
+        kept.offers.remove(&key);
     }
 
     /// Has what a transfer offers run.
     pub(super) fn offer(&self, key: Key) {
         let mut kept = self.lock();
-        kept.offers.push_back(key);
-        if kept.offers.len() == 1 {
+        kept.offers.insert(key);
+        if !std::mem::replace(&mut kept.is_called, true) {
             drop(kept);
             self.offered.notify_one();
         }
@@ -96,6 +100,7 @@ impl Keeper {
         let run = async {
             loop {
                 self.offered.notified().await;
+                self.lock().is_called = false;
                 while let Some(brief) = self.next() {
                     if let Some(brief) = brief.and_then(|transfer| transfer.take()) {
                         brief();
@@ -113,7 +118,7 @@ impl Keeper {
     /// Takes the next offer; the inner one is none if it has been settled.
     fn next(&self) -> Option<Option<Arc<Posted>>> {
         let mut kept = self.lock();
-        let key = kept.offers.pop_front()?;
+        let key = kept.offers.pop_first()?;
         Some(kept.transfers.get(&key).and_then(Weak::upgrade))
     }
 
