@@ -72,6 +72,16 @@ impl Error {
         Self { kind, message: message.into(), peer: None, remote_memory, source: None }
     }
 
+    /// Says that the transfer was given up by whoever posted it.
+    pub(crate) fn cancelled() -> Self {
+        Self::new(ErrorKind::Cancelled, "transfer was cancelled")
+    }
+
+    /// Says that this agent has ended.
+    pub(crate) fn shut_down() -> Self {
+        Self::new(ErrorKind::Closed, "agent has shut down")
+    }
+
     pub(crate) fn with_peer(mut self, peer: &str) -> Self {
         self.peer.get_or_insert_with(|| peer.to_owned());
         self

@@ -75,6 +75,16 @@ pub(super) fn broken(error: io::Error) -> Error {
     Error::new(ErrorKind::Disconnected, "the connection broke").with_source(error)
 }
 
+/// Returns how long an operation of so many bytes may take as a whole: a peer that trickles keeps no
+/// lease on memory for ever.
+pub(super) fn patience(bytes: u64) -> Duration {
+    STALL_MAX + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN)
+}
+
+/// Peers slower than this on the whole of an operation are cut off: far below any network that KV
+/// blocks would be sent over.
+const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
+
 /// A few per worker of a large fleet; each costs a socket, a page between processes of one host, and
 /// a task.
 const CONNECTIONS_MAX: usize = 1024;

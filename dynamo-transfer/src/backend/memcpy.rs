@@ -27,6 +27,18 @@ impl Memcpy {
         let owner = self.fabric.find(&remote.peer)?;
         owner.regions.lease_any(remote.id, &remote.token, right, &remote.ranges)
     }
+
+    /// Leases what the operation means at the peer.
+    fn remote(&self, operation: &Operation) -> Result<Lease> {
+        let owner = self.fabric.find(&operation.peer)?;
+        let Operation { right, remote_id, token, remote_ranges, .. } = operation;
+        let remote = owner.regions.lease_remote(*remote_id, token, *right, remote_ranges)?;
+        if remote.is_same_region(&operation.local) {
+            let message = "source and destination are the same region";
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        Ok(remote)
+    }
 }
 
 #[async_trait]
@@ -53,20 +65,6 @@ impl Backend for Memcpy {
     async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
         let owner = self.fabric.find(peer)?;
         owner.deliver(self.own.name.clone(), self.own.incarnation, payload).await
-    }
-}
-
-impl Memcpy {
-    /// Leases what the operation means at the peer.
-    fn remote(&self, operation: &Operation) -> Result<Lease> {
-        let owner = self.fabric.find(&operation.peer)?;
-        let Operation { right, remote_id, token, remote_ranges, .. } = operation;
-        let remote = owner.regions.lease_remote(*remote_id, token, *right, remote_ranges)?;
-        if remote.is_same_region(&operation.local) {
-            let message = "source and destination are the same region";
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
-        Ok(remote)
     }
 }
 

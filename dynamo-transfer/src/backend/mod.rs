@@ -179,12 +179,11 @@ impl Done {
 impl Drop for Done {
     fn drop(&mut self) {
         if let Some(told) = self.0.take() {
-            let (kind, message) = if std::thread::panicking() {
-                (ErrorKind::Internal, "the transfer's task has panicked")
+            told(Err(if std::thread::panicking() {
+                Error::new(ErrorKind::Internal, "the transfer's task has panicked")
             } else {
-                (ErrorKind::Closed, "agent has shut down")
-            };
-            told(Err(Error::new(kind, message)));
+                Error::shut_down()
+            }));
         }
     }
 }
@@ -267,7 +266,7 @@ impl Operation {
     /// Fails once the transfer is given up.
     pub(crate) fn check(&self) -> Result<()> {
         if self.cancel.is_cancelled() {
-            return Err(Error::new(ErrorKind::Cancelled, "transfer was cancelled"));
+            return Err(Error::cancelled());
         }
         Ok(())
     }

@@ -28,13 +28,15 @@ pub(super) enum Backing {
 /// quiet.
 pub(crate) struct Lease {
     memory: Arc<dyn Backed>,
-    uses: [Use; 2],
+    region: Use,
+    _user: Option<Use>,
 }
 
 /// A file or memory of a device in use, likewise.
 pub(crate) struct FarLease {
     memory: Arc<dyn FarBacked>,
-    uses: [Use; 2],
+    region: Use,
+    _user: Option<Use>,
 }
 
 /// A region in use.
@@ -71,12 +73,12 @@ impl Backing {
 }
 
 impl Leased {
-    /// Leases a region that has `region` uses to somebody who counts his own as `user`.
-    pub(super) fn new(backing: &Backing, region: &Arc<Uses>, user: &Arc<Uses>) -> Self {
-        let uses = [Use::new(region), Use::new(user)];
+    /// Leases a region that has `region` uses to somebody who may count his own as `user`.
+    pub(super) fn new(backing: &Backing, region: &Arc<Uses>, user: Option<&Arc<Uses>>) -> Self {
+        let (region, _user) = (Use::new(region), user.map(Use::new));
         match backing.clone() {
-            Backing::Host(memory) => Self::Host(Lease { memory, uses }),
-            Backing::Far(memory) => Self::Far(FarLease { memory, uses }),
+            Backing::Host(memory) => Self::Host(Lease { memory, region, _user }),
+            Backing::Far(memory) => Self::Far(FarLease { memory, region, _user }),
         }
     }
 
@@ -95,15 +97,14 @@ impl FarLease {
 
     /// Returns a number that no other region in use has.
     pub(crate) fn order(&self) -> usize {
-        self.uses[0].order()
+        self.region.order()
     }
 }
 
 impl Lease {
     /// Leases memory that is no region: nobody else reaches it.
     pub(crate) fn over(memory: Arc<dyn Backed>) -> Self {
-        let nobody = Arc::default();
-        Self { memory, uses: [Use::new(&nobody), Use::new(&nobody)] }
+        Self { memory, region: Use::new(&Arc::default()), _user: None }
     }
 
     pub(crate) fn memory(&self) -> &Memory {
@@ -117,7 +118,7 @@ impl Lease {
     /// Returns a number by which the regions of a process are ordered: whoever holds parts of two
     /// takes them in this order.
     pub(crate) fn order(&self) -> usize {
-        self.uses[0].order()
+        self.region.order()
     }
 }
 

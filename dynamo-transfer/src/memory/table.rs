@@ -125,7 +125,7 @@ impl RegionTable {
             let message = format!("local region {id} is read-only");
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
-        Ok(Leased::new(&entry.backing, &entry.uses, user))
+        Ok(Leased::new(&entry.backing, &entry.uses, Some(user)))
     }
 
     /// Leases a region of host memory to a peer, checking everything it claims.
@@ -163,7 +163,7 @@ impl RegionTable {
                 let message = format!("region {id} is not writable by peers");
                 return Err(Error::new(ErrorKind::PermissionDenied, message));
             }
-            Leased::new(&entry.backing, &entry.uses, &entry.uses)
+            Leased::new(&entry.backing, &entry.uses, None)
         };
         self.mint.check(id, token, right)?;
         ranges.check(lease.len()).map_err(|error| error.in_region(id))?;

@@ -149,11 +149,7 @@ impl Drop for CloseOnDrop<'_> {
             std::mem::take(&mut kept.transfers)
         };
         for transfer in left.into_values().filter_map(|transfer| transfer.upgrade()) {
-            transfer.fail(closed());
+            transfer.fail(Error::shut_down());
         }
     }
-}
-
-pub(super) fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "agent has shut down")
 }

@@ -8,7 +8,7 @@ use tokio::task::coop;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::keeper::{Keeper, Key, closed};
+use super::keeper::{Keeper, Key};
 use super::stats::Counters;
 use super::{Progress, TransferReport};
 use crate::backend::{self, BackendKind, Done, Running};
@@ -94,7 +94,7 @@ impl Posted {
     /// Ends it at `at`, at the latest; at once if the agent has shut down.
     pub(super) fn end_at(self: &Arc<Self>, at: Instant) {
         match self.keeper.keep(at, self) {
-            None => self.fail(closed()),
+            None => self.fail(Error::shut_down()),
             Some(key) => {
                 if let State::Open(open) = &mut *self.lock() {
                     open.key = Some(key);
@@ -183,7 +183,7 @@ impl Posted {
     /// Gives it up: nobody waits for it.
     pub(super) fn give_up(&self) {
         if matches!(*self.lock(), State::Open(_)) {
-            self.fail(cancelled());
+            self.fail(Error::cancelled());
         }
     }
 
@@ -252,8 +252,4 @@ impl State {
             }
         }
     }
-}
-
-fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, "transfer was cancelled")
 }

@@ -64,7 +64,7 @@ impl Bounces {
         let pool = if copier.is_some() { &self.pinned } else { &self.host };
         // All at once: two that each have one of two would wait for each other.
         let room = Arc::clone(&pool.room).acquire_many_owned(count).await;
-        let room = Arc::new(room.map_err(|_| closed())?);
+        let room = Arc::new(room.map_err(|_| Error::shut_down())?);
         copier.map_or(Ok(()), DeviceCopier::status)?;
         let mut taken = Vec::new();
         for _ in 0..count {
@@ -151,10 +151,6 @@ impl Drop for Bounce {
             free.push(Arc::clone(&self.buffer));
         }
     }
-}
-
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "agent has shut down")
 }
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ impl Staged {
 
     fn check(&self) -> Result<()> {
         if self.cancel.is_cancelled() {
-            return Err(Error::new(ErrorKind::Cancelled, "transfer was cancelled"));
+            return Err(Error::cancelled());
         }
         Ok(())
     }

@@ -82,7 +82,7 @@ impl Backend for TcpClient {
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
         let (done, outcome) = Done::channel();
         let _running = self.begin(&operation, done);
-        outcome.await.map_err(closed)?
+        outcome.await.map_err(|_| Error::shut_down())?
     }
 
     async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
@@ -90,10 +90,6 @@ impl Backend for TcpClient {
         self.ways(peer).control.push(Work::Notify(Notice { payload, settle }), Priority::Normal);
         outcome.await.map_err(broken)?
     }
-}
-
-fn closed(_: oneshot::error::RecvError) -> Error {
-    Error::new(ErrorKind::Closed, "agent has shut down")
 }
 
 fn broken(_: oneshot::error::RecvError) -> Error {

@@ -1,7 +1,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Context;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::{TcpListener, TcpStream};
@@ -10,7 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use super::frame::{Access, REQUEST_BYTES_MAX, Request, Status, encode_status};
 use super::stream::{CHECKSUM_BYTES, discard, recv_frame, recv_memory, send, send_memory};
-use crate::backend::connection::{self, HELLO_MAX, IDLE_MAX, STALL_MAX};
+use crate::backend::connection::{self, HELLO_MAX, IDLE_MAX};
 use crate::backend::stage::{Bounce, Bounces, End, Local};
 use crate::descriptor::Ranges;
 use crate::endpoint::Endpoint;
@@ -97,11 +96,10 @@ fn meant(hello: Request, endpoint: &Endpoint) -> Result<Hello> {
     endpoint.check(&hello).map(|()| hello)
 }
 
-/// Bounds an operation as a whole: a peer that trickles does not keep a lease on memory for ever.
+/// Bounds an operation as a whole.
 async fn paced(access: &Access, operation: impl Future<Output = Result<()>>) -> Result<()> {
     let bytes = access.ranges.total();
-    let bound = STALL_MAX + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
-    tokio::time::timeout(bound, operation).await.unwrap_or_else(|_| {
+    tokio::time::timeout(connection::patience(bytes), operation).await.unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::Disconnected, format!("the peer is too slow for {bytes} bytes")))
     })
 }
@@ -180,15 +178,12 @@ async fn answer(stream: &TcpStream, status: &Status) -> Result<()> {
     send(stream, &encode_status(status)).await
 }
 
-/// Peers slower than this on the whole of an operation are cut off: far below any network that KV
-/// blocks would be sent over.
-const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::backend::connection::STALL_MAX;
     use crate::{Agent, AgentConfig, HostBuffer};
 
     #[tokio::test(start_paused = true)]

@@ -163,7 +163,7 @@ impl Initiator {
         {
             net.port.send(link.endpoint, Header::new(Kind::Cancel, found.link, op), Vec::new());
         }
-        self.finish(net, op, Err(Error::new(ErrorKind::Closed, "transfer was cancelled")));
+        self.finish(net, op, Err(Error::cancelled()));
     }
 
     /// Ends the link of an endpoint that has failed.

@@ -167,7 +167,7 @@ impl Ucx {
         self.mailbox.post(command).await?;
         let outcome = outcome.await;
         cancel.op = None;
-        outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "agent has shut down")))
+        outcome.unwrap_or_else(|_| Err(Error::shut_down()))
     }
 
     fn take_thread(&self) -> Option<Thread> {

@@ -16,6 +16,7 @@ use super::port::EndpointId;
 use super::protocol::{Header, Hello, Kind, RailKind, Welcome, encode_status};
 use super::served::{Held, LINKS_REFUSED_MAX, Served, room};
 use super::stream::Stream;
+use crate::backend::connection::patience;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
@@ -83,8 +84,7 @@ impl Owner {
             Err(error) => done(net, endpoint, header, &Err(error)),
             Ok((_, _, stream)) if stream.total() == 0 => done(net, endpoint, header, &Ok(())),
             Ok((right, rail, stream)) => {
-                let bound = STALL_MAX + Duration::from_secs(stream.total() / BYTES_PER_SECOND_MIN);
-                let until = Instant::now() + bound;
+                let until = Instant::now() + patience(stream.total());
                 let (key, stream) = (key(header.link, header.op), Rc::new(stream));
                 let granted = rail.and_then(|rail| granted(net, rail, &stream));
                 let (granted, body) = granted.unzip();
@@ -270,10 +270,3 @@ fn done(net: &mut Net, endpoint: EndpointId, header: Header, status: &Result<()>
 
 /// Far longer than an initiator that runs takes to see that its link is gone.
 const QUARANTINE: Duration = Duration::from_secs(1);
-
-/// Nobody who is alive holds an operation back for this long.
-const STALL_MAX: Duration = Duration::from_secs(10);
-
-/// Peers slower than this on the whole of an operation are cut off: far below any network that KV
-/// blocks would be sent over.
-const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
