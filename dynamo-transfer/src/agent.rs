@@ -106,6 +106,7 @@ impl Agent {
         tasks.spawn(async move { running.run(&until).await });
         Ok(Self(Arc::new(Inner {
             initiator: Arc::new(Initiator {
+                regions: Arc::clone(&endpoint.regions),
                 ways: Ways {
                     fabric: address.fabric,
                     host,
@@ -196,7 +197,7 @@ impl Agent {
     /// let blocks = agent.register_file(&store, file, Rights::PeersWrite)?;
     /// let memory = agent.register(vec![vec![7u8; 4096]])?;
     /// // To itself, as to any peer.
-    /// let own = agent.load_metadata(&agent.metadata([blocks.handle()]))?;
+    /// let own = agent.load_metadata(&agent.metadata([blocks.grant()])?)?;
     /// let (from, to) = (memory.descriptor([(0, 4096)])?, own.regions()[0].descriptor([(8192, 4096)])?);
     /// let report = agent.write(from, to, TransferOptions::default()).await?;
     /// assert_eq!((report.bytes, report.backend), (4096, BackendKind::File));
@@ -231,19 +232,18 @@ impl Agent {
         RegisteredRegion::device(&self.0.endpoint.regions, copier, buffers, rights)
     }
 
-    /// Returns this agent's metadata with grants of regions: whoever holds it may use them.
+    /// Returns this agent's metadata with grants of regions, in this order: whoever holds it may use them.
     ///
-    /// A [`RegionHandle`](crate::RegionHandle) grants what its region was registered for;
-    /// [`read_only`](crate::RegionHandle::read_only) and [`with_ttl`](Grant::with_ttl) grant less.
-    /// Regions that are revoked, or not of this agent, are left out.
-    pub fn metadata(&self, grants: impl IntoIterator<Item = impl Into<Grant>>) -> Bytes {
+    /// [`read_only`](Grant::read_only) and [`with_ttl`](Grant::with_ttl) grant less than what a region
+    /// was registered for. Fails with [`StaleRegion`](ErrorKind::StaleRegion) if one is revoked, or not
+    /// of this agent.
+    pub fn metadata(&self, grants: impl IntoIterator<Item = Grant>) -> Result<Bytes> {
         let granted = |grant: Grant| {
-            let Grant { id, is_writable, ttl } = grant;
-            let (token, len, kind) = self.0.endpoint.regions.grant(id, is_writable, ttl)?;
-            Some(GrantedRegion { id, token, len, kind })
+            let (token, len, kind) = self.0.endpoint.regions.grant(grant)?;
+            Ok(GrantedRegion { id: grant.id, token, len, kind })
         };
-        let grants: Vec<_> = grants.into_iter().map(Into::into).filter_map(granted).collect();
-        metadata::encode(&self.0.address, &grants)
+        let grants = grants.into_iter().map(granted).collect::<Result<Vec<_>>>()?;
+        Ok(metadata::encode(&self.0.address, &grants))
     }
 
     /// Decodes a peer's metadata; fails with [`Protocol`](ErrorKind::Protocol) on bad bytes.
@@ -259,7 +259,8 @@ impl Agent {
     /// Posts a read: fills `local` with the bytes of `remote`, range after range.
     ///
     /// Ranges of `local` must not overlap each other. The transfer fails with
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if the two sides differ in size, with
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if the two sides differ in size or `local` is of
+    /// another agent, with
     /// [`Overloaded`](ErrorKind::Overloaded) at the limit of transfers, and with the
     /// kinds that tell why this agent, the owner or the way between them refused it.
     ///

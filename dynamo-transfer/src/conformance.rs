@@ -54,7 +54,7 @@ async fn scattered_ranges_are_exact(
         vec![pattern(allocate, 1, 100_001), pattern(allocate, 2, 400_003), pattern(allocate, 3, 7)];
     let all: Vec<u8> = source.iter().flat_map(|segment| segment.iter().copied()).collect();
     let region = owner.register(source).expect("registers");
-    let peer = load(owner, initiator, &[region.handle()]);
+    let peer = load(owner, initiator, &[region.grant()]);
     let target =
         initiator.register_mut(vec![allocate(300_000), allocate(300_000)]).expect("registers");
     let remote = [(499_990, 21), (0, 10), (99_990, 350_000)];
@@ -81,7 +81,7 @@ async fn writes_land_where_they_are_granted(
 ) {
     let writable = owner.register_peer_writable(vec![allocate(64)]).expect("registers");
     let readable = owner.register_mut(vec![allocate(64)]).expect("registers");
-    let peer = load(owner, initiator, &[writable.handle(), readable.handle()]);
+    let peer = load(owner, initiator, &[writable.grant(), readable.grant()]);
     let source = initiator.register(vec![pattern(allocate, 4, 16)]).expect("registers");
     let write = |index: usize| {
         let local = source.descriptor([(0, 16)]).expect("inside");
@@ -97,7 +97,7 @@ async fn writes_land_where_they_are_granted(
 
     // Reading into a region that was registered read-only is refused on this side.
     let region = owner.register(vec![pattern(allocate, 5, 16)]).expect("registers");
-    let peer = load(owner, initiator, &[region.handle()]);
+    let peer = load(owner, initiator, &[region.grant()]);
     let read = initiator.read(
         source.descriptor([(0, 16)]).expect("inside"),
         peer.regions()[0].descriptor([(0, 16)]).expect("inside"),
@@ -115,7 +115,7 @@ async fn a_notification_comes_after_the_data(
     // Many stripes: one that is told of too early has not arrived.
     const LEN: usize = 9 << 20;
     let region = owner.register_peer_writable(vec![allocate(LEN)]).expect("registers");
-    let peer = load(owner, initiator, &[region.handle()]);
+    let peer = load(owner, initiator, &[region.grant()]);
     let source = initiator.register(vec![pattern(allocate, 6, LEN)]).expect("registers");
     let all = [(0, LEN as u64)];
     let written = initiator.write(
@@ -148,7 +148,7 @@ async fn ranges_outside_are_refused_on_both_sides(
     allocate: Allocate,
 ) {
     let region = owner.register(vec![pattern(allocate, 7, 100)]).expect("registers");
-    let peer = load(owner, initiator, &[region.handle()]);
+    let peer = load(owner, initiator, &[region.grant()]);
     for range in [(0, 101), (100, 1), (u64::MAX, 2)] {
         assert_eq!(kind(peer.regions()[0].descriptor([range])), ErrorKind::OutOfBounds);
     }
@@ -161,7 +161,7 @@ async fn ranges_outside_are_refused_on_both_sides(
 
 async fn forged_tokens_are_refused((owner, initiator): (&Agent, &Agent), allocate: Allocate) {
     let region = owner.register(vec![pattern(allocate, 8, 16)]).expect("registers");
-    let peer = load(owner, initiator, &[region.handle()]);
+    let peer = load(owner, initiator, &[region.grant()]);
     let mut forged = peer.regions()[0].clone();
     forged.token.proof ^= 1;
     assert_eq!(kind(read_one(initiator, &forged, (0, 16)).await), ErrorKind::PermissionDenied);
@@ -173,7 +173,7 @@ async fn forged_tokens_are_refused((owner, initiator): (&Agent, &Agent), allocat
     assert_eq!(kind(read_one(initiator, &longer, (0, 16)).await), ErrorKind::PermissionDenied);
     // Of another region of the same owner.
     let other = owner.register(vec![pattern(allocate, 8, 16)]).expect("registers");
-    let others = load(owner, initiator, &[other.handle()]);
+    let others = load(owner, initiator, &[other.grant()]);
     let mut swapped = others.regions()[0].clone();
     swapped.token.proof = peer.regions()[0].token.proof;
     assert_eq!(kind(read_one(initiator, &swapped, (0, 16)).await), ErrorKind::PermissionDenied);
@@ -185,9 +185,9 @@ async fn a_grant_may_be_less_than_the_region_and_may_expire(
     allocate: Allocate,
 ) {
     let region = owner.register_peer_writable(vec![allocate(16)]).expect("registers");
-    let handle = region.handle();
-    let grants = [handle.grant(), handle.read_only(), handle.grant().with_ttl(Duration::ZERO)];
-    let peer = initiator.load_metadata(&owner.metadata(grants)).expect("metadata of our own");
+    let grant = region.grant();
+    let grants = [grant, grant.read_only(), grant.with_ttl(Duration::ZERO)];
+    let peer = initiator.load_metadata(&owner.metadata(grants).expect("of its own")).expect("good");
     let source = initiator.register(vec![pattern(allocate, 11, 16)]).expect("registers");
     let write = |index: usize| {
         let local = source.descriptor([(0, 16)]).expect("inside");
@@ -216,11 +216,11 @@ async fn blocks_of_a_layout_go_where_they_are_meant(
     allocate: Allocate,
 ) {
     const BLOCKS: u32 = 600;
-    let layout = BlockLayout::contiguous(1000).with_stride(24, 1024);
+    let layout = BlockLayout::contiguous(1000).with_offset(24).with_stride(1024);
     let source = pattern(allocate, 12, 1024 * BLOCKS as usize);
     let expected = source.clone();
     let region = owner.register(vec![source]).expect("registers");
-    let peer = load(owner, initiator, &[region.handle()]);
+    let peer = load(owner, initiator, &[region.grant()]);
     let target = initiator.register_mut(vec![allocate(expected.len())]).expect("registers");
     // Every other block, backwards, behind one another.
     let remote: Vec<u32> = (0..BLOCKS / 2).rev().map(|index| index * 2).collect();
@@ -242,7 +242,7 @@ async fn what_settles_together_is_waited_for_together(
     allocate: Allocate,
 ) {
     let region = owner.register(vec![pattern(allocate, 13, 1 << 20)]).expect("registers");
-    let peer = load(owner, initiator, &[region.handle()]);
+    let peer = load(owner, initiator, &[region.grant()]);
     let target = initiator.register_mut(vec![allocate(1 << 20)]).expect("registers");
     let mut forged = peer.regions()[0].clone();
     forged.token.proof ^= 1;
@@ -282,7 +282,7 @@ async fn a_revoked_region_is_stale_and_its_memory_comes_back(
     let freed = Arc::new(AtomicBool::new(false));
     let buffer = Watched { bytes: pattern(allocate, 9, 16), freed: Arc::clone(&freed) };
     let region = owner.register(vec![buffer]).expect("registers");
-    let peer = load(owner, initiator, &[region.handle()]);
+    let peer = load(owner, initiator, &[region.grant()]);
     read_one(initiator, &peer.regions()[0], (0, 16)).await.expect("reads");
     let memory = region.close().await;
     assert!(!freed.load(Ordering::Relaxed) && memory.len() == 1);
@@ -302,7 +302,7 @@ async fn a_revoked_region_is_stale_and_its_memory_comes_back(
 
     // The initiator's own region may go as well: the operation is refused before it starts.
     let region = owner.register(vec![pattern(allocate, 9, 16)]).expect("registers");
-    let peer = load(owner, initiator, &[region.handle()]);
+    let peer = load(owner, initiator, &[region.grant()]);
     let target = initiator.register_mut(vec![allocate(16)]).expect("registers");
     let local = target.descriptor([(0, 16)]).expect("inside");
     drop(target);
@@ -313,7 +313,7 @@ async fn a_revoked_region_is_stale_and_its_memory_comes_back(
 
 async fn another_incarnation_is_stale((owner, initiator): (&Agent, &Agent), allocate: Allocate) {
     let region = owner.register(vec![pattern(allocate, 10, 16)]).expect("registers");
-    let peer = load(owner, initiator, &[region.handle()]);
+    let peer = load(owner, initiator, &[region.grant()]);
     let mut old = peer.regions()[0].clone();
     let mut address = (*old.peer).clone();
     address.incarnation ^= 1;
@@ -332,8 +332,10 @@ async fn read_one(
     initiator.read(local, region.descriptor([range])?, TransferOptions::default()).await
 }
 
-fn load(owner: &Agent, initiator: &Agent, regions: &[&crate::RegionHandle]) -> RemoteAgent {
-    initiator.load_metadata(&owner.metadata(regions.iter().copied())).expect("metadata of our own")
+fn load(owner: &Agent, initiator: &Agent, grants: &[crate::Grant]) -> RemoteAgent {
+    initiator
+        .load_metadata(&owner.metadata(grants.iter().copied()).expect("of its own"))
+        .expect("good")
 }
 
 fn kind<T>(result: crate::Result<T>) -> ErrorKind {

@@ -25,6 +25,30 @@ pub struct RemoteDescriptor {
     pub(crate) ranges: Ranges,
 }
 
+impl LocalDescriptor {
+    /// Returns how many bytes its ranges have together.
+    pub fn len(&self) -> u64 {
+        self.ranges.total()
+    }
+
+    /// Tells whether that is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl RemoteDescriptor {
+    /// Returns how many bytes its ranges have together.
+    pub fn len(&self) -> u64 {
+        self.ranges.total()
+    }
+
+    /// Tells whether that is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Blocks of one size at one distance: block `i` is `block_bytes` bytes from
 /// `offset + i * stride` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +79,16 @@ impl BlockLayout {
         Self { offset: 0, block_bytes, stride: block_bytes }
     }
 
-    /// Begins at `offset`, and goes on every `stride` bytes.
+    /// Begins block 0 at `offset` of the region.
     #[must_use]
-    pub const fn with_stride(self, offset: u64, stride: u64) -> Self {
-        Self { offset, stride, ..self }
+    pub const fn with_offset(self, offset: u64) -> Self {
+        Self { offset, ..self }
+    }
+
+    /// Begins a block every `stride` bytes.
+    #[must_use]
+    pub const fn with_stride(self, stride: u64) -> Self {
+        Self { stride, ..self }
     }
 
     /// Returns where block `index` is, unless that is beyond 2^64.
@@ -221,7 +251,7 @@ mod tests {
 
     #[test]
     fn blocks_of_a_layout_are_where_it_says_and_outside_is_refused() {
-        let layout = BlockLayout::contiguous(10).with_stride(5, 16);
+        let layout = BlockLayout::contiguous(10).with_offset(5).with_stride(16);
         let ranges = Ranges::blocks(layout, vec![3, 0, 1], 5 + 3 * 16 + 10).unwrap();
         assert_eq!(ranges.iter().collect::<Vec<_>>(), [(53, 10), (5, 10), (21, 10)]);
         assert_eq!((ranges.count(), ranges.total()), (3, 30));

@@ -15,7 +15,7 @@
 //! let mut source = HostBuffer::new(8);
 //! source.copy_from_slice(b"kv bytes");
 //! let source = owner.register(vec![source])?;
-//! let metadata = owner.metadata([source.handle()]);
+//! let metadata = owner.metadata([source.grant()])?;
 //!
 //! let reader = AgentConfig::default().with_name("reader").with_fabric(fabric);
 //! let reader = Agent::start(reader).await?;
@@ -77,7 +77,7 @@ pub use backend::{BackendKind, MemoryFabric};
 pub use config::AgentConfig;
 pub use descriptor::{BlockLayout, LocalDescriptor, RemoteDescriptor};
 pub use error::{Error, ErrorKind, RemoteMemory, Result};
-pub use memory::{Grant, HostBuffer, MemoryKind, RegionHandle, RegisteredRegion, Rights};
+pub use memory::{Grant, HostBuffer, MemoryKind, RegisteredRegion, Rights};
 pub use peer::{RemoteAgent, RemoteRegion};
 pub use transfer::{
     Notification, Notifications, Priority, Progress, Transfer, TransferEstimate, TransferGroup,

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use dynamo_transfer::{
-    Agent, AgentConfig, BackendKind, ErrorKind, Grant, HostBuffer, MemoryFabric, RegisteredRegion,
+    Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, MemoryFabric, RegisteredRegion,
     RemoteAgent, RemoteMemory, Transfer, TransferOptions, conformance,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -73,9 +73,28 @@ async fn shm_conforms_over_memory_that_is_mapped() {
 async fn agents_without_a_common_backend_are_told_so() {
     let owner = agent("owner", Some(&MemoryFabric::new()), false).await;
     let initiator = agent("initiator", Some(&MemoryFabric::new()), false).await;
-    let peer = initiator.load_metadata(&owner.metadata(None::<Grant>)).unwrap();
+    let peer = initiator.load_metadata(&owner.metadata([]).unwrap()).unwrap();
     let error = initiator.notify(&peer, b"x"[..].into()).await.unwrap_err();
     assert_eq!((error.kind(), error.peer()), (ErrorKind::BackendUnavailable, Some("owner")));
+}
+
+#[tokio::test]
+async fn what_is_of_another_agent_is_refused() {
+    let (one, other) = (agent("one", None, false).await, agent("other", None, false).await);
+    let register = |agent: &Agent| agent.register_peer_writable(vec![HostBuffer::new(8)]).unwrap();
+    // Of one id, each in its own agent.
+    let (ones, others) = (register(&one), register(&other));
+    let error = other.metadata([others.grant(), ones.grant()]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StaleRegion);
+    let peer = one.load_metadata(&one.metadata([ones.grant()]).unwrap()).unwrap();
+    let (local, remote) = (others.descriptor([(0, 8)]), peer.regions()[0].descriptor([(0, 8)]));
+    let transfer = one.read(local.unwrap(), remote.unwrap(), TransferOptions::default());
+    assert_eq!(transfer.await.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    drop(ones);
+    let again = register(&one);
+    let granted = again.grant();
+    drop(again);
+    assert_eq!(one.metadata([granted]).unwrap_err().kind(), ErrorKind::StaleRegion);
 }
 
 /// A peer played by the test: whoever connects finds the test's own listener.
@@ -92,7 +111,7 @@ impl Played {
         let listener = TcpListener::bind(loopback()).await.unwrap();
         let owner = agent("owner", None, false).await;
         let region = owner.register(vec![HostBuffer::new(len)]).unwrap();
-        let metadata = owner.metadata([region.handle()]);
+        let metadata = owner.metadata([region.grant()]).unwrap();
         let initiator = Agent::start(config).await.unwrap();
         let metadata = with_address(&metadata, listener.local_addr().unwrap());
         let peer = initiator.load_metadata(&metadata).unwrap();
@@ -198,7 +217,7 @@ async fn an_estimate_names_who_would_move_the_bytes_and_comes_to_fit_what_they_t
     let (owner, near) = (agent("owner", Some(&fabric), true), agent("near", Some(&fabric), false));
     let (owner, near, far) = (owner.await, near.await, agent("far", None, false).await);
     let source = owner.register(vec![HostBuffer::new(1 << 20)]).unwrap();
-    let metadata = owner.metadata([source.handle()]);
+    let metadata = owner.metadata([source.grant()]).unwrap();
     for (reader, backend) in [(&near, BackendKind::Memcpy), (&far, BackendKind::Tcp)] {
         let peer = reader.load_metadata(&metadata).unwrap();
         let target = reader.register_mut(vec![HostBuffer::new(1 << 20)]).unwrap();
@@ -233,7 +252,7 @@ async fn a_transfer_that_nobody_awaits_goes_on() {
     let alone = agent("alone", None, false).await;
     let source = alone.register(vec![HostBuffer::new(8)]).unwrap();
     let target = alone.register_mut(vec![HostBuffer::new(8)]).unwrap();
-    let own = alone.load_metadata(&alone.metadata([source.handle()])).unwrap();
+    let own = alone.load_metadata(&alone.metadata([source.grant()]).unwrap()).unwrap();
     let (local, remote) = (target.descriptor([(0, 8)]), own.regions()[0].descriptor([(0, 8)]));
     let transfer = alone.read(local.unwrap(), remote.unwrap(), TransferOptions::default());
     let moved = async {
@@ -319,7 +338,7 @@ async fn a_write_that_breaks_off_is_not_sent_again_and_says_what_is_unknown() {
 async fn garbage_on_a_connection_ends_it_and_the_owner_goes_on() {
     let owner = agent("owner", None, true).await;
     let region = owner.register(vec![HostBuffer::new(8)]).unwrap();
-    let metadata = owner.metadata([region.handle()]);
+    let metadata = owner.metadata([region.grant()]).unwrap();
     let initiator = agent("initiator", None, false).await;
     let peer = initiator.load_metadata(&metadata).unwrap();
     let port = tcp_port(&metadata);
@@ -399,7 +418,7 @@ async fn notifications_end_with_the_agent() {
     let owner = agent("owner", Some(&fabric), false).await;
     let initiator = agent("initiator", Some(&fabric), false).await;
     let mut notifications = owner.notifications().unwrap();
-    let peer = initiator.load_metadata(&owner.metadata(None::<Grant>)).unwrap();
+    let peer = initiator.load_metadata(&owner.metadata([]).unwrap()).unwrap();
     initiator.notify(&peer, b"last"[..].into()).await.unwrap();
     owner.shutdown().await;
     assert_eq!(notifications.recv().await.unwrap().payload, b"last"[..]);
@@ -416,7 +435,7 @@ async fn a_wildcard_address_has_to_be_advertised_by_another() {
     let owner = Agent::start(config.with_tcp_advertise(loopback())).await.unwrap();
     let mut notifications = owner.notifications().unwrap();
     let initiator = agent("initiator", None, false).await;
-    let peer = initiator.load_metadata(&owner.metadata(None::<Grant>)).unwrap();
+    let peer = initiator.load_metadata(&owner.metadata([]).unwrap()).unwrap();
     initiator.notify(&peer, b"here"[..].into()).await.unwrap();
     assert_eq!(notifications.recv().await.unwrap().payload, b"here"[..]);
 }
@@ -433,7 +452,7 @@ fn crossing_copies_do_not_block_each_other() {
         let initiator = agent("initiator", Some(&fabric), false).await;
         let theirs = owner.register_peer_writable(vec![HostBuffer::new(CROSSING)]).unwrap();
         let ours = initiator.register_mut(vec![HostBuffer::new(CROSSING)]).unwrap();
-        let peer = initiator.load_metadata(&owner.metadata([theirs.handle()])).unwrap();
+        let peer = initiator.load_metadata(&owner.metadata([theirs.grant()]).unwrap()).unwrap();
         let mut transfers = Vec::new();
         for round in 0..100 {
             let local = ours.descriptor([(0, CROSSING as u64)]).unwrap();
@@ -462,7 +481,7 @@ async fn an_agent_reaches_itself_without_a_fabric() {
     source.fill(7);
     let source = alone.register(vec![source]).unwrap();
     let target = alone.register_mut(vec![target]).unwrap();
-    let own = alone.load_metadata(&alone.metadata([source.handle()])).unwrap();
+    let own = alone.load_metadata(&alone.metadata([source.grant()]).unwrap()).unwrap();
     let (local, remote) = (target.descriptor([(0, 8)]), own.regions()[0].descriptor([(0, 8)]));
     let options = TransferOptions::default().with_notification(&b"moved"[..]);
     let mut notifications = alone.notifications().unwrap();

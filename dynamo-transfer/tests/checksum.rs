@@ -86,7 +86,7 @@ async fn lab(flips: Flips) -> Lab {
     let initiator = Agent::start(initiator).await.unwrap();
     let source = owner.register_peer_writable(vec![HostBuffer::new(BYTES)]).unwrap();
     source.write_at(0, &pattern()).unwrap();
-    let peer = initiator.load_metadata(&owner.metadata([source.handle()])).unwrap();
+    let peer = initiator.load_metadata(&owner.metadata([source.grant()]).unwrap()).unwrap();
     let target = initiator.register_mut(vec![HostBuffer::new(BYTES)]).unwrap();
     Lab { initiator, owner, source, target, peer, read, written }
 }

@@ -88,8 +88,8 @@ async fn memory_of_the_gpu_is_a_region_of_an_agent() {
     let pinned = agent.register_peer_writable(vec![copier.allocate_pinned(SHARED).unwrap()]);
     let (pinned, pageable) = (pinned.unwrap(), agent.register(vec![pattern(5)]).unwrap());
     let last = agent.register_peer_writable(vec![HostBuffer::new(SHARED)]).unwrap();
-    let handles = [first.handle(), second.handle(), pinned.handle(), file.handle(), last.handle()];
-    let own = agent.load_metadata(&agent.metadata(handles)).unwrap();
+    let handles = [first.grant(), second.grant(), pinned.grant(), file.grant(), last.grant()];
+    let own = agent.load_metadata(&agent.metadata(handles).unwrap()).unwrap();
     // Blocks of odd sizes, each to its own place.
     let (size, block) = (SHARED as u64, BLOCK as u64 + 1);
     let blocks = (0..size).step_by(BLOCK + 1).map(|at| (at, block.min(size - at)));

@@ -184,7 +184,7 @@ async fn pinned_memory_is_a_region_that_peers_fill_and_a_device_takes() {
     source[4096..].fill(7);
     let source = owner.register(vec![source]).unwrap();
     let target = reader.register_mut(vec![copier.allocate_pinned(4096).unwrap()]).unwrap();
-    let peer = reader.load_metadata(&owner.metadata([source.handle()])).unwrap();
+    let peer = reader.load_metadata(&owner.metadata([source.grant()]).unwrap()).unwrap();
     let remote = peer.regions()[0].descriptor([(4096, 4096)]).unwrap();
     let local = target.descriptor([(0, 4096)]).unwrap();
     reader.read(local, remote, TransferOptions::default()).await.unwrap();

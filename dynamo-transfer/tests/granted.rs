@@ -149,7 +149,8 @@ fn blocks(region: u64) -> impl Strategy<Value = Layout> {
         move |(offset, block_bytes, gap)| {
             let stride = block_bytes + gap;
             let count = u32::try_from((region - offset) / stride).unwrap().min(200);
-            let layout = BlockLayout::contiguous(block_bytes).with_stride(offset, stride);
+            let layout =
+                BlockLayout::contiguous(block_bytes).with_offset(offset).with_stride(stride);
             let indices =
                 proptest::sample::subsequence((0..count).collect::<Vec<_>>(), 0..=count as usize);
             indices.prop_shuffle().prop_map(move |indices| Layout::Blocks(layout, indices))
@@ -237,7 +238,7 @@ async fn check(pair: &Pair, case: &Case) -> Result<(), TestCaseError> {
     let mut expected = [joined(&local), joined(&remote)];
     let local = initiator.register_mut(local).unwrap();
     let remote = owner.register_peer_writable(remote).unwrap();
-    let peer = initiator.load_metadata(&owner.metadata([remote.handle()])).unwrap();
+    let peer = initiator.load_metadata(&owner.metadata([remote.grant()]).unwrap()).unwrap();
     for one in &case.moves {
         let (of_local, of_remote) =
             if one.is_write { (&one.from, &one.to) } else { (&one.to, &one.from) };
@@ -297,7 +298,7 @@ async fn close_under_transfers(pair: &Pair, round: usize) {
     let Pair { owner, initiator, backend, allocate } = pair;
     let remote = owner.register_peer_writable(vec![allocate(CLOSED_BYTES)]).unwrap();
     let local = initiator.register_mut(vec![allocate(CLOSED_BYTES)]).unwrap();
-    let peer = initiator.load_metadata(&owner.metadata([remote.handle()])).unwrap();
+    let peer = initiator.load_metadata(&owner.metadata([remote.grant()]).unwrap()).unwrap();
     let whole = [(0, CLOSED_BYTES as u64)];
     let post = |is_write| {
         let ours = local.descriptor(whole).unwrap();

@@ -34,7 +34,9 @@ fn peer() {
         ];
         for line in std::io::stdin().lines().map_while(Result::ok) {
             let answer = match line.split_once(' ').unwrap_or((&line, "")) {
-                ("metadata", _) => to_hex(&agent.metadata(regions.iter().map(|r| r.handle()))),
+                ("metadata", _) => {
+                    to_hex(&agent.metadata(regions.iter().map(|r| r.grant())).unwrap())
+                }
                 ("close", _) => {
                     let memory = regions.remove(0).close().await;
                     format!("{} {}", memory[0][0], memory[0][REGION_BYTES - 1])
@@ -128,7 +130,7 @@ async fn a_hundred_thousand_transfers_and_ten_thousand_regions_leave_what_is_hel
                     Ok(HostBuffer::new(4096))
                 };
                 let own = region(&agent, memory.unwrap(), 1);
-                let peer = agent.load_metadata(&agent.metadata([own.handle()])).unwrap();
+                let peer = agent.load_metadata(&agent.metadata([own.grant()]).unwrap()).unwrap();
                 read(&agent, &peer.regions()[0], &target).await.unwrap();
                 own.close().await;
             }

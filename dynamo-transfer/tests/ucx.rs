@@ -159,55 +159,6 @@ fn an_idle_agent_does_not_spin() {
     });
 }
 
-/// `cargo test --release -p dynamo-transfer --features ucx --test ucx -- --ignored figures`
-#[test]
-#[ignore = "prints figures"]
-fn figures() {
-    block_on(async {
-        let Some(initiator) = agent("initiator").await else { return };
-        let mut owner = Process::start("large");
-        let peer = initiator.load_metadata(&owner.metadata()).unwrap();
-        let target = initiator.register_mut(vec![HostBuffer::new(LARGE_BYTES)]).unwrap();
-        for (block, count) in [(1 << 20, 256), (64 << 10, 256), (4 << 10, 16_384)] {
-            // Every other block: neighbours do not merge.
-            let ranges = || (0..count).map(|i| ((2 * i * block) % LARGE_BYTES as u64, block));
-            for is_write in [false, true] {
-                let mut times = Vec::new();
-                for _ in 0..9 {
-                    let local = target.descriptor(ranges()).unwrap();
-                    let remote = peer.regions()[0].descriptor(ranges()).unwrap();
-                    let started = Instant::now();
-                    let options = TransferOptions::default();
-                    if is_write {
-                        initiator.write(local, remote, options).await.unwrap();
-                    } else {
-                        initiator.read(local, remote, options).await.unwrap();
-                    }
-                    times.push(started.elapsed().as_secs_f64());
-                }
-                times.sort_by(f64::total_cmp);
-                let rate = (block * count) as f64 / times[4] / 1e9;
-                let what = if is_write { "write" } else { "read" };
-                eprintln!("{what} {count} x {block}: {rate:.2} GB/s");
-            }
-        }
-        for len in [4 << 10, 64 << 10] {
-            let mut times = Vec::new();
-            for _ in 0..2000 {
-                let local = target.descriptor([(0, len)]).unwrap();
-                let remote = peer.regions()[0].descriptor([(0, len)]).unwrap();
-                let started = Instant::now();
-                initiator.read(local, remote, TransferOptions::default()).await.unwrap();
-                times.push(started.elapsed());
-            }
-            times.sort();
-            eprintln!("read of {len}: p50 {:?} p99 {:?}", times[1000], times[1980]);
-        }
-        initiator.shutdown().await;
-        owner.end();
-    });
-}
-
 async fn read_all(
     initiator: &Agent,
     target: &RegisteredRegion<HostBuffer>,
@@ -234,10 +185,10 @@ async fn own(agent: &Agent, target_bytes: usize) {
     let mut notifications = agent.notifications().unwrap();
     let source = agent.register(vec![pattern(SOURCE_BYTES)]).unwrap();
     let target = agent.register_peer_writable(vec![HostBuffer::new(target_bytes)]).unwrap();
-    let handles = [source.handle(), target.handle()];
+    let handles = [source.grant(), target.grant()];
     // The large one is read and written alike.
     let handles = if target_bytes == LARGE_BYTES { &handles[1..] } else { &handles[..] };
-    println!("METADATA {}", hex(&agent.metadata(handles.iter().copied())));
+    println!("METADATA {}", hex(&agent.metadata(handles.iter().copied()).unwrap()));
     let end = tokio::task::spawn_blocking(|| std::io::stdin().lines().next());
     let notified = async {
         let note = notifications.recv().await.unwrap();

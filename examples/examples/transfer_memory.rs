@@ -15,7 +15,7 @@ async fn main() -> Result<()> {
     pieces[0].copy_from_slice(b"the first piece ");
     pieces[1].copy_from_slice(b"and the second. ");
     let source = owner.register(pieces)?;
-    let metadata = owner.metadata([source.handle()]);
+    let metadata = owner.metadata([source.grant()])?;
     println!("metadata: {} bytes, to be carried over any channel", metadata.len());
 
     // The reader takes scattered ranges, in the order it wants them.

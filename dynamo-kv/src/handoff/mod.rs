@@ -222,12 +222,13 @@ impl Handoff {
         let segments = blocks.into_iter().map(Segment::Full);
         let segments = segments.chain(tail.map(Segment::Tail)).collect();
         let region = inner.agent.register(segments).map_err(pull::transfer_error)?;
+        let metadata = inner.agent.metadata([region.grant()]).map_err(pull::transfer_error)?;
         let ticket = Ticket {
             id: StageId::random()?,
             layout: inner.manager.layout().fingerprint(),
             tail_tokens,
             identities,
-            metadata: inner.agent.metadata([region.handle()]),
+            metadata,
         };
         let id = ticket.id;
         let (settle, settled) = oneshot::channel();

@@ -42,14 +42,14 @@ pub(super) async fn is_refused_whatever_it_claims<R: Raw>(config: AgentConfig) {
     let owner = start("owner").await.unwrap();
     let writable = owner.register_peer_writable(vec![sevens()]).unwrap();
     let readable = owner.register(vec![sevens()]).unwrap();
-    let both = [grant(&owner, writable.handle()), grant(&owner, readable.handle())];
+    let both = [grant(&owner, writable.grant()), grant(&owner, readable.grant())];
     let mut raw = R::connect(&both[0].peer).await.unwrap();
     // It is understood: what is refused below is not refused for its form.
     let good = claim(&both[0], Right::Write);
     raw.claim(&good).await.unwrap();
 
     forged(&mut raw, &both).await;
-    let less = grant(&owner, writable.handle().read_only());
+    let less = grant(&owner, writable.grant().read_only());
     refused(&mut raw, claim(&less, Right::Write), ErrorKind::PermissionDenied).await;
     let wider = Token { is_writable: true, ..less.token };
     refused(&mut raw, good.with(wider), ErrorKind::PermissionDenied).await;
@@ -80,7 +80,7 @@ pub(super) async fn is_refused_whatever_it_claims<R: Raw>(config: AgentConfig) {
     // Its successor of the same name knows nothing of what it granted.
     let successor = start("owner").await.unwrap();
     let region = successor.register_peer_writable(vec![sevens()]).unwrap();
-    let fresh = grant(&successor, region.handle());
+    let fresh = grant(&successor, region.grant());
     assert_eq!(fresh.id, good.region, "the same number, and another region");
     let incarnation = both[0].peer.incarnation;
     let meant = Arc::new(PeerAddress { incarnation, ..(*fresh.peer).clone() });
@@ -125,7 +125,7 @@ async fn forged<R: Raw>(raw: &mut R, [writable, readable]: &[RemoteRegion; 2]) {
 /// A grant whose time is over, and what it would be with more of it.
 async fn expired<R: Raw>(raw: &mut R, owner: &Agent, region: &RegisteredRegion<HostBuffer>) {
     let ttl = Duration::from_millis(1);
-    let short = grant(owner, Grant::from(region.handle()).with_ttl(ttl));
+    let short = grant(owner, region.grant().with_ttl(ttl));
     tokio::time::sleep(2 * ttl).await;
     for right in [Right::Read, Right::Write] {
         let late = claim(&short, right);
@@ -141,12 +141,12 @@ async fn expired<R: Raw>(raw: &mut R, owner: &Agent, region: &RegisteredRegion<H
 /// that region.
 async fn replayed<R: Raw>(raw: &mut R, owner: &Agent) -> RegisteredRegion<HostBuffer> {
     let first = owner.register_peer_writable(vec![sevens()]).unwrap();
-    let old = claim(&grant(owner, first.handle()), Right::Write);
+    let old = claim(&grant(owner, first.grant()), Right::Write);
     raw.claim(&old).await.unwrap();
     let memory = closes(first).await;
     refused(raw, old.clone(), ErrorKind::StaleRegion).await;
     let second = owner.register_peer_writable(memory).unwrap();
-    let new = grant(owner, second.handle());
+    let new = grant(owner, second.grant());
     for region in [old.region, new.id] {
         refused(raw, Claim { region, ..old.clone() }, ErrorKind::StaleRegion).await;
     }
@@ -183,8 +183,8 @@ async fn refused<R: Raw>(raw: &mut R, claim: Claim, kind: ErrorKind) {
     assert_eq!(verdict.expect_err("it is not granted").kind(), kind, "{claim:?}");
 }
 
-fn grant(owner: &Agent, grant: impl Into<Grant>) -> RemoteRegion {
-    owner.load_metadata(&owner.metadata([grant])).unwrap().regions()[0].clone()
+fn grant(owner: &Agent, grant: Grant) -> RemoteRegion {
+    owner.load_metadata(&owner.metadata([grant]).unwrap()).unwrap().regions()[0].clone()
 }
 
 async fn closes(region: RegisteredRegion<HostBuffer>) -> Vec<HostBuffer> {

@@ -17,7 +17,7 @@ mod token;
 
 pub use buffer::HostBuffer;
 pub use kind::MemoryKind;
-pub use region::{Grant, RegionHandle, RegisteredRegion};
+pub use region::{Grant, RegisteredRegion};
 pub use table::Rights;
 
 #[cfg(target_os = "linux")]

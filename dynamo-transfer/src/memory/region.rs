@@ -23,24 +23,20 @@ use crate::error::{Error, ErrorKind, Result};
 #[must_use = "dropping the region revokes it"]
 pub struct RegisteredRegion<B> {
     owner: Option<Owner<B>>,
-    handle: RegionHandle,
+    id: u64,
+    generation: u64,
+    len: u64,
+    kind: MemoryKind,
     table: Arc<RegionTable>,
 }
 
-/// Names a registered region, for [`Agent::metadata`](crate::Agent::metadata).
+/// What peers are told of a region, and may do with it; [`Agent::metadata`](crate::Agent::metadata)
+/// takes it.
 #[derive(Debug, Clone, Copy)]
-pub struct RegionHandle {
-    pub(crate) id: u64,
-    pub(crate) len: u64,
-    kind: MemoryKind,
-}
-
-/// What a peer is told of a region, and may do with it.
-///
-/// A handle alone grants what the region was registered for, until it is revoked.
-#[derive(Debug, Clone, Copy)]
+#[must_use = "peers learn of it by an agent's metadata"]
 pub struct Grant {
     pub(crate) id: u64,
+    pub(crate) generation: u64,
     pub(crate) is_writable: bool,
     pub(crate) ttl: Option<Duration>,
 }
@@ -92,9 +88,8 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
             Owner::Far(owned) => Backing::Far(Arc::<Owned<Far, B>>::clone(owned)),
         };
         let (len, kind) = (backing.len(), backing.kind());
-        let id = table.insert(backing, rights)?;
-        let handle = RegionHandle { id, len, kind };
-        Ok(Self { owner: Some(owner), handle, table: Arc::clone(table) })
+        let (id, generation) = table.insert(backing, rights)?;
+        Ok(Self { owner: Some(owner), id, generation, len, kind, table: Arc::clone(table) })
     }
 
     /// Revokes the region, waits for operations in flight and gives the memory back.
@@ -109,7 +104,7 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
     /// Dropping the future is as dropping the region: the memory is freed when it is quiet.
     #[expect(clippy::missing_panics_doc, reason = "only if an invariant of ours is broken")]
     pub async fn close(mut self) -> Vec<B> {
-        if let Some(uses) = self.table.remove(self.handle.id) {
+        if let Some(uses) = self.table.remove(self.id) {
             uses.quiet().await;
         }
         let segments = self.owner.take().and_then(|owner| match owner {
@@ -148,7 +143,7 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
             let range = std::iter::once((offset + done as u64, rest.len() as u64));
             let copied = memory.scatter(range, |slices| copy(&[IoSlice::new(rest)], slices));
             done += copied.ok_or_else(|| {
-                let message = format!("local region {} is read-only", self.handle.id);
+                let message = format!("local region {} is read-only", self.id);
                 Error::new(ErrorKind::PermissionDenied, message)
             })?;
         }
@@ -156,11 +151,11 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
     }
 
     fn checked(&self, offset: u64, len: usize) -> Result<&Memory> {
-        Ranges::list([(offset, len as u64)], self.handle.len)?;
+        Ranges::list([(offset, len as u64)], self.len)?;
         match &self.owner {
             Some(Owner::Host(owned)) => Ok(&owned.memory),
             _ => {
-                let message = format!("region {} is {:?} memory", self.handle.id, self.kind());
+                let message = format!("region {} is {:?} memory", self.id, self.kind());
                 Err(Error::new(ErrorKind::InvalidArgument, message))
             }
         }
@@ -186,24 +181,25 @@ impl RegisteredRegion<FileRegion> {
 }
 
 impl<B> RegisteredRegion<B> {
-    /// Returns the name of the region, for metadata.
-    pub fn handle(&self) -> &RegionHandle {
-        &self.handle
+    /// Grants peers what the region was registered for, until it is revoked.
+    pub fn grant(&self) -> Grant {
+        let Self { id, generation, .. } = *self;
+        Grant { id, generation, is_writable: true, ttl: None }
     }
 
     /// Returns the size of the region in bytes: the sum of its segments.
     pub fn len(&self) -> u64 {
-        self.handle.len
+        self.len
     }
 
     /// Returns what the region is made of.
     pub fn kind(&self) -> MemoryKind {
-        self.handle.kind
+        self.kind
     }
 
     /// Tells whether the region has no bytes.
     pub fn is_empty(&self) -> bool {
-        self.handle.len == 0
+        self.len == 0
     }
 
     /// Describes ranges of (offset, length) bytes, in the order they are to be used.
@@ -214,7 +210,7 @@ impl<B> RegisteredRegion<B> {
         &self,
         ranges: impl IntoIterator<Item = (u64, u64)>,
     ) -> Result<LocalDescriptor> {
-        Ok(self.describe(Ranges::list(ranges, self.handle.len)?))
+        Ok(self.describe(Ranges::list(ranges, self.len)?))
     }
 
     /// Describes blocks of a layout, in the order they are to be used: 4 bytes for each.
@@ -222,47 +218,38 @@ impl<B> RegisteredRegion<B> {
     /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds) naming a block that does not lie
     /// inside.
     pub fn blocks(&self, layout: BlockLayout, indices: Vec<u32>) -> Result<LocalDescriptor> {
-        Ok(self.describe(Ranges::blocks(layout, indices, self.handle.len)?))
+        Ok(self.describe(Ranges::blocks(layout, indices, self.len)?))
     }
 
     fn describe(&self, ranges: Ranges) -> LocalDescriptor {
-        LocalDescriptor { table: Arc::clone(&self.table), id: self.handle.id, ranges }
+        LocalDescriptor { table: Arc::clone(&self.table), id: self.id, ranges }
     }
 }
 
 impl<B> Drop for RegisteredRegion<B> {
     fn drop(&mut self) {
-        self.table.remove(self.handle.id);
+        self.table.remove(self.id);
     }
 }
 
 impl<B> fmt::Debug for RegisteredRegion<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegisteredRegion").field("handle", &self.handle).finish_non_exhaustive()
-    }
-}
-
-impl From<&RegionHandle> for Grant {
-    fn from(handle: &RegionHandle) -> Self {
-        Self { id: handle.id, is_writable: true, ttl: None }
-    }
-}
-
-impl RegionHandle {
-    /// Grants reading, also if the region was registered for more.
-    pub fn read_only(&self) -> Grant {
-        Grant { is_writable: false, ..Grant::from(self) }
-    }
-
-    /// Grants what the region was registered for.
-    pub fn grant(&self) -> Grant {
-        self.into()
+        f.debug_struct("RegisteredRegion")
+            .field("id", &self.id)
+            .field("len", &self.len)
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
     }
 }
 
 impl Grant {
+    /// Grants reading alone, also if the region was registered for more.
+    pub fn read_only(mut self) -> Self {
+        self.is_writable = false;
+        self
+    }
+
     /// Ends the grant after `ttl`, by the owner's clock.
-    #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
@@ -285,7 +272,7 @@ mod tests {
         let boxed = RegisteredRegion::exclusive(&table, boxed, Rights::OwnerWrites).unwrap();
         let shared: Arc<[u8]> = vec![4u8; 4].into();
         let lent = RegisteredRegion::shared(&table, vec![Arc::clone(&shared)]).unwrap();
-        let lease = table.lease_local(inline.handle().id, Right::Read, &Arc::default()).unwrap();
+        let lease = table.lease_local(inline.grant().id, Right::Read, &Arc::default()).unwrap();
         inline.write_at(2, &[9; 4]).unwrap();
         let mut bytes = [0; 8];
         inline.read_at(0, &mut bytes).unwrap();

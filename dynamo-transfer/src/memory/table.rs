@@ -1,13 +1,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
 #[cfg(target_os = "linux")]
 use tokio::time::Instant;
 
-use super::MemoryKind;
 use super::lease::{Backing, Lease, Leased, Uses};
 use super::token::{Mint, Token};
+use super::{Grant, MemoryKind};
 use crate::descriptor::Ranges;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -60,7 +59,8 @@ impl RegionTable {
         Ok(Self { regions: Mutex::default(), mint: Mint::new()? })
     }
 
-    pub(super) fn insert(&self, backing: Backing, rights: Rights) -> Result<u64> {
+    /// Registers memory; returns its id and its generation.
+    pub(super) fn insert(&self, backing: Backing, rights: Rights) -> Result<(u64, u64)> {
         let generation = random()?;
         let mut regions = self.lock();
         if regions.entries.len() >= REGIONS_MAX {
@@ -71,7 +71,7 @@ impl RegionTable {
         regions.next_id += 1;
         let (uses, standing) = (Arc::default(), Vec::new());
         regions.entries.insert(id, Entry { backing, generation, rights, uses, standing });
-        Ok(id)
+        Ok((id, generation))
     }
 
     /// Refuses further operations on the region; returns those in flight.
@@ -170,19 +170,16 @@ impl RegionTable {
         Ok(lease)
     }
 
-    /// Returns a token for a region, its size and its kind; it may be written as far as its rights go
-    /// and `is_writable` asks.
-    pub(crate) fn grant(
-        &self,
-        id: u64,
-        is_writable: bool,
-        ttl: Option<Duration>,
-    ) -> Option<(Token, u64, MemoryKind)> {
+    /// Returns a token for a region, its size and its kind: it may be written as far as its rights and
+    /// the grant go.
+    pub(crate) fn grant(&self, grant: Grant) -> Result<(Token, u64, MemoryKind)> {
+        let Grant { id, generation, is_writable, ttl } = grant;
         let regions = self.lock();
-        let entry = regions.entries.get(&id)?;
+        let entry = regions.entries.get(&id).filter(|entry| entry.generation == generation);
+        let entry = entry.ok_or_else(|| stale(id))?;
         let is_writable = is_writable && entry.rights == Rights::PeersWrite;
-        let token = self.mint.issue((id, entry.generation), is_writable, ttl);
-        Some((token, entry.backing.len(), entry.backing.kind()))
+        let token = self.mint.issue((id, generation), is_writable, ttl);
+        Ok((token, entry.backing.len(), entry.backing.kind()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Regions> {
@@ -198,7 +195,7 @@ pub(crate) fn random() -> Result<u64> {
 }
 
 fn stale(id: u64) -> Error {
-    Error::new(ErrorKind::StaleRegion, format!("region {id} is revoked"))
+    Error::new(ErrorKind::StaleRegion, format!("region {id} is revoked, or of another agent"))
 }
 
 /// A limit on metadata and memory: far above one region per staged sequence.

@@ -14,12 +14,14 @@ use crate::backend::stage::{Bounces, Local};
 use crate::backend::{BackendKind, Operation, Terms};
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Leased, Right};
+use crate::memory::{Leased, RegionTable, Right};
 use crate::peer::PeerAddress;
 use crate::plan::{self, Load};
 
 /// Runs an agent's own transfers: plan, backend, notification.
 pub(crate) struct Initiator {
+    /// Of this agent.
+    pub(crate) regions: Arc<RegionTable>,
     pub(crate) ways: Ways,
     /// What files and memory of devices pass through.
     pub(crate) bounces: Bounces,
@@ -86,10 +88,14 @@ impl Initiator {
     ) -> Result<Prepared> {
         let TransferOptions { priority, notification, checksum: is_checked, .. } = options;
         check_notification(notification.as_ref())?;
+        if !Arc::ptr_eq(&local.table, &self.regions) {
+            let message = "the local descriptor is of another agent";
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
         let kind = self.ways.route(&remote.peer, remote.kind, remote.load())?;
         let (cancel, progress) = (posted.cancel.clone(), Arc::clone(&posted.progress));
         let terms = Terms { priority, is_checked, cancel, progress };
-        let work = match local.table.lease_local(local.id, posted.right, &posted.uses)? {
+        let work = match self.regions.lease_local(local.id, posted.right, &posted.uses)? {
             Leased::Host(lease) if remote.kind.is_host() || kind != BackendKind::Memcpy => {
                 let operation = Operation::new(posted.right, (lease, local.ranges), remote, terms)?;
                 Work::Direct(Arc::new(operation))

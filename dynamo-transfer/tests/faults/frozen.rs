@@ -119,7 +119,7 @@ async fn freeze_initiator(owner: &Agent, backend: BackendKind, patience: Duratio
     let watched =
         Watched { memory: HostBuffer::new(REGION_BYTES), is_freed: Arc::clone(&is_freed) };
     let region = owner.register_peer_writable(vec![watched]).unwrap();
-    let metadata = owner.metadata([region.handle()]);
+    let metadata = owner.metadata([region.grant()]).unwrap();
     let mut writer = Process::start();
     writer.write(backend, &metadata);
     writer.freeze();
@@ -164,7 +164,7 @@ fn ended(writer: &mut Process, backend: BackendKind) {
 /// Sees that the owner serves somebody else.
 async fn serves(owner: &Agent, backend: BackendKind) {
     let region = owner.register_peer_writable(vec![HostBuffer::new(REGION_BYTES)]).unwrap();
-    let metadata = owner.metadata([region.handle()]);
+    let metadata = owner.metadata([region.grant()]).unwrap();
     let other = agent("other", backend).await;
     let mut source = HostBuffer::new(REGION_BYTES);
     source.fill(WRITTEN);

@@ -168,7 +168,7 @@ async fn kill_initiators(backend: BackendKind, times: usize) {
             _ => HostBuffer::shared(REGION_BYTES).unwrap(),
         };
         let region = agent.register_peer_writable(vec![memory]).unwrap();
-        let metadata = agent.metadata([region.handle()]);
+        let metadata = agent.metadata([region.grant()]).unwrap();
         let mut initiators: Vec<_> = (0..=round % 2).map(|_| Process::start()).collect();
         for initiator in &mut initiators {
             initiator.write(backend, &metadata);

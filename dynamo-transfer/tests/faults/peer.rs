@@ -53,7 +53,7 @@ impl Peer {
                 };
                 memory.fill(OWNED);
                 let region = agent.register_peer_writable(vec![memory]).unwrap();
-                let metadata = agent.metadata([region.handle()]);
+                let metadata = agent.metadata([region.grant()]).unwrap();
                 self.agents.push(agent);
                 self.owned.push(region);
                 to_hex(&metadata)

@@ -9,7 +9,7 @@ use dynamo_transfer::device::{
 };
 use dynamo_transfer::file::{FileFaults, FileOptions, FileRegion, FileStore, FileStoreConfig};
 use dynamo_transfer::{
-    Agent, AgentConfig, HostBuffer, LocalDescriptor, MemoryFabric, MemoryKind, RegionHandle,
+    Agent, AgentConfig, Grant, HostBuffer, LocalDescriptor, MemoryFabric, MemoryKind,
     RegisteredRegion, RemoteRegion, Result, Rights,
 };
 
@@ -110,12 +110,12 @@ pub(crate) enum Region {
 }
 
 impl Region {
-    pub(crate) fn handle(&self) -> &RegionHandle {
+    pub(crate) fn grant(&self) -> Grant {
         match self {
-            Self::Host(region) => region.handle(),
-            Self::Pinned(region) => region.handle(),
-            Self::Device(region) => region.handle(),
-            Self::File(region, _) => region.handle(),
+            Self::Host(region) => region.grant(),
+            Self::Pinned(region) => region.grant(),
+            Self::Device(region) => region.grant(),
+            Self::File(region, _) => region.grant(),
         }
     }
 
@@ -191,7 +191,7 @@ impl Link {
 
 /// Loads what the owner tells of a region.
 pub(crate) fn load(owner: &Agent, initiator: &Agent, region: &Region) -> RemoteRegion {
-    let metadata = owner.metadata([region.handle()]);
+    let metadata = owner.metadata([region.grant()]).unwrap();
     initiator.load_metadata(&metadata).unwrap().regions()[0].clone()
 }
 

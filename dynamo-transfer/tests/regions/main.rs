@@ -3,6 +3,5 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod faults;
-mod figures;
 mod lab;
 mod pairs;

@@ -145,7 +145,7 @@ impl Party {
 
     fn offer(&self) -> Option<String> {
         let region = self.region.as_ref().filter(|_| self.side == Side::Owner)?;
-        let metadata = self.agent.metadata([region.handle()]);
+        let metadata = self.agent.metadata([region.grant()])?;
         Some(metadata.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
@@ -162,7 +162,7 @@ impl Party {
         let lists = (ranges(Side::Initiator), ranges(Side::Owner));
         let layout = |side| {
             let apart = 2 * pattern.block;
-            BlockLayout::contiguous(pattern.block).with_stride(pattern.first(side), apart)
+            BlockLayout::contiguous(pattern.block).with_offset(pattern.first(side)).with_stride(apart)
         };
         let blocks: Vec<u32> = (0..).zip(pattern.ranges(Side::Owner)).map(|(i, _)| i).collect();
         let mut posts = Vec::new();

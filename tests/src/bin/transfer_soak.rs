@@ -59,7 +59,7 @@ async fn run_as_told() -> Result<ExitCode> {
 async fn own(backend: BackendKind) -> Result<()> {
     let agent = Agent::start(config(backend, &MemoryFabric::new())?.with_name("owner")).await?;
     let region = agent.register_peer_writable(vec![HostBuffer::new(REGION_BYTES)])?;
-    let metadata = agent.metadata([region.handle()]);
+    let metadata = agent.metadata([region.grant()])?;
     process::say(&serde_json::to_string(&metadata[..])?).await?;
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while lines.next_line().await?.is_some() {
@@ -129,7 +129,7 @@ impl Sides {
         if backend == BackendKind::Memcpy {
             let owner = Agent::start(config(backend, &fabric)?.with_name("owner")).await?;
             let region = owner.register_peer_writable(vec![HostBuffer::new(REGION_BYTES)])?;
-            let peer = initiator.load_metadata(&owner.metadata([region.handle()]))?;
+            let peer = initiator.load_metadata(&owner.metadata([region.grant()])?)?;
             return Ok(Self { initiator, own: Some((owner, region)), process: None, peer });
         }
         let mut process = Process::start(&std::env::current_exe()?, ["own", &backend.to_string()])?;

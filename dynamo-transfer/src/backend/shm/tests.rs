@@ -18,7 +18,7 @@ use crate::backend::cuda::{DeviceConfig, DeviceCopier, SoftwareDevice};
 use crate::backend::stage::Bounces;
 use crate::backend::tcp::TcpServer;
 use crate::endpoint::Endpoint;
-use crate::memory::{Mapping, MemoryKind, RegionTable, Rights};
+use crate::memory::{Grant, Mapping, MemoryKind, RegionTable, Rights};
 use crate::peer::{PeerAddress, ShmAddress};
 use crate::transfer::Notification;
 use crate::wire::Hello;
@@ -67,10 +67,9 @@ impl Owner {
         RegisteredRegion::exclusive(table, vec![buffer], Rights::PeersWrite).unwrap()
     }
 
-    fn grant(&self, region: &RegisteredRegion<HostBuffer>, ttl: Option<Duration>) -> RemoteRegion {
-        let id = region.handle().id;
-        let (token, len, kind) = self.endpoint.regions.grant(id, true, ttl).unwrap();
-        RemoteRegion { peer: Arc::clone(&self.address), id, token, len, kind }
+    fn granted(&self, grant: Grant) -> RemoteRegion {
+        let (token, len, kind) = self.endpoint.regions.grant(grant).unwrap();
+        RemoteRegion { peer: Arc::clone(&self.address), id: grant.id, token, len, kind }
     }
 
     /// Connects by hand, and opens a region for writing.
@@ -139,14 +138,14 @@ async fn who_does_not_prove_to_be_the_peer_is_reached_through_what_is_mapped_or_
     let [plain, shared] = both().map(|buffer| owner.register(buffer));
     let used = |report: TransferReport| report.backend;
     let read_of = |region| read(&initiator, region);
-    let (plain, shared) = (owner.grant(&plain, None), owner.grant(&shared, None));
+    let (plain, shared) = (owner.granted(plain.grant()), owner.granted(shared.grant()));
     assert_eq!(read_of(&plain).await.map(used).unwrap(), BackendKind::Tcp);
     assert_eq!(read_of(&shared).await.map(used).unwrap(), BackendKind::Shm);
     assert_eq!(read_of(&plain).await.map(used).unwrap(), BackendKind::Tcp);
 
     let owner = Owner::new(lie(), false).await;
     let region = owner.register(HostBuffer::new(8));
-    let error = read(&initiator, &owner.grant(&region, None)).await.unwrap_err();
+    let error = read(&initiator, &owner.granted(region.grant())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BackendUnavailable);
 }
 
@@ -160,10 +159,10 @@ async fn what_no_process_can_share_is_reached_over_tcp_whatever_the_peer_says_it
     let table = &owner.endpoint.regions;
     let region = RegisteredRegion::device(table, &copier, vec![buffer], Rights::PeersWrite);
     let region = region.unwrap();
-    let (token, len, kind) = table.grant(region.handle().id, true, None).unwrap();
+    let (token, len, kind) = table.grant(region.grant()).unwrap();
     assert_eq!(kind, MemoryKind::Device(0));
     for kind in [kind, MemoryKind::File, MemoryKind::Host] {
-        let (peer, id) = (Arc::clone(&owner.address), region.handle().id);
+        let (peer, id) = (Arc::clone(&owner.address), region.grant().id);
         let remote = RemoteRegion { peer, id, token, len, kind };
         assert_eq!(read(&initiator, &remote).await.unwrap().backend, BackendKind::Tcp);
     }
@@ -176,7 +175,7 @@ async fn what_no_process_can_share_is_reached_over_tcp_whatever_the_peer_says_it
 async fn where_nobody_listens_the_peer_is_reached_over_tcp() {
     let (owner, initiator) = (Owner::new(Secret::new().unwrap(), true).await, initiator().await);
     let region = owner.register(sevens(HostBuffer::new(8)));
-    let mut remote = owner.grant(&region, None);
+    let mut remote = owner.granted(region.grant());
     assert_eq!(read(&initiator, &remote).await.unwrap().backend, BackendKind::Shm);
     let shm = Some(ShmAddress { socket: owner.shm.socket ^ 1, ..owner.shm });
     remote.peer = Arc::new(PeerAddress { shm, ..(*owner.address).clone() });
@@ -190,7 +189,7 @@ async fn closing_waits_for_a_copy_in_progress_and_none_begins_meanwhile() {
     for buffer in both() {
         let owner = Owner::new(Secret::new().unwrap(), false).await;
         let region = owner.register(buffer);
-        let remote = owner.grant(&region, None);
+        let remote = owner.granted(region.grant());
         let (link, slot, open) = owner.open(&remote).await;
         let copying = link.page().unwrap().enter(slot).unwrap();
         let mut closing = Box::pin(region.close());
@@ -209,7 +208,7 @@ async fn closing_waits_for_a_copy_in_progress_and_none_begins_meanwhile() {
 async fn closing_does_not_wait_for_a_region_that_is_only_open() {
     let owner = Owner::new(Secret::new().unwrap(), false).await;
     let region = owner.register(HostBuffer::shared(8).unwrap());
-    let (_link, _, open) = owner.open(&owner.grant(&region, None)).await;
+    let (_link, _, open) = owner.open(&owner.granted(region.grant())).await;
     assert!(open.is_usable());
     tokio::time::timeout(PATIENCE, region.close()).await.expect("nobody copies");
     assert!(!open.is_usable());
@@ -219,7 +218,7 @@ async fn closing_does_not_wait_for_a_region_that_is_only_open() {
 async fn a_peer_that_dies_in_a_copy_gives_the_memory_back() {
     let owner = Owner::new(Secret::new().unwrap(), false).await;
     let region = owner.register(HostBuffer::new(8));
-    let (link, slot, open) = owner.open(&owner.grant(&region, None)).await;
+    let (link, slot, open) = owner.open(&owner.granted(region.grant())).await;
     let copying = link.page().unwrap().enter(slot).unwrap();
     #[expect(clippy::mem_forget, reason = "a process that is killed does not say that it is done")]
     std::mem::forget(copying);
@@ -233,20 +232,20 @@ async fn a_peer_that_dies_in_a_copy_gives_the_memory_back() {
 async fn a_grant_that_expires_ends_what_is_open() {
     let (owner, initiator) = (Owner::new(Secret::new().unwrap(), true).await, initiator().await);
     let region = owner.register(sevens(HostBuffer::shared(8).unwrap()));
-    let short = owner.grant(&region, Some(Duration::from_millis(300)));
+    let short = owner.granted(region.grant().with_ttl(Duration::from_millis(300)));
     let (_link, _, open) = owner.open(&short).await;
     assert_eq!(read(&initiator, &short).await.unwrap().backend, BackendKind::Shm);
     revoked(&open).await;
     let error = read(&initiator, &short).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
-    assert!(read(&initiator, &owner.grant(&region, None)).await.is_ok());
+    assert!(read(&initiator, &owner.granted(region.grant())).await.is_ok());
 }
 
 #[tokio::test]
 async fn forged_messages_end_the_connection_and_the_owner_goes_on() {
     let (owner, initiator) = (Owner::new(Secret::new().unwrap(), false).await, initiator().await);
     let region = owner.register(sevens(HostBuffer::new(8)));
-    let remote = owner.grant(&region, None);
+    let remote = owner.granted(region.grant());
     let hello = |opens| {
         let (target_name, name) = ("owner".into(), "forger".into());
         let hello = Hello { target_name, target_incarnation: 7, name, incarnation: 1 };
@@ -294,7 +293,7 @@ async fn regions_beyond_the_slots_take_the_place_of_those_used_longest_ago() {
     let regions: Vec<_> = (0..700).map(|_| owner.register(sevens(HostBuffer::new(8)))).collect();
     for _ in 0..2 {
         for region in &regions {
-            let report = read(&initiator, &owner.grant(region, None)).await.unwrap();
+            let report = read(&initiator, &owner.granted(region.grant())).await.unwrap();
             assert_eq!(report.backend, BackendKind::Shm);
         }
     }

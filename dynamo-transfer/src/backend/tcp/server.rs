@@ -191,7 +191,7 @@ mod tests {
         let listen = "127.0.0.1:0".parse().unwrap();
         let owner = Agent::start(AgentConfig::default().with_tcp_listen(listen)).await.unwrap();
         let region = owner.register_peer_writable(vec![HostBuffer::new(64)]).unwrap();
-        let peer = owner.load_metadata(&owner.metadata([region.handle()])).unwrap();
+        let peer = owner.load_metadata(&owner.metadata([region.grant()]).unwrap()).unwrap();
         let mut stream = TcpStream::connect(peer.address.tcp.unwrap()).await.unwrap();
         let hello = Request::Hello(Hello {
             target_name: peer.name().to_owned(),

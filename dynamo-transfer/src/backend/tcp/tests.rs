@@ -16,7 +16,7 @@ use crate::descriptor::Ranges;
 use crate::memory::Right;
 use crate::peer::PeerAddress;
 use crate::wire::Hello;
-use crate::{Agent, AgentConfig, Error, Grant, HostBuffer, Result};
+use crate::{Agent, AgentConfig, Error, HostBuffer, Result};
 
 struct RawTcp(TcpStream);
 
@@ -66,7 +66,7 @@ async fn whatever_a_hostile_peer_claims_is_refused_and_the_owner_is_as_it_was() 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_trickles_its_hello_is_not_waited_for() {
     let owner = Agent::start(config()).await.unwrap();
-    let peer = owner.load_metadata(&owner.metadata([] as [Grant; 0])).unwrap();
+    let peer = owner.load_metadata(&owner.metadata([]).unwrap()).unwrap();
     let mut stream = TcpStream::connect(peer.address.tcp.unwrap()).await.unwrap();
     let (target_name, name) = (peer.name().to_owned(), "slow".to_owned());
     let target_incarnation = peer.address.incarnation;
@@ -93,7 +93,7 @@ async fn a_peer_that_trickles_its_hello_is_not_waited_for() {
 async fn forged_frames_end_the_connection_and_no_lease_is_left() {
     let owner = Agent::start(config().with_name("owner")).await.unwrap();
     let region = owner.register_peer_writable(vec![HostBuffer::new(64)]).unwrap();
-    let peer = owner.load_metadata(&owner.metadata([region.handle()])).unwrap();
+    let peer = owner.load_metadata(&owner.metadata([region.grant()]).unwrap()).unwrap();
     let (address, token) = (&peer.address, peer.regions()[0].token);
     let hello = || {
         let (target_name, name) = ("owner".to_owned(), "forger".to_owned());

@@ -21,8 +21,8 @@ use crate::error::ErrorKind;
 use crate::memory::{Leased, RegionTable, Right};
 use crate::peer::PeerAddress;
 use crate::{
-    Agent, AgentConfig, BackendKind, BlockLayout, Grant, HostBuffer, RegisteredRegion,
-    RemoteRegion, Rights, TransferOptions,
+    Agent, AgentConfig, BackendKind, BlockLayout, HostBuffer, RegisteredRegion, RemoteRegion,
+    Rights, TransferOptions,
 };
 use raw::RawUcx;
 
@@ -53,7 +53,7 @@ pub(super) fn leased(len: usize) -> (RegisteredRegion<HostBuffer>, Rc<Stream>) {
     let memory = vec![HostBuffer::new(len)];
     let region = RegisteredRegion::exclusive(&table, memory, Rights::OwnerWrites).unwrap();
     let Ok(Leased::Host(lease)) =
-        table.lease_local(region.handle().id, Right::Write, &Arc::default())
+        table.lease_local(region.grant().id, Right::Write, &Arc::default())
     else {
         unreachable!("it is memory of the host")
     };
@@ -77,7 +77,7 @@ fn messages_that_are_none_are_refused_and_the_owner_lives() {
     let Some(owner) = runtime.block_on(agent("owner")) else { return };
     let _in_runtime = runtime.enter();
     let writable = owner.register_peer_writable(vec![HostBuffer::new(4096)]).unwrap();
-    let metadata = owner.metadata([writable.handle()]);
+    let metadata = owner.metadata([writable.grant()]).unwrap();
     let peer = owner.load_metadata(&metadata).unwrap();
     let mut hostile = RawUcx::start(&peer.address).unwrap();
 
@@ -126,7 +126,7 @@ fn memory_that_was_granted_is_kept_until_it_is_released() {
     let Some(owner) = runtime.block_on(agent("owner")) else { return };
     let _in_runtime = runtime.enter();
     let writable = owner.register_peer_writable(vec![HostBuffer::new(4096)]).unwrap();
-    let peer = owner.load_metadata(&owner.metadata([writable.handle()])).unwrap();
+    let peer = owner.load_metadata(&owner.metadata([writable.grant()]).unwrap()).unwrap();
     let mut initiator = RawUcx::start(&peer.address).unwrap();
     let rail = Some(RailKind::Cma);
     let request = Request { rail, ..request(&peer.regions()[0], &[(0, 64), (128, 64)]) };
@@ -155,7 +155,7 @@ fn memory_that_was_granted_is_kept_until_it_is_released() {
 fn a_peer_has_its_share_of_the_links_and_is_told_so() {
     let runtime = runtime();
     let Some(owner) = runtime.block_on(agent("owner")) else { return };
-    let peer = owner.load_metadata(&owner.metadata([] as [Grant; 0])).unwrap();
+    let peer = owner.load_metadata(&owner.metadata([]).unwrap()).unwrap();
     // It has one of them.
     let mut hostile = RawUcx::start(&peer.address).unwrap();
     for link in 1..LINKS_PER_PEER_MAX as u64 {
@@ -186,7 +186,7 @@ fn an_operation_of_many_stripes_moves_every_byte_once() {
     let bytes: Vec<u8> = (0..=250).cycle().take(len).collect();
     assert!(bytes.len() as u64 > 2 * STRIPE_BYTES_MAX);
     let source = owner.register(vec![bytes]).unwrap();
-    let metadata = owner.metadata([source.handle()]);
+    let metadata = owner.metadata([source.grant()]).unwrap();
     runtime.block_on(async {
         let initiator = agent("initiator").await.unwrap();
         let peer = initiator.load_metadata(&metadata).unwrap();
@@ -219,13 +219,13 @@ fn a_peer_that_ucx_does_not_reach_is_reached_over_tcp_and_only_the_first_transfe
     runtime().block_on(async {
         let Some(initiator) = agent("initiator").await else { return };
         let gone = agent("gone").await.unwrap();
-        let away = gone.load_metadata(&gone.metadata([] as [Grant; 0])).unwrap().address;
+        let away = gone.load_metadata(&gone.metadata([]).unwrap()).unwrap().address;
         gone.shutdown().await;
         let listen = "127.0.0.1:0".parse().unwrap();
         let owner = AgentConfig::default().with_tcp_listen(listen).with_ucx(UcxConfig::default());
         let owner = Agent::start(owner).await.unwrap();
         let source = owner.register(vec![vec![7; 4096]]).unwrap();
-        let peer = initiator.load_metadata(&owner.metadata([source.handle()])).unwrap();
+        let peer = initiator.load_metadata(&owner.metadata([source.grant()]).unwrap()).unwrap();
         let target = initiator.register_mut(vec![HostBuffer::new(4096)]).unwrap();
         let mut region = peer.regions()[0].clone();
         let (ucx, tcp) = (BackendKind::Ucx, BackendKind::Tcp);

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use super::*;
+use crate::Rights;
 use crate::backend::connection::IDLE_MAX;
 use crate::backend::stage::Bounces;
 use crate::backend::ucx::links;
@@ -17,7 +18,6 @@ use crate::backend::ucx::tests::{agent, runtime};
 use crate::descriptor::Ranges;
 use crate::memory::{HostBuffer, RegionTable, RegisteredRegion, Right};
 use crate::peer::PeerAddress;
-use crate::{Grant, Rights};
 
 /// An engine that is worked by hand, at times that the test says.
 struct Bench {
@@ -85,8 +85,8 @@ fn the_thread_does_not_sleep_on_what_giving_up_has_made() {
     let memory = vec![HostBuffer::new(64)];
     let region = RegisteredRegion::exclusive(&bench.endpoint.regions, memory, Rights::PeersWrite);
     let region = region.unwrap();
-    let id = region.handle().id;
-    let (token, ..) = bench.endpoint.regions.grant(id, true, None).unwrap();
+    let id = region.grant().id;
+    let (token, ..) = bench.endpoint.regions.grant(region.grant()).unwrap();
     let (right, rail, ranges) = (Right::Write, None, Ranges::unchecked([(0, 64)]));
     let wish = Request { right, rail, region: id, token, ranges }.encode();
     let (peer, (says, said)) = (bench.peer(), std_mpsc::channel());
@@ -133,7 +133,7 @@ fn an_initiator_closes_links_that_are_idle_and_makes_them_again() {
     let runtime = runtime();
     let Some(owner) = runtime.block_on(agent("owner")) else { return };
     let mut notifications = owner.notifications().unwrap();
-    let peer = owner.load_metadata(&owner.metadata([] as [Grant; 0])).unwrap();
+    let peer = owner.load_metadata(&owner.metadata([]).unwrap()).unwrap();
     let mut bench = Bench::new().unwrap();
     for op in 0..3 {
         bench.later.set(Duration::ZERO);

@@ -34,7 +34,7 @@ fn an_operation_whose_number_is_used_again_sends_its_own_fragments() {
     let Some(owner) = runtime.block_on(agent("owner")) else { return };
     let _in_runtime = runtime.enter();
     let region = owner.register_peer_writable(vec![HostBuffer::new(LEN)]).unwrap();
-    let peer = owner.load_metadata(&owner.metadata([region.handle()])).unwrap();
+    let peer = owner.load_metadata(&owner.metadata([region.grant()]).unwrap()).unwrap();
     let mut hostile = RawUcx::start(&peer.address).unwrap();
     let all = [(0, LEN as u64)];
     let read = super::Request { right: Right::Read, ..request(&peer.regions()[0], &all) };
@@ -61,7 +61,7 @@ fn an_operation_that_is_released_without_a_grant_gives_its_memory_back() {
     let Some(owner) = runtime.block_on(agent("owner")) else { return };
     let _in_runtime = runtime.enter();
     let region = owner.register_peer_writable(vec![HostBuffer::new(64)]).unwrap();
-    let peer = owner.load_metadata(&owner.metadata([region.handle()])).unwrap();
+    let peer = owner.load_metadata(&owner.metadata([region.grant()]).unwrap()).unwrap();
     let mut hostile = RawUcx::start(&peer.address).unwrap();
     hostile.say(Kind::Request, 1, request(&peer.regions()[0], &[(0, 64)]).encode());
     hostile.hear(&[Kind::Accept]);
