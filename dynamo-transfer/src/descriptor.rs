@@ -67,10 +67,17 @@ pub struct BlockLayout {
 pub(crate) enum Ranges {
     /// One that is not empty.
     One { offset: u64, len: u64 },
-    /// Any, as offsets and lengths of one count.
-    List { offsets: Arc<Vec<u64>>, lens: Arc<Vec<u64>>, total: u64 },
+    /// Any: their offsets and lengths, the sum of these, and where the one that reaches farthest ends.
+    List { offsets: Arc<Vec<u64>>, lens: Lens, total: u64, end: u64 },
     /// Blocks of a layout.
     Blocks { layout: BlockLayout, indices: Arc<Vec<u32>> },
+}
+
+/// The lengths of a list: of blocks they are mostly one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Lens {
+    Same(u64),
+    Each(Arc<Vec<u64>>),
 }
 
 impl BlockLayout {
@@ -119,14 +126,23 @@ impl Ranges {
             return Self::One { offset, len };
         }
         // Thousands of them: what grows by doubling is copied, and its pages found, twice.
-        let (mut offsets, mut lens) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        let mut total = 0u64;
+        let mut offsets = Vec::with_capacity(count);
+        let mut each: Option<Vec<u64>> = None;
+        let (same, mut total, mut end) = (first.map_or(0, |first| first.1), 0u64, 0);
         for (offset, len) in first.into_iter().chain(second).chain(ranges) {
+            if let Some(each) = &mut each {
+                each.push(len);
+            } else if len != same {
+                let lens = each.insert(Vec::with_capacity(count));
+                lens.resize(offsets.len(), same);
+                lens.push(len);
+            }
             offsets.push(offset);
-            lens.push(len);
             total = total.saturating_add(len);
+            end = offset.saturating_add(len).max(end);
         }
-        Self::List { offsets: Arc::new(offsets), lens: Arc::new(lens), total }
+        let lens = each.map_or(Lens::Same(same), |each| Lens::Each(Arc::new(each)));
+        Self::List { offsets: Arc::new(offsets), lens, total, end }
     }
 
     /// Takes blocks of a layout that lie inside a region.
@@ -139,34 +155,23 @@ impl Ranges {
 
     /// Fails with the first range that does not lie inside a region.
     pub(crate) fn check(&self, region_len: u64) -> Result<()> {
-        let outside = |range: &dyn fmt::Display| {
-            let message = format!("{range} lies outside a region of {region_len} bytes");
-            Err(Error::new(ErrorKind::OutOfBounds, message))
+        let is_outside = |&(offset, len): &(u64, u64)| {
+            offset.checked_add(len).is_none_or(|end| end > region_len)
         };
-        match self {
-            Self::One { offset, len } => {
-                if offset.checked_add(*len).is_none_or(|end| end > region_len) {
-                    return outside(&format!("range {offset}+{len}"));
-                }
-            }
-            Self::List { offsets, lens, .. } => {
-                let lies_outside = |(offset, len): &(&u64, &u64)| {
-                    offset.checked_add(**len).is_none_or(|end| end > region_len)
-                };
-                if let Some((offset, len)) = offsets.iter().zip(&**lens).find(lies_outside) {
-                    return outside(&format!("range {offset}+{len}"));
-                }
+        let outside = match self {
+            Self::List { end, .. } if *end <= region_len && *end < u64::MAX => None,
+            Self::One { .. } | Self::List { .. } => {
+                self.iter().find(is_outside).map(|(offset, len)| format!("range {offset}+{len}"))
             }
             Self::Blocks { layout, indices } => {
-                if indices.is_empty() {
-                    return Ok(());
-                }
-                let last = indices.iter().copied().fold(0, u32::max);
-                let end = layout.range(last).and_then(|(offset, len)| offset.checked_add(len));
-                if end.is_none_or(|end| end > region_len) {
-                    return outside(&format!("block {last}"));
-                }
+                let last = indices.iter().copied().max();
+                let is_outside = |index| layout.range(index).is_none_or(|range| is_outside(&range));
+                last.filter(|last| is_outside(*last)).map(|last| format!("block {last}"))
             }
+        };
+        if let Some(range) = outside {
+            let message = format!("{range} lies outside a region of {region_len} bytes");
+            return Err(Error::new(ErrorKind::OutOfBounds, message));
         }
         if self.count() > RANGES_MAX {
             let message = format!("{} ranges, at most {RANGES_MAX}", self.count());
@@ -187,7 +192,7 @@ impl Ranges {
     pub(crate) fn get(&self, index: usize) -> Option<(u64, u64)> {
         match self {
             Self::One { offset, len } => (index == 0).then_some((*offset, *len)),
-            Self::List { offsets, lens, .. } => Some((*offsets.get(index)?, *lens.get(index)?)),
+            Self::List { offsets, lens, .. } => Some((*offsets.get(index)?, lens.get(index)?)),
             Self::Blocks { layout, indices } => layout.range(*indices.get(index)?),
         }
     }
@@ -212,6 +217,15 @@ impl Ranges {
             Self::Blocks { layout, indices } => {
                 layout.block_bytes.saturating_mul(indices.len() as u64)
             }
+        }
+    }
+}
+
+impl Lens {
+    fn get(&self, index: usize) -> Option<u64> {
+        match self {
+            Self::Same(len) => Some(*len),
+            Self::Each(lens) => lens.get(index).copied(),
         }
     }
 }
@@ -263,6 +277,22 @@ mod tests {
             Ranges::blocks(far, vec![1], u64::MAX).unwrap_err().kind(),
             ErrorKind::OutOfBounds
         );
+    }
+
+    #[test]
+    fn a_list_keeps_each_length_and_names_the_first_range_outside() {
+        for lens in [[7, 7, 7], [7, 7, 3], [7, 3, 7], [3, 7, 7]] {
+            let list = [(90, lens[0]), (0, 0), (20, lens[1]), (93, lens[2])];
+            let ranges = Ranges::list(list, 100).unwrap();
+            assert_eq!(ranges.iter().collect::<Vec<_>>(), [list[0], list[2], list[3]]);
+            assert_eq!(ranges.total(), lens.iter().sum::<u64>());
+            let outside = Ranges::list(list, 22).unwrap_err();
+            assert_eq!(outside.kind(), ErrorKind::OutOfBounds);
+            assert!(outside.message().contains(&format!("range 90+{}", lens[0])), "{outside}");
+        }
+        let beyond = Ranges::list([(0, 1), (u64::MAX, 2)], u64::MAX).unwrap_err();
+        assert!(beyond.message().contains("+2"), "{beyond}");
+        Ranges::list([(0, 1), (u64::MAX - 2, 2)], u64::MAX).unwrap();
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl Party {
 
     fn offer(&self) -> Option<String> {
         let region = self.region.as_ref().filter(|_| self.side == Side::Owner)?;
-        let metadata = self.agent.metadata([region.grant()])?;
+        let metadata = self.agent.metadata([region.grant()]).ok()?;
         Some(metadata.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
