@@ -75,10 +75,10 @@ async fn shut(store: FileStore) {
 }
 
 /// A folder that goes when the test ends.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes).unwrap();
         let name = format!("dynamo-transfer-file-{:016x}", u64::from_ne_bytes(bytes));
@@ -91,7 +91,7 @@ impl Scratch {
         self.0.join("region")
     }
 
-    fn region(&self, len: u64, options: FileOptions) -> FileRegion {
+    pub(super) fn region(&self, len: u64, options: FileOptions) -> FileRegion {
         FileRegion::create(self.path(), len, options).unwrap()
     }
 }
