@@ -72,18 +72,16 @@ impl Open {
     }
 
     pub(super) fn is_usable(&self) -> bool {
-        let is_revoked = self.link.page().is_ok_and(|page| page.is_revoked(self.slot));
-        !is_revoked && !self.link.is_over()
+        self.link.is_open(self.slot)
     }
 
     /// Copies stripes until none is left.
     pub(super) fn run(&self, operation: &Operation) -> Result<Ended> {
-        let page = self.link.page()?;
         while !operation.is_planned() {
             if self.link.is_over() {
                 return Err(Error::new(ErrorKind::Disconnected, "the owner has left"));
             }
-            let Some(_entered) = page.enter(self.slot) else { return Ok(Ended::Revoked) };
+            let Some(_entered) = self.link.enter(self.slot)? else { return Ok(Ended::Revoked) };
             let Some(stripe) = operation.next(STRIPE_BYTES, SLICES_MAX) else { break };
             operation.begin();
             self.copy(operation, &stripe)?;
@@ -141,7 +139,7 @@ impl Open {
         let Places::Addresses(places) = &self.places else { return Ok(()) };
         let firsts: Vec<Piece> = places.iter().take(SLICES_MAX).map(|&(at, _)| (at, 1)).collect();
         // One that is revoked already says so when it is used.
-        let Some(_entered) = self.link.page()?.enter(self.slot) else { return Ok(()) };
+        let Some(_entered) = self.link.enter(self.slot)? else { return Ok(()) };
         if firsts.is_empty() {
             return Ok(());
         }
