@@ -197,7 +197,7 @@ async fn closing_ends_however_it_meets_an_opening_or_the_copy_behind_it() {
         let region = owner.register(if round % 2 == 0 { plain } else { shared });
         let operation = initiator.reading(&owner.granted(region.grant()));
         let client = Arc::clone(&initiator.client);
-        let copied = tokio::spawn(async move { client.run(operation).await });
+        let copied = owner.tasks.spawn(async move { client.run(operation).await });
         for _ in 0..round {
             std::hint::spin_loop();
             tokio::task::yield_now().await;
