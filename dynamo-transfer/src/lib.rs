@@ -47,7 +47,9 @@
 //!   keep the memory alive, and [`RegisteredRegion::close`] gives it back when they have ended.
 //! - Files and memory of devices are regions too ([`MemoryKind`]); a transfer between any two goes
 //!   directly where one engine reaches both ends, else over host memory.
-//! - The owner checks incarnation, generation, token, rights and bounds of every operation.
+//! - The owner checks incarnation, generation, token and rights before any byte moves, and bounds
+//!   where it is told ranges: over shared memory it checks as a peer opens a region, and there and
+//!   over one-sided UCX it is the peer that keeps to its ranges.
 //! - Every transfer has a deadline; dropping a [`Transfer`] cancels it.
 
 mod agent;

@@ -1,5 +1,7 @@
 //! Who moves the bytes.
 
+#[cfg(any(target_os = "linux", feature = "ucx"))]
+mod boot;
 mod connection;
 pub mod cuda;
 mod fabric;
@@ -122,8 +124,9 @@ pub(crate) struct Progress {
 /// Moves bytes between this agent and its peers.
 ///
 /// # Contract
-/// - The owner of the remote region checks incarnation, generation, token, rights and bounds before
-///   the first byte moves.
+/// - The owner of the remote region checks incarnation, generation, token and rights before the first
+///   byte moves, and bounds if it is told ranges: shm is not, and checks as a region is opened. What
+///   is copied by the initiator itself, there and over one-sided UCX, is its to keep in bounds.
 /// - A backend that cannot reach the peer, or this memory of it, says `Unreachable` or
 ///   `BackendUnavailable` before it takes the first stripe: another one may then run the operation.
 /// - When the future completes, nothing touches either memory on behalf of the operation any more.

@@ -2,6 +2,7 @@
 
 mod access;
 mod buffer;
+mod concat;
 mod far;
 mod hold;
 mod kind;
@@ -23,6 +24,8 @@ pub use table::Rights;
 #[cfg(target_os = "linux")]
 pub(crate) use access::SLICES_MAX;
 pub(crate) use access::{Memory, copy};
+#[cfg(any(target_os = "linux", feature = "ucx"))]
+pub(crate) use concat::Concat;
 pub(crate) use far::{Keep, Piece};
 pub(crate) use lease::{Backed, FarLease, Lease, Leased, Uses};
 pub(crate) use owned::Owned;

@@ -97,8 +97,10 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
     /// Operations are bounded by their deadlines, and so is the wait; those of peers that send what
     /// they write, by what an owner waits for that. A peer that touches memory by itself, over shared
     /// memory or CMA, cannot be kept from it: if its process is stopped in the middle of a copy, the
-    /// wait lasts until it goes on or ends. Whoever cannot wait so long drops the future. What a
-    /// device has when it is lost never ends: drop the region then.
+    /// wait lasts until it goes on or ends; over shared memory, a hostile one that only says that it is
+    /// copying makes it last as long as it keeps its connection. Whoever cannot wait so long drops the
+    /// future. What such a peer has when this agent shuts down, and a device when it is lost, never
+    /// ends: drop the region then.
     ///
     /// # Cancel safety
     /// Dropping the future is as dropping the region: the memory is freed when it is quiet.

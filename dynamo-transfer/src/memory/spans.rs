@@ -1,26 +1,21 @@
+use super::concat::{Concat, Pieces};
 use super::span::Span;
 
 /// Pieces of memory, one behind the other, addressed by offset.
 #[derive(Debug)]
 pub(crate) struct SpanList {
     spans: Vec<Span>,
-    /// Where each span ends within the whole.
-    ends: Vec<u64>,
+    whole: Concat,
 }
 
 impl SpanList {
     pub(crate) fn new(spans: Vec<Span>) -> Self {
-        let mut len = 0;
-        let ends = spans.iter().map(|span| {
-            len += span.len() as u64;
-            len
-        });
-        let ends = ends.collect();
-        Self { spans, ends }
+        let whole = Concat::new(spans.iter().map(|span| span.len() as u64));
+        Self { spans, whole }
     }
 
     pub(crate) fn len(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
+        self.whole.len()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Span> {
@@ -29,36 +24,24 @@ impl SpanList {
 
     /// Returns where `len` bytes from `offset` on are; less if the whole ends before.
     pub(crate) fn spans(&self, offset: u64, len: u64) -> Spans<'_> {
-        let index = self.ends.partition_point(|&end| end <= offset);
-        Spans { list: self, index, offset, left: len }
+        Spans { spans: &self.spans, pieces: self.whole.pieces(offset, len) }
     }
 }
 
 /// The pieces of memory that a range covers.
 #[derive(Clone)]
 pub(crate) struct Spans<'a> {
-    list: &'a SpanList,
-    index: usize,
-    offset: u64,
-    left: u64,
+    spans: &'a [Span],
+    pieces: Pieces<'a>,
 }
 
 impl Iterator for Spans<'_> {
     type Item = Span;
 
     fn next(&mut self) -> Option<Span> {
-        if self.left == 0 {
-            return None;
-        }
-        let (span, end) = (*self.list.spans.get(self.index)?, self.list.ends[self.index]);
-        let room = end - self.offset;
-        let taken = room.min(self.left);
+        let (index, at, len) = self.pieces.next()?;
         // Both lie within one span, whose length is a usize.
         let within = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
-        let (at, len) = (span.len() - within(room), within(taken));
-        self.index += 1;
-        self.offset += taken;
-        self.left -= taken;
-        if len == 0 { self.next() } else { Some(span.slice(at, len)) }
+        Some(self.spans[index].slice(within(at), within(len)))
     }
 }

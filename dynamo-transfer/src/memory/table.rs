@@ -48,7 +48,7 @@ pub enum Rights {
 }
 
 /// What an operation does with the remote region.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Right {
     Read,
     Write,

@@ -44,8 +44,7 @@ struct Peer {
 #[derive(Default)]
 struct State {
     links: [Option<Arc<Link>>; 2],
-    /// By region and right.
-    opens: HashMap<(u64, bool), Arc<Open>>,
+    opens: HashMap<(u64, Right), Arc<Open>>,
     mappings: Vec<Mapped>,
     retry_at: Option<Instant>,
 }
@@ -119,7 +118,7 @@ impl ShmClient {
             let seen = AtomicU64::new(0);
             let ended = tokio::select! {
                 () = shutdown.cancelled() => Ok(()),
-                ended = driven.drive(asked, || peer.is_unused(&seen)) => ended,
+                ended = driven.drive(asked, || peer.is_unused(&seen), || peer.give_up()) => ended,
             };
             if let Err(error) = ended {
                 tracing::debug!(%error, peer = peer.address.name, "link broke");
@@ -142,23 +141,24 @@ impl ShmClient {
         let link = self.link(peer, Purpose::Regions).await?;
         let swept = peer.lock().sweep();
         drop(swept);
-        let (region, token) = (operation.remote_id, operation.token);
-        let is_write = operation.right == Right::Write;
+        let (region, token, right) = (operation.remote_id, operation.token, operation.right);
         let takes_addresses = link.process().is_some();
-        let request = Request::Open { region, token, is_write, takes_addresses };
+        let request = Request::Open { region, token, right, takes_addresses };
         let (content, files) = link.ask(request).await?;
         let opened = Opened::decode(&content)?;
         let closed_on_error = SlotGuard { link: &link, slot: Some(opened.slot) };
         let lens = opened.files.iter().zip(files);
-        let mappings = lens.map(|(len, file)| peer.lock().map(file, *len, is_write));
+        let mappings = lens.map(|(len, file)| peer.lock().map(file, *len, right == Right::Write));
         let mappings = mappings.collect::<Result<Vec<_>>>()?;
         closed_on_error.keep();
         let open = Arc::new(Open::new(&link, token, &opened, mappings)?);
-        let before = peer.lock().opens.insert((region, is_write), Arc::clone(&open));
+        let before = peer.lock().opens.insert((region, right), Arc::clone(&open));
         drop(before);
-        // The link may have ended meanwhile, and forgotten what was open.
+        // The link may have ended meanwhile, and forgotten what was open, or the region be revoked.
         if link.is_over() {
             peer.forget(&link, Purpose::Regions);
+        } else {
+            peer.give_up();
         }
         Ok(open)
     }
@@ -233,7 +233,7 @@ impl ShmClient {
 impl Peer {
     /// Finds what is open for an operation, by the very token that opened it.
     fn find(&self, operation: &Operation) -> Option<Arc<Open>> {
-        let key = (operation.remote_id, operation.right == Right::Write);
+        let key = (operation.remote_id, operation.right);
         let open = self.lock().opens.get(&key).map(Arc::clone)?;
         (open.token == operation.token && open.is_usable()).then_some(open)
     }
@@ -250,6 +250,13 @@ impl Peer {
         let uses = self.uses.load(Ordering::Relaxed);
         let is_used = |open: &Arc<Open>| Arc::strong_count(open) > 1;
         seen.swap(uses, Ordering::Relaxed) == uses && !self.lock().opens.values().any(is_used)
+    }
+
+    /// Closes what is revoked, as soon as nobody is at it.
+    fn give_up(&self) {
+        let revoked = self.lock().take_revoked();
+        // Not under the lock: unmapping takes its time.
+        drop(revoked);
     }
 
     /// Gives up a link that has ended, and what was open over it.
@@ -281,10 +288,14 @@ impl State {
         self.links.iter().all(Option::is_none)
     }
 
+    fn take_revoked(&mut self) -> Vec<Arc<Open>> {
+        let revoked = self.opens.extract_if(|_, open| !open.is_usable());
+        revoked.map(|(_, open)| open).collect()
+    }
+
     /// Makes room: returns what is revoked, and what has not been used for longest beyond the limit.
     fn sweep(&mut self) -> (Vec<Arc<Open>>, Vec<Mapped>) {
-        let revoked = self.opens.extract_if(|_, open| !open.is_usable());
-        let mut swept: Vec<_> = revoked.map(|(_, open)| open).collect();
+        let mut swept = self.take_revoked();
         if self.opens.len() >= OPENS_MAX {
             let idle = self.opens.iter().filter(|(_, open)| Arc::strong_count(open) == 1);
             let oldest = idle.min_by_key(|(_, open)| open.used.load(Ordering::Relaxed));

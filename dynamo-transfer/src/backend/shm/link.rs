@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::cma::Process;
 use super::message::{ANSWER_BYTES_MAX, Request, decode_answer, decode_welcome};
 use super::opened::Opened;
-use super::page::Page;
+use super::page::{Entered, Page};
 use super::socket::{Inbox, send};
 use super::socket_path;
 use crate::backend::connection::{STALL_MAX, within};
@@ -28,7 +28,8 @@ pub(super) struct Link {
     process: Option<Process>,
     asks: mpsc::Sender<Ask>,
     closed: Mutex<Vec<u32>>,
-    has_closed: Notify,
+    /// Something is closed, or is to be: a copy has left what is revoked.
+    has_ended: Notify,
     is_over: AtomicBool,
 }
 
@@ -72,10 +73,10 @@ impl Link {
             tracing::debug!(%error, peer = peer.name, "memory is reached only where it is shared");
         }
         let (asks, asked) = mpsc::channel(ASKED_MAX);
-        let (closed, has_closed) = (Mutex::default(), Notify::new());
+        let (closed, has_ended) = (Mutex::default(), Notify::new());
         let process = process.and_then(Result::ok);
         let is_over = AtomicBool::new(false);
-        Ok((Self { stream, page, process, asks, closed, has_closed, is_over }, asked))
+        Ok((Self { stream, page, process, asks, closed, has_ended, is_over }, asked))
     }
 
     /// Asks the owner.
@@ -87,11 +88,12 @@ impl Link {
     }
 
     /// Passes on what is asked until the connection ends, or `is_unused` says so when nothing has
-    /// been asked for long.
+    /// been asked for long. `give_up` closes what is revoked, soon after a copy has left it.
     pub(super) async fn drive(
         &self,
         mut asked: mpsc::Receiver<Ask>,
         is_unused: impl Fn() -> bool,
+        give_up: impl Fn(),
     ) -> Result<()> {
         let mut inbox = Inbox::default();
         loop {
@@ -100,7 +102,8 @@ impl Link {
                     Some(ask) => self.pass(ask, &mut inbox).await?,
                     None => return Ok(()),
                 },
-                () = self.has_closed.notified() => {
+                () = self.has_ended.notified() => {
+                    give_up();
                     let closed = std::mem::take(&mut *self.closed());
                     for slot in closed {
                         send(&self.stream, &Request::Close { slot }.encode(), &[]).await?;
@@ -146,7 +149,7 @@ impl Link {
     pub(super) fn close(&self, slot: u32) {
         // As many as there are slots at most.
         self.closed().push(slot);
-        self.has_closed.notify_one();
+        self.has_ended.notify_one();
     }
 
     /// Notes that the owner is gone, or the connection is given up.
@@ -158,8 +161,16 @@ impl Link {
         self.is_over.load(Ordering::Acquire)
     }
 
-    pub(super) fn page(&self) -> Result<&Page> {
-        self.page.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "a link without a page"))
+    /// Begins a copy; `None` if the slot is revoked.
+    pub(super) fn enter(&self, slot: u32) -> Result<Option<Entered<'_>>> {
+        let page = self.page.as_ref();
+        let page = page.ok_or_else(|| Error::new(ErrorKind::Internal, "a link without a page"))?;
+        Ok(page.enter(slot, &self.has_ended))
+    }
+
+    /// Tells whether copies may begin, as far as is known.
+    pub(super) fn is_open(&self, slot: u32) -> bool {
+        !self.is_over() && self.page.as_ref().is_some_and(|page| !page.is_revoked(slot))
     }
 
     pub(super) fn process(&self) -> Option<&Process> {

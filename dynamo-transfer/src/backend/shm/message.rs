@@ -5,7 +5,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::Proof;
 use super::opened::OPENED_BYTES_MAX;
 use crate::error::Result;
-use crate::memory::Token;
+use crate::memory::{Right, Token};
 use crate::transfer::NOTIFICATION_BYTES_MAX;
 use crate::wire::{Format, Hello, Reader, framed, protocol, put_flag, put_status, put_token};
 
@@ -21,7 +21,7 @@ pub(super) enum Request {
     Open {
         region: u64,
         token: Token,
-        is_write: bool,
+        right: Right,
         /// The peer may reach memory that it cannot map.
         takes_addresses: bool,
     },
@@ -45,11 +45,11 @@ impl Request {
                 hello.put(&FORMAT, &mut body);
                 put_flag(&mut body, *opens);
             }
-            Self::Open { region, token, is_write, takes_addresses } => {
+            Self::Open { region, token, right, takes_addresses } => {
                 body.put_u8(OPEN);
                 body.put_u64_le(*region);
                 put_token(&mut body, token);
-                put_flag(&mut body, *is_write);
+                put_flag(&mut body, *right == Right::Write);
                 put_flag(&mut body, *takes_addresses);
             }
             Self::Close { slot } => {
@@ -71,7 +71,7 @@ impl Request {
             OPEN => Self::Open {
                 region: body.u64()?,
                 token: body.token()?,
-                is_write: body.flag()?,
+                right: if body.flag()? { Right::Write } else { Right::Read },
                 takes_addresses: body.flag()?,
             },
             CLOSE => Self::Close { slot: body.u32()? },
@@ -156,7 +156,7 @@ mod tests {
         let (target_name, name) = ("a".into(), "b".into());
         let hello = Hello { target_name, target_incarnation: 1, name, incarnation: 2 };
         let hello = Request::Hello { hello, opens: true };
-        let open = Request::Open { region: 1, token, is_write: true, takes_addresses: false };
+        let open = Request::Open { region: 1, token, right: Right::Write, takes_addresses: false };
         let notify = Request::Notify(Bytes::from_static(b"done"));
         for request in [hello, open, Request::Close { slot: 9 }, notify] {
             let frame = request.encode();

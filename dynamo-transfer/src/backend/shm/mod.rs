@@ -8,7 +8,7 @@
 //!   │ ◄── slot, and files or addresses          │
 //!   │ enter the slot, copy a stripe, leave …    │  (no message)
 //!   │                                           │  region closed: revokes the slot
-//!   │ enter fails: Close{slot} ───────────────► │  gives the lease up
+//!   │ leave or enter sees that: Close{slot} ──► │  gives the lease up
 //! ```
 //!
 //! Memory of [`HostBuffer::shared`](crate::HostBuffer::shared) is mapped; other memory is reached by
@@ -17,7 +17,8 @@
 //! either way is `BackendUnavailable` or `Unreachable` before any byte moves, and goes another way.
 //!
 //! What a copy in progress touches stays leased until it is done or its process has ended: memory
-//! that a stopped process is copying stays in quarantine until it goes on or dies.
+//! that a stopped process is copying stays in quarantine until it goes on or dies. So does that of a
+//! peer that broke the protocol meanwhile, until its connection ends; nothing else is done with it.
 
 mod client;
 mod cma;
@@ -47,6 +48,7 @@ pub(crate) use {
     page::fuzz as fuzz_page,
 };
 
+use crate::backend::boot;
 use crate::error::Result;
 use crate::memory::random;
 
@@ -78,7 +80,7 @@ impl Secret {
 
 /// Returns a number that processes of one running kernel have in common; none if it does not say.
 pub(crate) fn host() -> Option<u64> {
-    std::fs::read("/proc/sys/kernel/random/boot_id").ok().map(|id| xxh3_64(&id))
+    boot::id().map(|id| xxh3_64(&id))
 }
 
 /// Returns the name of a socket, which is no file: it is found in one network namespace, and gone

@@ -8,7 +8,7 @@ use super::map;
 use super::opened::Opened;
 use crate::backend::Operation;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Mapping, Right, SLICES_MAX, Span, Token};
+use crate::memory::{Concat, Mapping, Right, SLICES_MAX, Span, Token};
 use crate::plan::{Stripe, behind};
 
 /// A region of a peer that may be copied from or to without asking, until its slot is revoked.
@@ -19,8 +19,7 @@ pub(super) struct Open {
     /// When it was last used, as its peer counts.
     pub(super) used: AtomicU64,
     slot: u32,
-    /// Where each piece ends within the region.
-    ends: Vec<u64>,
+    whole: Concat,
     places: Places,
 }
 
@@ -45,14 +44,7 @@ impl Open {
         opened: &Opened,
         mappings: Vec<Arc<Mapping>>,
     ) -> Result<Self> {
-        let mut len = 0;
-        let ends = opened.pieces.iter().map(|piece| {
-            len += piece.1;
-            len
-        });
-        let ends = ends.collect();
-        // Checked when it was decoded: they lie in their files, and in what can be addressed.
-        let small = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let whole = Concat::new(opened.pieces.iter().map(|piece| piece.1));
         let pieces = opened.pieces.iter();
         let places = if mappings.is_empty() {
             Places::Addresses(pieces.map(|&(at, len)| (at, small(len))).collect())
@@ -62,28 +54,26 @@ impl Open {
             Places::Mapped { spans: pieces.map(span).collect(), _mappings: mappings }
         };
         let (link, used) = (Arc::clone(link), AtomicU64::new(0));
-        let open = Self { link, token, used, slot: opened.slot, ends, places };
+        let open = Self { link, token, used, slot: opened.slot, whole, places };
         open.probe()?;
         Ok(open)
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
+        self.whole.len()
     }
 
     pub(super) fn is_usable(&self) -> bool {
-        let is_revoked = self.link.page().is_ok_and(|page| page.is_revoked(self.slot));
-        !is_revoked && !self.link.is_over()
+        self.link.is_open(self.slot)
     }
 
     /// Copies stripes until none is left.
     pub(super) fn run(&self, operation: &Operation) -> Result<Ended> {
-        let page = self.link.page()?;
         while !operation.is_planned() {
             if self.link.is_over() {
                 return Err(Error::new(ErrorKind::Disconnected, "the owner has left"));
             }
-            let Some(_entered) = page.enter(self.slot) else { return Ok(Ended::Revoked) };
+            let Some(_entered) = self.link.enter(self.slot)? else { return Ok(Ended::Revoked) };
             let Some(stripe) = operation.next(STRIPE_BYTES, SLICES_MAX) else { break };
             operation.begin();
             self.copy(operation, &stripe)?;
@@ -96,8 +86,10 @@ impl Open {
         let (local, mut done) = (operation.local.memory(), 0);
         while done < stripe.bytes {
             let locals = behind(stripe.local(), done);
-            let pieces = behind(stripe.remote(), done).flat_map(|range| self.pieces(range));
-            let pieces = pieces.take(SLICES_MAX);
+            let pieces = behind(stripe.remote(), done)
+                .flat_map(|(offset, len)| self.whole.pieces(offset, len))
+                .map(|(index, at, len)| (index, small(at), small(len)))
+                .take(SLICES_MAX);
             let moved = match &self.places {
                 Places::Mapped { spans, .. } => {
                     let spans = pieces.map(|(index, at, len)| spans[index].slice(at, len));
@@ -141,7 +133,7 @@ impl Open {
         let Places::Addresses(places) = &self.places else { return Ok(()) };
         let firsts: Vec<Piece> = places.iter().take(SLICES_MAX).map(|&(at, _)| (at, 1)).collect();
         // One that is revoked already says so when it is used.
-        let Some(_entered) = self.link.page()?.enter(self.slot) else { return Ok(()) };
+        let Some(_entered) = self.link.enter(self.slot)? else { return Ok(()) };
         if firsts.is_empty() {
             return Ok(());
         }
@@ -158,28 +150,6 @@ impl Open {
         self.link.process().ok_or_else(unreachable)
     }
 
-    /// Returns the pieces of a range: which one, where in it, and how many bytes.
-    fn pieces(
-        &self,
-        (mut offset, mut left): (u64, u64),
-    ) -> impl Iterator<Item = (usize, usize, usize)> + Clone {
-        let mut index = self.ends.partition_point(|&end| end <= offset);
-        std::iter::from_fn(move || {
-            while left > 0 {
-                let end = *self.ends.get(index)?;
-                let begin = index.checked_sub(1).map_or(0, |before| self.ends[before]);
-                let (this, at, len) = (index, offset - begin, left.min(end - offset));
-                (offset, left, index) = (offset + len, left - len, index + 1);
-                // Both lie within a piece, whose length is a usize.
-                let within = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
-                if len > 0 {
-                    return Some((this, within(at), within(len)));
-                }
-            }
-            None
-        })
-    }
-
     pub(super) fn touch(&self, at: u64) {
         self.used.store(at, Ordering::Relaxed);
     }
@@ -189,6 +159,11 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.link.close(self.slot);
     }
+}
+
+/// Checked when it was decoded: pieces lie in their files, and in what can be addressed.
+fn small(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 fn unreachable() -> Error {

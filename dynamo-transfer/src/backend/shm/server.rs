@@ -1,3 +1,4 @@
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
@@ -96,7 +97,7 @@ impl ShmServer {
             () = self.shutdown.cancelled() => Ok(()),
             ended = self.lend(stream, &mut inbox, &mut slots) => ended,
         };
-        retire(stream, &slots).await;
+        self.retire(stream, &slots).await;
         ended
     }
 
@@ -133,14 +134,14 @@ impl ShmServer {
                 () = tokio::time::sleep(IDLE_MAX), if slots.is_empty() => return Err(idle()),
             };
             match Request::decode(&message) {
-                Ok(Request::Open { region, token, is_write, takes_addresses }) => {
-                    let right = if is_write { Right::Write } else { Right::Read };
+                Ok(Request::Open { region, token, right, takes_addresses }) => {
                     let opened = self.open(slots, (region, &token), right, takes_addresses);
                     let (opened, files) = match opened {
                         Ok((opened, files)) => (Ok(opened.encode()), files),
                         Err(error) => (Err(error), Vec::new()),
                     };
-                    let files: Vec<_> = files.iter().map(|file| file.as_fd(is_write)).collect();
+                    let files = files.iter().map(|file| file.as_fd(right == Right::Write));
+                    let files: Vec<_> = files.collect();
                     send(stream, &encode_answer(opened), &files).await?;
                 }
                 Ok(Request::Close { slot }) => slots.close(slot)?,
@@ -167,6 +168,25 @@ impl ShmServer {
         }
         opened.slot = slots.open(regions, (region, token), lease)?;
         Ok((opened, files))
+    }
+
+    /// Revokes what the peer has open, and waits until it copies nothing: it has closed its end then,
+    /// or its process has ended. As long as it does neither, what it copies stays leased; if this
+    /// agent ends meanwhile, for good.
+    async fn retire(&self, stream: &UnixStream, slots: &Slots) {
+        if !slots.revoke() {
+            // Fails if the peer is gone.
+            let _ = rustix::net::shutdown(stream, Shutdown::Write);
+            let given_up = async {
+                self.shutdown.cancelled().await;
+                tokio::time::sleep(QUARANTINE_MAX).await;
+            };
+            tokio::select! {
+                () = ended(stream) => {}
+                () = given_up => return,
+            }
+        }
+        slots.release();
     }
 }
 
@@ -197,31 +217,15 @@ fn describe(lease: &Lease) -> (Opened, Vec<Arc<SharedFile>>) {
     (Opened { slot: 0, files: lens, pieces }, files)
 }
 
-/// Revokes what the peer has open, and waits until it copies nothing: it has closed its end then, or
-/// its process has ended. What a peer that does neither touches stays in quarantine for good.
-async fn retire(stream: &UnixStream, slots: &Slots) {
-    if slots.revoke() {
-        // Fails if the peer is gone.
-        let _ = rustix::net::shutdown(stream, Shutdown::Write);
-        if tokio::time::timeout(QUARANTINE_MAX, ended(stream)).await.is_err() {
-            return;
-        }
-    }
-    slots.release();
-}
-
-/// Waits for the end of a connection, whatever else comes.
+/// Waits for the end of a connection, whatever else comes, and however much.
 async fn ended(stream: &UnixStream) {
     let mut scratch = [0; 512];
-    loop {
+    // Others have their turn between two looks.
+    while poll_fn(|cx| stream.poll_read_ready(cx)).await.is_ok() {
         match stream.try_read(&mut scratch) {
             Ok(0) => return,
             Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                if stream.readable().await.is_err() {
-                    return;
-                }
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(_) => return,
         }
     }
@@ -243,5 +247,5 @@ fn idle() -> Error {
     broken(std::io::ErrorKind::TimedOut.into())
 }
 
-/// A copy in progress takes microseconds, unless its process is stopped.
+/// How long an agent that ends waits for a copy: it takes microseconds, unless its process is stopped.
 const QUARANTINE_MAX: Duration = Duration::from_secs(5);

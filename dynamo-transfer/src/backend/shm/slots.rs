@@ -51,13 +51,16 @@ impl Slots {
 
     /// Frees a slot: the peer has done with it.
     pub(super) fn close(&mut self, slot: u32) -> Result<()> {
-        let held = self.held.get_mut(slot as usize);
-        let held = held.filter(|held| held.as_ref().is_none_or(|held| !held.is_in_use()));
-        let held = held.and_then(Option::take).ok_or_else(|| {
-            Error::new(ErrorKind::Protocol, format!("slot {slot} is not open, or in use"))
-        })?;
-        held.release();
-        Ok(())
+        match self.held.get_mut(slot as usize) {
+            Some(place) if place.as_ref().is_some_and(|held| held.try_release()) => {
+                *place = None;
+                Ok(())
+            }
+            _ => {
+                let message = format!("slot {slot} is not open, or in use");
+                Err(Error::new(ErrorKind::Protocol, message))
+            }
+        }
     }
 
     /// Returns when the next token expires.
@@ -69,17 +72,18 @@ impl Slots {
     /// Revokes whatever has expired.
     pub(super) fn expire(&self, now: Instant) {
         let open = self.held.iter().flatten();
-        open.filter(|held| held.expiry.is_some_and(|at| at <= now)).for_each(|held| held.revoke());
+        let expired = open.filter(|held| held.expiry.is_some_and(|at| at <= now));
+        expired.for_each(|held| held.revoke());
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.held.iter().all(Option::is_none)
     }
 
-    /// Revokes all, and tells whether a copy is in progress.
+    /// Revokes all, and tells whether no copy is in progress.
     pub(super) fn revoke(&self) -> bool {
-        self.held.iter().flatten().for_each(|held| held.revoke());
-        self.held.iter().flatten().any(|held| held.is_in_use())
+        let open = self.held.iter().flatten();
+        open.filter(|held| !held.try_release()).count() == 0
     }
 
     /// Gives up all: the peer has ended, and copies nothing any more.
@@ -89,10 +93,16 @@ impl Slots {
 }
 
 impl Held {
-    fn is_in_use(&self) -> bool {
-        self.page.revoke(self.slot)
+    /// Revokes it, and gives the lease up unless a copy is in progress; tells whether none is.
+    fn try_release(&self) -> bool {
+        let is_quiet = !self.page.revoke(self.slot);
+        if is_quiet {
+            drop(self.take());
+        }
+        is_quiet
     }
 
+    /// Gives the lease up, whatever the page says.
     fn release(&self) {
         self.page.revoke(self.slot);
         drop(self.take());
@@ -105,9 +115,7 @@ impl Held {
 
 impl Standing for Held {
     fn revoke(&self) {
-        if !self.is_in_use() {
-            drop(self.take());
-        }
+        self.try_release();
     }
 }
 

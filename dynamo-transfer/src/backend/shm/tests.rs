@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+mod closing;
 mod raw;
 
 use super::link::Link;
@@ -18,7 +19,7 @@ use crate::backend::cuda::{DeviceConfig, DeviceCopier, SoftwareDevice};
 use crate::backend::stage::Bounces;
 use crate::backend::tcp::TcpServer;
 use crate::endpoint::Endpoint;
-use crate::memory::{Grant, Mapping, MemoryKind, RegionTable, Rights};
+use crate::memory::{Grant, Mapping, MemoryKind, RegionTable, Right, Rights};
 use crate::peer::{PeerAddress, ShmAddress};
 use crate::transfer::Notification;
 use crate::wire::Hello;
@@ -81,11 +82,11 @@ impl Owner {
         self.tasks.spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                _ = driven.drive(asked, || false) => {}
+                _ = driven.drive(asked, || false, || ()) => {}
             }
         });
         let (region, token) = (region.id, region.token);
-        let open = Request::Open { region, token, is_write: true, takes_addresses: true };
+        let open = Request::Open { region, token, right: Right::Write, takes_addresses: true };
         let (content, files) = link.ask(open).await.unwrap();
         let opened = Opened::decode(&content).unwrap();
         let mapped = opened.files.iter().zip(files);
@@ -185,50 +186,6 @@ async fn where_nobody_listens_the_peer_is_reached_over_tcp() {
 }
 
 #[tokio::test]
-async fn closing_waits_for_a_copy_in_progress_and_none_begins_meanwhile() {
-    for buffer in both() {
-        let owner = Owner::new(Secret::new().unwrap(), false).await;
-        let region = owner.register(buffer);
-        let remote = owner.granted(region.grant());
-        let (link, slot, open) = owner.open(&remote).await;
-        let copying = link.page().unwrap().enter(slot).unwrap();
-        let mut closing = Box::pin(region.close());
-        assert!(futures::poll!(&mut closing).is_pending());
-        revoked(&open).await;
-        assert!(futures::poll!(&mut closing).is_pending(), "a copy is in progress");
-        assert!(link.page().unwrap().enter(slot).is_none());
-        drop(copying);
-        drop(open);
-        let memory = tokio::time::timeout(PATIENCE, closing).await.expect("it is done");
-        assert_eq!(memory[0][..], [7; 8]);
-    }
-}
-
-#[tokio::test]
-async fn closing_does_not_wait_for_a_region_that_is_only_open() {
-    let owner = Owner::new(Secret::new().unwrap(), false).await;
-    let region = owner.register(HostBuffer::shared(8).unwrap());
-    let (_link, _, open) = owner.open(&owner.granted(region.grant())).await;
-    assert!(open.is_usable());
-    tokio::time::timeout(PATIENCE, region.close()).await.expect("nobody copies");
-    assert!(!open.is_usable());
-}
-
-#[tokio::test]
-async fn a_peer_that_dies_in_a_copy_gives_the_memory_back() {
-    let owner = Owner::new(Secret::new().unwrap(), false).await;
-    let region = owner.register(HostBuffer::new(8));
-    let (link, slot, open) = owner.open(&owner.granted(region.grant())).await;
-    let copying = link.page().unwrap().enter(slot).unwrap();
-    #[expect(clippy::mem_forget, reason = "a process that is killed does not say that it is done")]
-    std::mem::forget(copying);
-    // The end of a process is the end of its sockets.
-    rustix::net::shutdown(link.stream(), rustix::net::Shutdown::Both).unwrap();
-    tokio::time::timeout(PATIENCE, region.close()).await.expect("its sockets are closed");
-    drop(open);
-}
-
-#[tokio::test]
 async fn a_grant_that_expires_ends_what_is_open() {
     let (owner, initiator) = (Owner::new(Secret::new().unwrap(), true).await, initiator().await);
     let region = owner.register(sevens(HostBuffer::shared(8).unwrap()));
@@ -254,7 +211,7 @@ async fn forged_messages_end_the_connection_and_the_owner_goes_on() {
     let open = |proof| Request::Open {
         region: remote.id,
         token: crate::memory::Token { proof, ..remote.token },
-        is_write: true,
+        right: Right::Write,
         takes_addresses: true,
     };
     let close = |slot| Request::Close { slot };

@@ -16,6 +16,7 @@ use super::port::{EndpointId, Port};
 use super::protocol::{RailKind, Rails as Addresses};
 use super::sys;
 use super::worker::{OnFailure, Worker};
+use crate::backend::boot;
 use crate::error::{Error, ErrorKind, Result};
 
 pub(super) struct Rail {
@@ -40,7 +41,7 @@ pub(super) struct Joined {
 impl Rails {
     /// Starts what there is: not having any is no failure.
     pub(super) fn start(config: &UcxConfig, library: &Arc<Library>) -> Self {
-        let host = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let host = boot::id().unwrap_or_default();
         let mut rails = Vec::new();
         if config.one_sided && !library.is_degraded() {
             for kind in [RailKind::Cma, RailKind::Rdma] {

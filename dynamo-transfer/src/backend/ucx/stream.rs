@@ -4,14 +4,13 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use crate::backend::Operation;
-use crate::memory::{Lease, Memory, SLICES_MAX, Span, copy};
+use crate::memory::{Concat, Lease, Memory, SLICES_MAX, Span, copy};
 
 /// Ranges of a leased region, one after the other; keeps the memory alive.
 pub(super) struct Stream {
     holder: Holder,
     ranges: Vec<(u64, u64)>,
-    /// Where each range ends within the stream.
-    ends: Vec<u64>,
+    whole: Concat,
 }
 
 /// What keeps the memory of a stream alive.
@@ -26,18 +25,13 @@ impl Stream {
     /// Lines ranges up that lie inside the region and are fewer bytes than 2^64.
     pub(super) fn new(holder: Holder, ranges: impl Iterator<Item = (u64, u64)>) -> Self {
         let ranges: Vec<_> = ranges.filter(|range| range.1 > 0).collect();
-        let mut end = 0u64;
-        let ends = ranges.iter().map(|range| {
-            end = end.saturating_add(range.1);
-            end
-        });
-        let ends = ends.collect();
-        Self { holder, ranges, ends }
+        let whole = Concat::new(ranges.iter().map(|range| range.1));
+        Self { holder, ranges, whole }
     }
 
     /// Returns the number of bytes.
     pub(super) fn total(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
+        self.whole.len()
     }
 
     /// Returns where `len` bytes from `position` on are, or those of them that there are; whoever
@@ -98,13 +92,7 @@ impl Stream {
 
     /// Returns the ranges of `len` bytes from `position` on, or of those that there are.
     fn part(&self, position: u64, len: u64) -> impl Iterator<Item = (u64, u64)> + Clone {
-        let end = position.saturating_add(len).min(self.total());
-        let first = self.ends.partition_point(|&end| end <= position);
-        let ranges = self.ranges.iter().zip(&self.ends).skip(first);
-        ranges.map_while(move |(&(offset, range_len), &range_end)| {
-            let range_start = range_end - range_len;
-            let start = range_start.max(position);
-            (start < end).then(|| (offset + (start - range_start), range_end.min(end) - start))
-        })
+        let pieces = self.whole.pieces(position, len);
+        pieces.map(|(index, at, len)| (self.ranges[index].0 + at, len))
     }
 }

@@ -9,7 +9,6 @@ use crate::backend::shm::message::{ANSWER_BYTES_MAX, Request, decode_answer, dec
 use crate::backend::shm::opened::Opened;
 use crate::backend::shm::socket::{Inbox, send};
 use crate::backend::shm::socket_path;
-use crate::memory::Right;
 use crate::peer::PeerAddress;
 use crate::wire::Hello;
 use crate::{AgentConfig, Result};
@@ -20,7 +19,7 @@ struct RawShm {
 }
 
 impl RawShm {
-    /// Returns the answer, and how many files came with it.
+    /// Returns the answer; files that came with it are in the inbox.
     async fn ask(&mut self, request: &Request) -> Result<Vec<u8>> {
         send(&self.stream, &request.encode(), &[]).await.unwrap();
         let answer = self.inbox.message(&self.stream, ANSWER_BYTES_MAX, true).await.unwrap();
@@ -48,9 +47,7 @@ impl Raw for RawShm {
 
     async fn claim(&mut self, claim: &Claim) -> Result<()> {
         let Claim { region, token, right, .. } = *claim;
-        let is_write = right == Right::Write;
-        let answer =
-            self.ask(&Request::Open { region, token, is_write, takes_addresses: true }).await;
+        let answer = self.ask(&Request::Open { region, token, right, takes_addresses: true }).await;
         let files = answer.as_ref().map_or(0, |answer| Opened::decode(answer).unwrap().files.len());
         self.inbox.files(files).unwrap();
         let slot = Opened::decode(&answer?).unwrap().slot;
