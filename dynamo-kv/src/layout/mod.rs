@@ -1,8 +1,20 @@
 //! Shape → byte ranges; pure.
 
+mod cache;
+mod order;
+mod shape;
+mod shard;
+mod transform;
+
 use std::ops::Range;
 
 use dynamo_core::protocol::BlockSize;
+
+pub use cache::{CacheLayout, Index, Place};
+pub use order::{Axis, AxisOrder};
+pub use shape::KvShape;
+pub use shard::TpShard;
+pub use transform::{Piece, Transform};
 
 /// The type of one element of K or V.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,15 +47,11 @@ impl DType {
 /// second axis is K, 1 is V. `heads` counts KV heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockLayout {
-    layers: usize,
-    heads: usize,
-    head_dim: usize,
-    block_size: BlockSize,
-    dtype: DType,
+    shape: KvShape,
     plane_bytes: usize,
 }
 
-/// A shape that no block can have.
+/// A shape or a layout that there cannot be, or a block that a layout does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LayoutError {
@@ -53,6 +61,36 @@ pub enum LayoutError {
     /// The block would not fit into the address space.
     #[error("block layout is larger than the address space")]
     TooLarge,
+    /// No rank of that many.
+    #[error("rank {rank} of {degree}")]
+    Shard {
+        /// The rank.
+        rank: usize,
+        /// How many ranks there are.
+        degree: usize,
+    },
+    /// The KV heads cannot be shared out evenly.
+    #[error("{heads} KV heads cannot be shared out to {degree} ranks")]
+    Heads {
+        /// KV heads of the model.
+        heads: usize,
+        /// How many ranks there are.
+        degree: usize,
+    },
+    /// An axis is missing, or there twice.
+    #[error("a layout has each axis once")]
+    Axes,
+    /// Two caches are not of one model, block size and type.
+    #[error("blocks of two shapes are not interchangeable")]
+    Shapes,
+    /// A block is not in the cache.
+    #[error("block {block} of {blocks}")]
+    Block {
+        /// The block.
+        block: usize,
+        /// How many there are.
+        blocks: usize,
+    },
 }
 
 impl BlockLayout {
@@ -65,28 +103,23 @@ impl BlockLayout {
         block_size: BlockSize,
         dtype: DType,
     ) -> Result<Self, LayoutError> {
-        for (axis, length) in [("layers", layers), ("heads", heads), ("head_dim", head_dim)] {
-            if length == 0 {
-                return Err(LayoutError::Zero(axis));
-            }
-        }
-        let plane_bytes = [heads, head_dim, dtype.size_bytes()]
-            .into_iter()
-            .try_fold(block_size.tokens(), usize::checked_mul)
-            .ok_or(LayoutError::TooLarge)?;
-        let block = plane_bytes.checked_mul(2).and_then(|bytes| bytes.checked_mul(layers));
-        block.filter(|&bytes| isize::try_from(bytes).is_ok()).ok_or(LayoutError::TooLarge)?;
-        Ok(Self { layers, heads, head_dim, block_size, dtype, plane_bytes })
+        let shape = KvShape::new(layers, heads, head_dim, block_size, dtype)?;
+        Ok(Self { shape, plane_bytes: shape.block_bytes() / layers / 2 })
+    }
+
+    /// Returns what a block is.
+    pub fn shape(&self) -> &KvShape {
+        &self.shape
     }
 
     /// Returns the size of a block in bytes.
     pub fn block_bytes(&self) -> usize {
-        self.layers * 2 * self.plane_bytes
+        self.shape.block_bytes()
     }
 
     /// Returns how many tokens a block holds.
     pub fn block_size(&self) -> BlockSize {
-        self.block_size
+        self.shape.block_size()
     }
 
     /// Returns the byte range of a layer's K: `[tokens, heads, head_dim]`.
@@ -108,9 +141,7 @@ impl BlockLayout {
     /// Returns a number that two layouts share only if their blocks are interchangeable.
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = blake3::Hasher::new_derive_key("dynamo-kv 2026-11 block layout");
-        let axes =
-            [self.layers, self.heads, self.head_dim, self.block_size.tokens(), self.dtype as usize];
-        axes.iter().for_each(|&axis| {
+        self.shape.axes().iter().for_each(|&axis| {
             hasher.update(&(axis as u64).to_le_bytes());
         });
         let mut bytes = [0; 8];
@@ -119,7 +150,8 @@ impl BlockLayout {
     }
 
     fn plane(&self, layer: usize, index: usize) -> Range<usize> {
-        assert!(layer < self.layers, "layer {layer} of {}", self.layers);
+        let layers = self.shape.layers();
+        assert!(layer < layers, "layer {layer} of {layers}");
         let start = (layer * 2 + index) * self.plane_bytes;
         start..start + self.plane_bytes
     }
