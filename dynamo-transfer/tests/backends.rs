@@ -6,8 +6,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use dynamo_transfer::{
-    Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, MemoryFabric, RegisteredRegion,
-    RemoteAgent, RemoteMemory, Transfer, TransferOptions, conformance,
+    Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, MemoryFabric, Priority,
+    RegisteredRegion, RemoteAgent, RemoteMemory, Transfer, TransferOptions, conformance,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -109,11 +109,12 @@ impl Played {
     /// Starts an initiator that knows a peer with a region of `len` bytes behind `listener`.
     async fn new(len: usize, config: AgentConfig) -> Self {
         let listener = TcpListener::bind(loopback()).await.unwrap();
-        let owner = agent("owner", None, false).await;
+        let owner = AgentConfig::default().with_name("owner").with_tcp_listen(loopback());
+        let owner = owner.with_tcp_advertise(listener.local_addr().unwrap());
+        let owner = Agent::start(owner).await.unwrap();
         let region = owner.register(vec![HostBuffer::new(len)]).unwrap();
         let metadata = owner.metadata([region.grant()]).unwrap();
         let initiator = Agent::start(config).await.unwrap();
-        let metadata = with_address(&metadata, listener.local_addr().unwrap());
         let peer = initiator.load_metadata(&metadata).unwrap();
         let target = initiator.register_mut(vec![HostBuffer::new(len)]).unwrap();
         Self { listener, initiator, peer, target }
@@ -264,22 +265,6 @@ async fn a_transfer_that_nobody_awaits_goes_on() {
     assert_eq!(alone.stats().completed_total, 1);
 }
 
-/// Rewrites metadata of an agent that offers no TCP address so that it does, at `address`.
-fn with_address(metadata: &[u8], address: SocketAddr) -> Vec<u8> {
-    let SocketAddr::V4(address) = address else { unreachable!("a loopback address of IPv4") };
-    let name_len = usize::from(u16::from_le_bytes([metadata[6], metadata[7]]));
-    let family = 8 + name_len + 8 + 1;
-    assert_eq!(metadata[family], 0);
-    let mut bytes = metadata[..family].to_vec();
-    bytes.push(4);
-    bytes.extend(address.ip().octets());
-    bytes.extend(address.port().to_le_bytes());
-    bytes.extend(&metadata[family + 1..metadata.len() - 8]);
-    let checksum = xxhash_rust::xxh3::xxh3_64(&bytes);
-    bytes.extend(checksum.to_le_bytes());
-    bytes
-}
-
 #[tokio::test]
 async fn close_waits_for_the_operation_in_flight() {
     let slow = Played::new(1 << 20, AgentConfig::default()).await;
@@ -300,6 +285,63 @@ async fn close_waits_for_the_operation_in_flight() {
     let memory = close.await;
     assert!(memory[0][..1 << 19].iter().all(|byte| *byte == 7));
     assert!(memory[0][1 << 19..].iter().all(|byte| *byte == 8));
+}
+
+#[tokio::test]
+async fn an_urgent_transfer_overtakes_one_that_was_posted_before_it() {
+    const STRIPE: u64 = 512;
+    let played = Played::new(64 << 10, one_lane()).await;
+    // As many pieces as a stripe has, each a byte with one left out behind it.
+    let post = |first: u64, stripes: u64, priority| {
+        let ranges = || (first..first + stripes * STRIPE).map(|index| (index * 2, 1));
+        let remote = played.peer.regions()[0].descriptor(ranges()).unwrap();
+        let options = TransferOptions::default().with_priority(priority);
+        played.initiator.read(played.target.descriptor(ranges()).unwrap(), remote, options)
+    };
+    let urgent_from = 20 * STRIPE;
+    let early = post(0, 16, Priority::Low);
+    let mut stream = played.grant(1).await;
+    let urgent = post(urgent_from, 3, Priority::High);
+    // The first has been asked for, and not been answered.
+    let mut order = vec![false];
+    let answer = [&[0; 8][..], &[7; 512]].concat();
+    let owner = async {
+        while order.len() < 19 {
+            stream.write_all(&answer).await.unwrap();
+            let mut request = vec![0; stream.read_u32_le().await.unwrap() as usize];
+            stream.read_exact(&mut request).await.unwrap();
+            // Behind the kind, the region, the token, two flags and the size of all ranges.
+            let offset: [u8; 8] = request[52..60].try_into().unwrap();
+            order.push(u64::from_le_bytes(offset) >= urgent_from * 2);
+        }
+        stream.write_all(&answer).await.unwrap();
+    };
+    let ((), early, urgent) = futures::join!(owner, early, urgent);
+    assert_eq!((urgent.unwrap().bytes, early.unwrap().bytes), (3 * STRIPE, 16 * STRIPE));
+    // What a lane had asked for by then: one is answered, two are in line.
+    let ahead = order.iter().take_while(|is_urgent| !**is_urgent).count();
+    assert!(ahead <= 3, "{order:?}");
+    assert_eq!(order[ahead..ahead + 3], [true; 3], "{order:?}");
+}
+
+#[tokio::test]
+async fn a_peer_that_says_it_has_ended_is_disconnected_and_this_agent_is_not() {
+    let played = Played::new(8, one_lane()).await;
+    // Closed, and cancelled: of the peer.
+    for code in [14, 17] {
+        let read = played.read(TransferOptions::default());
+        let mut stream = played.grant(1).await;
+        stream.write_all(&[code, 0, 0, 0, 3, 0, 0, 0]).await.unwrap();
+        stream.write_all(b"bye").await.unwrap();
+        let error = read.await.unwrap_err();
+        let told = (error.kind(), error.message(), error.peer());
+        assert_eq!(told, (ErrorKind::Disconnected, "bye", Some("owner")));
+        assert!(error.is_retryable());
+        stream.shutdown().await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+    }
+    let stats = played.initiator.stats();
+    assert_eq!((stats.failed_total, stats.cancelled_total), (2, 0));
 }
 
 #[tokio::test]
