@@ -122,6 +122,7 @@ impl Agent {
                 keeper,
                 bounces: Bounces::new(BOUNCE_BYTES, BOUNCES, &tasks),
                 tasks: tasks.clone(),
+                shutdown: shutdown.clone(),
             }),
             endpoint,
             address,
@@ -305,6 +306,10 @@ impl Agent {
     }
 
     /// Sends a notification that goes with no transfer; at most 64 KiB.
+    ///
+    /// Fails with [`Overloaded`](ErrorKind::Overloaded) at the limit of transfers, of which it is one
+    /// meanwhile, or if its receiver does not read, with [`Closed`](ErrorKind::Closed) once this agent has
+    /// shut down, and with the kinds that tell why the peer or the way there refused it.
     ///
     /// # Cancel safety
     /// If the future is dropped the notification may or may not arrive.

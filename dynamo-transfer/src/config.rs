@@ -31,7 +31,7 @@ pub struct AgentConfig {
     pub ucx: Option<UcxConfig>,
     /// Notifications that wait for their reader; senders wait beyond.
     pub notifications_max: usize,
-    /// Transfers posted and not settled; more are refused.
+    /// Transfers posted and not settled, and notifications that are being sent; more are refused.
     pub transfers_max: usize,
     /// The most time a transfer takes unless it says otherwise.
     pub transfer_deadline: Duration,
@@ -118,7 +118,7 @@ impl AgentConfig {
         self
     }
 
-    /// Limits the transfers that are posted and not settled.
+    /// Limits the transfers that are posted and not settled, with the notifications that are being sent.
     #[must_use]
     pub fn with_transfers_max(mut self, transfers_max: usize) -> Self {
         self.transfers_max = transfers_max;

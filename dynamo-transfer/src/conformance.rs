@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::{
-    Agent, BackendKind, BlockLayout, ErrorKind, HostBuffer, RemoteAgent, TransferGroup,
-    TransferOptions,
+    Agent, BackendKind, BlockLayout, ErrorKind, HostBuffer, RemoteAgent, RemoteMemory,
+    TransferGroup, TransferOptions,
 };
 
 /// Runs the whole suite: `initiator` reaches `owner` through `backend`.
@@ -32,6 +32,7 @@ pub async fn run_over(
     let agents = (owner, initiator);
     scattered_ranges_are_exact(agents, allocate, backend).await;
     writes_land_where_they_are_granted(agents, allocate).await;
+    a_write_that_is_refused_has_touched_nothing(agents, allocate).await;
     a_notification_comes_after_the_data(agents, allocate).await;
     ranges_outside_are_refused_on_both_sides(agents, allocate).await;
     forged_tokens_are_refused(agents, allocate).await;
@@ -104,6 +105,32 @@ async fn writes_land_where_they_are_granted(
         TransferOptions::default(),
     );
     assert_eq!(kind(read.await), ErrorKind::PermissionDenied);
+}
+
+async fn a_write_that_is_refused_has_touched_nothing(
+    (owner, initiator): (&Agent, &Agent),
+    allocate: Allocate,
+) {
+    // Brief, and of several stripes.
+    for len in [16, 3 << 20] {
+        let revoked = owner.register_peer_writable(vec![allocate(len)]).expect("registers");
+        let readable = owner.register_mut(vec![allocate(len)]).expect("registers");
+        let peer = load(owner, initiator, &[revoked.grant(), readable.grant()]);
+        drop(revoked);
+        let source = initiator.register(vec![pattern(allocate, 4, len)]).expect("registers");
+        for (index, kind) in
+            [ErrorKind::StaleRegion, ErrorKind::PermissionDenied].iter().enumerate()
+        {
+            let all = [(0, len as u64)];
+            let local = source.descriptor(all).expect("inside");
+            let remote = peer.regions()[index].descriptor(all).expect("inside");
+            let write = initiator.write(local, remote, TransferOptions::default());
+            let error = write.await.expect_err("refused");
+            let left = (error.kind(), error.remote_memory());
+            assert_eq!(left, (*kind, RemoteMemory::Untouched), "{len} bytes: {error}");
+        }
+        assert!(readable.close().await[0].iter().all(|byte| *byte == 0));
+    }
 }
 
 async fn a_notification_comes_after_the_data(

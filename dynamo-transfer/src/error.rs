@@ -20,11 +20,11 @@ pub enum ErrorKind {
     BackendUnavailable,
     /// The peer cannot be connected to.
     Unreachable,
-    /// The connection to the peer broke.
+    /// The connection to the peer broke, or the peer has shut down or given up.
     Disconnected,
     /// The deadline passed first.
     DeadlineExceeded,
-    /// The peer, or this agent, is at a limit.
+    /// The peer or this agent is at a limit, or the peer does not read its notifications.
     Overloaded,
     /// Bytes of a peer broke the protocol.
     Protocol,
@@ -36,9 +36,9 @@ pub enum ErrorKind {
     StorageFull,
     /// A file cannot be read or written there: the device failed, or the file is shorter.
     Io,
-    /// The transfer was cancelled or dropped.
+    /// The transfer was cancelled or dropped on this side.
     Cancelled,
-    /// This agent has shut down.
+    /// This agent has shut down; a peer that has is [`Disconnected`](Self::Disconnected).
     Closed,
     /// A bug in this crate.
     Internal,
@@ -48,9 +48,9 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RemoteMemory {
-    /// Nothing was written.
+    /// Nothing was written: no byte was sent, or the owner has refused before it took one.
     Untouched,
-    /// Some of the ranges were written, and nothing is on its way any more.
+    /// Some of the ranges, or all, may have been written, and nothing is on its way any more.
     Partial,
     /// Some may have been written, and more may still arrive until the peer has noticed.
     Unknown,

@@ -217,10 +217,14 @@ pub(crate) fn refusal(error: &Error) -> (u8, &[u8]) {
     (code, &reason[..reason.len().min(REASON_BYTES_MAX)])
 }
 
-/// Returns what a code stands for; nothing for success.
+/// Returns what a code of a peer stands for on this side; nothing for success.
 pub(crate) fn kind(code: u8) -> Option<ErrorKind> {
     let index = usize::from(code).checked_sub(1)?;
-    Some(KINDS.get(index).copied().unwrap_or(ErrorKind::Internal))
+    Some(match KINDS.get(index).copied().unwrap_or(ErrorKind::Internal) {
+        // The peer has ended, or has given up: this agent has not.
+        ErrorKind::Closed | ErrorKind::Cancelled => ErrorKind::Disconnected,
+        kind => kind,
+    })
 }
 
 pub(crate) fn protocol(message: impl Into<String>) -> Error {

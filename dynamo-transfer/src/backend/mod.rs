@@ -117,8 +117,10 @@ pub(crate) struct Progress {
     pub(crate) total: AtomicU64,
     pub(crate) moved: AtomicU64,
     pub(crate) chunks: AtomicU64,
-    /// When bytes may first have been on their way.
+    /// When bytes were first asked for or on their way.
     begun: OnceLock<Instant>,
+    /// Stripes on their way, or part of them, that may have got where they are written.
+    landed: AtomicU64,
 }
 
 /// Moves bytes between this agent and its peers.
@@ -182,12 +184,17 @@ impl Done {
 impl Drop for Done {
     fn drop(&mut self) {
         if let Some(told) = self.0.take() {
-            told(Err(if std::thread::panicking() {
-                Error::new(ErrorKind::Internal, "the transfer's task has panicked")
-            } else {
-                Error::shut_down()
-            }));
+            told(Err(dropped()));
         }
+    }
+}
+
+/// Says why whoever runs a transfer is being dropped.
+pub(crate) fn dropped() -> Error {
+    if std::thread::panicking() {
+        Error::new(ErrorKind::Internal, "the transfer's task has panicked")
+    } else {
+        Error::shut_down()
     }
 }
 
@@ -197,11 +204,28 @@ impl Progress {
         self.total.store(total, Ordering::Relaxed);
     }
 
-    /// Notes that bytes are on their way.
-    pub(crate) fn begin(&self) {
+    /// Notes that the peer has been asked: nobody else is to run it from now on.
+    pub(crate) fn ask(&self) {
         self.begun.get_or_init(Instant::now);
     }
 
+    /// Notes that a stripe is on its way: any part of it may get where it is written.
+    pub(crate) fn begin(&self) {
+        self.ask();
+        self.landed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that a stripe that was on its way was refused: its owner has written nothing of it.
+    pub(crate) fn was_refused(&self) {
+        self.landed.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Tells whether anything may have been written.
+    pub(crate) fn may_have_landed(&self) -> bool {
+        self.landed.load(Ordering::Relaxed) > 0
+    }
+
+    /// Tells whether the peer was asked, or bytes were on their way.
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.get().is_some()
     }
@@ -274,7 +298,7 @@ impl Operation {
         Ok(())
     }
 
-    /// Notes that bytes are on their way.
+    /// Notes that a stripe is on its way.
     pub(crate) fn begin(&self) {
         self.progress.begin();
     }

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::keeper::Keeper;
@@ -11,7 +12,7 @@ use super::staged::StagedTransfer;
 use super::ways::{Ways, is_out_of_reach};
 use super::{Counters, Transfer, TransferEstimate, TransferOptions};
 use crate::backend::stage::{Bounces, Local};
-use crate::backend::{BackendKind, Operation, Terms};
+use crate::backend::{BackendKind, Operation, Terms, dropped};
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Leased, RegionTable, Right};
@@ -27,11 +28,12 @@ pub(crate) struct Initiator {
     pub(crate) bounces: Bounces,
     /// The most time a transfer takes unless it says otherwise.
     pub(crate) transfer_deadline: Duration,
-    /// Room for transfers that are posted and not settled.
+    /// Room for transfers that are posted and not settled, and for notifications under way.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) tasks: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
 }
 
 /// What is asked of a transfer.
@@ -40,6 +42,14 @@ pub(crate) struct Request {
     pub(crate) local: LocalDescriptor,
     pub(crate) remote: RemoteDescriptor,
     pub(crate) options: TransferOptions,
+}
+
+/// What a backend does in a few microseconds, if it can: whoever waits for the transfer runs it, or the
+/// keeper.
+pub(super) struct Brief {
+    initiator: Arc<Initiator>,
+    operation: Arc<Operation>,
+    kind: BackendKind,
 }
 
 /// A transfer that has been checked, and who is to run it.
@@ -58,7 +68,7 @@ enum Work {
 }
 
 impl Initiator {
-    /// Posts a transfer. It gets a task only if it has to wait for something other than its bytes.
+    /// Posts a transfer: checks it, chooses who runs it, and returns.
     pub(crate) fn post(self: &Arc<Self>, request: Request) -> Transfer {
         let Request { right, local, remote, options } = request;
         let permit = Arc::clone(&self.room).try_acquire_owned().ok();
@@ -67,16 +77,16 @@ impl Initiator {
         let posted = Posted::new(peer, &self.counters, &self.keeper, permit);
         let transfer = Transfer(Arc::clone(&posted));
         if is_refused {
-            posted.fail(Error::new(ErrorKind::Overloaded, "too many transfers are posted"));
+            posted.fail(overloaded());
             return transfer;
         }
         let deadline = options.deadline.unwrap_or(self.transfer_deadline);
-        posted.end_at(posted.at.checked_add(deadline).unwrap_or(posted.at + FAR));
-        match self.prepare(&posted, (local, remote), options) {
+        let kept = posted.end_at(posted.at.checked_add(deadline).unwrap_or(posted.at + FAR));
+        match kept.and_then(|()| self.prepare(&posted, (local, remote), options)) {
             Ok(prepared) => self.start(prepared),
             Err(error) => posted.fail(error),
         }
-        posted.has_posted();
+        posted.note_posting();
         transfer
     }
 
@@ -109,7 +119,9 @@ impl Initiator {
         Ok(Prepared { posted: Arc::clone(posted), work, kind, notification })
     }
 
-    /// Starts a transfer: it gets a task if it has to wait for something other than its bytes.
+    /// Starts a transfer. Lanes take what goes over TCP, and what is brief is run by whoever comes first.
+    /// Everything else has a task: what UCX or an engine moves, copies that are not brief, and what a
+    /// notification follows.
     fn start(self: &Arc<Self>, prepared: Prepared) {
         let Prepared { posted, work, kind, notification } = &prepared;
         let Work::Direct(operation) = work else { return self.spawn(prepared) };
@@ -124,38 +136,22 @@ impl Initiator {
         if self.ways.backend(*kind).is_none_or(|backend| total > backend.brief_bytes_max()) {
             return self.spawn(prepared);
         }
-        let (initiator, posted) = (Arc::clone(self), Arc::clone(posted));
-        posted.offer(Box::new(move || initiator.run_brief(prepared)));
-    }
-
-    fn run_brief(self: Arc<Self>, prepared: Prepared) {
-        let Prepared { posted, work, kind, .. } = &prepared;
-        let Work::Direct(operation) = work else { return self.spawn(prepared) };
-        let outcome = self.ways.backend(*kind).and_then(|backend| backend.run_brief(operation));
-        match outcome {
-            Some(Ok(())) => posted.settle(Ok(posted.report(*kind))),
-            Some(Err(error)) if posted.progress.has_begun() || !is_out_of_reach(&error) => {
-                posted.fail(error);
-            }
-            // The region has to be opened, or another backend found.
-            _ => self.spawn(prepared),
-        }
+        let (initiator, operation) = (Arc::clone(self), Arc::clone(operation));
+        posted.offer(Brief { initiator, operation, kind: *kind });
     }
 
     /// Runs a transfer in a task of its own, until it is settled.
     fn spawn(self: &Arc<Self>, prepared: Prepared) {
         let initiator = Arc::clone(self);
         self.tasks.spawn(async move {
-            let posted = Arc::clone(&prepared.posted);
-            // Also if the task is dropped, or panics.
-            let unsettled = posted.done(prepared.kind);
+            let task = TaskOf(Arc::clone(&prepared.posted));
+            let posted = &task.0;
             tokio::select! {
                 outcome = initiator.run(prepared) => {
                     posted.settle(outcome.map(|kind| posted.report(kind)));
                 }
                 () = posted.cancel.cancelled() => {}
             }
-            drop(unsettled);
         });
     }
 
@@ -197,10 +193,51 @@ impl Initiator {
 
     pub(crate) async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
         check_notification(Some(&payload))?;
-        let backend = self.ways.to(peer)?;
-        let notified = self.ways.notify(backend, peer, payload).await;
+        let notified = async {
+            let _room = self.room.try_acquire().map_err(|_| overloaded())?;
+            let backend = self.ways.to(peer)?;
+            self.ways.notify(backend, peer, payload).await
+        };
+        let notified = tokio::select! {
+            // Looked at first: backends say that something else has ended, as they end.
+            biased;
+            () = self.shutdown.cancelled() => Err(Error::shut_down()),
+            notified = notified => notified,
+        };
         notified.map_err(|error| error.with_peer(&peer.name))
     }
+}
+
+impl Brief {
+    /// Runs it for `posted`; in a task of its own if it turns out that it has to wait.
+    pub(super) fn run(self, posted: &Arc<Posted>) {
+        let Self { initiator, operation, kind } = self;
+        let backend = initiator.ways.backend(kind);
+        match backend.and_then(|backend| backend.run_brief(&operation)) {
+            Some(Ok(())) => posted.settle(Ok(posted.report(kind))),
+            Some(Err(error)) if posted.progress.has_begun() || !is_out_of_reach(&error) => {
+                posted.fail(error);
+            }
+            // The region has to be opened, or another backend found.
+            _ => {
+                let (posted, work) = (Arc::clone(posted), Work::Direct(operation));
+                initiator.spawn(Prepared { posted, work, kind, notification: None });
+            }
+        }
+    }
+}
+
+/// The task of a transfer, which ends with it: also if it panics, or is dropped with its runtime.
+struct TaskOf(Arc<Posted>);
+
+impl Drop for TaskOf {
+    fn drop(&mut self) {
+        self.0.fail_if_open(dropped);
+    }
+}
+
+fn overloaded() -> Error {
+    Error::new(ErrorKind::Overloaded, "too many transfers and notifications are under way")
 }
 
 fn check_notification(payload: Option<&Bytes>) -> Result<()> {

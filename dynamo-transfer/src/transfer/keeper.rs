@@ -101,10 +101,9 @@ impl Keeper {
             loop {
                 self.offered.notified().await;
                 self.lock().is_called = false;
-                while let Some(brief) = self.next() {
-                    if let Some(brief) = brief.and_then(|transfer| transfer.take()) {
-                        brief();
-                    }
+                while let Some(transfer) = self.next() {
+                    transfer.run_offer();
+                    drop(transfer);
                     coop::consume_budget().await;
                 }
             }
@@ -115,11 +114,15 @@ impl Keeper {
         }
     }
 
-    /// Takes the next offer; the inner one is none if it has been settled.
-    fn next(&self) -> Option<Option<Arc<Posted>>> {
+    /// Takes the next transfer that has an offer and is not settled.
+    fn next(&self) -> Option<Arc<Posted>> {
         let mut kept = self.lock();
-        let key = kept.offers.pop_first()?;
-        Some(kept.transfers.get(&key).and_then(Weak::upgrade))
+        loop {
+            let key = kept.offers.pop_first()?;
+            if let Some(transfer) = kept.transfers.get(&key).and_then(Weak::upgrade) {
+                return Some(transfer);
+            }
+        }
     }
 
     fn expire(&self, now: Instant) {

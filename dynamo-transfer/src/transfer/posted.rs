@@ -1,3 +1,16 @@
+//! A transfer from its posting to its outcome.
+//!
+//! ```text
+//! post ─┬─ brief ───► offered ──► who waits or the keeper runs it ──┐
+//!       │                          │ it has to wait after all       │
+//!       │                          ▼                                │
+//!       ├─ else ──────────────► a task ─────────────────────────────┤
+//!       ├─ over TCP ──► running: lanes have it ─────────────────────┼─► settled, once
+//!       └─ refused ─────────────────────────────────────────────────┤
+//! any of them: cancelled or dropped; overdue or                     │
+//! the agent shuts down, by the keeper ──────────────────────────────┘
+//! ```
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -8,6 +21,7 @@ use tokio::task::coop;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::initiator::Brief;
 use super::keeper::{Keeper, Key};
 use super::stats::Counters;
 use super::{Progress, TransferReport};
@@ -45,23 +59,11 @@ struct Open {
     key: Option<Key>,
     /// Counts it among those that are posted.
     permit: Option<OwnedSemaphorePermit>,
-    stage: Stage,
+    /// For whoever comes first, the keeper or who waits for it: it takes a few microseconds.
+    offer: Option<Brief>,
+    /// What a backend has begun, until this is dropped.
+    running: Option<Running>,
 }
-
-/// Who has it.
-#[derive(Default)]
-enum Stage {
-    /// Nobody yet, or a task of its own.
-    #[default]
-    Elsewhere,
-    /// Whoever comes first, the keeper or who waits for it: it takes a few microseconds.
-    Offered(Brief),
-    /// A backend, until this is dropped.
-    Running(#[expect(dead_code, reason = "held to be dropped")] Running),
-}
-
-/// A transfer that whoever waits for it runs itself.
-pub(crate) type Brief = Box<dyn FnOnce() + Send>;
 
 impl Posted {
     pub(super) fn new(
@@ -85,50 +87,55 @@ impl Posted {
         })
     }
 
-    /// Notes that the call is over that posted it.
-    pub(super) fn has_posted(&self) {
+    /// Notes how long the call took that posts it, which is about to return.
+    pub(super) fn note_posting(&self) {
         let nanos = u64::try_from(self.at.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.posting.store(nanos, Ordering::Relaxed);
     }
 
-    /// Ends it at `at`, at the latest; at once if the agent has shut down.
-    pub(super) fn end_at(self: &Arc<Self>, at: Instant) {
-        match self.keeper.keep(at, self) {
-            None => self.fail(Error::shut_down()),
-            Some(key) => {
-                if let State::Open(open) = &mut *self.lock() {
-                    open.key = Some(key);
-                }
-            }
+    /// Ends it at `at`, at the latest; fails if the agent has shut down.
+    pub(super) fn end_at(self: &Arc<Self>, at: Instant) -> Result<()> {
+        let key = self.keeper.keep(at, self).ok_or_else(Error::shut_down)?;
+        if let State::Open(open) = &mut *self.lock() {
+            open.key = Some(key);
         }
+        Ok(())
     }
 
-    /// Lets whoever waits for it run it, unless the keeper is first.
+    /// Lets whoever waits for it run it, unless the keeper is first, or it is settled.
     pub(super) fn offer(&self, brief: Brief) {
-        if let Some(key) = self.enter(Stage::Offered(brief)) {
+        let key = match &mut *self.lock() {
+            State::Open(open) => {
+                open.offer = Some(brief);
+                open.key
+            }
+            State::Settled(_) => return,
+        };
+        if let Some(key) = key {
             self.keeper.offer(key);
         }
     }
 
-    /// Holds what a backend has begun.
+    /// Holds what a backend has begun, unless it is settled: then it is given up.
     pub(super) fn hold(&self, running: Running) {
-        self.enter(Stage::Running(running));
+        if let State::Open(open) = &mut *self.lock() {
+            open.running = Some(running);
+        }
     }
 
-    fn enter(&self, stage: Stage) -> Option<Key> {
-        let mut state = self.lock();
-        let State::Open(open) = &mut *state else {
-            drop(state);
-            drop(stage);
-            return None;
-        };
-        open.stage = stage;
-        open.key
+    /// Runs what is offered, unless somebody else has.
+    pub(super) fn run_offer(self: &Arc<Self>) {
+        if let Some(brief) = self.take() {
+            brief.run(self);
+        }
     }
 
     /// Takes over what is offered.
-    pub(super) fn take(&self) -> Option<Brief> {
-        self.lock().take()
+    fn take(&self) -> Option<Brief> {
+        match &mut *self.lock() {
+            State::Open(open) => open.offer.take(),
+            State::Settled(_) => None,
+        }
     }
 
     /// Returns what a backend tells the outcome of all it had to do.
@@ -169,12 +176,12 @@ impl Posted {
             open
         };
         self.cancel.cancel();
-        let Open { waker, key, permit, stage } = open;
+        let Open { waker, key, permit, offer, running } = open;
         if let Some(key) = key {
             self.keeper.forget(key);
         }
         // What runs may hold memory that whoever waits wants back.
-        drop((permit, stage));
+        drop((permit, offer, running));
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -182,13 +189,18 @@ impl Posted {
 
     /// Gives it up: nobody waits for it.
     pub(super) fn give_up(&self) {
+        self.fail_if_open(Error::cancelled);
+    }
+
+    /// Makes no error for what is settled, as most are.
+    pub(super) fn fail_if_open(&self, error: impl FnOnce() -> Error) {
         if matches!(*self.lock(), State::Open(_)) {
-            self.fail(Error::cancelled());
+            self.fail(error());
         }
     }
 
     /// Returns the outcome once there is one; what is offered is run for it.
-    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<TransferReport>> {
+    pub(super) fn poll(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<TransferReport>> {
         if let Some(brief) = self.take() {
             // A task that has nothing but such transfers gives way once in a while.
             let Poll::Ready(budget) = coop::poll_proceed(cx) else {
@@ -196,7 +208,7 @@ impl Posted {
                 return Poll::Pending;
             };
             budget.made_progress();
-            brief();
+            brief.run(self);
         }
         match &mut *self.lock() {
             State::Settled(outcome) => Poll::Ready(outcome.take().unwrap_or_else(|| {
@@ -220,7 +232,7 @@ impl Posted {
 
     /// Tells what a failure has left at the peer.
     fn remote_memory(&self, error: &Error) -> RemoteMemory {
-        if self.right == Right::Read || !self.progress.has_begun() {
+        if self.right == Right::Read || !self.progress.may_have_landed() {
             return RemoteMemory::Untouched;
         }
         match error.kind() {
@@ -238,18 +250,5 @@ impl Posted {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn take(&mut self) -> Option<Brief> {
-        let Self::Open(open) = self else { return None };
-        match std::mem::take(&mut open.stage) {
-            Stage::Offered(brief) => Some(brief),
-            other => {
-                open.stage = other;
-                None
-            }
-        }
     }
 }

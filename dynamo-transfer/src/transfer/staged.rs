@@ -72,7 +72,14 @@ impl End for PeerEnd<'_> {
         let whole = Ranges::unchecked([(0, remote.ranges.total())]);
         let terms = Terms { progress: Arc::default(), ..self.terms.clone() };
         let operation = Operation::new(right, (bounce.lease(), whole), remote, terms)?;
-        let backend = self.ways.run(self.backend(), Arc::new(operation)).await?;
+        let progress = Arc::clone(&operation.progress);
+        let backend =
+            self.ways.run(self.backend(), Arc::new(operation)).await.inspect_err(|_| {
+                // The whole was said to be on its way.
+                if right == Right::Write && !progress.may_have_landed() {
+                    self.terms.progress.was_refused();
+                }
+            })?;
         *self.way.lock().unwrap_or_else(PoisonError::into_inner) = backend;
         Ok(())
     }

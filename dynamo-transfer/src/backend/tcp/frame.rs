@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::descriptor::Ranges;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, RemoteMemory, Result};
 use crate::memory::Token;
 use crate::transfer::NOTIFICATION_BYTES_MAX;
 use crate::wire::{
@@ -72,24 +72,44 @@ impl Request {
     }
 }
 
-/// A status is a code, three bytes of nothing, and the length of the reason behind it.
+/// A status is a code, whether some of a refused write has been written, two bytes of nothing, and the
+/// length of the reason behind it.
 pub(super) fn encode_status(status: &Status) -> Bytes {
     let mut out = BytesMut::new();
-    let (code, reason) = status.as_ref().err().map_or((0, &[][..]), refusal);
+    let refused = status.as_ref().err();
+    let (code, reason) = refused.map_or((0, &[][..]), refusal);
     out.put_u8(code);
-    out.put_bytes(0, 3);
+    put_flag(&mut out, refused.is_some_and(|e| e.remote_memory() != RemoteMemory::Untouched));
+    out.put_bytes(0, 2);
     out.put_slice(&framed(reason));
     out.freeze()
 }
 
-/// Returns the kind of error, if it is one, and the length of the reason behind.
-pub(super) fn decode_status(head: [u8; STATUS_BYTES]) -> Result<(Option<ErrorKind>, usize)> {
-    let [code, _, _, _, a, b, c, d] = head;
-    let len = u32::from_le_bytes([a, b, c, d]) as usize;
-    if len > REASON_BYTES_MAX {
-        return Err(protocol(format!("status with a reason of {len} bytes")));
+/// A status without the reason that comes behind it.
+pub(super) struct Head {
+    refused: Option<(ErrorKind, RemoteMemory)>,
+    pub(super) reason_bytes: usize,
+}
+
+impl Head {
+    pub(super) fn decode(head: [u8; STATUS_BYTES]) -> Result<Self> {
+        let [code, is_written, _, _, a, b, c, d] = head;
+        let reason_bytes = u32::from_le_bytes([a, b, c, d]) as usize;
+        if reason_bytes > REASON_BYTES_MAX {
+            return Err(protocol(format!("status with a reason of {reason_bytes} bytes")));
+        }
+        let left = if Reader::new(&[is_written]).flag()? {
+            RemoteMemory::Partial
+        } else {
+            RemoteMemory::Untouched
+        };
+        Ok(Self { refused: kind(code).map(|kind| (kind, left)), reason_bytes })
     }
-    Ok((kind(code), len))
+
+    pub(super) fn status(&self, reason: &[u8]) -> Status {
+        let Some((kind, left)) = self.refused else { return Ok(()) };
+        Err(Error::new(kind, String::from_utf8_lossy(reason)).with_remote_memory(left))
+    }
 }
 
 fn put_access(body: &mut BytesMut, op: u8, access: &Access) {
@@ -130,7 +150,7 @@ fn take_access(body: &mut Reader<'_>) -> Result<Access> {
     Ok(Access { region, token, ranges, is_checked })
 }
 
-const FORMAT: Format = Format { magic: *b"DTCP", version: 4 };
+const FORMAT: Format = Format { magic: *b"DTCP", version: 5 };
 const HELLO: u8 = 1;
 const READ: u8 = 2;
 const WRITE: u8 = 3;
@@ -147,15 +167,14 @@ pub(crate) fn fuzz_request(data: &[u8]) {
 
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) fn fuzz_status(data: &[u8]) {
-    if let Some(Ok((_, len))) = data.first_chunk().map(|head| decode_status(*head)) {
-        assert!(len <= REASON_BYTES_MAX);
+    if let Some(Ok(head)) = data.first_chunk().map(|head| Head::decode(*head)) {
+        assert!(head.reason_bytes <= REASON_BYTES_MAX);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
     use proptest::prelude::*;
 
     #[test]
@@ -179,12 +198,19 @@ mod tests {
             assert!(Request::decode(&frame[4..]).unwrap() == request);
             assert!(Request::decode(&frame[4..frame.len() - 1]).is_err() || frame[4] == NOTIFY);
         }
-        let frame = encode_status(&Err(Error::new(ErrorKind::Closed, "text")));
-        let (head, reason) = frame.split_first_chunk().unwrap();
-        assert_eq!(decode_status(*head).unwrap(), (Some(ErrorKind::Closed), 4));
-        assert_eq!(reason, b"text");
-        let ok = encode_status(&Ok(()));
-        assert_eq!(decode_status(ok[..].try_into().unwrap()).unwrap(), (None, 0));
+        for left in [RemoteMemory::Untouched, RemoteMemory::Partial] {
+            let refused = Error::new(ErrorKind::Io, "text").with_remote_memory(left);
+            let frame = encode_status(&Err(refused));
+            let (head, reason) = frame.split_first_chunk().unwrap();
+            let head = Head::decode(*head).unwrap();
+            assert_eq!(head.reason_bytes, 4);
+            let error = head.status(reason).unwrap_err();
+            let told = (error.kind(), error.message(), error.remote_memory());
+            assert_eq!(told, (ErrorKind::Io, "text", left));
+        }
+        let ok = Head::decode(encode_status(&Ok(()))[..].try_into().unwrap()).unwrap();
+        assert!(ok.reason_bytes == 0 && ok.status(&[]).is_ok());
+        assert!(Head::decode([0, 2, 0, 0, 0, 0, 0, 0]).is_err());
         let long = Error::new(ErrorKind::Internal, "ä".repeat(REASON_BYTES_MAX));
         assert_eq!(encode_status(&Err(long)).len(), STATUS_BYTES + REASON_BYTES_MAX);
     }

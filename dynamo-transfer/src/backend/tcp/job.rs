@@ -4,7 +4,7 @@ use super::frame::{STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX};
 use super::lanes::Lanes;
 use super::queue::Work;
 use crate::backend::{Done, Operation};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, RemoteMemory};
 use crate::memory::Right;
 use crate::plan::Stripe;
 
@@ -46,23 +46,21 @@ impl Job {
     /// Hands out the next stripe, and tells whether more are left; none if all are in flight, or the
     /// job is over.
     pub(super) fn next(self: &Arc<Self>) -> Option<(Flight, bool)> {
+        let operation = &self.operation;
         let mut state = self.lock();
         let is_over = state.done.is_none() || state.failure.is_some();
-        let is_given_up = is_over || self.operation.cancel.is_cancelled();
-        let next = if is_given_up { None } else { state.again.pop() };
-        let next = match next {
-            None if is_given_up => None,
-            None => {
-                self.operation.next(STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX).map(|stripe| (stripe, 0))
-            }
-            again => again,
-        };
+        if is_over || operation.cancel.is_cancelled() {
+            tell(state, operation);
+            return None;
+        }
+        let fresh = || operation.next(STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX);
+        let next = state.again.pop().or_else(|| fresh().map(|stripe| (stripe, 0)));
         let Some((stripe, losses)) = next else {
-            tell(state, &self.operation);
+            tell(state, operation);
             return None;
         };
         state.in_flight += 1;
-        let has_more = !(state.again.is_empty() && self.operation.is_planned());
+        let has_more = !(state.again.is_empty() && operation.is_planned());
         drop(state);
         Some((Flight { job: Arc::clone(self), stripe, losses, is_over: false }, has_more))
     }
@@ -100,15 +98,16 @@ impl Flight {
         self.over(None);
     }
 
-    /// Notes that the owner has refused it.
-    pub(super) fn refused(mut self, error: Error) {
-        self.over(Some(error));
-    }
-
-    /// Notes that it has arrived as something else.
-    pub(super) fn corrupted(mut self, error: Error) {
-        // Either end has all of it: nothing is under way.
-        self.again(1, error);
+    /// Notes that the owner has refused it, or that it has arrived as something else, as the error says:
+    /// either end is through with it.
+    pub(super) fn failed(mut self, error: Error) {
+        if error.remote_memory() == RemoteMemory::Untouched {
+            self.job.operation.progress.was_refused();
+        }
+        match error.kind() {
+            ErrorKind::Corrupted => self.again(1, error),
+            _ => self.over(Some(error)),
+        }
     }
 
     fn over(&mut self, failure: Option<Error>) {

@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::frame::{Access, Request, STATUS_BYTES, decode_status};
+use super::frame::{Access, Head, Request, STATUS_BYTES, Status};
 use super::job::Flight;
 use super::pipeline::Pipeline;
 use super::queue::{Next, Notice, Queue, Work};
-use super::stream::{STALL_MAX, recv, recv_memory, send, send_memory, within};
+use super::stream::{Arrival, STALL_MAX, recv, recv_memory, send, send_memory, within};
 use crate::backend::Operation;
 use crate::backend::connection::broken;
 use crate::descriptor::Ranges;
@@ -67,11 +67,28 @@ impl Lanes {
         })
     }
 
-    /// Queues work.
+    /// Queues work, unless the agent has shut down.
     pub(super) fn push(self: &Arc<Self>, work: Work, priority: Priority) {
-        let mut queue = self.lock();
-        queue.works[priority as usize].push_back(work);
-        self.call(&mut queue);
+        let _unwanted = {
+            let mut queue = self.lock();
+            if queue.is_closed {
+                drop(queue);
+                return work.fail(&Error::shut_down());
+            }
+            queue.push(work, priority);
+            self.call(&mut queue);
+            queue.sweep()
+        };
+    }
+
+    /// Gives up what is queued, and all that is yet to come: the agent shuts down.
+    fn close(&self) {
+        let left = {
+            let mut queue = self.lock();
+            queue.is_closed = true;
+            queue.drain()
+        };
+        left.into_iter().for_each(|work| work.fail(&Error::shut_down()));
     }
 
     /// Tells whether no lane is left.
@@ -89,7 +106,8 @@ impl Lanes {
             self.tasks.spawn(async move {
                 let shutdown = lanes.shutdown.clone();
                 tokio::select! {
-                    () = shutdown.cancelled() => {}
+                    biased;
+                    () = shutdown.cancelled() => lanes.close(),
                     () = lanes.lane() => {}
                 }
             });
@@ -149,20 +167,7 @@ impl Lanes {
             queue.failures += 1;
             if queue.connected > 0 { Vec::new() } else { queue.drain() }
         };
-        for work in given_up {
-            let error = Error::new(error.kind(), error.message());
-            match work {
-                Work::Move(job) => {
-                    if let Some(job) = job.upgrade() {
-                        job.fail(error);
-                    }
-                }
-                Work::Notify(notice) => {
-                    // Nobody waits for a notification that was dropped.
-                    let _ = notice.settle.send(Err(error));
-                }
-            }
-        }
+        given_up.into_iter().for_each(|work| work.fail(error));
     }
 
     /// Asks and takes answers, at the same time; ends when it has been idle for long.
@@ -279,29 +284,31 @@ async fn ask(stream: &TcpStream, next: Next) -> Result<Asked> {
 
 /// Takes the answer for a stripe.
 async fn receive(stream: &TcpStream, flight: Flight) -> Result<()> {
-    let mut outcome = answer(stream, STALL_MAX).await?;
+    if let Err(error) = answer(stream, STALL_MAX).await? {
+        flight.failed(error);
+        return Ok(());
+    }
     let Operation { right, local, is_checked, .. } = &*flight.job.operation;
-    if outcome.is_ok() && *right == Right::Read {
+    if *right == Right::Read {
         let (nothing, places) = (&mut BytesMut::new(), flight.stripe.local());
-        outcome = recv_memory(stream, nothing, local.memory(), places, *is_checked).await?;
+        let arrival = recv_memory(stream, nothing, local.memory(), places, *is_checked).await?;
+        if let Arrival::Corrupted(error) = arrival {
+            flight.failed(error);
+            return Ok(());
+        }
     }
-    match outcome {
-        Ok(()) => flight.arrived(),
-        Err(error) if error.kind() == ErrorKind::Corrupted => flight.corrupted(error),
-        Err(error) => flight.refused(error),
-    }
+    flight.arrived();
     Ok(())
 }
 
-/// Receives a status: the outer error is the connection's, the inner one the owner's answer.
-async fn answer(stream: &TcpStream, patience: Duration) -> Result<Result<()>> {
+/// Receives what the owner answers; fails if the connection does.
+async fn answer(stream: &TcpStream, patience: Duration) -> Result<Status> {
     let mut head = [0; STATUS_BYTES];
     recv(stream, &mut head, patience).await?;
-    let (kind, len) = decode_status(head)?;
-    let mut message = vec![0; len];
-    recv(stream, &mut message, STALL_MAX).await?;
-    let message = String::from_utf8_lossy(&message);
-    Ok(kind.map_or(Ok(()), |kind| Err(Error::new(kind, message))))
+    let head = Head::decode(head)?;
+    let mut reason = vec![0; head.reason_bytes];
+    recv(stream, &mut reason, STALL_MAX).await?;
+    Ok(head.status(&reason))
 }
 
 /// A host that is there answers within this even over long distance.

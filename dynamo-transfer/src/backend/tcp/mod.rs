@@ -7,7 +7,7 @@
 //! READ   region, token, ranges            ──────►  checks token, rights, bounds
 //!                                         ◄──────  STATUS, the bytes, range after range
 //! WRITE  region, token, ranges, the bytes ──────►  checks, takes or discards them
-//!                                         ◄──────  STATUS
+//!                                         ◄──────  STATUS, which says whether any were written
 //! NOTIFY payload                          ──────►  queues it
 //!                                         ◄──────  STATUS
 //! ```

@@ -8,13 +8,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::frame::{Access, REQUEST_BYTES_MAX, Request, Status, encode_status};
-use super::stream::{CHECKSUM_BYTES, discard, recv_frame, recv_memory, send, send_memory};
+use super::stream::{Arrival, CHECKSUM_BYTES, discard, recv_frame, recv_memory, send, send_memory};
 use crate::backend::connection::{self, HELLO_MAX, IDLE_MAX};
 use crate::backend::stage::{Bounce, Bounces, End, Local};
 use crate::descriptor::Ranges;
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Backed, Leased, Right};
+use crate::error::{Error, ErrorKind, RemoteMemory, Result};
+use crate::memory::{Backed, Lease, Leased, Memory, Right};
 use crate::wire::{HELLO_BYTES_MAX, Hello, protocol};
 
 /// Serves an agent's regions to its peers.
@@ -129,36 +129,69 @@ async fn serve_write(
     endpoint: &Endpoint,
     access: &Access,
 ) -> Result<()> {
-    let Access { region, token, ranges, is_checked } = access;
-    let leased = endpoint.regions.lease_any(*region, token, Right::Write, ranges);
-    let refused = match leased {
-        Err(error) => error,
-        Ok(Leased::Host(lease)) => {
-            let memory = lease.memory();
-            let arrived = recv_memory(stream, buffered, memory, ranges.iter(), *is_checked).await?;
-            drop(lease);
-            return answer(stream, &arrived).await;
-        }
-        Ok(leased) => {
-            let end = Local::from(leased);
-            match endpoint.bounces.one(&end).await {
-                Err(error) => error,
-                Ok(bounce) => {
-                    let (memory, places) = (bounce.memory(), whole(ranges));
-                    let arrived = recv_memory(stream, buffered, memory, places, *is_checked);
-                    let stored = match arrived.await? {
-                        Ok(()) => end.pass(Right::Write, &bounce, ranges.iter().collect()).await,
-                        corrupted => corrupted,
-                    };
-                    drop((end, bounce));
-                    return answer(stream, &stored).await;
-                }
-            }
+    let Access { ranges, is_checked, .. } = access;
+    let target = match Target::of(endpoint, access).await {
+        Ok(target) => target,
+        Err(refused) => {
+            let checksum = if *is_checked { CHECKSUM_BYTES as u64 } else { 0 };
+            discard(stream, buffered, ranges.total() + checksum).await?;
+            return answer(stream, &Err(refused)).await;
         }
     };
-    let checksum = if *is_checked { CHECKSUM_BYTES as u64 } else { 0 };
-    discard(stream, buffered, ranges.total() + checksum).await?;
-    answer(stream, &Err(refused)).await
+    let (memory, places) = (target.memory(), target.places(ranges));
+    let arrival = recv_memory(stream, buffered, memory, places.iter(), *is_checked).await?;
+    let status = target.finish(arrival, ranges).await;
+    answer(stream, &status).await
+}
+
+/// Where the bytes of a write go.
+enum Target {
+    Host(Lease),
+    /// Memory that the processor does not reach, by way of a buffer.
+    Bounced(Local, Arc<Bounce>),
+}
+
+impl Target {
+    async fn of(endpoint: &Endpoint, access: &Access) -> Result<Self> {
+        let Access { region, token, ranges, .. } = access;
+        match endpoint.regions.lease_any(*region, token, Right::Write, ranges)? {
+            Leased::Host(lease) => Ok(Self::Host(lease)),
+            leased => {
+                let end = Local::from(leased);
+                let bounce = endpoint.bounces.one(&end).await?;
+                Ok(Self::Bounced(end, bounce))
+            }
+        }
+    }
+
+    fn memory(&self) -> &Memory {
+        match self {
+            Self::Host(lease) => lease.memory(),
+            Self::Bounced(_, bounce) => bounce.memory(),
+        }
+    }
+
+    /// Returns where in that memory the bytes go.
+    fn places(&self, ranges: &Ranges) -> Ranges {
+        match self {
+            Self::Host(_) => ranges.clone(),
+            Self::Bounced(..) => Ranges::unchecked(whole(ranges)),
+        }
+    }
+
+    /// Brings what has arrived where it belongs; a failure says whether any of it is there.
+    async fn finish(self, arrival: Arrival, ranges: &Ranges) -> Result<()> {
+        let partial = |error: Error| error.with_remote_memory(RemoteMemory::Partial);
+        match (self, arrival) {
+            (Self::Host(_), Arrival::Intact) => Ok(()),
+            (Self::Host(_), Arrival::Corrupted(error)) => Err(partial(error)),
+            (Self::Bounced(..), Arrival::Corrupted(error)) => Err(error),
+            (Self::Bounced(end, bounce), Arrival::Intact) => {
+                let passed = end.pass(Right::Write, &bounce, ranges.iter().collect()).await;
+                passed.map_err(partial)
+            }
+        }
+    }
 }
 
 /// Brings ranges that the processor does not reach into host memory.

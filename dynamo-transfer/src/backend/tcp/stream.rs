@@ -59,15 +59,22 @@ pub(super) async fn send_memory(
     }
 }
 
+/// How bytes have arrived, all of them.
+pub(super) enum Arrival {
+    Intact,
+    /// With another checksum than where they came from.
+    Corrupted(Error),
+}
+
 /// Receives into ranges of memory, first what is in `buffered`, and if `is_checked` compares the
-/// checksum behind: the outer error is the connection's, the inner one says that it differs.
+/// checksum behind; fails if the connection does.
 pub(super) async fn recv_memory(
     stream: &TcpStream,
     buffered: &mut BytesMut,
     memory: &Memory,
     ranges: impl Iterator<Item = (u64, u64)> + Clone,
     is_checked: bool,
-) -> Result<Result<()>> {
+) -> Result<Arrival> {
     let len: u64 = ranges.clone().map(|range| range.1).sum();
     let (mut done, mut sum) = (0, is_checked.then(Checksum::default));
     while done < len {
@@ -88,16 +95,16 @@ pub(super) async fn recv_memory(
         buffered.advance(received.min(buffered.len()));
         done += received as u64;
     }
-    let Some(sum) = sum else { return Ok(Ok(())) };
+    let Some(sum) = sum else { return Ok(Arrival::Intact) };
     let mut sent = [0; CHECKSUM_BYTES];
     let here = buffered.len().min(CHECKSUM_BYTES);
     buffered.copy_to_slice(&mut sent[..here]);
     recv(stream, &mut sent[here..], STALL_MAX).await?;
     if sent == sum.bytes() {
-        return Ok(Ok(()));
+        return Ok(Arrival::Intact);
     }
     let message = format!("{len} bytes have another checksum than where they came from");
-    Ok(Err(Error::new(ErrorKind::Corrupted, message)))
+    Ok(Arrival::Corrupted(Error::new(ErrorKind::Corrupted, message)))
 }
 
 /// The CRC-32C (Castagnoli; RFC 3720, appendix B.4) of bytes as they go by.

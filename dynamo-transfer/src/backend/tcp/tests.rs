@@ -7,16 +7,14 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::frame::{
-    Access, Request, STATUS_BYTES, STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX, decode_status,
-};
+use super::frame::{Access, Head, Request, STATUS_BYTES, STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX};
 use crate::backend::connection::HELLO_MAX;
 use crate::backend::hostile::{Claim, Raw, is_refused_whatever_it_claims};
 use crate::descriptor::Ranges;
 use crate::memory::Right;
 use crate::peer::PeerAddress;
 use crate::wire::Hello;
-use crate::{Agent, AgentConfig, Error, HostBuffer, Result};
+use crate::{Agent, AgentConfig, ErrorKind, HostBuffer, RemoteMemory, Result, TransferOptions};
 
 struct RawTcp(TcpStream);
 
@@ -25,11 +23,10 @@ impl RawTcp {
         self.0.write_all(&[&request.encode(), bytes].concat()).await.unwrap();
         let mut head = [0; STATUS_BYTES];
         self.0.read_exact(&mut head).await.unwrap();
-        let (kind, len) = decode_status(head).unwrap();
-        let mut reason = vec![0; len];
+        let head = Head::decode(head).unwrap();
+        let mut reason = vec![0; head.reason_bytes];
         self.0.read_exact(&mut reason).await.unwrap();
-        let reason = String::from_utf8(reason).unwrap();
-        kind.map_or(Ok(()), |kind| Err(Error::new(kind, reason)))
+        head.status(&reason)
     }
 }
 
@@ -129,6 +126,28 @@ async fn forged_frames_end_the_connection_and_no_lease_is_left() {
     }
     let memory = tokio::time::timeout(PATIENCE, region.close()).await.expect("no lease is left");
     assert_eq!(memory[0][..], [0; 64]);
+}
+
+#[tokio::test]
+async fn a_write_says_what_its_owner_has_taken_before_it_refused() {
+    let owner = Agent::start(config().with_name("owner")).await.unwrap();
+    let initiator = Agent::start(AgentConfig::default()).await.unwrap();
+    let region = owner.register_peer_writable(vec![HostBuffer::new(1024)]).unwrap();
+    let peer = initiator.load_metadata(&owner.metadata([region.grant()]).unwrap()).unwrap();
+    let mut lying = peer.regions()[0].clone();
+    lying.len = 1 << 20;
+    let source = initiator.register(vec![HostBuffer::new(513)]).unwrap();
+    // One stripe, and another one of one piece that is not inside.
+    for (first, left) in [(0, RemoteMemory::Partial), (2048, RemoteMemory::Untouched)] {
+        let pieces = (0..=STRIPE_CHUNKS_MAX as u64).map(|index| match index {
+            512 => (1 << 19, 1),
+            _ => (first + index * 2, 1),
+        });
+        let (local, remote) = (source.descriptor([(0, 513)]), lying.descriptor(pieces));
+        let options = TransferOptions::default();
+        let error = initiator.write(local.unwrap(), remote.unwrap(), options).await.unwrap_err();
+        assert_eq!((error.kind(), error.remote_memory()), (ErrorKind::OutOfBounds, left));
+    }
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);

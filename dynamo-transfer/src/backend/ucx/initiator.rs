@@ -79,6 +79,7 @@ impl Initiator {
         let is_due = transfer.operation.right == Right::Write && !transfer.is_accepted;
         if op.link == header.link && is_due && !self.accesses.has(&key) {
             transfer.is_accepted = true;
+            transfer.operation.begin();
             let data = (link.endpoint, Kind::WriteData);
             net.port.supply(key, data, Rc::clone(&transfer.stream), transfer.operation.priority);
         }
@@ -101,9 +102,12 @@ impl Initiator {
         let started = decode_grants(body, stream.total()).and_then(|(keys, grants)| {
             self.accesses.start(&mut net.rails, key, access, stream, (&keys, &grants))
         });
-        if let Err(error) = started {
-            tracing::debug!(%error, "what was granted cannot be accessed");
-            self.ended(net, key, Ended::Badly);
+        match started {
+            Ok(()) => operation.begin(),
+            Err(error) => {
+                tracing::debug!(%error, "what was granted cannot be accessed");
+                self.ended(net, key, Ended::Badly);
+            }
         }
     }
 
@@ -274,7 +278,7 @@ impl Initiator {
                 }
                 let joined = joined.filter(|_| transfer.stripe.bytes >= ONE_SIDED_BYTES_MIN);
                 let request = transfer.request(joined.map(|joined| joined.rail));
-                transfer.operation.begin();
+                transfer.operation.progress.ask();
                 net.port.send(endpoint, Header::new(Kind::Request, id, op), request.encode());
             }
             Task::Next(_) => {}

@@ -126,7 +126,7 @@ impl Owner {
                     Error::new(ErrorKind::Overloaded, "too many notifications wait")
                 }
                 Err(mpsc::error::TrySendError::Closed(_)) => {
-                    Error::new(ErrorKind::Closed, "the agent takes no notifications")
+                    Error::new(ErrorKind::Disconnected, "the agent takes no notifications")
                 }
             }
         };
