@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random};
 use crate::peer::metadata::{self, GrantedRegion};
 use crate::peer::{PeerAddress, RemoteAgent, ShmAddress};
+use crate::plan::Place;
 use crate::transfer::{
     Initiator, Keeper, Notifications, Request, Transfer, TransferEstimate, TransferOptions,
     TransferStats, Ways,
@@ -108,8 +109,12 @@ impl Agent {
             initiator: Arc::new(Initiator {
                 regions: Arc::clone(&endpoint.regions),
                 ways: Ways {
-                    fabric: address.fabric,
-                    host,
+                    place: Place {
+                        incarnation: address.incarnation,
+                        fabric: address.fabric,
+                        host,
+                        has_ucx: address.ucx.is_some(),
+                    },
                     memcpy,
                     shm,
                     tcp,

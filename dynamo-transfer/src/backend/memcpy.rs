@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use tokio_util::task::TaskTracker;
 
-use super::{Backend, BackendKind, MemoryFabric, Operation};
+use super::{Backend, MemoryFabric, Operation};
 use crate::descriptor::RemoteDescriptor;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -43,10 +43,6 @@ impl Memcpy {
 
 #[async_trait]
 impl Backend for Memcpy {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Memcpy
-    }
-
     fn brief_bytes_max(&self) -> u64 {
         BRIEF_BYTES_MAX
     }

@@ -131,8 +131,6 @@ pub(crate) struct Progress {
 ///   touches the memory holds the operation.
 #[async_trait]
 pub(crate) trait Backend: Send + Sync {
-    fn kind(&self) -> BackendKind;
-
     /// Runs the operation to its end.
     async fn run(&self, operation: Arc<Operation>) -> Result<()>;
 

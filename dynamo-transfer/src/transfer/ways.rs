@@ -9,14 +9,11 @@ use crate::backend::{Backend, BackendKind, Memcpy, Operation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::MemoryKind;
 use crate::peer::PeerAddress;
-use crate::plan::{self, Load};
+use crate::plan::{Load, Place, Route};
 
 /// The backends of an agent: how it reaches itself and its peers.
 pub(crate) struct Ways {
-    /// The fabric that the agent has joined.
-    pub(crate) fabric: Option<u64>,
-    /// What tells this host apart.
-    pub(crate) host: Option<u64>,
+    pub(crate) place: Place,
     pub(crate) memcpy: Memcpy,
     pub(crate) shm: Option<Arc<dyn Backend>>,
     pub(crate) tcp: Arc<TcpClient>,
@@ -25,27 +22,14 @@ pub(crate) struct Ways {
 }
 
 impl Ways {
-    /// Returns which backend is to reach memory of a peer.
+    /// Returns which backends reach memory of a peer.
     pub(super) fn route(
         &self,
         peer: &PeerAddress,
         memory: MemoryKind,
         load: Load,
-    ) -> Result<BackendKind> {
-        if self.memcpy.own.incarnation == peer.incarnation {
-            return Ok(BackendKind::Memcpy);
-        }
-        plan::route(self.fabric, self.host, self.ucx().is_some(), (peer, memory), load)
-    }
-
-    /// Returns the backend that is to notify a peer.
-    pub(super) fn to(&self, peer: &PeerAddress) -> Result<&dyn Backend> {
-        self.reached(self.route(peer, MemoryKind::Host, Load { bytes: 0, ranges: 0 })?)
-    }
-
-    pub(super) fn reached(&self, kind: BackendKind) -> Result<&dyn Backend> {
-        let missing = || Error::new(ErrorKind::Internal, "a route has its backend");
-        self.backend(kind).ok_or_else(missing)
+    ) -> Result<Route> {
+        self.place.route((peer, memory), load)
     }
 
     pub(super) fn backend(&self, kind: BackendKind) -> Option<&dyn Backend> {
@@ -58,58 +42,36 @@ impl Ways {
         }
     }
 
-    /// Runs an operation by `backend`, or by another one if the peer is out of its reach; returns by
-    /// which.
-    pub(super) async fn run<'a>(
-        &'a self,
-        mut backend: &'a dyn Backend,
-        operation: Arc<Operation>,
-    ) -> Result<&'a dyn Backend> {
+    /// Runs an operation by the first backend of `route` that leads to the peer, which is its first then.
+    pub(super) async fn run(&self, route: &mut Route, operation: Arc<Operation>) -> Result<()> {
         if operation.total() == 0 {
-            return Ok(backend);
+            return Ok(());
         }
-        while let Err(error) = backend.run(Arc::clone(&operation)).await {
+        while let Err(error) = self.first(route)?.run(Arc::clone(&operation)).await {
             if operation.progress.has_begun() {
                 return Err(error);
             }
-            backend = self.instead(&operation.peer, backend, error)?;
-        }
-        Ok(backend)
-    }
-
-    /// Delivers a notification by `backend`, or by another one if the peer is out of its reach.
-    pub(super) async fn notify(
-        &self,
-        mut backend: &dyn Backend,
-        peer: &Arc<PeerAddress>,
-        payload: Bytes,
-    ) -> Result<()> {
-        while let Err(error) = backend.notify(peer, payload.clone()).await {
-            backend = self.instead(peer, backend, error)?;
+            leave(route, &operation.peer, error)?;
         }
         Ok(())
     }
 
-    /// Returns who else reaches a peer that is out of reach for `backend`; else the error.
-    fn instead(
+    /// Delivers a notification, likewise.
+    pub(super) async fn notify(
         &self,
-        peer: &PeerAddress,
-        backend: &dyn Backend,
-        error: Error,
-    ) -> Result<&dyn Backend> {
-        if !is_out_of_reach(&error) {
-            return Err(error);
+        route: &mut Route,
+        peer: &Arc<PeerAddress>,
+        payload: Bytes,
+    ) -> Result<()> {
+        while let Err(error) = self.first(route)?.notify(peer, payload.clone()).await {
+            leave(route, peer, error)?;
         }
-        let (ucx, tcp) = (self.ucx(), &*self.tcp as &dyn Backend);
-        let instead = match backend.kind() {
-            BackendKind::Shm if ucx.is_some() && peer.ucx.is_some() => ucx,
-            BackendKind::Shm | BackendKind::Ucx if peer.tcp.is_some() => Some(tcp),
-            _ => None,
-        };
-        let Some(instead) = instead else { return Err(error) };
-        let (kind, by) = (backend.kind(), instead.kind());
-        tracing::debug!(%error, peer = peer.name, "peer is reached by {by} in place of {kind}");
-        Ok(instead)
+        Ok(())
+    }
+
+    fn first(&self, route: &Route) -> Result<&dyn Backend> {
+        let missing = || Error::new(ErrorKind::Internal, "a route has its backend");
+        self.backend(route.first()).ok_or_else(missing)
     }
 
     #[cfg(feature = "ucx")]
@@ -122,6 +84,16 @@ impl Ways {
     fn ucx(&self) -> Option<&dyn Backend> {
         None
     }
+}
+
+/// Leaves out the first way of a route if the peer is out of its reach and there is another; else fails.
+pub(super) fn leave(route: &mut Route, peer: &PeerAddress, error: Error) -> Result<()> {
+    if !is_out_of_reach(&error) || !route.has_others() {
+        return Err(error);
+    }
+    let (kind, by) = (route.first(), route.leave());
+    tracing::debug!(%error, peer = peer.name, ?by, "peer is out of reach for {kind}");
+    Ok(())
 }
 
 /// Tells whether another backend may run what this one has failed at, if it has not begun.

@@ -16,7 +16,7 @@ use super::message::Request;
 use super::open::{Ended, Open};
 use super::opened::Opened;
 use crate::backend::memcpy::{BRIEF_BYTES_MAX, on_threads};
-use crate::backend::{Backend, BackendKind, Operation};
+use crate::backend::{Backend, Operation};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Mapping, Right};
@@ -166,10 +166,6 @@ impl ShmClient {
 
 #[async_trait]
 impl Backend for ShmClient {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Shm
-    }
-
     fn brief_bytes_max(&self) -> u64 {
         BRIEF_BYTES_MAX
     }

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::job::Job;
 use super::lanes::Lanes;
 use super::queue::{Notice, Work};
-use crate::backend::{Backend, BackendKind, Done, Operation, Running};
+use crate::backend::{Backend, Done, Operation, Running};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peer::PeerAddress;
@@ -75,10 +75,6 @@ impl TcpClient {
 
 #[async_trait]
 impl Backend for TcpClient {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Tcp
-    }
-
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
         let (done, outcome) = Done::channel();
         let _running = self.begin(&operation, done);

@@ -67,7 +67,7 @@ use mailbox::{Command, Mailbox};
 use owner::Delivery;
 use protocol::STRIPE_BYTES_MAX;
 
-use super::{Backend, BackendKind, Operation};
+use super::{Backend, Operation};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peer::PeerAddress;
@@ -177,10 +177,6 @@ impl Ucx {
 
 #[async_trait]
 impl Backend for Ucx {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Ucx
-    }
-
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
         let has_failed = AtomicBool::new(false);
         let stripes = operation.total().div_ceil(STRIPE_BYTES_MAX).clamp(1, STRIPES_AT_ONCE);
