@@ -7,16 +7,14 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-#[cfg(feature = "ucx")]
-use crate::backend::Ucx;
+use crate::backend::MemoryFabric;
 use crate::backend::cuda::{DeviceBuffer, DeviceCopier};
 #[cfg(unix)]
 use crate::backend::file::{FileRegion, FileStore};
 #[cfg(target_os = "linux")]
 use crate::backend::shm;
 use crate::backend::stage::Bounces;
-use crate::backend::tcp::{TcpClient, TcpServer};
-use crate::backend::{Backend, Memcpy, MemoryFabric};
+use crate::backend::tcp::TcpServer;
 use crate::config::AgentConfig;
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
 use crate::endpoint::Endpoint;
@@ -24,7 +22,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random};
 use crate::peer::metadata::{self, GrantedRegion};
 use crate::peer::{PeerAddress, RemoteAgent, ShmAddress};
-use crate::plan::Place;
 use crate::transfer::{
     Initiator, Keeper, Notifications, Request, Transfer, TransferEstimate, TransferOptions,
     TransferStats, Ways,
@@ -72,62 +69,30 @@ impl Agent {
             None => None,
             Some(address) => Some(TcpServer::start(address, &endpoint, &tasks, &shutdown).await?),
         };
-        let tcp = config.tcp_advertise.or(bound).map(|mut address| {
-            let port = bound.map_or(0, |bound| bound.port());
-            address.set_port(if address.port() == 0 { port } else { address.port() });
-            address
-        });
         // An agent reaches itself, whether it has joined a fabric or not.
         let fabric = config.fabric.clone().unwrap_or_default();
         fabric.join(&endpoint);
-        let own = Arc::clone(&endpoint);
-        let memcpy = Memcpy { fabric: fabric.clone(), own, tasks: tasks.clone() };
-        #[cfg(feature = "ucx")]
-        let ucx = match &config.ucx {
-            Some(ucx) => Some(Ucx::start(ucx, &endpoint, &tasks, &shutdown).await?),
-            None => None,
-        };
+        let ways = Ways::start(&config, &fabric, &endpoint, &tasks, &shutdown).await?;
         let address = PeerAddress {
-            name: config.name,
             incarnation: endpoint.incarnation,
             fabric: config.fabric.as_ref().map(MemoryFabric::id),
-            tcp,
+            tcp: config.advertised(bound),
             shm: if config.shm { Some(share(&endpoint, &tasks, &shutdown)?) } else { None },
-            #[cfg(feature = "ucx")]
-            ucx: ucx.as_ref().map(Ucx::address),
-            #[cfg(not(feature = "ucx"))]
-            ucx: None,
+            ucx: ways.ucx_address(),
+            name: config.name,
         };
-        let (host, shm) = reach_shared(&endpoint, &tasks, &shutdown);
-        let tcp = TcpClient::new(&endpoint, config.tcp_lanes, &tasks, &shutdown);
-        let keeper = Arc::<Keeper>::default();
-        let (ending, until) = (Arc::clone(&keeper), shutdown.clone());
-        tasks.spawn(async move { ending.end(&until).await });
-        let (running, until) = (Arc::clone(&keeper), shutdown.clone());
-        tasks.spawn(async move { running.run(&until).await });
+        let initiator = Initiator {
+            regions: Arc::clone(&endpoint.regions),
+            ways,
+            bounces: Bounces::new(BOUNCE_BYTES, BOUNCES, &tasks),
+            transfer_deadline: config.transfer_deadline,
+            room: Arc::new(Semaphore::new(config.transfers_max.min(Semaphore::MAX_PERMITS))),
+            counters: Arc::default(),
+            keeper: Keeper::start(&tasks, &shutdown),
+            tasks: tasks.clone(),
+        };
         Ok(Self(Arc::new(Inner {
-            initiator: Arc::new(Initiator {
-                regions: Arc::clone(&endpoint.regions),
-                ways: Ways {
-                    place: Place {
-                        incarnation: address.incarnation,
-                        fabric: address.fabric,
-                        host,
-                        has_ucx: address.ucx.is_some(),
-                    },
-                    memcpy,
-                    shm,
-                    tcp,
-                    #[cfg(feature = "ucx")]
-                    ucx,
-                },
-                transfer_deadline: config.transfer_deadline,
-                room: Arc::new(Semaphore::new(config.transfers_max.min(Semaphore::MAX_PERMITS))),
-                counters: Arc::default(),
-                keeper,
-                bounces: Bounces::new(BOUNCE_BYTES, BOUNCES, &tasks),
-                tasks: tasks.clone(),
-            }),
+            initiator: Arc::new(initiator),
             endpoint,
             address,
             notifications: Mutex::new(Some(Notifications::new(receiver, shutdown.clone()))),
@@ -341,10 +306,7 @@ impl Agent {
         self.0.endpoint.bounces.close();
         self.0.initiator.bounces.close();
         self.0.tasks.wait().await;
-        #[cfg(feature = "ucx")]
-        if let Some(ucx) = &self.0.initiator.ways.ucx {
-            ucx.shutdown().await;
-        }
+        self.0.initiator.ways.shutdown().await;
     }
 
     fn post(
@@ -377,25 +339,6 @@ fn share(
 #[cfg(not(target_os = "linux"))]
 fn share(_: &Arc<Endpoint>, _: &TaskTracker, _: &CancellationToken) -> Result<ShmAddress> {
     Err(Error::new(ErrorKind::BackendUnavailable, "this system does not share memory"))
-}
-
-/// Returns what tells this host apart, and who reaches its processes.
-#[cfg(target_os = "linux")]
-fn reach_shared(
-    endpoint: &Arc<Endpoint>,
-    tasks: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> (Option<u64>, Option<Arc<dyn Backend>>) {
-    (shm::host(), Some(shm::ShmClient::new(endpoint, tasks, shutdown)))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn reach_shared(
-    _: &Arc<Endpoint>,
-    _: &TaskTracker,
-    _: &CancellationToken,
-) -> (Option<u64>, Option<Arc<dyn Backend>>) {
-    (None, None)
 }
 
 /// What passes through host memory goes in pieces of this: a device or a disk is at its full speed.

@@ -132,6 +132,15 @@ impl AgentConfig {
         self
     }
 
+    /// Returns where peers find what listens at `bound`, if anything does.
+    pub(crate) fn advertised(&self, bound: Option<SocketAddr>) -> Option<SocketAddr> {
+        let mut address = self.tcp_advertise.or(bound)?;
+        if address.port() == 0 {
+            address.set_port(bound.map_or(0, |bound| bound.port()));
+        }
+        Some(address)
+    }
+
     pub(crate) fn validate(&self) -> Result<()> {
         let invalid = |message| Err(Error::new(ErrorKind::InvalidArgument, message));
         if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX {

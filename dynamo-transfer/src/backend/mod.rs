@@ -1,6 +1,7 @@
 //! Who moves the bytes.
 
 mod connection;
+mod copies;
 pub mod cuda;
 mod fabric;
 #[cfg(unix)]
@@ -30,6 +31,7 @@ pub use fabric::MemoryFabric;
 #[cfg(feature = "ucx")]
 pub use ucx::UcxConfig;
 
+pub(crate) use copies::Copies;
 pub(crate) use memcpy::Memcpy;
 #[cfg(feature = "ucx")]
 pub(crate) use ucx::Ucx;

@@ -1,11 +1,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "ucx")]
 use crate::backend::Ucx;
+#[cfg(target_os = "linux")]
+use crate::backend::shm;
 use crate::backend::tcp::TcpClient;
-use crate::backend::{Backend, BackendKind, Memcpy, Operation};
+use crate::backend::{Backend, BackendKind, Copies, Memcpy, MemoryFabric, Operation};
+use crate::config::AgentConfig;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::MemoryKind;
 use crate::peer::PeerAddress;
@@ -13,15 +19,61 @@ use crate::plan::{Load, Place, Route};
 
 /// The backends of an agent: how it reaches itself and its peers.
 pub(crate) struct Ways {
-    pub(crate) place: Place,
-    pub(crate) memcpy: Memcpy,
-    pub(crate) shm: Option<Arc<dyn Backend>>,
-    pub(crate) tcp: Arc<TcpClient>,
+    pub(super) place: Place,
+    pub(super) memcpy: Memcpy,
+    shm: Option<Arc<dyn Backend>>,
+    pub(super) tcp: Arc<TcpClient>,
     #[cfg(feature = "ucx")]
-    pub(crate) ucx: Option<Ucx>,
+    ucx: Option<Ucx>,
 }
 
 impl Ways {
+    /// Starts what an agent that has joined `fabric` reaches its peers by.
+    pub(crate) async fn start(
+        config: &AgentConfig,
+        fabric: &MemoryFabric,
+        own: &Arc<Endpoint>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Result<Self> {
+        #[cfg(feature = "ucx")]
+        let ucx = match &config.ucx {
+            Some(ucx) => Some(Ucx::start(ucx, own, tasks, shutdown).await?),
+            None => None,
+        };
+        let copies = Copies::new(tasks);
+        let (fabric, fabric_id) = (fabric.clone(), config.fabric.as_ref().map(MemoryFabric::id));
+        let memcpy = Memcpy { fabric, own: Arc::clone(own), copies: copies.clone() };
+        let (host, shm) = reach_shared(own, copies, tasks, shutdown);
+        let mut ways = Self {
+            place: Place { incarnation: own.incarnation, fabric: fabric_id, host, has_ucx: false },
+            memcpy,
+            shm,
+            tcp: TcpClient::new(own, config.tcp_lanes, tasks, shutdown),
+            #[cfg(feature = "ucx")]
+            ucx,
+        };
+        ways.place.has_ucx = ways.ucx().is_some();
+        Ok(ways)
+    }
+
+    /// Ends what the agent's tasks do not.
+    pub(crate) async fn shutdown(&self) {
+        #[cfg(feature = "ucx")]
+        if let Some(ucx) = &self.ucx {
+            ucx.shutdown().await;
+        }
+    }
+
+    /// Returns where peers reach this agent over UCX, if they do.
+    pub(crate) fn ucx_address(&self) -> Option<Bytes> {
+        #[cfg(feature = "ucx")]
+        let address = self.ucx.as_ref().map(Ucx::address);
+        #[cfg(not(feature = "ucx"))]
+        let address = None;
+        address
+    }
+
     /// Returns which backends reach memory of a peer.
     pub(super) fn route(
         &self,
@@ -84,6 +136,27 @@ impl Ways {
     fn ucx(&self) -> Option<&dyn Backend> {
         None
     }
+}
+
+/// Returns what tells this host apart, and who reaches its processes.
+#[cfg(target_os = "linux")]
+fn reach_shared(
+    own: &Arc<Endpoint>,
+    copies: Copies,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> (Option<u64>, Option<Arc<dyn Backend>>) {
+    (shm::host(), Some(shm::ShmClient::new(own, copies, tasks, shutdown)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reach_shared(
+    _: &Arc<Endpoint>,
+    _: Copies,
+    _: &TaskTracker,
+    _: &CancellationToken,
+) -> (Option<u64>, Option<Arc<dyn Backend>>) {
+    (None, None)
 }
 
 /// Leaves out the first way of a route if the peer is out of its reach and there is another; else fails.

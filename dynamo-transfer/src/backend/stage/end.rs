@@ -4,8 +4,9 @@ use async_trait::async_trait;
 
 use super::bounce::Bounce;
 use crate::backend::BackendKind;
+use crate::backend::copies::BRIEF_BYTES_MAX;
 use crate::backend::cuda::{DeviceCopier, DeviceMemory};
-use crate::backend::memcpy::{BRIEF_BYTES_MAX, copy_ranges};
+use crate::backend::memcpy::copy_ranges;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Backed, FarLease, Lease, Leased, Piece, Right, Span};
 
