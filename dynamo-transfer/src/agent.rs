@@ -125,7 +125,7 @@ impl Agent {
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
     {
-        RegisteredRegion::shared(&self.0.endpoint.regions, segments)
+        RegisteredRegion::read_only(&self.0.endpoint.regions, segments)
     }
 
     /// Registers memory that this agent may read and write, and its peers may read.
@@ -135,7 +135,7 @@ impl Agent {
     where
         B: AsMut<[u8]> + Send + Sync + 'static,
     {
-        RegisteredRegion::exclusive(&self.0.endpoint.regions, segments, Rights::OwnerWrites)
+        RegisteredRegion::writable(&self.0.endpoint.regions, segments, Rights::OwnerWrites)
     }
 
     /// Registers memory that this agent and its peers may read and write.
@@ -145,7 +145,7 @@ impl Agent {
     where
         B: AsMut<[u8]> + Send + Sync + 'static,
     {
-        RegisteredRegion::exclusive(&self.0.endpoint.regions, segments, Rights::PeersWrite)
+        RegisteredRegion::writable(&self.0.endpoint.regions, segments, Rights::PeersWrite)
     }
 
     /// Registers a file, which `store` reads and writes: it stays its giver's to shut down, after the

@@ -6,6 +6,7 @@ use crate::backend::MemoryFabric;
 #[cfg(feature = "ucx")]
 use crate::backend::UcxConfig;
 use crate::error::{Error, ErrorKind, Result};
+use crate::vocabulary::NAME_BYTES_MAX;
 
 /// How an agent is set up.
 #[derive(Debug, Clone)]
@@ -161,8 +162,6 @@ impl AgentConfig {
         }
     }
 }
-
-pub(crate) const NAME_BYTES_MAX: usize = 255;
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{MemoryKind, RegionTable, Token};
-use crate::plan::Load;
 
 /// Ranges of a region of this agent; cheap to clone.
 #[derive(Clone)]
@@ -71,6 +70,14 @@ pub(crate) enum Ranges {
     List { offsets: Arc<Vec<u64>>, lens: Arc<Vec<u64>>, total: u64 },
     /// Blocks of a layout.
     Blocks { layout: BlockLayout, indices: Arc<Vec<u32>> },
+}
+
+/// A transfer as far as its cost goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) bytes: u64,
+    /// Contiguous pieces.
+    pub(crate) ranges: u64,
 }
 
 impl BlockLayout {

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use crate::backend::stage::Bounces;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::RegionTable;
+use crate::notify::Notification;
 use crate::peer::PeerAddress;
-use crate::transfer::Notification;
 use crate::wire::Hello;
 
 /// What backends reach of an agent on behalf of its peers.

@@ -31,10 +31,7 @@ impl Memcpy {
         let owner = self.fabric.find(&operation.peer)?;
         let Operation { right, remote_id, token, remote_ranges, .. } = operation;
         let remote = owner.regions.lease_remote(*remote_id, token, *right, remote_ranges)?;
-        if remote.is_same_region(&operation.local) {
-            let message = "source and destination are the same region";
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
+        remote.check_apart(&operation.local)?;
         Ok(remote)
     }
 }

@@ -17,7 +17,6 @@ pub(crate) mod tcp;
 pub(crate) mod ucx;
 
 use std::any::Any;
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -31,6 +30,7 @@ pub use fabric::MemoryFabric;
 #[cfg(feature = "ucx")]
 pub use ucx::UcxConfig;
 
+pub(crate) use crate::vocabulary::BackendKind;
 pub(crate) use copies::Copies;
 pub(crate) use memcpy::Memcpy;
 #[cfg(feature = "ucx")]
@@ -41,44 +41,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Lease, Right, Token};
 use crate::peer::PeerAddress;
 use crate::plan::{Plan, Stripe};
-use crate::transfer::Priority;
-
-/// Names a backend in reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum BackendKind {
-    /// A copy inside the process.
-    Memcpy,
-    /// A copy between processes of one host.
-    Shm,
-    /// UCX.
-    Ucx,
-    /// Connections to the owner.
-    Tcp,
-    /// The engine of files.
-    File,
-    /// The engine of a device.
-    Device,
-}
-
-impl BackendKind {
-    /// All there are.
-    pub const ALL: [Self; 6] =
-        [Self::Memcpy, Self::Shm, Self::Ucx, Self::Tcp, Self::File, Self::Device];
-}
-
-impl fmt::Display for BackendKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Memcpy => "memcpy",
-            Self::Shm => "shm",
-            Self::Ucx => "ucx",
-            Self::Tcp => "tcp",
-            Self::File => "file",
-            Self::Device => "device",
-        })
-    }
-}
+use crate::vocabulary::Priority;
 
 /// A transfer as a backend runs it.
 ///

@@ -2,15 +2,8 @@
 
 use std::time::Duration;
 
-use crate::backend::BackendKind;
-
-/// A transfer as far as its cost goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Load {
-    pub(crate) bytes: u64,
-    /// Contiguous pieces.
-    pub(crate) ranges: u64,
-}
+use crate::descriptor::Load;
+use crate::vocabulary::BackendKind;
 
 /// Where a peer is, as far as it changes what a way costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +18,10 @@ pub(crate) enum Distance {
 ///
 /// The figures are those of `cargo xtask bench transfer` on a small machine (`docs/performance.md`): of
 /// one range of 4 KiB, of 256 ranges of 1 MiB, and what 16,384 ranges of 4 KiB take beyond their bytes;
-/// shared memory is mapped. Over a network UCX stands for RDMA over 100 Gbit/s, while on one host it
-/// copies by calls of the kernel, at half the rate of shared memory and one call for each range; devices
-/// stand for a bus of 25 GB/s. What they are off by is much the same for all transfers of one backend on
-/// one machine: [`Pace`] takes it from there.
+/// shared memory is mapped, and TCP's ranges count as a copy at either end. Over a network UCX stands for
+/// RDMA over 100 Gbit/s, while on one host it copies by calls of the kernel, at half the rate of shared
+/// memory and one call for each range; devices stand for a bus of 25 GB/s. What they are off by is much
+/// the same for all transfers of one backend on one machine: [`Pace`] takes it from there.
 #[derive(Debug, Clone, Copy)]
 struct Cost {
     transfer_ns: u64,
@@ -43,7 +36,7 @@ impl Cost {
             (BackendKind::Shm, _) => (2_500, 90, 125),
             (BackendKind::Ucx, Distance::Host) => (75_000, 1_800, 250),
             (BackendKind::Ucx, Distance::Network) => (20_000, 300, 80),
-            (BackendKind::Tcp, _) => (25_000, 30, 280),
+            (BackendKind::Tcp, _) => (25_000, 150, 280),
             (BackendKind::File, _) => (30_000, 5_000, 500),
             (BackendKind::Device, _) => (20_000, 100, 40),
         };

@@ -3,7 +3,7 @@
 mod cost;
 mod route;
 
-pub(crate) use cost::{Distance, Load, Pace, modelled};
+pub(crate) use cost::{Distance, Pace, modelled};
 pub(crate) use route::{Place, Route};
 
 use smallvec::SmallVec;

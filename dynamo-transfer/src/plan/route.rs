@@ -2,11 +2,12 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::backend::BackendKind;
+use crate::descriptor::Load;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::MemoryKind;
 use crate::peer::PeerAddress;
-use crate::plan::cost::{Distance, Load, modelled};
+use crate::plan::cost::{Distance, modelled};
+use crate::vocabulary::BackendKind;
 
 /// Where an agent is, and what it has to reach peers by.
 #[derive(Debug, Clone, Copy)]

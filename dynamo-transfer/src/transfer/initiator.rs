@@ -10,13 +10,14 @@ use super::posted::Posted;
 use super::staged::StagedTransfer;
 use super::ways::{Ways, is_out_of_reach, leave};
 use super::{Counters, Transfer, TransferEstimate, TransferOptions};
-use crate::backend::stage::{Bounces, Local};
-use crate::backend::{BackendKind, Done, Operation, Terms};
-use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
+use crate::backend::stage::{Bounces, mover};
+use crate::backend::{Done, Operation, Terms};
+use crate::descriptor::{Load, LocalDescriptor, RemoteDescriptor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Leased, MemoryKind, RegionTable, Right};
 use crate::peer::PeerAddress;
-use crate::plan::{self, Load, Route};
+use crate::plan::{self, Route};
+use crate::vocabulary::{BackendKind, NOTIFICATION_BYTES_MAX};
 
 /// Runs an agent's own transfers: plan, backend, notification.
 pub(crate) struct Initiator {
@@ -103,7 +104,7 @@ impl Initiator {
                 Work::Direct(Arc::new(operation))
             }
             leased => {
-                let local = (Local::from(leased), local.ranges);
+                let local = (leased, local.ranges);
                 let staged = StagedTransfer::new(posted.right, local, remote, terms)?;
                 Work::Staged(Box::new(staged))
             }
@@ -212,10 +213,7 @@ impl Initiator {
         let load = Load { ranges: here.ranges.max(there.ranges), ..there };
         let kind = self.ways.route(&remote.peer, remote.kind, there)?.first();
         let engines = [local.table.kind(local.id)?.engine(), remote.kind.engine()];
-        let slower = [BackendKind::File, BackendKind::Device].into_iter();
-        let engine = slower.filter(|_| kind == BackendKind::Memcpy);
-        let backend = engine.into_iter().find(|engine| engines.contains(&Some(*engine)));
-        let backend = backend.unwrap_or(kind);
+        let backend = if kind == BackendKind::Memcpy { mover(engines) } else { kind };
         let modelled = plan::modelled(backend, self.ways.place.distance(&remote.peer), load);
         let expected = self.counters.pace(backend).expected(modelled);
         Ok(TransferEstimate { backend, duration: expected })
@@ -242,6 +240,3 @@ fn check_notification(payload: Option<&Bytes>) -> Result<()> {
 
 /// What no agent lives to see.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-
-/// The largest notification: a message, not a transfer.
-pub(crate) const NOTIFICATION_BYTES_MAX: usize = 64 << 10;

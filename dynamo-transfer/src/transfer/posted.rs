@@ -11,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 use super::keeper::{Keeper, Key};
 use super::stats::Counters;
 use super::{Progress, TransferReport};
-use crate::backend::{self, BackendKind, Done, Running};
+use crate::backend::{self, Done, Running};
 use crate::error::{Error, ErrorKind, RemoteMemory, Result};
 use crate::memory::{Right, Uses};
 use crate::peer::PeerAddress;
 use crate::plan::Distance;
+use crate::vocabulary::BackendKind;
 
 /// A transfer from its posting to its outcome: whoever ends it first settles it, once.
 pub(crate) struct Posted {

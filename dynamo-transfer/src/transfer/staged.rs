@@ -3,12 +3,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::ways::Ways;
-use crate::backend::stage::{Bounce, Bounces, End, Local, Places, Staged};
-use crate::backend::{BackendKind, Operation, Terms};
+use crate::backend::stage::{Bounce, Bounces, End, Places, Staged};
+use crate::backend::{Operation, Terms};
 use crate::descriptor::{Ranges, RemoteDescriptor};
 use crate::error::Result;
-use crate::memory::Right;
+use crate::memory::{Leased, Right};
 use crate::plan::{Plan, Route};
+use crate::vocabulary::BackendKind;
 
 /// A transfer that an engine of files or devices has part in.
 pub(super) struct StagedTransfer {
@@ -20,7 +21,7 @@ pub(super) struct StagedTransfer {
 impl StagedTransfer {
     pub(super) fn new(
         right: Right,
-        (local, ranges): (Local, Ranges),
+        (local, ranges): (Leased, Ranges),
         remote: RemoteDescriptor,
         terms: Terms,
     ) -> Result<Self> {
@@ -39,7 +40,7 @@ impl StagedTransfer {
     ) -> Result<(Route, BackendKind)> {
         let Self { staged, remote, terms } = self;
         if route.first() == BackendKind::Memcpy {
-            let remote = Local::from(ways.memcpy.lease(&remote, staged.right)?);
+            let remote = ways.memcpy.lease(&remote, staged.right)?;
             let mover = staged.run_here(&remote, bounces).await?;
             return Ok((route, mover));
         }

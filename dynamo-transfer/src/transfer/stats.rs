@@ -2,9 +2,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::TransferReport;
-use crate::backend::BackendKind;
+use crate::descriptor::Load;
 use crate::error::{ErrorKind, Result};
-use crate::plan::{Distance, Load, Pace, modelled};
+use crate::plan::{Distance, Pace, modelled};
+use crate::vocabulary::BackendKind;
 
 /// What an agent's own transfers have come to so far, and what it has registered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -9,13 +9,15 @@ use crate::backend::Ucx;
 #[cfg(target_os = "linux")]
 use crate::backend::shm;
 use crate::backend::tcp::TcpClient;
-use crate::backend::{Backend, BackendKind, Copies, Memcpy, MemoryFabric, Operation};
+use crate::backend::{Backend, Copies, Memcpy, MemoryFabric, Operation};
 use crate::config::AgentConfig;
+use crate::descriptor::Load;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::MemoryKind;
 use crate::peer::PeerAddress;
-use crate::plan::{Load, Place, Route};
+use crate::plan::{Place, Route};
+use crate::vocabulary::BackendKind;
 
 /// The backends of an agent: how it reaches itself and its peers.
 pub(crate) struct Ways {

@@ -64,7 +64,7 @@ impl Owner {
 
     fn register(&self, buffer: HostBuffer) -> RegisteredRegion<HostBuffer> {
         let table = &self.endpoint.regions;
-        RegisteredRegion::exclusive(table, vec![buffer], Rights::PeersWrite).unwrap()
+        RegisteredRegion::writable(table, vec![buffer], Rights::PeersWrite).unwrap()
     }
 
     fn granted(&self, grant: Grant) -> RemoteRegion {

@@ -15,7 +15,7 @@ use crate::backend::{Backend, Done, Operation, Running};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::peer::PeerAddress;
-use crate::transfer::Priority;
+use crate::vocabulary::Priority;
 
 /// Runs operations at their owners, over lanes to each.
 pub(crate) struct TcpClient {

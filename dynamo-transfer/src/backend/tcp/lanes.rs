@@ -24,7 +24,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
 use crate::peer::PeerAddress;
-use crate::transfer::Priority;
+use crate::vocabulary::Priority;
 use crate::wire::protocol;
 
 /// The connections to one peer, and what waits for them.

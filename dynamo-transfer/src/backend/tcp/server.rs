@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::frame::{Access, REQUEST_BYTES_MAX, Request, Status, encode_status};
 use super::stream::{CHECKSUM_BYTES, discard, recv_frame, recv_memory, send, send_memory};
 use crate::backend::connection::{self, HELLO_MAX, IDLE_MAX};
-use crate::backend::stage::{Bounce, Bounces, End, Local};
+use crate::backend::stage::{Bounce, Bounces, End};
 use crate::descriptor::Ranges;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -139,22 +139,19 @@ async fn serve_write(
             drop(lease);
             return answer(stream, &arrived).await;
         }
-        Ok(leased) => {
-            let end = Local::from(leased);
-            match endpoint.bounces.one(&end).await {
-                Err(error) => error,
-                Ok(bounce) => {
-                    let (memory, places) = (bounce.memory(), whole(ranges));
-                    let arrived = recv_memory(stream, buffered, memory, places, *is_checked);
-                    let stored = match arrived.await? {
-                        Ok(()) => end.pass(Right::Write, &bounce, ranges.iter().collect()).await,
-                        corrupted => corrupted,
-                    };
-                    drop((end, bounce));
-                    return answer(stream, &stored).await;
-                }
+        Ok(end) => match endpoint.bounces.one(&end).await {
+            Err(error) => error,
+            Ok(bounce) => {
+                let (memory, places) = (bounce.memory(), whole(ranges));
+                let arrived = recv_memory(stream, buffered, memory, places, *is_checked);
+                let stored = match arrived.await? {
+                    Ok(()) => end.pass(Right::Write, &bounce, ranges.iter().collect()).await,
+                    corrupted => corrupted,
+                };
+                drop((end, bounce));
+                return answer(stream, &stored).await;
             }
-        }
+        },
     };
     let checksum = if *is_checked { CHECKSUM_BYTES as u64 } else { 0 };
     discard(stream, buffered, ranges.total() + checksum).await?;
@@ -162,8 +159,7 @@ async fn serve_write(
 }
 
 /// Brings ranges that the processor does not reach into host memory.
-async fn fetch(bounces: &Bounces, leased: Leased, ranges: &Ranges) -> Result<Arc<Bounce>> {
-    let end = Local::from(leased);
+async fn fetch(bounces: &Bounces, end: Leased, ranges: &Ranges) -> Result<Arc<Bounce>> {
     let bounce = bounces.one(&end).await?;
     end.pass(Right::Read, &bounce, ranges.iter().collect()).await?;
     Ok(bounce)

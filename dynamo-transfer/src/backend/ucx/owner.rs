@@ -20,7 +20,7 @@ use crate::backend::connection::patience;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Right;
-use crate::transfer::{NOTIFICATION_BYTES_MAX, Priority};
+use crate::vocabulary::{NOTIFICATION_BYTES_MAX, Priority};
 use crate::wire;
 
 /// A notification on its way to the agent's queue.

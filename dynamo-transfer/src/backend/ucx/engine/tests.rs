@@ -83,7 +83,7 @@ impl Bench {
 fn the_thread_does_not_sleep_on_what_giving_up_has_made() {
     let Some(mut bench) = Bench::new() else { return };
     let memory = vec![HostBuffer::new(64)];
-    let region = RegisteredRegion::exclusive(&bench.endpoint.regions, memory, Rights::PeersWrite);
+    let region = RegisteredRegion::writable(&bench.endpoint.regions, memory, Rights::PeersWrite);
     let region = region.unwrap();
     let id = region.grant().id;
     let (token, ..) = bench.endpoint.regions.grant(region.grant()).unwrap();
