@@ -121,7 +121,10 @@ mod tests {
         let copies = Copies::on(1, &tasks);
         let transfer = |index| {
             let (copies, gate) = (copies.clone(), Arc::clone(&gate));
-            let copy = move || Ok(gate.pass(index));
+            let copy = move || -> Result<()> {
+                gate.pass(index);
+                Ok(())
+            };
             Box::pin(async move { copies.run(LARGE, copy).await })
         };
         let mut transfers: Vec<_> = (0..64).map(transfer).collect();
@@ -148,7 +151,10 @@ mod tests {
         let copies = Copies::on(3, &tasks);
         let transfer = |(index, bytes)| {
             let (copies, gate) = (copies.clone(), Arc::clone(&gate));
-            let copy = move || Ok(gate.pass(index));
+            let copy = move || -> Result<()> {
+                gate.pass(index);
+                Ok(())
+            };
             Box::pin(async move { copies.run(bytes, copy).await })
         };
         let few = (0, BRIEF_BYTES_MAX + 1);

@@ -31,6 +31,10 @@ pub(crate) struct Ways {
 
 impl Ways {
     /// Starts what an agent that has joined `fabric` reaches its peers by.
+    #[cfg_attr(
+        not(feature = "ucx"),
+        expect(clippy::unused_async, reason = "with the feature there is something to wait for")
+    )]
     pub(crate) async fn start(
         config: &AgentConfig,
         fabric: &MemoryFabric,
@@ -60,6 +64,10 @@ impl Ways {
     }
 
     /// Ends what the agent's tasks do not.
+    #[cfg_attr(
+        not(feature = "ucx"),
+        expect(clippy::unused_async, reason = "with the feature there is something to wait for")
+    )]
     pub(crate) async fn shutdown(&self) {
         #[cfg(feature = "ucx")]
         if let Some(ucx) = &self.ucx {
