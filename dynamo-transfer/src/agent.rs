@@ -17,8 +17,8 @@ use crate::backend::stage::Bounces;
 use crate::backend::tcp::TcpServer;
 use crate::config::AgentConfig;
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random};
 use crate::peer::metadata::{self, GrantedRegion};
 use crate::peer::{PeerAddress, RemoteAgent, ShmAddress};
@@ -35,7 +35,7 @@ use crate::transfer::{
 pub struct Agent(Arc<Inner>);
 
 struct Inner {
-    endpoint: Arc<Endpoint>,
+    inbound: Arc<Inbound>,
     address: PeerAddress,
     notifications: Mutex<Option<Notifications>>,
     initiator: Arc<Initiator>,
@@ -57,7 +57,7 @@ impl Agent {
         config.validate()?;
         let (sender, receiver) = mpsc::channel(config.notifications_max);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        let endpoint = Arc::new(Endpoint {
+        let inbound = Arc::new(Inbound {
             name: config.name.clone(),
             incarnation: random()?,
             regions: Arc::new(RegionTable::new()?),
@@ -67,22 +67,22 @@ impl Agent {
         let shutdown_on_drop = shutdown.clone().drop_guard();
         let bound = match config.tcp_listen {
             None => None,
-            Some(address) => Some(TcpServer::start(address, &endpoint, &tasks, &shutdown).await?),
+            Some(address) => Some(TcpServer::start(address, &inbound, &tasks, &shutdown).await?),
         };
         // An agent reaches itself, whether it has joined a fabric or not.
         let fabric = config.fabric.clone().unwrap_or_default();
-        fabric.join(&endpoint);
-        let ways = Ways::start(&config, &fabric, &endpoint, &tasks, &shutdown).await?;
+        fabric.join(&inbound);
+        let ways = Ways::start(&config, &fabric, &inbound, &tasks, &shutdown).await?;
         let address = PeerAddress {
-            incarnation: endpoint.incarnation,
+            incarnation: inbound.incarnation,
             fabric: config.fabric.as_ref().map(MemoryFabric::id),
             tcp: config.advertised(bound),
-            shm: if config.shm { Some(share(&endpoint, &tasks, &shutdown)?) } else { None },
+            shm: if config.shm { Some(share(&inbound, &tasks, &shutdown)?) } else { None },
             ucx: ways.ucx_address(),
             name: config.name,
         };
         let initiator = Initiator {
-            regions: Arc::clone(&endpoint.regions),
+            regions: Arc::clone(&inbound.regions),
             ways,
             bounces: Bounces::new(BOUNCE_BYTES, BOUNCES, &tasks),
             transfer_deadline: config.transfer_deadline,
@@ -93,7 +93,7 @@ impl Agent {
         };
         Ok(Self(Arc::new(Inner {
             initiator: Arc::new(initiator),
-            endpoint,
+            inbound,
             address,
             notifications: Mutex::new(Some(Notifications::new(receiver, shutdown.clone()))),
             fabric,
@@ -115,7 +115,7 @@ impl Agent {
 
     /// Returns what this agent's transfers have come to so far, and how many regions it has.
     pub fn stats(&self) -> TransferStats {
-        self.0.initiator.counters.read(self.0.endpoint.regions.count())
+        self.0.initiator.counters.read(self.0.inbound.regions.count())
     }
 
     /// Registers memory that this agent and its peers may read: the concatenation of `segments`.
@@ -125,7 +125,7 @@ impl Agent {
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
     {
-        RegisteredRegion::read_only(&self.0.endpoint.regions, segments)
+        RegisteredRegion::read_only(&self.0.inbound.regions, segments)
     }
 
     /// Registers memory that this agent may read and write, and its peers may read.
@@ -135,7 +135,7 @@ impl Agent {
     where
         B: AsMut<[u8]> + Send + Sync + 'static,
     {
-        RegisteredRegion::writable(&self.0.endpoint.regions, segments, Rights::OwnerWrites)
+        RegisteredRegion::writable(&self.0.inbound.regions, segments, Rights::OwnerWrites)
     }
 
     /// Registers memory that this agent and its peers may read and write.
@@ -145,7 +145,7 @@ impl Agent {
     where
         B: AsMut<[u8]> + Send + Sync + 'static,
     {
-        RegisteredRegion::writable(&self.0.endpoint.regions, segments, Rights::PeersWrite)
+        RegisteredRegion::writable(&self.0.inbound.regions, segments, Rights::PeersWrite)
     }
 
     /// Registers a file, which `store` reads and writes: it stays its giver's to shut down, after the
@@ -182,7 +182,7 @@ impl Agent {
         file: FileRegion,
         rights: Rights,
     ) -> Result<RegisteredRegion<FileRegion>> {
-        RegisteredRegion::file(&self.0.endpoint.regions, store, file, rights)
+        RegisteredRegion::file(&self.0.inbound.regions, store, file, rights)
     }
 
     /// Registers memory of a device, which `copier` drives: the concatenation of `buffers`. The copier
@@ -199,7 +199,7 @@ impl Agent {
     where
         B: Borrow<DeviceBuffer> + Send + Sync + 'static,
     {
-        RegisteredRegion::device(&self.0.endpoint.regions, copier, buffers, rights)
+        RegisteredRegion::device(&self.0.inbound.regions, copier, buffers, rights)
     }
 
     /// Returns this agent's metadata with grants of regions, in this order: whoever holds it may use them.
@@ -209,7 +209,7 @@ impl Agent {
     /// of this agent.
     pub fn metadata(&self, grants: impl IntoIterator<Item = Grant>) -> Result<Bytes> {
         let granted = |grant: Grant| {
-            let (token, len, kind) = self.0.endpoint.regions.grant(grant)?;
+            let (token, len, kind) = self.0.inbound.regions.grant(grant)?;
             Ok(GrantedRegion { id: grant.id, token, len, kind })
         };
         let grants = grants.into_iter().map(granted).collect::<Result<Vec<_>>>()?;
@@ -303,7 +303,7 @@ impl Agent {
         self.0.shutdown.cancel();
         self.0.tasks.close();
         self.0.fabric.leave(self.incarnation());
-        self.0.endpoint.bounces.close();
+        self.0.inbound.bounces.close();
         self.0.initiator.bounces.close();
         self.0.tasks.wait().await;
         self.0.initiator.ways.shutdown().await;
@@ -329,15 +329,15 @@ impl fmt::Debug for Agent {
 /// Lets processes of this host reach the agent.
 #[cfg(target_os = "linux")]
 fn share(
-    endpoint: &Arc<Endpoint>,
+    inbound: &Arc<Inbound>,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> Result<ShmAddress> {
-    shm::ShmServer::start(endpoint, tasks, shutdown)
+    shm::ShmServer::start(inbound, tasks, shutdown)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn share(_: &Arc<Endpoint>, _: &TaskTracker, _: &CancellationToken) -> Result<ShmAddress> {
+fn share(_: &Arc<Inbound>, _: &TaskTracker, _: &CancellationToken) -> Result<ShmAddress> {
     Err(Error::new(ErrorKind::BackendUnavailable, "this system does not share memory"))
 }
 

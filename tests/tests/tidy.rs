@@ -146,7 +146,7 @@ const TRANSFER: Floors = &[
     &["error", "notify", "vocabulary"],
     &["cuda", "descriptor", "file", "memory", "peer", "wire"],
     &["plan"],
-    &["backend", "endpoint"],
+    &["backend", "inbound"],
     &["config"],
     &["transfer"],
     &["agent"],

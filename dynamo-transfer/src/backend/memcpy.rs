@@ -6,8 +6,8 @@ use bytes::Bytes;
 use super::copies::{BRIEF_BYTES_MAX, Copies};
 use super::{Backend, MemoryFabric, Operation};
 use crate::descriptor::RemoteDescriptor;
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::{Lease, Leased, Right, copy};
 use crate::peer::PeerAddress;
 use crate::plan::{Stripe, behind};
@@ -15,7 +15,7 @@ use crate::plan::{Stripe, behind};
 /// Copies between regions of agents in one process.
 pub(crate) struct Memcpy {
     pub(crate) fabric: MemoryFabric,
-    pub(crate) own: Arc<Endpoint>,
+    pub(crate) own: Arc<Inbound>,
     pub(crate) copies: Copies,
 }
 

@@ -12,8 +12,8 @@ use crate::backend::tcp::TcpClient;
 use crate::backend::{Backend, Copies, Memcpy, MemoryFabric, Operation};
 use crate::config::AgentConfig;
 use crate::descriptor::Load;
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::MemoryKind;
 use crate::peer::PeerAddress;
 use crate::plan::{Place, Route};
@@ -38,7 +38,7 @@ impl Ways {
     pub(crate) async fn start(
         config: &AgentConfig,
         fabric: &MemoryFabric,
-        own: &Arc<Endpoint>,
+        own: &Arc<Inbound>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<Self> {
@@ -151,7 +151,7 @@ impl Ways {
 /// Returns what tells this host apart, and who reaches its processes.
 #[cfg(target_os = "linux")]
 fn reach_shared(
-    own: &Arc<Endpoint>,
+    own: &Arc<Inbound>,
     copies: Copies,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
@@ -161,7 +161,7 @@ fn reach_shared(
 
 #[cfg(not(target_os = "linux"))]
 fn reach_shared(
-    _: &Arc<Endpoint>,
+    _: &Arc<Inbound>,
     _: Copies,
     _: &TaskTracker,
     _: &CancellationToken,

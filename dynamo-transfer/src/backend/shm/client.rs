@@ -17,14 +17,14 @@ use super::open::{Ended, Open};
 use super::opened::Opened;
 use crate::backend::copies::BRIEF_BYTES_MAX;
 use crate::backend::{Backend, Copies, Operation};
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::{Mapping, Right};
 use crate::peer::PeerAddress;
 
 /// Copies from and to the memory of agents in other processes of this host.
 pub(crate) struct ShmClient {
-    own: Arc<Endpoint>,
+    own: Arc<Inbound>,
     copies: Copies,
     peers: Mutex<HashMap<Arc<PeerAddress>, Arc<Peer>>>,
     tasks: TaskTracker,
@@ -66,7 +66,7 @@ enum Purpose {
 
 impl ShmClient {
     pub(crate) fn new(
-        own: &Arc<Endpoint>,
+        own: &Arc<Inbound>,
         copies: Copies,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,

@@ -12,14 +12,14 @@ use super::job::Job;
 use super::lanes::Lanes;
 use super::queue::{Notice, Work};
 use crate::backend::{Backend, Done, Operation, Running};
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::peer::PeerAddress;
 use crate::vocabulary::Priority;
 
 /// Runs operations at their owners, over lanes to each.
 pub(crate) struct TcpClient {
-    own: Arc<Endpoint>,
+    own: Arc<Inbound>,
     lanes_max: usize,
     peers: Mutex<HashMap<Arc<PeerAddress>, Ways>>,
     tasks: TaskTracker,
@@ -35,7 +35,7 @@ struct Ways {
 
 impl TcpClient {
     pub(crate) fn new(
-        own: &Arc<Endpoint>,
+        own: &Arc<Inbound>,
         lanes_max: NonZeroUsize,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,

@@ -68,8 +68,8 @@ use owner::Delivery;
 use protocol::STRIPE_BYTES_MAX;
 
 use super::{Backend, Operation};
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::peer::PeerAddress;
 
 /// An agent's end of UCX: the thread that runs it, and what others tell it.
@@ -90,7 +90,7 @@ impl Ucx {
     /// Loads the library and starts the thread.
     pub(crate) async fn start(
         config: &UcxConfig,
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Arc<Inbound>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<Self> {
@@ -224,7 +224,7 @@ impl Drop for CancelOnDrop<'_> {
 
 /// Queues notifications of peers, one after the other, and has them answered.
 async fn deliver(
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<Inbound>,
     mailbox: Arc<Mailbox>,
     mut deliveries: mpsc::Receiver<Delivery>,
     shutdown: CancellationToken,
