@@ -7,20 +7,18 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-#[cfg(feature = "ucx")]
-use crate::backend::Ucx;
+use crate::backend::MemoryFabric;
 use crate::backend::cuda::{DeviceBuffer, DeviceCopier};
 #[cfg(unix)]
 use crate::backend::file::{FileRegion, FileStore};
 #[cfg(target_os = "linux")]
 use crate::backend::shm;
 use crate::backend::stage::Bounces;
-use crate::backend::tcp::{TcpClient, TcpServer};
-use crate::backend::{Backend, Memcpy, MemoryFabric};
+use crate::backend::tcp::TcpServer;
 use crate::config::AgentConfig;
 use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::{Grant, RegionTable, RegisteredRegion, Right, Rights, random};
 use crate::peer::metadata::{self, GrantedRegion};
 use crate::peer::{PeerAddress, RemoteAgent, ShmAddress};
@@ -37,7 +35,7 @@ use crate::transfer::{
 pub struct Agent(Arc<Inner>);
 
 struct Inner {
-    endpoint: Arc<Endpoint>,
+    inbound: Arc<Inbound>,
     address: PeerAddress,
     notifications: Mutex<Option<Notifications>>,
     initiator: Arc<Initiator>,
@@ -59,7 +57,7 @@ impl Agent {
         config.validate()?;
         let (sender, receiver) = mpsc::channel(config.notifications_max);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        let endpoint = Arc::new(Endpoint {
+        let inbound = Arc::new(Inbound {
             name: config.name.clone(),
             incarnation: random()?,
             regions: Arc::new(RegionTable::new()?),
@@ -69,62 +67,34 @@ impl Agent {
         let shutdown_on_drop = shutdown.clone().drop_guard();
         let bound = match config.tcp_listen {
             None => None,
-            Some(address) => Some(TcpServer::start(address, &endpoint, &tasks, &shutdown).await?),
+            Some(address) => Some(TcpServer::start(address, &inbound, &tasks, &shutdown).await?),
         };
-        let tcp = config.tcp_advertise.or(bound).map(|mut address| {
-            let port = bound.map_or(0, |bound| bound.port());
-            address.set_port(if address.port() == 0 { port } else { address.port() });
-            address
-        });
         // An agent reaches itself, whether it has joined a fabric or not.
         let fabric = config.fabric.clone().unwrap_or_default();
-        fabric.join(&endpoint);
-        let own = Arc::clone(&endpoint);
-        let memcpy = Memcpy { fabric: fabric.clone(), own, tasks: tasks.clone() };
-        #[cfg(feature = "ucx")]
-        let ucx = match &config.ucx {
-            Some(ucx) => Some(Ucx::start(ucx, &endpoint, &tasks, &shutdown).await?),
-            None => None,
-        };
+        fabric.join(&inbound);
+        let ways = Ways::start(&config, &fabric, &inbound, &tasks, &shutdown).await?;
         let address = PeerAddress {
-            name: config.name,
-            incarnation: endpoint.incarnation,
+            incarnation: inbound.incarnation,
             fabric: config.fabric.as_ref().map(MemoryFabric::id),
-            tcp,
-            shm: if config.shm { Some(share(&endpoint, &tasks, &shutdown)?) } else { None },
-            #[cfg(feature = "ucx")]
-            ucx: ucx.as_ref().map(Ucx::address),
-            #[cfg(not(feature = "ucx"))]
-            ucx: None,
+            tcp: config.advertised(bound),
+            shm: if config.shm { Some(share(&inbound, &tasks, &shutdown)?) } else { None },
+            ucx: ways.ucx_address(),
+            name: config.name,
         };
-        let (host, shm) = reach_shared(&endpoint, &tasks, &shutdown);
-        let tcp = TcpClient::new(&endpoint, config.tcp_lanes, &tasks, &shutdown);
-        let keeper = Arc::<Keeper>::default();
-        let (ending, until) = (Arc::clone(&keeper), shutdown.clone());
-        tasks.spawn(async move { ending.end(&until).await });
-        let (running, until) = (Arc::clone(&keeper), shutdown.clone());
-        tasks.spawn(async move { running.run(&until).await });
+        let initiator = Initiator {
+            regions: Arc::clone(&inbound.regions),
+            ways,
+            bounces: Bounces::new(BOUNCE_BYTES, BOUNCES, &tasks),
+            transfer_deadline: config.transfer_deadline,
+            room: Arc::new(Semaphore::new(config.transfers_max.min(Semaphore::MAX_PERMITS))),
+            counters: Arc::default(),
+            keeper: Keeper::start(&tasks, &shutdown),
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
+        };
         Ok(Self(Arc::new(Inner {
-            initiator: Arc::new(Initiator {
-                regions: Arc::clone(&endpoint.regions),
-                ways: Ways {
-                    fabric: address.fabric,
-                    host,
-                    memcpy,
-                    shm,
-                    tcp,
-                    #[cfg(feature = "ucx")]
-                    ucx,
-                },
-                transfer_deadline: config.transfer_deadline,
-                room: Arc::new(Semaphore::new(config.transfers_max.min(Semaphore::MAX_PERMITS))),
-                counters: Arc::default(),
-                keeper,
-                bounces: Bounces::new(BOUNCE_BYTES, BOUNCES, &tasks),
-                tasks: tasks.clone(),
-                shutdown: shutdown.clone(),
-            }),
-            endpoint,
+            initiator: Arc::new(initiator),
+            inbound,
             address,
             notifications: Mutex::new(Some(Notifications::new(receiver, shutdown.clone()))),
             fabric,
@@ -146,7 +116,7 @@ impl Agent {
 
     /// Returns what this agent's transfers have come to so far, and how many regions it has.
     pub fn stats(&self) -> TransferStats {
-        self.0.initiator.counters.read(self.0.endpoint.regions.count())
+        self.0.initiator.counters.read(self.0.inbound.regions.count())
     }
 
     /// Registers memory that this agent and its peers may read: the concatenation of `segments`.
@@ -156,7 +126,7 @@ impl Agent {
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
     {
-        RegisteredRegion::shared(&self.0.endpoint.regions, segments)
+        RegisteredRegion::read_only(&self.0.inbound.regions, segments)
     }
 
     /// Registers memory that this agent may read and write, and its peers may read.
@@ -166,7 +136,7 @@ impl Agent {
     where
         B: AsMut<[u8]> + Send + Sync + 'static,
     {
-        RegisteredRegion::exclusive(&self.0.endpoint.regions, segments, Rights::OwnerWrites)
+        RegisteredRegion::writable(&self.0.inbound.regions, segments, Rights::OwnerWrites)
     }
 
     /// Registers memory that this agent and its peers may read and write.
@@ -176,7 +146,7 @@ impl Agent {
     where
         B: AsMut<[u8]> + Send + Sync + 'static,
     {
-        RegisteredRegion::exclusive(&self.0.endpoint.regions, segments, Rights::PeersWrite)
+        RegisteredRegion::writable(&self.0.inbound.regions, segments, Rights::PeersWrite)
     }
 
     /// Registers a file, which `store` reads and writes: it stays its giver's to shut down, after the
@@ -213,7 +183,7 @@ impl Agent {
         file: FileRegion,
         rights: Rights,
     ) -> Result<RegisteredRegion<FileRegion>> {
-        RegisteredRegion::file(&self.0.endpoint.regions, store, file, rights)
+        RegisteredRegion::file(&self.0.inbound.regions, store, file, rights)
     }
 
     /// Registers memory of a device, which `copier` drives: the concatenation of `buffers`. The copier
@@ -230,7 +200,7 @@ impl Agent {
     where
         B: Borrow<DeviceBuffer> + Send + Sync + 'static,
     {
-        RegisteredRegion::device(&self.0.endpoint.regions, copier, buffers, rights)
+        RegisteredRegion::device(&self.0.inbound.regions, copier, buffers, rights)
     }
 
     /// Returns this agent's metadata with grants of regions, in this order: whoever holds it may use them.
@@ -240,7 +210,7 @@ impl Agent {
     /// of this agent.
     pub fn metadata(&self, grants: impl IntoIterator<Item = Grant>) -> Result<Bytes> {
         let granted = |grant: Grant| {
-            let (token, len, kind) = self.0.endpoint.regions.grant(grant)?;
+            let (token, len, kind) = self.0.inbound.regions.grant(grant)?;
             Ok(GrantedRegion { id: grant.id, token, len, kind })
         };
         let grants = grants.into_iter().map(granted).collect::<Result<Vec<_>>>()?;
@@ -338,13 +308,10 @@ impl Agent {
         self.0.shutdown.cancel();
         self.0.tasks.close();
         self.0.fabric.leave(self.incarnation());
-        self.0.endpoint.bounces.close();
+        self.0.inbound.bounces.close();
         self.0.initiator.bounces.close();
         self.0.tasks.wait().await;
-        #[cfg(feature = "ucx")]
-        if let Some(ucx) = &self.0.initiator.ways.ucx {
-            ucx.shutdown().await;
-        }
+        self.0.initiator.ways.shutdown().await;
     }
 
     fn post(
@@ -367,35 +334,16 @@ impl fmt::Debug for Agent {
 /// Lets processes of this host reach the agent.
 #[cfg(target_os = "linux")]
 fn share(
-    endpoint: &Arc<Endpoint>,
+    inbound: &Arc<Inbound>,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> Result<ShmAddress> {
-    shm::ShmServer::start(endpoint, tasks, shutdown)
+    shm::ShmServer::start(inbound, tasks, shutdown)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn share(_: &Arc<Endpoint>, _: &TaskTracker, _: &CancellationToken) -> Result<ShmAddress> {
+fn share(_: &Arc<Inbound>, _: &TaskTracker, _: &CancellationToken) -> Result<ShmAddress> {
     Err(Error::new(ErrorKind::BackendUnavailable, "this system does not share memory"))
-}
-
-/// Returns what tells this host apart, and who reaches its processes.
-#[cfg(target_os = "linux")]
-fn reach_shared(
-    endpoint: &Arc<Endpoint>,
-    tasks: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> (Option<u64>, Option<Arc<dyn Backend>>) {
-    (shm::host(), Some(shm::ShmClient::new(endpoint, tasks, shutdown)))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn reach_shared(
-    _: &Arc<Endpoint>,
-    _: &TaskTracker,
-    _: &CancellationToken,
-) -> (Option<u64>, Option<Arc<dyn Backend>>) {
-    (None, None)
 }
 
 /// What passes through host memory goes in pieces of this: a device or a disk is at its full speed.

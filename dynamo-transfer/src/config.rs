@@ -6,6 +6,7 @@ use crate::backend::MemoryFabric;
 #[cfg(feature = "ucx")]
 use crate::backend::UcxConfig;
 use crate::error::{Error, ErrorKind, Result};
+use crate::vocabulary::NAME_BYTES_MAX;
 
 /// How an agent is set up.
 #[derive(Debug, Clone)]
@@ -132,6 +133,15 @@ impl AgentConfig {
         self
     }
 
+    /// Returns where peers find what listens at `bound`, if anything does.
+    pub(crate) fn advertised(&self, bound: Option<SocketAddr>) -> Option<SocketAddr> {
+        let mut address = self.tcp_advertise.or(bound)?;
+        if address.port() == 0 {
+            address.set_port(bound.map_or(0, |bound| bound.port()));
+        }
+        Some(address)
+    }
+
     pub(crate) fn validate(&self) -> Result<()> {
         let invalid = |message| Err(Error::new(ErrorKind::InvalidArgument, message));
         if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX {
@@ -152,8 +162,6 @@ impl AgentConfig {
         }
     }
 }
-
-pub(crate) const NAME_BYTES_MAX: usize = 255;
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{MemoryKind, RegionTable, Token};
-use crate::plan::Load;
 
 /// Ranges of a region of this agent; cheap to clone.
 #[derive(Clone)]
@@ -78,6 +77,14 @@ pub(crate) enum Ranges {
 pub(crate) enum Lens {
     Same(u64),
     Each(Arc<Vec<u64>>),
+}
+
+/// A transfer as far as its cost goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) bytes: u64,
+    /// Contiguous pieces.
+    pub(crate) ranges: u64,
 }
 
 impl BlockLayout {

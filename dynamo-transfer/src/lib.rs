@@ -37,6 +37,7 @@
 //! | [`peer`] | metadata bytes; what a peer offers |
 //! | `plan` | ranges → chunks, peers → backend; pure |
 //! | [`transfer`] | the future, its options and its report; notifications |
+//! | `vocabulary` | words that all rooms share |
 //! | `wire` | what the formats of metadata and backends are made of |
 //! | `backend` | who moves the bytes: memcpy in one process, shared memory, UCX and TCP between processes; over bounce buffers what these do not reach |
 //! | [`mod@file`] | files as memory, through io_uring or a few threads |
@@ -56,12 +57,14 @@ mod agent;
 mod backend;
 mod config;
 pub mod descriptor;
-mod endpoint;
 mod error;
+mod inbound;
 pub mod memory;
+mod notify;
 pub mod peer;
 mod plan;
 pub mod transfer;
+mod vocabulary;
 mod wire;
 
 #[cfg(any(test, feature = "test-util"))]
@@ -70,18 +73,20 @@ pub mod conformance;
 pub mod fuzz;
 
 pub use agent::Agent;
+pub use backend::MemoryFabric;
 #[cfg(feature = "ucx")]
 pub use backend::UcxConfig;
 pub use backend::cuda as device;
 #[cfg(unix)]
 pub use backend::file;
-pub use backend::{BackendKind, MemoryFabric};
 pub use config::AgentConfig;
 pub use descriptor::{BlockLayout, LocalDescriptor, RemoteDescriptor};
 pub use error::{Error, ErrorKind, RemoteMemory, Result};
 pub use memory::{Grant, HostBuffer, MemoryKind, RegisteredRegion, Rights};
+pub use notify::{Notification, Notifications};
 pub use peer::{RemoteAgent, RemoteRegion};
 pub use transfer::{
-    Notification, Notifications, Priority, Progress, Transfer, TransferEstimate, TransferGroup,
-    TransferOptions, TransferReport, TransferStats,
+    Progress, Transfer, TransferEstimate, TransferGroup, TransferOptions, TransferReport,
+    TransferStats,
 };
+pub use vocabulary::{BackendKind, Priority};

@@ -2,10 +2,9 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::config::NAME_BYTES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Token;
-use crate::transfer::NOTIFICATION_BYTES_MAX;
+use crate::vocabulary::{NAME_BYTES_MAX, NOTIFICATION_BYTES_MAX};
 
 /// Names a format, at the beginning of what is written in it.
 pub(crate) struct Format {

@@ -62,6 +62,32 @@ fn ucx_conforms() {
 }
 
 #[test]
+fn a_peer_that_tcp_leads_to_best_and_does_not_reach_is_reached_over_ucx() {
+    block_on(async {
+        let Some(initiator) = agent("initiator").await else { return };
+        // Nobody listens there any more.
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let owner = AgentConfig::default().with_tcp_listen(listen).with_tcp_advertise(gone);
+        let owner = Agent::start(owner.with_ucx(UcxConfig::default())).await.unwrap();
+        let source = owner.register(vec![vec![7; 64 << 10]]).unwrap();
+        let peer = initiator.load_metadata(&owner.metadata([source.grant()]).unwrap()).unwrap();
+        let target = initiator.register_mut(vec![vec![0; 64 << 10]]).unwrap();
+        // Many small ranges.
+        let ranges = || (0..512).map(|index| (index * 128, 64));
+        let local = target.descriptor(ranges()).unwrap();
+        let remote = peer.regions()[0].descriptor(ranges()).unwrap();
+        assert_eq!(initiator.estimate(&local, &remote).unwrap().backend, BackendKind::Tcp);
+        let report = initiator.read(local, remote, TransferOptions::default()).await.unwrap();
+        assert_eq!((report.bytes, report.backend), (512 * 64, BackendKind::Ucx));
+        let got = target.close().await;
+        assert!(got[0].chunks(128).all(|row| row[..64] == [7; 64] && row[64..] == [0; 64]));
+        initiator.shutdown().await;
+        owner.shutdown().await;
+    });
+}
+
+#[test]
 fn two_processes_read_write_and_notify() {
     block_on(async {
         let Some(initiator) = agent("initiator").await else { return };

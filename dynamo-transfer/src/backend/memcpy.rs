@@ -2,23 +2,21 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::future::join_all;
-use tokio_util::task::TaskTracker;
 
-use super::{Backend, BackendKind, MemoryFabric, Operation};
+use super::copies::{BRIEF_BYTES_MAX, Copies};
+use super::{Backend, MemoryFabric, Operation};
 use crate::descriptor::RemoteDescriptor;
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::{Lease, Leased, Right, copy};
 use crate::peer::PeerAddress;
 use crate::plan::{Stripe, behind};
 
-/// Copies between regions of agents in one process: small ones at once, large ones on a few
-/// blocking threads.
+/// Copies between regions of agents in one process.
 pub(crate) struct Memcpy {
     pub(crate) fabric: MemoryFabric,
-    pub(crate) own: Arc<Endpoint>,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) own: Arc<Inbound>,
+    pub(crate) copies: Copies,
 }
 
 impl Memcpy {
@@ -33,20 +31,13 @@ impl Memcpy {
         let owner = self.fabric.find(&operation.peer)?;
         let Operation { right, remote_id, token, remote_ranges, .. } = operation;
         let remote = owner.regions.lease_remote(*remote_id, token, *right, remote_ranges)?;
-        if remote.is_same_region(&operation.local) {
-            let message = "source and destination are the same region";
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
+        remote.check_apart(&operation.local)?;
         Ok(remote)
     }
 }
 
 #[async_trait]
 impl Backend for Memcpy {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Memcpy
-    }
-
     fn brief_bytes_max(&self) -> u64 {
         BRIEF_BYTES_MAX
     }
@@ -56,32 +47,16 @@ impl Backend for Memcpy {
     }
 
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
-        let remote = Arc::new(self.remote(&operation)?);
+        let (remote, total) = (Arc::new(self.remote(&operation)?), operation.total());
         // A thread looks at `cancel` between stripes, and its leases keep both memories alive.
-        let copy = move |operation: &Operation| run(operation, &remote);
-        on_threads(&self.tasks, &operation, copy).await.into_iter().collect()
+        let copy = move || run(&operation, &remote);
+        self.copies.run(total, copy).await.into_iter().collect()
     }
 
     async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {
         let owner = self.fabric.find(peer)?;
         owner.deliver(self.own.name.clone(), self.own.incarnation, payload).await
     }
-}
-
-/// Copies an operation on a few blocking threads; returns what each of them has come to.
-pub(super) async fn on_threads<T: Send + 'static>(
-    tasks: &TaskTracker,
-    operation: &Arc<Operation>,
-    copy: impl Fn(&Operation) -> Result<T> + Clone + Send + 'static,
-) -> Vec<Result<T>> {
-    let threads = operation.total().div_ceil(THREAD_BYTES_MIN).min(THREADS_MAX);
-    let copies = (0..threads).map(|_| {
-        let (operation, copy) = (Arc::clone(operation), copy.clone());
-        tasks.spawn_blocking(move || copy(&operation))
-    });
-    let copied = join_all(copies).await.into_iter();
-    let internal = |e| Err(Error::new(ErrorKind::Internal, "copying").with_source(e));
-    copied.map(|copied| copied.unwrap_or_else(internal)).collect()
 }
 
 /// Copies stripes until none is left.
@@ -130,12 +105,3 @@ pub(super) fn copy_ranges(
 
 /// Long enough to run at memory speed, short enough to notice a cancellation.
 const STRIPE_BYTES: u64 = 256 << 10;
-
-/// Copied by whoever waits for the transfer: waking a thread takes as long.
-pub(super) const BRIEF_BYTES_MAX: u64 = 64 << 10;
-
-/// What is worth a further thread.
-const THREAD_BYTES_MIN: u64 = 8 << 20;
-
-/// Two fill the memory of most machines.
-const THREADS_MAX: u64 = 2;

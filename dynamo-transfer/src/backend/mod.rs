@@ -3,6 +3,7 @@
 #[cfg(any(target_os = "linux", feature = "ucx"))]
 mod boot;
 mod connection;
+mod copies;
 pub mod cuda;
 mod fabric;
 #[cfg(unix)]
@@ -18,7 +19,6 @@ pub(crate) mod tcp;
 pub(crate) mod ucx;
 
 use std::any::Any;
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -32,6 +32,8 @@ pub use fabric::MemoryFabric;
 #[cfg(feature = "ucx")]
 pub use ucx::UcxConfig;
 
+pub(crate) use crate::vocabulary::BackendKind;
+pub(crate) use copies::Copies;
 pub(crate) use memcpy::Memcpy;
 #[cfg(feature = "ucx")]
 pub(crate) use ucx::Ucx;
@@ -41,44 +43,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Lease, Right, Token};
 use crate::peer::PeerAddress;
 use crate::plan::{Plan, Stripe};
-use crate::transfer::Priority;
-
-/// Names a backend in reports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum BackendKind {
-    /// A copy inside the process.
-    Memcpy,
-    /// A copy between processes of one host.
-    Shm,
-    /// UCX.
-    Ucx,
-    /// Connections to the owner.
-    Tcp,
-    /// The engine of files.
-    File,
-    /// The engine of a device.
-    Device,
-}
-
-impl BackendKind {
-    /// All there are.
-    pub const ALL: [Self; 6] =
-        [Self::Memcpy, Self::Shm, Self::Ucx, Self::Tcp, Self::File, Self::Device];
-}
-
-impl fmt::Display for BackendKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Memcpy => "memcpy",
-            Self::Shm => "shm",
-            Self::Ucx => "ucx",
-            Self::Tcp => "tcp",
-            Self::File => "file",
-            Self::Device => "device",
-        })
-    }
-}
+use crate::vocabulary::Priority;
 
 /// A transfer as a backend runs it.
 ///
@@ -136,8 +101,6 @@ pub(crate) struct Progress {
 ///   touches the memory holds the operation.
 #[async_trait]
 pub(crate) trait Backend: Send + Sync {
-    fn kind(&self) -> BackendKind;
-
     /// Runs the operation to its end.
     async fn run(&self, operation: Arc<Operation>) -> Result<()>;
 

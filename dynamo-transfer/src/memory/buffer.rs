@@ -69,7 +69,7 @@ impl HostBuffer {
         }
         let no_room = |e| {
             let message = format!("no {len_bytes} bytes of shared memory");
-            crate::Error::new(crate::ErrorKind::Overloaded, message).with_source(e)
+            crate::error::Error::new(crate::error::ErrorKind::Overloaded, message).with_source(e)
         };
         let file = SharedFile::create(len_bytes).map_err(no_room)?;
         let mapping = file.map().map_err(no_room)?;

@@ -1,4 +1,4 @@
-use crate::backend::BackendKind;
+use crate::vocabulary::BackendKind;
 
 /// What registered memory is made of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]

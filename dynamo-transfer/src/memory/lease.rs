@@ -6,40 +6,34 @@ use tokio::sync::Notify;
 use super::MemoryKind;
 use super::access::Memory;
 use super::far::Far;
+use crate::error::{Error, ErrorKind, Result};
+use crate::vocabulary::BackendKind;
 
-/// Memory of the host, and beside it whoever owns it.
-pub(crate) trait Backed: Send + Sync {
-    fn memory(&self) -> &Memory;
-}
-
-/// Memory that only an engine reaches, and beside it whoever owns it.
-pub(super) trait FarBacked: Send + Sync {
-    fn far(&self) -> &Far;
+/// Memory of the host, or what only an engine reaches, and beside it whoever owns it.
+pub(crate) trait Backed<M = Memory>: Send + Sync {
+    fn memory(&self) -> &M;
 }
 
 /// What a region is made of.
 #[derive(Clone)]
 pub(super) enum Backing {
     Host(Arc<dyn Backed>),
-    Far(Arc<dyn FarBacked>),
+    Far(Arc<dyn Backed<Far>>),
 }
 
 /// A region of host memory in use: keeps the memory alive. The memory is given up before it counts as
-/// quiet.
-pub(crate) struct Lease {
-    memory: Arc<dyn Backed>,
+/// quiet. Cheap to clone; each counts.
+pub(crate) struct Lease<M = Memory> {
+    memory: Arc<dyn Backed<M>>,
     region: Use,
-    _user: Option<Use>,
+    user: Option<Use>,
 }
 
 /// A file or memory of a device in use, likewise.
-pub(crate) struct FarLease {
-    memory: Arc<dyn FarBacked>,
-    region: Use,
-    _user: Option<Use>,
-}
+pub(crate) type FarLease = Lease<Far>;
 
-/// A region in use.
+/// A region in use; cheap to clone.
+#[derive(Clone)]
 pub(crate) enum Leased {
     Host(Lease),
     Far(FarLease),
@@ -52,14 +46,14 @@ pub(crate) struct Uses {
     none: Notify,
 }
 
-/// One of them.
+/// One of them; a clone is another.
 struct Use(Arc<Uses>);
 
 impl Backing {
     pub(super) fn len(&self) -> u64 {
         match self {
             Self::Host(memory) => memory.memory().len(),
-            Self::Far(memory) => memory.far().len(),
+            Self::Far(memory) => memory.memory().len(),
         }
     }
 
@@ -67,7 +61,7 @@ impl Backing {
         match self {
             Self::Host(memory) if memory.memory().pinned().is_some() => MemoryKind::Pinned,
             Self::Host(_) => MemoryKind::Host,
-            Self::Far(memory) => memory.far().kind(),
+            Self::Far(memory) => memory.memory().kind(),
         }
     }
 }
@@ -75,50 +69,70 @@ impl Backing {
 impl Leased {
     /// Leases a region that has `region` uses to somebody who may count his own as `user`.
     pub(super) fn new(backing: &Backing, region: &Arc<Uses>, user: Option<&Arc<Uses>>) -> Self {
-        let (region, _user) = (Use::new(region), user.map(Use::new));
+        let (region, user) = (Use::new(region), user.map(Use::new));
         match backing.clone() {
-            Backing::Host(memory) => Self::Host(Lease { memory, region, _user }),
-            Backing::Far(memory) => Self::Far(FarLease { memory, region, _user }),
+            Backing::Host(memory) => Self::Host(Lease { memory, region, user }),
+            Backing::Far(memory) => Self::Far(Lease { memory, region, user }),
         }
     }
 
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Host(lease) => lease.memory().len(),
-            Self::Far(lease) => lease.far().len(),
+            Self::Far(lease) => lease.memory().len(),
         }
     }
-}
 
-impl FarLease {
-    pub(crate) fn far(&self) -> &Far {
-        self.memory.far()
+    /// Returns whose engine moves it, if the process itself cannot.
+    pub(crate) fn engine(&self) -> Option<BackendKind> {
+        match self {
+            Self::Host(_) => None,
+            Self::Far(lease) => lease.memory().kind().engine(),
+        }
     }
 
-    /// Returns a number that no other region in use has.
-    pub(crate) fn order(&self) -> usize {
-        self.region.order()
+    /// Fails if the other is of the same region.
+    pub(crate) fn check_apart(&self, other: &Self) -> Result<()> {
+        match (self, other) {
+            (Self::Host(one), Self::Host(other)) => one.check_apart(other),
+            (Self::Far(one), Self::Far(other)) => one.check_apart(other),
+            _ => Ok(()),
+        }
     }
 }
 
 impl Lease {
     /// Leases memory that is no region: nobody else reaches it.
     pub(crate) fn over(memory: Arc<dyn Backed>) -> Self {
-        Self { memory, region: Use::new(&Arc::default()), _user: None }
+        Self { memory, region: Use::new(&Arc::default()), user: None }
     }
+}
 
-    pub(crate) fn memory(&self) -> &Memory {
+impl<M> Lease<M> {
+    pub(crate) fn memory(&self) -> &M {
         self.memory.memory()
     }
 
-    pub(crate) fn is_same_region(&self, other: &Self) -> bool {
-        self.order() == other.order()
+    /// Fails if the other is of the same region.
+    pub(crate) fn check_apart(&self, other: &Self) -> Result<()> {
+        if self.order() == other.order() {
+            let message = "source and destination are the same region";
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        Ok(())
     }
 
     /// Returns a number by which the regions of a process are ordered: whoever holds parts of two
     /// takes them in this order.
     pub(crate) fn order(&self) -> usize {
-        self.region.order()
+        Arc::as_ptr(&self.region.0).addr()
+    }
+}
+
+impl<M> Clone for Lease<M> {
+    fn clone(&self) -> Self {
+        let Self { memory, region, user } = self;
+        Self { memory: Arc::clone(memory), region: region.clone(), user: user.clone() }
     }
 }
 
@@ -127,9 +141,11 @@ impl Use {
         uses.count.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(uses))
     }
+}
 
-    fn order(&self) -> usize {
-        Arc::as_ptr(&self.0).addr()
+impl Clone for Use {
+    fn clone(&self) -> Self {
+        Self::new(&self.0)
     }
 }
 

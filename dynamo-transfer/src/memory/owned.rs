@@ -3,8 +3,7 @@ use std::sync::Arc;
 
 use super::access::Memory;
 use super::buffer::{HostBuffer, SharedPart};
-use super::far::Far;
-use super::lease::{Backed, FarBacked};
+use super::lease::Backed;
 use super::span::Span;
 use crate::backend::cuda::{DeviceId, PinnedBuffer};
 
@@ -16,20 +15,14 @@ pub(crate) struct Owned<M, B> {
     pub(super) segments: Vec<B>,
 }
 
-impl<B: Send + Sync> Backed for Owned<Memory, B> {
-    fn memory(&self) -> &Memory {
-        &self.memory
-    }
-}
-
-impl<B: Send + Sync> FarBacked for Owned<Far, B> {
-    fn far(&self) -> &Far {
+impl<M: Send + Sync, B: Send + Sync> Backed<M> for Owned<M, B> {
+    fn memory(&self) -> &M {
         &self.memory
     }
 }
 
 impl<B: Send + Sync + 'static> Owned<Memory, B> {
-    pub(super) fn shared(segments: Vec<B>) -> Self
+    pub(super) fn read_only(segments: Vec<B>) -> Self
     where
         B: AsRef<[u8]>,
     {
@@ -41,7 +34,7 @@ impl<B: Send + Sync + 'static> Owned<Memory, B> {
         }
     }
 
-    pub(crate) fn exclusive(mut segments: Vec<B>) -> Self
+    pub(crate) fn writable(mut segments: Vec<B>) -> Self
     where
         B: AsMut<[u8]>,
     {

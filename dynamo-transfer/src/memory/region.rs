@@ -48,15 +48,15 @@ enum Owner<B> {
 
 impl<B: Send + Sync + 'static> RegisteredRegion<B> {
     /// Registers what `segments` show now: they are not asked again.
-    pub(crate) fn shared(table: &Arc<RegionTable>, segments: Vec<B>) -> Result<Self>
+    pub(crate) fn read_only(table: &Arc<RegionTable>, segments: Vec<B>) -> Result<Self>
     where
         B: AsRef<[u8]>,
     {
-        Self::new(table, Owner::Host(Arc::new(Owned::shared(segments))), Rights::ReadOnly)
+        Self::new(table, Owner::Host(Arc::new(Owned::read_only(segments))), Rights::ReadOnly)
     }
 
     /// Registers what `segments` show now, to be written; they are not asked again.
-    pub(crate) fn exclusive(
+    pub(crate) fn writable(
         table: &Arc<RegionTable>,
         segments: Vec<B>,
         rights: Rights,
@@ -64,7 +64,7 @@ impl<B: Send + Sync + 'static> RegisteredRegion<B> {
     where
         B: AsMut<[u8]>,
     {
-        Self::new(table, Owner::Host(Arc::new(Owned::exclusive(segments))), rights)
+        Self::new(table, Owner::Host(Arc::new(Owned::writable(segments))), rights)
     }
 
     /// Registers the memory of buffers that `copier` reaches.
@@ -173,9 +173,8 @@ impl RegisteredRegion<FileRegion> {
         file: FileRegion,
         rights: Rights,
     ) -> Result<Self> {
-        if rights != Rights::ReadOnly && !file.options().writable {
-            let message = format!("{} is opened for reading only", file.path().display());
-            return Err(Error::new(ErrorKind::PermissionDenied, message));
+        if rights != Rights::ReadOnly {
+            file.check_writable()?;
         }
         let memory = Far::File(FileMemory::new(store, &file));
         Self::new(table, Owner::Far(Arc::new(Owned { memory, segments: vec![file] })), rights)
@@ -187,6 +186,11 @@ impl<B> RegisteredRegion<B> {
     pub fn grant(&self) -> Grant {
         let Self { id, generation, .. } = *self;
         Grant { id, generation, is_writable: true, ttl: None }
+    }
+
+    /// Returns the number of the region: no other region of its agent has it, and peers see the same.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// Returns the size of the region in bytes: the sum of its segments.
@@ -267,13 +271,12 @@ mod tests {
     async fn memory_of_any_owner_can_be_lent_and_comes_back_as_it_was_left() {
         let table = Arc::new(RegionTable::new().unwrap());
         // In the box itself, behind it, and behind that.
-        let inline =
-            RegisteredRegion::exclusive(&table, vec![[1u8; 4], [2; 4]], Rights::PeersWrite);
+        let inline = RegisteredRegion::writable(&table, vec![[1u8; 4], [2; 4]], Rights::PeersWrite);
         let inline = inline.unwrap();
         let boxed = vec![vec![3u8; 4].into_boxed_slice()];
-        let boxed = RegisteredRegion::exclusive(&table, boxed, Rights::OwnerWrites).unwrap();
+        let boxed = RegisteredRegion::writable(&table, boxed, Rights::OwnerWrites).unwrap();
         let shared: Arc<[u8]> = vec![4u8; 4].into();
-        let lent = RegisteredRegion::shared(&table, vec![Arc::clone(&shared)]).unwrap();
+        let lent = RegisteredRegion::read_only(&table, vec![Arc::clone(&shared)]).unwrap();
         let lease = table.lease_local(inline.grant().id, Right::Read, &Arc::default()).unwrap();
         inline.write_at(2, &[9; 4]).unwrap();
         let mut bytes = [0; 8];
@@ -292,7 +295,7 @@ mod tests {
     fn many_small_segments_are_one_region() {
         let table = Arc::new(RegionTable::new().unwrap());
         let segments = vec![[0u8; 3]; 700];
-        let region = RegisteredRegion::exclusive(&table, segments, Rights::OwnerWrites).unwrap();
+        let region = RegisteredRegion::writable(&table, segments, Rights::OwnerWrites).unwrap();
         let written: Vec<u8> = (0..=250).cycle().take(2100).collect();
         region.write_at(0, &written).unwrap();
         let mut read = vec![0; 2100];

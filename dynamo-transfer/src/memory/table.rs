@@ -38,6 +38,7 @@ pub(crate) trait Standing: Send + Sync {
 
 /// Who may write a region; its own agent, and peers with a grant, may always read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Rights {
     /// Nobody.
     ReadOnly,
@@ -139,7 +140,7 @@ impl RegionTable {
         match self.lease_any(id, token, right, ranges)? {
             Leased::Host(lease) => Ok(lease),
             Leased::Far(lease) => {
-                let message = format!("region {id} is {:?} memory", lease.far().kind());
+                let message = format!("region {id} is {:?} memory", lease.memory().kind());
                 Err(Error::new(ErrorKind::BackendUnavailable, message))
             }
         }

@@ -75,6 +75,11 @@ impl RemoteAgent {
 }
 
 impl RemoteRegion {
+    /// Returns the number of the region, which is its own at its owner's agent.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Returns the size of the region in bytes.
     pub fn len(&self) -> u64 {
         self.len

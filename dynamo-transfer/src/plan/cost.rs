@@ -2,21 +2,26 @@
 
 use std::time::Duration;
 
-use crate::backend::BackendKind;
+use crate::descriptor::Load;
+use crate::vocabulary::BackendKind;
 
-/// A transfer as far as its cost goes.
+/// Where a peer is, as far as it changes what a way costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Load {
-    pub(crate) bytes: u64,
-    /// Contiguous pieces.
-    pub(crate) ranges: u64,
+pub(crate) enum Distance {
+    /// On this host, known by what it tells of it.
+    Host,
+    /// Behind a network, or nobody knows.
+    Network,
 }
 
 /// The cost of a backend: so much for a transfer, for each range, and for each byte.
 ///
-/// The figures are medians of `cargo xtask bench transfer` on a small machine (`docs/performance.md`),
-/// except that UCX stands for RDMA over 100 Gbit/s and devices for a bus of 25 GB/s. What they are off by is much the same
-/// for all transfers of one backend on one machine: [`Pace`] takes it from there.
+/// The figures are those of `cargo xtask bench transfer` on a small machine (`docs/performance.md`): of
+/// one range of 4 KiB, of 256 ranges of 1 MiB, and what 16,384 ranges of 4 KiB take beyond their bytes;
+/// shared memory is mapped, and TCP's ranges count as a copy at either end. Over a network UCX stands for
+/// RDMA over 100 Gbit/s, while on one host it copies by calls of the kernel, at half the rate of shared
+/// memory and one call for each range; devices stand for a bus of 25 GB/s. What they are off by is much
+/// the same for all transfers of one backend on one machine: [`Pace`] takes it from there.
 #[derive(Debug, Clone, Copy)]
 struct Cost {
     transfer_ns: u64,
@@ -25,22 +30,23 @@ struct Cost {
 }
 
 impl Cost {
-    const fn of(kind: BackendKind) -> Self {
-        let (transfer_ns, range_ns, byte_ps) = match kind {
-            BackendKind::Memcpy => (1_000, 20, 200),
-            BackendKind::Shm => (3_000, 40, 200),
-            BackendKind::Ucx => (20_000, 300, 80),
-            BackendKind::Tcp => (25_000, 30, 280),
-            BackendKind::File => (30_000, 5_000, 500),
-            BackendKind::Device => (20_000, 100, 40),
+    const fn of(kind: BackendKind, distance: Distance) -> Self {
+        let (transfer_ns, range_ns, byte_ps) = match (kind, distance) {
+            (BackendKind::Memcpy, _) => (2_000, 70, 120),
+            (BackendKind::Shm, _) => (2_500, 90, 125),
+            (BackendKind::Ucx, Distance::Host) => (75_000, 1_800, 250),
+            (BackendKind::Ucx, Distance::Network) => (20_000, 300, 80),
+            (BackendKind::Tcp, _) => (25_000, 150, 280),
+            (BackendKind::File, _) => (30_000, 5_000, 500),
+            (BackendKind::Device, _) => (20_000, 100, 40),
         };
         Self { transfer_ns, range_ns, byte_ps }
     }
 }
 
 /// Returns what a transfer takes by the figures above.
-pub(crate) fn modelled(kind: BackendKind, load: Load) -> Duration {
-    let Cost { transfer_ns, range_ns, byte_ps } = Cost::of(kind);
+pub(crate) fn modelled(kind: BackendKind, distance: Distance, load: Load) -> Duration {
+    let Cost { transfer_ns, range_ns, byte_ps } = Cost::of(kind, distance);
     let ranges = range_ns.saturating_mul(load.ranges);
     let bytes = u128::from(byte_ps) * u128::from(load.bytes) / 1000;
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
@@ -87,8 +93,11 @@ mod tests {
 
     #[test]
     fn more_bytes_or_ranges_never_cost_less_and_nothing_overflows() {
-        for kind in BackendKind::ALL {
-            let cost = |bytes, ranges| modelled(kind, Load { bytes, ranges });
+        let both = [Distance::Host, Distance::Network];
+        for (kind, distance) in
+            BackendKind::ALL.into_iter().flat_map(|kind| both.map(|at| (kind, at)))
+        {
+            let cost = |bytes, ranges| modelled(kind, distance, Load { bytes, ranges });
             assert!(cost(4096, 1) < cost(1 << 20, 1), "{kind}");
             assert!(cost(1 << 20, 1) < cost(1 << 20, 256), "{kind}");
             assert_eq!(cost(u64::MAX, u64::MAX), Duration::from_nanos(u64::MAX), "{kind}");

@@ -3,8 +3,8 @@
 mod cost;
 mod route;
 
-pub(crate) use cost::{Load, Pace, modelled};
-pub(crate) use route::route;
+pub(crate) use cost::{Distance, Pace, modelled};
+pub(crate) use route::{Place, Route};
 
 use smallvec::SmallVec;
 

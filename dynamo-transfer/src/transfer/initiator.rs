@@ -9,15 +9,16 @@ use tokio_util::task::TaskTracker;
 use super::keeper::Keeper;
 use super::posted::Posted;
 use super::staged::StagedTransfer;
-use super::ways::{Ways, is_out_of_reach};
+use super::ways::{Ways, is_out_of_reach, leave};
 use super::{Counters, Transfer, TransferEstimate, TransferOptions};
-use crate::backend::stage::{Bounces, Local};
-use crate::backend::{BackendKind, Operation, Terms, dropped};
-use crate::descriptor::{LocalDescriptor, RemoteDescriptor};
+use crate::backend::stage::{Bounces, mover};
+use crate::backend::{Done, Operation, Terms, dropped};
+use crate::descriptor::{Load, LocalDescriptor, RemoteDescriptor};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Leased, RegionTable, Right};
+use crate::memory::{Leased, MemoryKind, RegionTable, Right};
 use crate::peer::PeerAddress;
-use crate::plan::{self, Load};
+use crate::plan::{self, Route};
+use crate::vocabulary::{BackendKind, NOTIFICATION_BYTES_MAX};
 
 /// Runs an agent's own transfers: plan, backend, notification.
 pub(crate) struct Initiator {
@@ -49,14 +50,14 @@ pub(crate) struct Request {
 pub(super) struct Brief {
     initiator: Arc<Initiator>,
     operation: Arc<Operation>,
-    kind: BackendKind,
+    route: Route,
 }
 
 /// A transfer that has been checked, and who is to run it.
 struct Prepared {
     posted: Arc<Posted>,
     work: Work,
-    kind: BackendKind,
+    route: Route,
     notification: Option<Bytes>,
 }
 
@@ -73,7 +74,7 @@ impl Initiator {
         let Request { right, local, remote, options } = request;
         let permit = Arc::clone(&self.room).try_acquire_owned().ok();
         let is_refused = permit.is_none();
-        let peer = (right, &remote.peer);
+        let peer = (right, &remote.peer, self.ways.place.distance(&remote.peer));
         let posted = Posted::new(peer, &self.counters, &self.keeper, permit);
         let transfer = Transfer(Arc::clone(&posted));
         if is_refused {
@@ -102,42 +103,64 @@ impl Initiator {
             let message = "the local descriptor is of another agent";
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
-        let kind = self.ways.route(&remote.peer, remote.kind, remote.load())?;
+        let route = self.ways.route(&remote.peer, remote.kind, remote.load())?;
         let (cancel, progress) = (posted.cancel.clone(), Arc::clone(&posted.progress));
         let terms = Terms { priority, is_checked, cancel, progress };
         let work = match self.regions.lease_local(local.id, posted.right, &posted.uses)? {
-            Leased::Host(lease) if remote.kind.is_host() || kind != BackendKind::Memcpy => {
+            Leased::Host(lease)
+                if remote.kind.is_host() || route.first() != BackendKind::Memcpy =>
+            {
                 let operation = Operation::new(posted.right, (lease, local.ranges), remote, terms)?;
                 Work::Direct(Arc::new(operation))
             }
             leased => {
-                let local = (Local::from(leased), local.ranges);
+                let local = (leased, local.ranges);
                 let staged = StagedTransfer::new(posted.right, local, remote, terms)?;
                 Work::Staged(Box::new(staged))
             }
         };
-        Ok(Prepared { posted: Arc::clone(posted), work, kind, notification })
+        Ok(Prepared { posted: Arc::clone(posted), work, route, notification })
     }
 
     /// Starts a transfer. Lanes take what goes over TCP, and what is brief is run by whoever comes first.
     /// Everything else has a task: what UCX or an engine moves, copies that are not brief, and what a
     /// notification follows.
     fn start(self: &Arc<Self>, prepared: Prepared) {
-        let Prepared { posted, work, kind, notification } = &prepared;
+        let Prepared { posted, work, route, notification } = &prepared;
         let Work::Direct(operation) = work else { return self.spawn(prepared) };
         let total = operation.total();
         if total == 0 || notification.is_some() {
             return self.spawn(prepared);
         }
-        if *kind == BackendKind::Tcp {
-            let running = self.ways.tcp.begin(operation, posted.done(*kind));
-            return posted.hold(running);
+        if route.first() == BackendKind::Tcp {
+            let (posted, operation) = (Arc::clone(posted), Arc::clone(operation));
+            return posted.hold(self.ways.tcp.begin(&operation, self.begun(prepared)));
         }
-        if self.ways.backend(*kind).is_none_or(|backend| total > backend.brief_bytes_max()) {
+        if self.ways.backend(route.first()).is_none_or(|backend| total > backend.brief_bytes_max())
+        {
             return self.spawn(prepared);
         }
         let (initiator, operation) = (Arc::clone(self), Arc::clone(operation));
-        posted.offer(Brief { initiator, operation, kind: *kind });
+        let Prepared { posted, route, .. } = prepared;
+        posted.offer(Brief { initiator, operation, route });
+    }
+
+    /// Returns what is told how the first way has done: it settles the transfer, or starts it on the next.
+    fn begun(self: &Arc<Self>, mut prepared: Prepared) -> Done {
+        let (initiator, posted) = (Arc::clone(self), Arc::clone(&prepared.posted));
+        let kind = prepared.route.first();
+        if !prepared.route.has_others() {
+            return posted.done(kind);
+        }
+        Done::new(move |outcome| match outcome {
+            Err(error) if !posted.progress.has_begun() => {
+                match leave(&mut prepared.route, &posted.peer, error) {
+                    Ok(()) => initiator.spawn(prepared),
+                    Err(error) => posted.fail(error),
+                }
+            }
+            outcome => posted.settle(outcome.map(|()| posted.report(kind))),
+        })
     }
 
     /// Runs a transfer in a task of its own, until it is settled.
@@ -157,17 +180,20 @@ impl Initiator {
 
     /// Runs a transfer; returns who moved its bytes.
     async fn run(&self, prepared: Prepared) -> Result<BackendKind> {
-        let Prepared { posted, work, kind, notification } = prepared;
-        let backend = self.ways.reached(kind)?;
-        let (backend, mover) = match work {
+        let Prepared { posted, work, mut route, notification } = prepared;
+        let mover = match work {
             Work::Direct(operation) => {
-                let backend = self.ways.run(backend, operation).await?;
-                (backend, backend.kind())
+                self.ways.run(&mut route, operation).await?;
+                route.first()
             }
-            Work::Staged(staged) => staged.run(&self.ways, backend, &self.bounces).await?,
+            Work::Staged(staged) => {
+                let (reached, mover) = staged.run(&self.ways, route, &self.bounces).await?;
+                route = reached;
+                mover
+            }
         };
         if let Some(payload) = notification {
-            self.ways.notify(backend, &posted.peer, payload).await?;
+            self.ways.notify(&mut route, &posted.peer, payload).await?;
         }
         Ok(mover)
     }
@@ -181,13 +207,11 @@ impl Initiator {
         let (here, there) = (local.ranges.load(), remote.load());
         // As many pieces as the finer side has, at least.
         let load = Load { ranges: here.ranges.max(there.ranges), ..there };
-        let kind = self.ways.route(&remote.peer, remote.kind, there)?;
+        let kind = self.ways.route(&remote.peer, remote.kind, there)?.first();
         let engines = [local.table.kind(local.id)?.engine(), remote.kind.engine()];
-        let slower = [BackendKind::File, BackendKind::Device].into_iter();
-        let engine = slower.filter(|_| kind == BackendKind::Memcpy);
-        let backend = engine.into_iter().find(|engine| engines.contains(&Some(*engine)));
-        let backend = backend.unwrap_or(kind);
-        let expected = self.counters.pace(backend).expected(plan::modelled(backend, load));
+        let backend = if kind == BackendKind::Memcpy { mover(engines) } else { kind };
+        let modelled = plan::modelled(backend, self.ways.place.distance(&remote.peer), load);
+        let expected = self.counters.pace(backend).expected(modelled);
         Ok(TransferEstimate { backend, duration: expected })
     }
 
@@ -195,8 +219,9 @@ impl Initiator {
         check_notification(Some(&payload))?;
         let notified = async {
             let _room = self.room.try_acquire().map_err(|_| overloaded())?;
-            let backend = self.ways.to(peer)?;
-            self.ways.notify(backend, peer, payload).await
+            let nothing = Load { bytes: 0, ranges: 0 };
+            let mut route = self.ways.route(peer, MemoryKind::Host, nothing)?;
+            self.ways.notify(&mut route, peer, payload).await
         };
         let notified = tokio::select! {
             // Looked at first: backends say that something else has ended, as they end.
@@ -211,7 +236,8 @@ impl Initiator {
 impl Brief {
     /// Runs it for `posted`; in a task of its own if it turns out that it has to wait.
     pub(super) fn run(self, posted: &Arc<Posted>) {
-        let Self { initiator, operation, kind } = self;
+        let Self { initiator, operation, route } = self;
+        let kind = route.first();
         let backend = initiator.ways.backend(kind);
         match backend.and_then(|backend| backend.run_brief(&operation)) {
             Some(Ok(())) => posted.settle(Ok(posted.report(kind))),
@@ -221,7 +247,7 @@ impl Brief {
             // The region has to be opened, or another backend found.
             _ => {
                 let (posted, work) = (Arc::clone(posted), Work::Direct(operation));
-                initiator.spawn(Prepared { posted, work, kind, notification: None });
+                initiator.spawn(Prepared { posted, work, route, notification: None });
             }
         }
     }
@@ -252,6 +278,3 @@ fn check_notification(payload: Option<&Bytes>) -> Result<()> {
 
 /// What no agent lives to see.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
-
-/// The largest notification: a message, not a transfer.
-pub(crate) const NOTIFICATION_BYTES_MAX: usize = 64 << 10;

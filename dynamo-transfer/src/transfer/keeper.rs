@@ -5,6 +5,7 @@ use tokio::sync::Notify;
 use tokio::task::coop;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::posted::Posted;
 use crate::error::{Error, ErrorKind};
@@ -38,6 +39,16 @@ struct Kept {
 }
 
 impl Keeper {
+    /// Starts one that ends with the agent.
+    pub(crate) fn start(tasks: &TaskTracker, shutdown: &CancellationToken) -> Arc<Self> {
+        let keeper = Arc::<Self>::default();
+        let (ending, until) = (Arc::clone(&keeper), shutdown.clone());
+        tasks.spawn(async move { ending.end(&until).await });
+        let (running, until) = (Arc::clone(&keeper), shutdown.clone());
+        tasks.spawn(async move { running.run(&until).await });
+        keeper
+    }
+
     /// Fails the transfer at `at` unless it is forgotten before; `None` once the agent has shut down.
     pub(super) fn keep(&self, at: Instant, transfer: &Arc<Posted>) -> Option<Key> {
         let mut kept = self.lock();
@@ -72,7 +83,7 @@ impl Keeper {
     }
 
     /// Ends transfers at their deadlines; at shutdown, all that are left.
-    pub(crate) async fn end(&self, shutdown: &CancellationToken) {
+    async fn end(&self, shutdown: &CancellationToken) {
         // Also when the task is dropped with its runtime.
         let _closing = CloseOnDrop(self);
         loop {
@@ -96,7 +107,7 @@ impl Keeper {
     }
 
     /// Runs what is offered until shutdown.
-    pub(crate) async fn run(&self, shutdown: &CancellationToken) {
+    async fn run(&self, shutdown: &CancellationToken) {
         let run = async {
             loop {
                 self.offered.notified().await;

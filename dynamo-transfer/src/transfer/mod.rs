@@ -3,7 +3,6 @@
 mod group;
 mod initiator;
 mod keeper;
-mod notify;
 mod posted;
 mod staged;
 mod stats;
@@ -18,18 +17,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 pub use group::TransferGroup;
-pub use notify::{Notification, Notifications};
 pub use stats::TransferStats;
 
-pub(crate) use initiator::{Initiator, NOTIFICATION_BYTES_MAX, Request};
+pub use crate::notify::{Notification, Notifications};
+pub use crate::vocabulary::Priority;
+
+pub(crate) use initiator::{Initiator, Request};
 pub(crate) use keeper::Keeper;
 pub(crate) use stats::Counters;
 pub(crate) use ways::Ways;
 
 use posted::Posted;
 
-use crate::backend::BackendKind;
 use crate::error::Result;
+use crate::vocabulary::BackendKind;
 
 /// How one transfer is run.
 #[derive(Debug, Clone, Default)]
@@ -45,18 +46,6 @@ pub struct TransferOptions {
     /// is sent once more, and then fails as [`Corrupted`](crate::ErrorKind::Corrupted). The other ways
     /// leave that to the memory, and to links that check by themselves.
     pub checksum: bool,
-}
-
-/// What goes first where transfers share a way; those of one priority take turns.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Priority {
-    /// What nobody waits for, such as offloading.
-    Low,
-    /// The usual.
-    #[default]
-    Normal,
-    /// What a token waits for.
-    High,
 }
 
 impl TransferOptions {

@@ -25,15 +25,18 @@ use super::initiator::Brief;
 use super::keeper::{Keeper, Key};
 use super::stats::Counters;
 use super::{Progress, TransferReport};
-use crate::backend::{self, BackendKind, Done, Running};
+use crate::backend::{self, Done, Running};
 use crate::error::{Error, ErrorKind, RemoteMemory, Result};
 use crate::memory::{Right, Uses};
 use crate::peer::PeerAddress;
+use crate::plan::Distance;
+use crate::vocabulary::BackendKind;
 
 /// A transfer from its posting to its outcome: whoever ends it first settles it, once.
 pub(crate) struct Posted {
     pub(crate) peer: Arc<PeerAddress>,
     pub(crate) right: Right,
+    distance: Distance,
     pub(crate) at: Instant,
     pub(crate) progress: Arc<backend::Progress>,
     /// The leases of this agent's memory for it: who still touches that.
@@ -67,7 +70,7 @@ struct Open {
 
 impl Posted {
     pub(super) fn new(
-        (right, peer): (Right, &Arc<PeerAddress>),
+        (right, peer, distance): (Right, &Arc<PeerAddress>, Distance),
         counters: &Arc<Counters>,
         keeper: &Arc<Keeper>,
         permit: Option<OwnedSemaphorePermit>,
@@ -76,6 +79,7 @@ impl Posted {
         Arc::new(Self {
             peer: Arc::clone(peer),
             right,
+            distance,
             at: Instant::now(),
             progress: Arc::default(),
             uses: Arc::default(),
@@ -171,7 +175,7 @@ impl Posted {
             let mut state = self.lock();
             let State::Open(open) = &mut *state else { return };
             let open = std::mem::take(open);
-            self.counters.settled(&outcome);
+            self.counters.settled(&outcome, self.distance);
             *state = State::Settled(Some(outcome));
             open
         };

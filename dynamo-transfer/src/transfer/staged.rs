@@ -1,14 +1,15 @@
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
 use super::ways::Ways;
-use crate::backend::stage::{Bounce, Bounces, End, Local, Places, Staged};
-use crate::backend::{Backend, BackendKind, Operation, Terms};
+use crate::backend::stage::{Bounce, Bounces, End, Places, Staged};
+use crate::backend::{Operation, Terms};
 use crate::descriptor::{Ranges, RemoteDescriptor};
 use crate::error::Result;
-use crate::memory::Right;
-use crate::plan::Plan;
+use crate::memory::{Leased, Right};
+use crate::plan::{Plan, Route};
+use crate::vocabulary::BackendKind;
 
 /// A transfer that an engine of files or devices has part in.
 pub(super) struct StagedTransfer {
@@ -20,7 +21,7 @@ pub(super) struct StagedTransfer {
 impl StagedTransfer {
     pub(super) fn new(
         right: Right,
-        (local, ranges): (Local, Ranges),
+        (local, ranges): (Leased, Ranges),
         remote: RemoteDescriptor,
         terms: Terms,
     ) -> Result<Self> {
@@ -30,38 +31,39 @@ impl StagedTransfer {
         Ok(Self { staged: Staged { right, local, plan, cancel, progress }, remote, terms })
     }
 
-    /// Runs it; returns by which backend the peer is reached, and who is to be named.
-    pub(super) async fn run<'a>(
+    /// Runs it; returns the route by which the peer is reached, and who is to be named.
+    pub(super) async fn run(
         self,
-        ways: &'a Ways,
-        backend: &'a dyn Backend,
+        ways: &Ways,
+        route: Route,
         bounces: &Bounces,
-    ) -> Result<(&'a dyn Backend, BackendKind)> {
+    ) -> Result<(Route, BackendKind)> {
         let Self { staged, remote, terms } = self;
-        if backend.kind() == BackendKind::Memcpy {
-            let remote = Local::from(ways.memcpy.lease(&remote, staged.right)?);
+        if route.first() == BackendKind::Memcpy {
+            let remote = ways.memcpy.lease(&remote, staged.right)?;
             let mover = staged.run_here(&remote, bounces).await?;
-            return Ok((backend, mover));
+            return Ok((route, mover));
         }
-        let peer = PeerEnd { ways, way: Mutex::new(backend), remote, terms };
+        let peer = PeerEnd { ways, route: Mutex::new(route), remote, terms };
         staged.run_over(&peer, bounces).await?;
-        let backend = peer.backend();
-        Ok((backend, backend.kind()))
+        let route = peer.route.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mover = route.first();
+        Ok((route, mover))
     }
 }
 
 /// The end of a staged transfer that a network reaches.
 struct PeerEnd<'a> {
     ways: &'a Ways,
-    /// The backend that was good for the last stripe.
-    way: Mutex<&'a dyn Backend>,
+    /// Its first way was good for the last stripe.
+    route: Mutex<Route>,
     remote: RemoteDescriptor,
     terms: Terms,
 }
 
-impl<'a> PeerEnd<'a> {
-    fn backend(&self) -> &'a dyn Backend {
-        *self.way.lock().unwrap_or_else(PoisonError::into_inner)
+impl PeerEnd<'_> {
+    fn route(&self) -> MutexGuard<'_, Route> {
+        self.route.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -72,15 +74,14 @@ impl End for PeerEnd<'_> {
         let whole = Ranges::unchecked([(0, remote.ranges.total())]);
         let terms = Terms { progress: Arc::default(), ..self.terms.clone() };
         let operation = Operation::new(right, (bounce.lease(), whole), remote, terms)?;
-        let progress = Arc::clone(&operation.progress);
-        let backend =
-            self.ways.run(self.backend(), Arc::new(operation)).await.inspect_err(|_| {
-                // The whole was said to be on its way.
-                if right == Right::Write && !progress.may_have_landed() {
-                    self.terms.progress.was_refused();
-                }
-            })?;
-        *self.way.lock().unwrap_or_else(PoisonError::into_inner) = backend;
+        let (progress, mut route) = (Arc::clone(&operation.progress), self.route().clone());
+        self.ways.run(&mut route, Arc::new(operation)).await.inspect_err(|_| {
+            // The whole was said to be on its way.
+            if right == Right::Write && !progress.may_have_landed() {
+                self.terms.progress.was_refused();
+            }
+        })?;
+        *self.route() = route;
         Ok(())
     }
 }

@@ -2,9 +2,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::TransferReport;
-use crate::backend::BackendKind;
+use crate::descriptor::Load;
 use crate::error::{ErrorKind, Result};
-use crate::plan::{Load, Pace, modelled};
+use crate::plan::{Distance, Pace, modelled};
+use crate::vocabulary::BackendKind;
 
 /// What an agent's own transfers have come to so far, and what it has registered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,7 +70,7 @@ impl Counters {
         self.posted.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn settled(&self, outcome: &Result<TransferReport>) {
+    pub(crate) fn settled(&self, outcome: &Result<TransferReport>, distance: Distance) {
         let counter = match outcome {
             Ok(report) => {
                 if let Some(index) = index(report.backend) {
@@ -77,7 +78,7 @@ impl Counters {
                     self.bytes[index].fetch_add(report.bytes, Ordering::Relaxed);
                     let nanos = u64::try_from(report.elapsed.as_nanos()).unwrap_or(u64::MAX);
                     self.elapsed_ns[index].fetch_add(nanos, Ordering::Relaxed);
-                    self.learn(index, report);
+                    self.learn(index, report, distance);
                 }
                 &self.completed
             }
@@ -90,10 +91,10 @@ impl Counters {
     }
 
     /// Takes in how long a transfer took; of two at once, one may be lost.
-    fn learn(&self, index: usize, report: &TransferReport) {
+    fn learn(&self, index: usize, report: &TransferReport, distance: Distance) {
         let load = Load { bytes: report.bytes, ranges: report.chunks };
         let pace = Pace::from_bits(self.paces[index].load(Ordering::Relaxed));
-        let pace = pace.after(modelled(report.backend, load), report.elapsed);
+        let pace = pace.after(modelled(report.backend, distance, load), report.elapsed);
         self.paces[index].store(pace.to_bits(), Ordering::Relaxed);
     }
 

@@ -1,51 +1,97 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 #[cfg(feature = "ucx")]
 use crate::backend::Ucx;
+#[cfg(target_os = "linux")]
+use crate::backend::shm;
 use crate::backend::tcp::TcpClient;
-use crate::backend::{Backend, BackendKind, Memcpy, Operation};
+use crate::backend::{Backend, Copies, Memcpy, MemoryFabric, Operation};
+use crate::config::AgentConfig;
+use crate::descriptor::Load;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::MemoryKind;
 use crate::peer::PeerAddress;
-use crate::plan::{self, Load};
+use crate::plan::{Place, Route};
+use crate::vocabulary::BackendKind;
 
 /// The backends of an agent: how it reaches itself and its peers.
 pub(crate) struct Ways {
-    /// The fabric that the agent has joined.
-    pub(crate) fabric: Option<u64>,
-    /// What tells this host apart.
-    pub(crate) host: Option<u64>,
-    pub(crate) memcpy: Memcpy,
-    pub(crate) shm: Option<Arc<dyn Backend>>,
-    pub(crate) tcp: Arc<TcpClient>,
+    pub(super) place: Place,
+    pub(super) memcpy: Memcpy,
+    shm: Option<Arc<dyn Backend>>,
+    pub(super) tcp: Arc<TcpClient>,
     #[cfg(feature = "ucx")]
-    pub(crate) ucx: Option<Ucx>,
+    ucx: Option<Ucx>,
 }
 
 impl Ways {
-    /// Returns which backend is to reach memory of a peer.
+    /// Starts what an agent that has joined `fabric` reaches its peers by.
+    #[cfg_attr(
+        not(feature = "ucx"),
+        expect(clippy::unused_async, reason = "with the feature there is something to wait for")
+    )]
+    pub(crate) async fn start(
+        config: &AgentConfig,
+        fabric: &MemoryFabric,
+        own: &Arc<Inbound>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Result<Self> {
+        #[cfg(feature = "ucx")]
+        let ucx = match &config.ucx {
+            Some(ucx) => Some(Ucx::start(ucx, own, tasks, shutdown).await?),
+            None => None,
+        };
+        let copies = Copies::new(tasks);
+        let (fabric, fabric_id) = (fabric.clone(), config.fabric.as_ref().map(MemoryFabric::id));
+        let memcpy = Memcpy { fabric, own: Arc::clone(own), copies: copies.clone() };
+        let (host, shm) = reach_shared(own, copies, tasks, shutdown);
+        let mut ways = Self {
+            place: Place { incarnation: own.incarnation, fabric: fabric_id, host, has_ucx: false },
+            memcpy,
+            shm,
+            tcp: TcpClient::new(own, config.tcp_lanes, tasks, shutdown),
+            #[cfg(feature = "ucx")]
+            ucx,
+        };
+        ways.place.has_ucx = ways.ucx().is_some();
+        Ok(ways)
+    }
+
+    /// Ends what the agent's tasks do not.
+    #[cfg_attr(
+        not(feature = "ucx"),
+        expect(clippy::unused_async, reason = "with the feature there is something to wait for")
+    )]
+    pub(crate) async fn shutdown(&self) {
+        #[cfg(feature = "ucx")]
+        if let Some(ucx) = &self.ucx {
+            ucx.shutdown().await;
+        }
+    }
+
+    /// Returns where peers reach this agent over UCX, if they do.
+    pub(crate) fn ucx_address(&self) -> Option<Bytes> {
+        #[cfg(feature = "ucx")]
+        let address = self.ucx.as_ref().map(Ucx::address);
+        #[cfg(not(feature = "ucx"))]
+        let address = None;
+        address
+    }
+
+    /// Returns which backends reach memory of a peer.
     pub(super) fn route(
         &self,
         peer: &PeerAddress,
         memory: MemoryKind,
         load: Load,
-    ) -> Result<BackendKind> {
-        if self.memcpy.own.incarnation == peer.incarnation {
-            return Ok(BackendKind::Memcpy);
-        }
-        plan::route(self.fabric, self.host, self.ucx().is_some(), (peer, memory), load)
-    }
-
-    /// Returns the backend that is to notify a peer.
-    pub(super) fn to(&self, peer: &PeerAddress) -> Result<&dyn Backend> {
-        self.reached(self.route(peer, MemoryKind::Host, Load { bytes: 0, ranges: 0 })?)
-    }
-
-    pub(super) fn reached(&self, kind: BackendKind) -> Result<&dyn Backend> {
-        let missing = || Error::new(ErrorKind::Internal, "a route has its backend");
-        self.backend(kind).ok_or_else(missing)
+    ) -> Result<Route> {
+        self.place.route((peer, memory), load)
     }
 
     pub(super) fn backend(&self, kind: BackendKind) -> Option<&dyn Backend> {
@@ -58,58 +104,36 @@ impl Ways {
         }
     }
 
-    /// Runs an operation by `backend`, or by another one if the peer is out of its reach; returns by
-    /// which.
-    pub(super) async fn run<'a>(
-        &'a self,
-        mut backend: &'a dyn Backend,
-        operation: Arc<Operation>,
-    ) -> Result<&'a dyn Backend> {
+    /// Runs an operation by the first backend of `route` that leads to the peer, which is its first then.
+    pub(super) async fn run(&self, route: &mut Route, operation: Arc<Operation>) -> Result<()> {
         if operation.total() == 0 {
-            return Ok(backend);
+            return Ok(());
         }
-        while let Err(error) = backend.run(Arc::clone(&operation)).await {
+        while let Err(error) = self.first(route)?.run(Arc::clone(&operation)).await {
             if operation.progress.has_begun() {
                 return Err(error);
             }
-            backend = self.instead(&operation.peer, backend, error)?;
-        }
-        Ok(backend)
-    }
-
-    /// Delivers a notification by `backend`, or by another one if the peer is out of its reach.
-    pub(super) async fn notify(
-        &self,
-        mut backend: &dyn Backend,
-        peer: &Arc<PeerAddress>,
-        payload: Bytes,
-    ) -> Result<()> {
-        while let Err(error) = backend.notify(peer, payload.clone()).await {
-            backend = self.instead(peer, backend, error)?;
+            leave(route, &operation.peer, error)?;
         }
         Ok(())
     }
 
-    /// Returns who else reaches a peer that is out of reach for `backend`; else the error.
-    fn instead(
+    /// Delivers a notification, likewise.
+    pub(super) async fn notify(
         &self,
-        peer: &PeerAddress,
-        backend: &dyn Backend,
-        error: Error,
-    ) -> Result<&dyn Backend> {
-        if !is_out_of_reach(&error) {
-            return Err(error);
+        route: &mut Route,
+        peer: &Arc<PeerAddress>,
+        payload: Bytes,
+    ) -> Result<()> {
+        while let Err(error) = self.first(route)?.notify(peer, payload.clone()).await {
+            leave(route, peer, error)?;
         }
-        let (ucx, tcp) = (self.ucx(), &*self.tcp as &dyn Backend);
-        let instead = match backend.kind() {
-            BackendKind::Shm if ucx.is_some() && peer.ucx.is_some() => ucx,
-            BackendKind::Shm | BackendKind::Ucx if peer.tcp.is_some() => Some(tcp),
-            _ => None,
-        };
-        let Some(instead) = instead else { return Err(error) };
-        let (kind, by) = (backend.kind(), instead.kind());
-        tracing::debug!(%error, peer = peer.name, "peer is reached by {by} in place of {kind}");
-        Ok(instead)
+        Ok(())
+    }
+
+    fn first(&self, route: &Route) -> Result<&dyn Backend> {
+        let missing = || Error::new(ErrorKind::Internal, "a route has its backend");
+        self.backend(route.first()).ok_or_else(missing)
     }
 
     #[cfg(feature = "ucx")]
@@ -122,6 +146,37 @@ impl Ways {
     fn ucx(&self) -> Option<&dyn Backend> {
         None
     }
+}
+
+/// Returns what tells this host apart, and who reaches its processes.
+#[cfg(target_os = "linux")]
+fn reach_shared(
+    own: &Arc<Inbound>,
+    copies: Copies,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> (Option<u64>, Option<Arc<dyn Backend>>) {
+    (shm::host(), Some(shm::ShmClient::new(own, copies, tasks, shutdown)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reach_shared(
+    _: &Arc<Inbound>,
+    _: Copies,
+    _: &TaskTracker,
+    _: &CancellationToken,
+) -> (Option<u64>, Option<Arc<dyn Backend>>) {
+    (None, None)
+}
+
+/// Leaves out the first way of a route if the peer is out of its reach and there is another; else fails.
+pub(super) fn leave(route: &mut Route, peer: &PeerAddress, error: Error) -> Result<()> {
+    if !is_out_of_reach(&error) || !route.has_others() {
+        return Err(error);
+    }
+    let (kind, by) = (route.first(), route.leave());
+    tracing::debug!(%error, peer = peer.name, ?by, "peer is out of reach for {kind}");
+    Ok(())
 }
 
 /// Tells whether another backend may run what this one has failed at, if it has not begun.

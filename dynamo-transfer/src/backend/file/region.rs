@@ -142,6 +142,10 @@ impl FileRegion {
         self.0.options
     }
 
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        self.0.check_writable()
+    }
+
     /// Tells whether aligned ranges go past the page cache.
     pub fn is_direct(&self) -> bool {
         self.0.alignment().is_some()
@@ -183,11 +187,16 @@ impl Opened {
             let message = format!("range {offset}+{len} lies outside {path} of {size} bytes");
             return Err(Error::new(ErrorKind::OutOfBounds, message));
         }
-        if is_write && !self.options.writable {
-            let message = format!("{} is opened for reading only", self.path.display());
-            return Err(Error::new(ErrorKind::PermissionDenied, message));
+        if is_write { self.check_writable() } else { Ok(()) }
+    }
+
+    /// Fails with `PermissionDenied` if the file is opened for reading only.
+    fn check_writable(&self) -> Result<()> {
+        if self.options.writable {
+            return Ok(());
         }
-        Ok(())
+        let message = format!("{} is opened for reading only", self.path.display());
+        Err(Error::new(ErrorKind::PermissionDenied, message))
     }
 
     /// Fails with `NotFound` if the file was deleted since it was opened.

@@ -15,17 +15,17 @@ use super::link::Link;
 use super::message::Request;
 use super::open::{Ended, Open};
 use super::opened::Opened;
-use crate::backend::memcpy::{BRIEF_BYTES_MAX, on_threads};
-use crate::backend::{Backend, BackendKind, Operation};
-use crate::endpoint::Endpoint;
+use crate::backend::copies::BRIEF_BYTES_MAX;
+use crate::backend::{Backend, Copies, Operation};
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::{Mapping, Right};
 use crate::peer::PeerAddress;
 
-/// Copies from and to the memory of agents in other processes of this host: small operations at
-/// once, large ones on a few blocking threads.
+/// Copies from and to the memory of agents in other processes of this host.
 pub(crate) struct ShmClient {
-    own: Arc<Endpoint>,
+    own: Arc<Inbound>,
+    copies: Copies,
     peers: Mutex<HashMap<Arc<PeerAddress>, Arc<Peer>>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -65,12 +65,13 @@ enum Purpose {
 
 impl ShmClient {
     pub(crate) fn new(
-        own: &Arc<Endpoint>,
+        own: &Arc<Inbound>,
+        copies: Copies,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Arc<Self> {
         let (own, peers) = (Arc::clone(own), Mutex::default());
-        Arc::new(Self { own, peers, tasks: tasks.clone(), shutdown: shutdown.clone() })
+        Arc::new(Self { own, copies, peers, tasks: tasks.clone(), shutdown: shutdown.clone() })
     }
 
     fn peer(&self, address: &Arc<PeerAddress>) -> Arc<Peer> {
@@ -166,10 +167,6 @@ impl ShmClient {
 
 #[async_trait]
 impl Backend for ShmClient {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Shm
-    }
-
     fn brief_bytes_max(&self) -> u64 {
         BRIEF_BYTES_MAX
     }
@@ -212,14 +209,11 @@ impl Backend for ShmClient {
 
 impl ShmClient {
     async fn copy(&self, operation: &Arc<Operation>, open: &Arc<Open>) -> Result<Ended> {
-        if operation.total() <= BRIEF_BYTES_MAX {
-            return open.run(operation);
-        }
-        let open = Arc::clone(open);
+        let (open, operation, total) = (Arc::clone(open), Arc::clone(operation), operation.total());
         // A thread looks at `cancel` between stripes; what it holds keeps both memories alive.
-        let copy = move |operation: &Operation| open.run(operation);
+        let copy = move || open.run(&operation);
         let mut outcome = Ok(Ended::Complete);
-        for copied in on_threads(&self.tasks, operation, copy).await {
+        for copied in self.copies.run(total, copy).await {
             outcome = match (outcome, copied) {
                 (Err(error), _) | (_, Err(error)) => Err(error),
                 (Ok(Ended::Complete), Ok(Ended::Complete)) => Ok(Ended::Complete),

@@ -14,8 +14,8 @@ use super::page::{Entered, Page};
 use super::socket::{Inbox, send};
 use super::socket_path;
 use crate::backend::connection::{STALL_MAX, within};
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::peer::{PeerAddress, ShmAddress};
 
 /// A control connection to an owner. Whoever copies holds it: the owner takes its end for the end of
@@ -45,7 +45,7 @@ pub(super) type Answer = (BytesMut, Vec<OwnedFd>);
 impl Link {
     /// Connects to an owner. What is asked has to be taken out and [driven](Self::drive).
     pub(super) async fn connect(
-        own: &Endpoint,
+        own: &Inbound,
         peer: &PeerAddress,
         address: ShmAddress,
         opens: bool,

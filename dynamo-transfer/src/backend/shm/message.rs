@@ -6,7 +6,7 @@ use super::Proof;
 use super::opened::OPENED_BYTES_MAX;
 use crate::error::Result;
 use crate::memory::{Right, Token};
-use crate::transfer::NOTIFICATION_BYTES_MAX;
+use crate::vocabulary::NOTIFICATION_BYTES_MAX;
 use crate::wire::{Format, Hello, Reader, framed, protocol, put_flag, put_status, put_token};
 
 /// What a peer asks of an owner. All but `Close` are answered, one after the other.

@@ -18,15 +18,15 @@ use super::socket::{Inbox, send};
 use super::{Secret, host, socket_path};
 use crate::backend::connection::{self, IDLE_MAX, broken};
 use crate::descriptor::Ranges;
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::{Lease, Right, SharedFile, Token, random};
 use crate::peer::ShmAddress;
 use crate::wire::{HELLO_BYTES_MAX, Hello, protocol};
 
 /// Lets peers on this host reach an agent's regions.
 pub(crate) struct ShmServer {
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<Inbound>,
     secret: Secret,
     shutdown: CancellationToken,
 }
@@ -34,7 +34,7 @@ pub(crate) struct ShmServer {
 impl ShmServer {
     /// Listens, and returns where.
     pub(crate) fn start(
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Arc<Inbound>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<ShmAddress> {
@@ -43,7 +43,7 @@ impl ShmServer {
 
     pub(super) fn start_with(
         secret: Secret,
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Arc<Inbound>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<ShmAddress> {
@@ -232,7 +232,7 @@ async fn ended(stream: &UnixStream) {
 }
 
 /// Checks that the peer means this very agent; tells whether it opens regions.
-fn meant(hello: Request, endpoint: &Endpoint) -> Result<(Hello, bool)> {
+fn meant(hello: Request, endpoint: &Inbound) -> Result<(Hello, bool)> {
     let Request::Hello { hello, opens } = hello else {
         return Err(protocol("connection without a hello"));
     };

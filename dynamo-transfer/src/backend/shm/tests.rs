@@ -18,7 +18,7 @@ use super::{Secret, ShmServer, socket_path};
 use crate::backend::cuda::{DeviceConfig, DeviceCopier, SoftwareDevice};
 use crate::backend::stage::Bounces;
 use crate::backend::tcp::TcpServer;
-use crate::endpoint::Endpoint;
+use crate::inbound::Inbound;
 use crate::memory::{Grant, Mapping, MemoryKind, RegionTable, Right, Rights};
 use crate::peer::{PeerAddress, ShmAddress};
 use crate::transfer::Notification;
@@ -30,7 +30,7 @@ use crate::{
 
 /// An owner whose parts the test holds.
 struct Owner {
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<Inbound>,
     address: Arc<PeerAddress>,
     shm: ShmAddress,
     tasks: TaskTracker,
@@ -45,7 +45,7 @@ impl Owner {
         let regions = Arc::new(RegionTable::new().unwrap());
         let tasks = TaskTracker::new();
         let (name, bounces) = ("owner".into(), Bounces::new(1 << 20, 1, &tasks));
-        let endpoint = Endpoint { name, incarnation: 7, regions, bounces, notifications };
+        let endpoint = Inbound { name, incarnation: 7, regions, bounces, notifications };
         let endpoint = Arc::new(endpoint);
         let shutdown = CancellationToken::new();
         let shm = ShmServer::start_with(secret, &endpoint, &tasks, &shutdown).unwrap();
@@ -65,7 +65,7 @@ impl Owner {
 
     fn register(&self, buffer: HostBuffer) -> RegisteredRegion<HostBuffer> {
         let table = &self.endpoint.regions;
-        RegisteredRegion::exclusive(table, vec![buffer], Rights::PeersWrite).unwrap()
+        RegisteredRegion::writable(table, vec![buffer], Rights::PeersWrite).unwrap()
     }
 
     fn granted(&self, grant: Grant) -> RemoteRegion {

@@ -96,8 +96,8 @@ impl Pool {
         let made = self.tasks.spawn_blocking(move || {
             drop(unfit);
             let buffer: Arc<dyn Backed> = match copier {
-                Some(copier) => Arc::new(Owned::exclusive(vec![copier.allocate_pinned(bytes)?])),
-                None => Arc::new(Owned::exclusive(vec![HostBuffer::new(bytes)])),
+                Some(copier) => Arc::new(Owned::writable(vec![copier.allocate_pinned(bytes)?])),
+                None => Arc::new(Owned::writable(vec![HostBuffer::new(bytes)])),
             };
             Ok(buffer)
         });

@@ -1,40 +1,38 @@
-use std::sync::Arc;
-
-use super::end::{Local, pieces};
+use super::end::pieces;
 use crate::backend::BackendKind;
 use crate::backend::cuda::DeviceMemory;
 use crate::error::Result;
-use crate::memory::{FarLease, Lease, Right};
+use crate::memory::{FarLease, Lease, Leased, Right};
 use crate::plan::Stripe;
 
 /// Two ends between which one engine moves bytes at once.
 pub(super) enum Direct<'a> {
     /// Host memory, and what the engine reaches.
-    Host { host: &'a Arc<Lease>, far: &'a Arc<FarLease>, is_far_local: bool },
+    Host { host: &'a Lease, far: &'a FarLease, is_far_local: bool },
     /// Memory of one device: the local end and the remote one.
-    Device { ends: [&'a DeviceMemory; 2], leases: [&'a Arc<FarLease>; 2] },
+    Device { ends: [&'a DeviceMemory; 2], leases: [&'a FarLease; 2] },
 }
 
 impl<'a> Direct<'a> {
     /// Returns the engine, if one reaches both ends.
-    pub(super) fn between(local: &'a Local, remote: &'a Local) -> Option<Self> {
+    pub(super) fn between(local: &'a Leased, remote: &'a Leased) -> Option<Self> {
         let (host, far, is_far_local) = match (local, remote) {
-            (Local::Host(host), Local::Far(far)) => (host, far, false),
-            (Local::Far(far), Local::Host(host)) => (host, far, true),
-            (Local::Far(local), Local::Far(remote)) => {
-                let ends = [local.far().device()?, remote.far().device()?];
+            (Leased::Host(host), Leased::Far(far)) => (host, far, false),
+            (Leased::Far(far), Leased::Host(host)) => (host, far, true),
+            (Leased::Far(local), Leased::Far(remote)) => {
+                let ends = [local.memory().device()?, remote.memory().device()?];
                 let is_one = ends[0].id() == ends[1].id();
                 return is_one.then_some(Self::Device { ends, leases: [local, remote] });
             }
-            (Local::Host(_), Local::Host(_)) => return None,
+            (Leased::Host(_), Leased::Host(_)) => return None,
         };
-        let device = far.far().device().map(DeviceMemory::id);
+        let device = far.memory().device().map(DeviceMemory::id);
         let is_reached = device.is_none() || device == host.memory().pinned();
         is_reached.then_some(Self::Host { host, far, is_far_local })
     }
 
     fn is_file(&self) -> bool {
-        matches!(self, Self::Host { far, .. } if far.far().device().is_none())
+        matches!(self, Self::Host { far, .. } if far.memory().device().is_none())
     }
 
     /// Returns how much to move at once: between stripes is when progress is told.
@@ -64,11 +62,11 @@ impl<'a> Direct<'a> {
                     pieces(offset, host.memory().spans(at, chunk.len))
                 });
                 let (pieces, pinned) = (pieces.collect(), host.memory().pinned());
-                let keep = Box::new((Arc::clone(host), Arc::clone(far)));
-                far.far().pass(right, pieces, pinned, keep).await
+                let keep = Box::new(((*host).clone(), (*far).clone()));
+                far.memory().pass(right, pieces, pinned, keep).await
             }
             Self::Device { ends: [local, remote], leases } => {
-                let keep = Box::new(leases.map(Arc::clone));
+                let keep = Box::new(leases.map(Clone::clone));
                 let chunks = stripe.chunks.iter();
                 match right {
                     Right::Read => {

@@ -3,11 +3,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::bounce::Bounce;
-use crate::backend::BackendKind;
+use crate::backend::copies::BRIEF_BYTES_MAX;
 use crate::backend::cuda::{DeviceCopier, DeviceMemory};
-use crate::backend::memcpy::{BRIEF_BYTES_MAX, copy_ranges};
+use crate::backend::memcpy::copy_ranges;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Backed, FarLease, Lease, Leased, Piece, Right, Span};
+use crate::memory::{Backed, Lease, Leased, Piece, Right, Span};
 
 /// Ranges of an end, as offsets and lengths.
 pub(crate) type Places = Vec<(u64, u64)>;
@@ -28,43 +28,8 @@ pub(crate) trait End: Sync {
     }
 }
 
-/// A region in this process; cheap to clone.
-#[derive(Clone)]
-pub(crate) enum Local {
-    Host(Arc<Lease>),
-    Far(Arc<FarLease>),
-}
-
-impl Local {
-    /// Returns the engine that reaches it.
-    pub(super) fn kind(&self) -> Option<BackendKind> {
-        match self {
-            Self::Host(_) => None,
-            Self::Far(lease) if lease.far().device().is_some() => Some(BackendKind::Device),
-            Self::Far(_) => Some(BackendKind::File),
-        }
-    }
-
-    pub(super) fn is_same_region(&self, other: &Self) -> bool {
-        let order = |local: &Self| match local {
-            Self::Host(lease) => lease.order(),
-            Self::Far(lease) => lease.order(),
-        };
-        order(self) == order(other)
-    }
-}
-
-impl From<Leased> for Local {
-    fn from(leased: Leased) -> Self {
-        match leased {
-            Leased::Host(lease) => Self::Host(Arc::new(lease)),
-            Leased::Far(lease) => Self::Far(Arc::new(lease)),
-        }
-    }
-}
-
 #[async_trait]
-impl End for Local {
+impl End for Leased {
     async fn pass(&self, right: Right, bounce: &Arc<Bounce>, places: Places) -> Result<()> {
         match self {
             Self::Host(lease) => copy(right, lease, bounce, places).await,
@@ -76,8 +41,8 @@ impl End for Local {
                     pieces(offset, span)
                 });
                 let (pieces, pinned) = (pieces.collect(), bounce.memory().pinned());
-                let keep = Box::new((Arc::clone(lease), Arc::clone(bounce)));
-                lease.far().pass(right, pieces, pinned, keep).await
+                let keep = Box::new((lease.clone(), Arc::clone(bounce)));
+                lease.memory().pass(right, pieces, pinned, keep).await
             }
         }
     }
@@ -85,7 +50,7 @@ impl End for Local {
     fn copier(&self) -> Option<&DeviceCopier> {
         match self {
             Self::Host(_) => None,
-            Self::Far(lease) => lease.far().device().map(DeviceMemory::copier),
+            Self::Far(lease) => lease.memory().device().map(DeviceMemory::copier),
         }
     }
 }
@@ -102,13 +67,8 @@ pub(super) fn pieces(
     })
 }
 
-async fn copy(
-    right: Right,
-    lease: &Arc<Lease>,
-    bounce: &Arc<Bounce>,
-    places: Places,
-) -> Result<()> {
-    let (lease, bounce_lease) = (Arc::clone(lease), bounce.lease());
+async fn copy(right: Right, lease: &Lease, bounce: &Arc<Bounce>, places: Places) -> Result<()> {
+    let (lease, bounce_lease) = (lease.clone(), bounce.lease());
     let bytes = places.iter().map(|place| place.1).sum();
     let copy = move || {
         let (places, whole) = (places.iter().copied(), std::iter::once((0, bytes)));

@@ -19,18 +19,18 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use bounce::{Bounce, Bounces};
-pub(crate) use end::{End, Local, Places};
+pub(crate) use end::{End, Places};
 
 use super::{BackendKind, Progress};
-use crate::error::{Error, ErrorKind, Result};
-use crate::memory::Right;
+use crate::error::{Error, Result};
+use crate::memory::{Leased, Right};
 use crate::plan::{Plan, Stripe};
 
 /// A transfer that an engine has part in.
 pub(crate) struct Staged {
     /// What is done to the remote end.
     pub(crate) right: Right,
-    pub(crate) local: Local,
+    pub(crate) local: Leased,
     pub(crate) plan: Plan,
     pub(crate) cancel: CancellationToken,
     pub(crate) progress: Arc<Progress>,
@@ -40,17 +40,14 @@ impl Staged {
     /// Moves everything between two ends in this process; tells who did.
     pub(crate) async fn run_here(
         mut self,
-        remote: &Local,
+        remote: &Leased,
         bounces: &Bounces,
     ) -> Result<BackendKind> {
-        if self.local.is_same_region(remote) {
-            let message = "source and destination are the same region";
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
-        }
+        self.local.check_apart(remote)?;
         let local = self.local.clone();
         let Some(direct) = direct::Direct::between(&local, remote) else {
-            let kind = kind(&local, remote);
-            return self.run_over(remote, bounces).await.map(|()| kind);
+            let mover = mover([local.engine(), remote.engine()]);
+            return self.run_over(remote, bounces).await.map(|()| mover);
         };
         while let Some(stripe) = self.next(direct.stripe_bytes()) {
             self.begin();
@@ -129,9 +126,8 @@ impl Staged {
     }
 }
 
-/// Names who moves bytes between two ends in this process: the slower of its engines.
-fn kind(local: &Local, remote: &Local) -> BackendKind {
-    let kinds = [local.kind(), remote.kind()];
+/// Names who moves bytes between two ends in this process: the slower of their engines.
+pub(crate) fn mover(engines: [Option<BackendKind>; 2]) -> BackendKind {
     let slowest = [BackendKind::File, BackendKind::Device];
-    slowest.into_iter().find(|kind| kinds.contains(&Some(*kind))).unwrap_or(BackendKind::Memcpy)
+    slowest.into_iter().find(|kind| engines.contains(&Some(*kind))).unwrap_or(BackendKind::Memcpy)
 }

@@ -11,15 +11,15 @@ use tokio_util::task::TaskTracker;
 use super::job::Job;
 use super::lanes::Lanes;
 use super::queue::{Notice, Work};
-use crate::backend::{Backend, BackendKind, Done, Operation, Running};
-use crate::endpoint::Endpoint;
+use crate::backend::{Backend, Done, Operation, Running};
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::peer::PeerAddress;
-use crate::transfer::Priority;
+use crate::vocabulary::Priority;
 
 /// Runs operations at their owners, over lanes to each.
 pub(crate) struct TcpClient {
-    own: Arc<Endpoint>,
+    own: Arc<Inbound>,
     lanes_max: usize,
     peers: Mutex<HashMap<Arc<PeerAddress>, Ways>>,
     tasks: TaskTracker,
@@ -35,7 +35,7 @@ struct Ways {
 
 impl TcpClient {
     pub(crate) fn new(
-        own: &Arc<Endpoint>,
+        own: &Arc<Inbound>,
         lanes_max: NonZeroUsize,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
@@ -75,10 +75,6 @@ impl TcpClient {
 
 #[async_trait]
 impl Backend for TcpClient {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Tcp
-    }
-
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
         let (done, outcome) = Done::channel();
         let _running = self.begin(&operation, done);

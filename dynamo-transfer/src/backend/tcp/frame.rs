@@ -5,7 +5,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::descriptor::Ranges;
 use crate::error::{Error, ErrorKind, RemoteMemory, Result};
 use crate::memory::Token;
-use crate::transfer::NOTIFICATION_BYTES_MAX;
+use crate::vocabulary::NOTIFICATION_BYTES_MAX;
 use crate::wire::{
     Format, Hello, REASON_BYTES_MAX, Reader, framed, kind, protocol, put_flag, put_token, refusal,
 };

@@ -20,11 +20,11 @@ use super::stream::{Arrival, STALL_MAX, recv, recv_memory, send, send_memory, wi
 use crate::backend::Operation;
 use crate::backend::connection::broken;
 use crate::descriptor::Ranges;
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::Right;
 use crate::peer::PeerAddress;
-use crate::transfer::Priority;
+use crate::vocabulary::Priority;
 use crate::wire::protocol;
 
 /// The connections to one peer, and what waits for them.
@@ -32,7 +32,7 @@ use crate::wire::protocol;
 /// Each lane takes the next stripe of whatever is most urgent; jobs of one priority take turns. A
 /// lane asks for a stripe before the one ahead of it has arrived.
 pub(super) struct Lanes {
-    own: Arc<Endpoint>,
+    own: Arc<Inbound>,
     peer: Arc<PeerAddress>,
     pub(super) lanes_max: usize,
     queue: Mutex<Queue>,
@@ -50,7 +50,7 @@ enum Asked {
 
 impl Lanes {
     pub(super) fn new(
-        own: &Arc<Endpoint>,
+        own: &Arc<Inbound>,
         peer: &Arc<PeerAddress>,
         lanes_max: usize,
         tasks: &TaskTracker,

@@ -10,16 +10,16 @@ use tokio_util::task::TaskTracker;
 use super::frame::{Access, REQUEST_BYTES_MAX, Request, Status, encode_status};
 use super::stream::{Arrival, CHECKSUM_BYTES, discard, recv_frame, recv_memory, send, send_memory};
 use crate::backend::connection::{self, HELLO_MAX, IDLE_MAX};
-use crate::backend::stage::{Bounce, Bounces, End, Local};
+use crate::backend::stage::{Bounce, Bounces, End};
 use crate::descriptor::Ranges;
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, RemoteMemory, Result};
+use crate::inbound::Inbound;
 use crate::memory::{Backed, Lease, Leased, Memory, Right};
 use crate::wire::{HELLO_BYTES_MAX, Hello, protocol};
 
 /// Serves an agent's regions to its peers.
 pub(crate) struct TcpServer {
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<Inbound>,
     shutdown: CancellationToken,
 }
 
@@ -27,7 +27,7 @@ impl TcpServer {
     /// Listens at `address` and returns where that is.
     pub(crate) async fn start(
         address: SocketAddr,
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Arc<Inbound>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<SocketAddr> {
@@ -57,7 +57,7 @@ impl TcpServer {
     }
 }
 
-async fn serve(stream: &TcpStream, endpoint: &Endpoint) -> Result<()> {
+async fn serve(stream: &TcpStream, endpoint: &Inbound) -> Result<()> {
     stream.set_nodelay(true).map_err(connection::broken)?;
     let mut buffered = BytesMut::new();
     let hello = recv_frame(stream, &mut buffered, HELLO_BYTES_MAX, HELLO_MAX);
@@ -89,7 +89,7 @@ async fn serve(stream: &TcpStream, endpoint: &Endpoint) -> Result<()> {
 }
 
 /// Checks that the peer means this very agent.
-fn meant(hello: Request, endpoint: &Endpoint) -> Result<Hello> {
+fn meant(hello: Request, endpoint: &Inbound) -> Result<Hello> {
     let Request::Hello(hello) = hello else {
         return Err(protocol("connection without a hello"));
     };
@@ -104,7 +104,7 @@ async fn paced(access: &Access, operation: impl Future<Output = Result<()>>) -> 
     })
 }
 
-async fn serve_read(stream: &TcpStream, endpoint: &Endpoint, access: &Access) -> Result<()> {
+async fn serve_read(stream: &TcpStream, endpoint: &Inbound, access: &Access) -> Result<()> {
     let Access { region, token, ranges, is_checked } = access;
     let leased = endpoint.regions.lease_any(*region, token, Right::Read, ranges);
     let status = encode_status(&Ok(()));
@@ -126,7 +126,7 @@ async fn serve_read(stream: &TcpStream, endpoint: &Endpoint, access: &Access) ->
 async fn serve_write(
     stream: &TcpStream,
     buffered: &mut BytesMut,
-    endpoint: &Endpoint,
+    endpoint: &Inbound,
     access: &Access,
 ) -> Result<()> {
     let Access { ranges, is_checked, .. } = access;
@@ -148,16 +148,15 @@ async fn serve_write(
 enum Target {
     Host(Lease),
     /// Memory that the processor does not reach, by way of a buffer.
-    Bounced(Local, Arc<Bounce>),
+    Bounced(Leased, Arc<Bounce>),
 }
 
 impl Target {
-    async fn of(endpoint: &Endpoint, access: &Access) -> Result<Self> {
+    async fn of(endpoint: &Inbound, access: &Access) -> Result<Self> {
         let Access { region, token, ranges, .. } = access;
         match endpoint.regions.lease_any(*region, token, Right::Write, ranges)? {
             Leased::Host(lease) => Ok(Self::Host(lease)),
-            leased => {
-                let end = Local::from(leased);
+            end => {
                 let bounce = endpoint.bounces.one(&end).await?;
                 Ok(Self::Bounced(end, bounce))
             }
@@ -195,8 +194,7 @@ impl Target {
 }
 
 /// Brings ranges that the processor does not reach into host memory.
-async fn fetch(bounces: &Bounces, leased: Leased, ranges: &Ranges) -> Result<Arc<Bounce>> {
-    let end = Local::from(leased);
+async fn fetch(bounces: &Bounces, end: Leased, ranges: &Ranges) -> Result<Arc<Bounce>> {
     let bounce = bounces.one(&end).await?;
     end.pass(Right::Read, &bounce, ranges.iter().collect()).await?;
     Ok(bounce)

@@ -13,7 +13,7 @@ use super::rails::{Joined, Rails};
 use super::stream::Stream;
 use crate::error::Result;
 use crate::memory::Span;
-use crate::transfer::Priority;
+use crate::vocabulary::Priority;
 
 /// The operations that access memory of owners.
 #[derive(Default)]

@@ -20,8 +20,8 @@ use super::protocol::{ADDRESS_BYTES_MAX, Header, Kind};
 use super::rails::Rails;
 use super::sys::{self, EndpointHandle, Status};
 use super::worker::Worker;
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 
 pub(super) struct Engine {
     initiator: Initiator,
@@ -43,7 +43,7 @@ impl Engine {
     /// Starts UCX on the calling thread; returns its address too.
     pub(super) fn new(
         config: &UcxConfig,
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Arc<Inbound>,
         deliveries: mpsc::Sender<Delivery>,
         (mailbox, letters): (Arc<Mailbox>, Letters),
     ) -> Result<(Self, Vec<u8>)> {

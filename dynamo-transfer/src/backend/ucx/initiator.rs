@@ -16,8 +16,8 @@ use super::net::Net;
 use super::port::EndpointId;
 use super::protocol::{Header, Kind, STRIPE_CHUNKS_MAX, decode_grants, decode_status, protocol};
 use crate::backend::Operation;
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::Right;
 use crate::peer::PeerAddress;
 
@@ -32,7 +32,7 @@ pub(super) struct Initiator {
 }
 
 impl Initiator {
-    pub(super) fn new(own: Arc<Endpoint>, address: Vec<u8>) -> Self {
+    pub(super) fn new(own: Arc<Inbound>, address: Vec<u8>) -> Self {
         let (ops, due, accesses) = Default::default();
         Self { links: Links::new(own, address), ops, due, accesses }
     }

@@ -17,7 +17,7 @@ use crate::backend::Operation;
 use crate::descriptor::Ranges;
 use crate::peer::PeerAddress;
 use crate::plan::Stripe;
-use crate::transfer::Priority;
+use crate::vocabulary::Priority;
 
 pub(super) struct Link {
     pub(super) endpoint: EndpointId,

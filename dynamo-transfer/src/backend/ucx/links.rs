@@ -12,13 +12,13 @@ use super::link::{Connecting, Link};
 use super::net::Net;
 use super::port::EndpointId;
 use super::protocol::{Header, Hello, Kind, Rails, Welcome};
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::random;
 use crate::peer::PeerAddress;
 
 pub(super) struct Links {
-    own: Arc<Endpoint>,
+    own: Arc<Inbound>,
     /// Where owners find this agent's worker.
     address: Vec<u8>,
     links: BTreeMap<u64, Link>,
@@ -41,7 +41,7 @@ pub(super) struct Overdue {
 }
 
 impl Links {
-    pub(super) fn new(own: Arc<Endpoint>, address: Vec<u8>) -> Self {
+    pub(super) fn new(own: Arc<Inbound>, address: Vec<u8>) -> Self {
         let (links, peers, absences) = Default::default();
         Self { own, address, links, peers, absences }
     }

@@ -67,9 +67,9 @@ use mailbox::{Command, Mailbox};
 use owner::Delivery;
 use protocol::STRIPE_BYTES_MAX;
 
-use super::{Backend, BackendKind, Operation};
-use crate::endpoint::Endpoint;
+use super::{Backend, Operation};
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::peer::PeerAddress;
 
 /// An agent's end of UCX: the thread that runs it, and what others tell it.
@@ -90,7 +90,7 @@ impl Ucx {
     /// Loads the library and starts the thread.
     pub(crate) async fn start(
         config: &UcxConfig,
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Arc<Inbound>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<Self> {
@@ -177,10 +177,6 @@ impl Ucx {
 
 #[async_trait]
 impl Backend for Ucx {
-    fn kind(&self) -> BackendKind {
-        BackendKind::Ucx
-    }
-
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
         let has_failed = AtomicBool::new(false);
         let stripes = operation.total().div_ceil(STRIPE_BYTES_MAX).clamp(1, STRIPES_AT_ONCE);
@@ -228,7 +224,7 @@ impl Drop for CancelOnDrop<'_> {
 
 /// Queues notifications of peers, one after the other, and has them answered.
 async fn deliver(
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<Inbound>,
     mailbox: Arc<Mailbox>,
     mut deliveries: mpsc::Receiver<Delivery>,
     shutdown: CancellationToken,

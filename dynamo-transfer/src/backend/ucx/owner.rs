@@ -17,10 +17,10 @@ use super::protocol::{Header, Hello, Kind, RailKind, Welcome, encode_status};
 use super::served::{Held, LINKS_REFUSED_MAX, Served, room};
 use super::stream::Stream;
 use crate::backend::connection::patience;
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::Right;
-use crate::transfer::{NOTIFICATION_BYTES_MAX, Priority};
+use crate::vocabulary::{NOTIFICATION_BYTES_MAX, Priority};
 use crate::wire;
 
 /// A notification on its way to the agent's queue.
@@ -33,7 +33,7 @@ pub(super) struct Delivery {
 }
 
 pub(super) struct Owner {
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<Inbound>,
     deliveries: mpsc::Sender<Delivery>,
     links: BTreeMap<u64, Served>,
     /// Memory of peers that went without a word: they may still be at it, but not for long.
@@ -41,7 +41,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(endpoint: Arc<Endpoint>, deliveries: mpsc::Sender<Delivery>) -> Self {
+    pub(super) fn new(endpoint: Arc<Inbound>, deliveries: mpsc::Sender<Delivery>) -> Self {
         Self { endpoint, deliveries, links: BTreeMap::new(), quarantine: Vec::new() }
     }
 

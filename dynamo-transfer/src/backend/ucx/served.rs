@@ -10,8 +10,8 @@ use super::port::EndpointId;
 use super::protocol::{RailKind, Request, STRIPE_BYTES_MAX};
 use super::stream::{Holder, Stream};
 use crate::backend::connection::IDLE_MAX;
-use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::inbound::Inbound;
 use crate::memory::Right;
 
 pub(super) struct Served {
@@ -68,7 +68,7 @@ impl Served {
     /// Checks everything that a request claims, and leases what it asks for.
     pub(super) fn lease(
         &self,
-        owner: &Endpoint,
+        owner: &Inbound,
         op: u64,
         body: &[u8],
     ) -> Result<(Right, Option<RailKind>, Stream)> {

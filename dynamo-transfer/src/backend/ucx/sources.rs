@@ -7,7 +7,7 @@ use super::inbox::OpKey;
 use super::port::{EndpointId, Port};
 use super::protocol::{Header, Kind};
 use super::stream::Stream;
-use crate::transfer::Priority;
+use crate::vocabulary::Priority;
 
 /// The operations whose data goes out from here.
 #[derive(Default)]

@@ -51,7 +51,7 @@ pub(super) async fn agent(name: &str) -> Option<Agent> {
 pub(super) fn leased(len: usize) -> (RegisteredRegion<HostBuffer>, Rc<Stream>) {
     let table = Arc::new(RegionTable::new().unwrap());
     let memory = vec![HostBuffer::new(len)];
-    let region = RegisteredRegion::exclusive(&table, memory, Rights::OwnerWrites).unwrap();
+    let region = RegisteredRegion::writable(&table, memory, Rights::OwnerWrites).unwrap();
     let Ok(Leased::Host(lease)) =
         table.lease_local(region.grant().id, Right::Write, &Arc::default())
     else {

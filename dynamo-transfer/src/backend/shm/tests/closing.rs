@@ -7,7 +7,7 @@ use rustix::net::Shutdown;
 
 use super::*;
 use crate::backend::shm::ShmClient;
-use crate::backend::{Backend, Operation, Terms};
+use crate::backend::{Backend, Copies, Operation, Terms};
 use crate::descriptor::Ranges;
 use crate::memory::{Lease, Leased};
 
@@ -20,10 +20,15 @@ struct Initiator {
 
 impl Initiator {
     fn new(owner: &Owner) -> Self {
-        let client = ShmClient::new(&owner.endpoint, &owner.tasks, &owner.shutdown);
+        let client = ShmClient::new(
+            &owner.endpoint,
+            Copies::new(&owner.tasks),
+            &owner.tasks,
+            &owner.shutdown,
+        );
         let table = Arc::new(RegionTable::new().unwrap());
         let local = vec![HostBuffer::new(8)];
-        let local = RegisteredRegion::exclusive(&table, local, Rights::OwnerWrites).unwrap();
+        let local = RegisteredRegion::writable(&table, local, Rights::OwnerWrites).unwrap();
         Self { client, table, local }
     }
 

@@ -22,7 +22,7 @@ use crate::peer::PeerAddress;
 /// An engine that is worked by hand, at times that the test says.
 struct Bench {
     engine: Engine,
-    endpoint: Arc<Endpoint>,
+    endpoint: Arc<Inbound>,
     address: Bytes,
     later: Cell<Duration>,
     _deliveries: mpsc::Receiver<Delivery>,
@@ -31,7 +31,7 @@ struct Bench {
 impl Bench {
     fn new() -> Option<Self> {
         let (notifications, _) = mpsc::channel(1);
-        let endpoint = Arc::new(Endpoint {
+        let endpoint = Arc::new(Inbound {
             name: "bench".to_owned(),
             incarnation: 7,
             regions: Arc::new(RegionTable::new().unwrap()),
@@ -83,7 +83,7 @@ impl Bench {
 fn the_thread_does_not_sleep_on_what_giving_up_has_made() {
     let Some(mut bench) = Bench::new() else { return };
     let memory = vec![HostBuffer::new(64)];
-    let region = RegisteredRegion::exclusive(&bench.endpoint.regions, memory, Rights::PeersWrite);
+    let region = RegisteredRegion::writable(&bench.endpoint.regions, memory, Rights::PeersWrite);
     let region = region.unwrap();
     let id = region.grant().id;
     let (token, ..) = bench.endpoint.regions.grant(region.grant()).unwrap();

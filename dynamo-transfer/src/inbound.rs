@@ -9,12 +9,12 @@ use tokio::sync::mpsc;
 use crate::backend::stage::Bounces;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::RegionTable;
+use crate::notify::Notification;
 use crate::peer::PeerAddress;
-use crate::transfer::Notification;
 use crate::wire::Hello;
 
 /// What backends reach of an agent on behalf of its peers.
-pub(crate) struct Endpoint {
+pub(crate) struct Inbound {
     pub(crate) name: String,
     pub(crate) incarnation: u64,
     pub(crate) regions: Arc<RegionTable>,
@@ -23,7 +23,7 @@ pub(crate) struct Endpoint {
     pub(crate) notifications: mpsc::Sender<Notification>,
 }
 
-impl Endpoint {
+impl Inbound {
     /// Returns what this agent says first to a peer.
     pub(crate) fn hello(&self, peer: &PeerAddress) -> Hello {
         Hello {

@@ -1,3 +1,5 @@
+//! What peers say to an agent.
+
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
