@@ -4,7 +4,6 @@
 //! PyPI wheel `libucx-cu12`, set that to its `lib`, and `UCX_MODULE_DIR` to its `lib/ucx`.
 #![cfg(feature = "ucx")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
-#![expect(clippy::print_stderr, reason = "says what is skipped, and figures")]
 #![expect(clippy::print_stdout, reason = "a child process speaks to its parent")]
 #![expect(clippy::disallowed_methods, reason = "time, and a child's role, are of the process")]
 
@@ -23,14 +22,7 @@ const MIB: usize = 1 << 20;
 /// Starts an agent, or says why not.
 async fn agent(name: &str) -> Option<Agent> {
     let config = AgentConfig::default().with_name(name).with_ucx(UcxConfig::default());
-    match Agent::start(config).await {
-        Ok(agent) => Some(agent),
-        Err(error) if error.kind() == ErrorKind::BackendUnavailable => {
-            eprintln!("SKIPPED: {error}; apt-get install libucx0, or see the head of this file");
-            None
-        }
-        Err(error) => unreachable!("{error}"),
-    }
+    conformance::unless_ucx_is_missing("a test of UCX", Agent::start(config).await)
 }
 
 /// Runs a test, one after the other: some count what the process has open.
@@ -48,6 +40,14 @@ fn a_library_that_is_missing_is_named() {
     assert_eq!(error.kind(), ErrorKind::BackendUnavailable);
     assert!(error.message().contains("/nowhere/libucp.so.0"), "{error}");
     assert!(error.message().contains("No such file"), "{error}");
+    assert!(conformance::unless_ucx_is_missing::<()>("this", Err(error)).is_none());
+}
+
+#[test]
+#[should_panic(expected = "cannot load libm.so.6")]
+fn a_library_that_is_there_and_no_ucx_skips_no_test() {
+    let config = UcxConfig::default().with_library("libm.so.6");
+    conformance::unless_ucx_is_missing("this", config.library_version());
 }
 
 #[test]

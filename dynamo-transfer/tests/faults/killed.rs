@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use dynamo_transfer::conformance::skipped;
 use dynamo_transfer::{BackendKind, HostBuffer};
 use futures::future::join_all;
 use tokio::task::JoinSet;
@@ -52,7 +53,7 @@ async fn survivors() -> Vec<BackendKind> {
     let mut backends = backends().await;
     if may_abort() && backends.contains(&BackendKind::Ucx) {
         backends.retain(|backend| *backend != BackendKind::Ucx);
-        say("SKIPPED: kills over UCX: libucp 1.13 may abort the process; run with -- --ignored");
+        skipped("kills over UCX: libucp before 1.22 may abort the process; run with -- --ignored");
     }
     backends
 }
@@ -61,7 +62,7 @@ async fn survivors() -> Vec<BackendKind> {
 fn may_abort() -> bool {
     dynamo_transfer::UcxConfig::default()
         .library_version()
-        .is_ok_and(|version| version < (1, 14, 0))
+        .is_ok_and(|version| version < (1, 22, 0))
 }
 
 #[cfg(not(feature = "ucx"))]
