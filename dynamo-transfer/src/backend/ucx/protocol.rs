@@ -235,8 +235,8 @@ const HERE: u8 = 3;
 const HOST_BYTES_MAX: usize = 64;
 const FORMAT: Format = Format { magic: *b"DUCX", version: 3 };
 const REQUEST_BYTES: usize = 2 + 8 + 8 + 1 + 8 + 16;
-/// Data that goes with its request: to copy it twice takes less time than to ask first.
-pub(super) const HERE_BYTES_MAX: usize = 8 << 10;
+/// Data that goes with its request: to copy it twice more takes less time than to ask first.
+pub(super) const HERE_BYTES_MAX: usize = 32 << 10;
 /// What one request asks for.
 pub(super) const STRIPE_BYTES_MAX: u64 = 32 << 20;
 pub(super) const STRIPE_CHUNKS_MAX: usize = 16 << 10;

@@ -159,6 +159,27 @@ fn memory_that_was_granted_is_kept_until_it_is_released() {
 }
 
 #[test]
+fn an_agent_without_one_sided_access_lets_nobody_at_its_memory() {
+    let runtime = runtime();
+    let Some(probe) = runtime.block_on(agent("probe")) else { return };
+    runtime.block_on(probe.shutdown());
+    let ucx = UcxConfig::default().with_one_sided(false);
+    let owner = runtime.block_on(Agent::start(AgentConfig::default().with_ucx(ucx))).unwrap();
+    let _in_runtime = runtime.enter();
+    let writable = owner.register_peer_writable(vec![HostBuffer::new(4096)]).unwrap();
+    let peer = owner.load_metadata(&owner.metadata([writable.grant()]).unwrap()).unwrap();
+    let mut initiator = RawUcx::start(&peer.address).unwrap();
+    assert!(initiator.rails.cma.is_empty() && initiator.rails.rdma.is_empty());
+    for (op, rail) in [(1, RailKind::Cma), (2, RailKind::Rdma)] {
+        let way = Way::Rail(rail);
+        let request = Request { way, ..request(&peer.regions()[0], &[(0, 64)]) };
+        initiator.say(Kind::Request, op, request.encode());
+        initiator.hear(&[Kind::Accept]);
+    }
+    runtime.block_on(owner.shutdown());
+}
+
+#[test]
 fn a_peer_has_its_share_of_the_links_and_is_told_so() {
     let runtime = runtime();
     let Some(owner) = runtime.block_on(agent("owner")) else { return };
