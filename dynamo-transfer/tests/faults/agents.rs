@@ -45,8 +45,8 @@ async fn ucx() -> Option<BackendKind> {
 }
 
 #[cfg(not(feature = "ucx"))]
-async fn ucx() -> Option<BackendKind> {
-    None
+fn ucx() -> std::future::Ready<Option<BackendKind>> {
+    std::future::ready(None)
 }
 
 /// Configures an agent that is reached, and reaches others, over one backend.
