@@ -1,5 +1,6 @@
 //! The suite that every backend passes, over a pair of agents that it connects.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::{
-    Agent, BackendKind, BlockLayout, ErrorKind, HostBuffer, RemoteAgent, RemoteMemory,
+    Agent, BackendKind, BlockLayout, ErrorKind, HostBuffer, RemoteAgent, RemoteMemory, Result,
     TransferGroup, TransferOptions,
 };
 
@@ -41,6 +42,33 @@ pub async fn run_over(
     what_settles_together_is_waited_for_together(agents, allocate).await;
     a_revoked_region_is_stale_and_its_memory_comes_back(agents, allocate).await;
     another_incarnation_is_stale(agents, allocate).await;
+}
+
+/// Returns what was started over UCX, or says that `what` is skipped where libucp is missing.
+///
+/// # Panics
+/// If it failed for any other reason: that is a failure of the test.
+#[cfg(feature = "ucx")]
+pub fn unless_ucx_is_missing<T>(what: &str, started: Result<T>) -> Option<T> {
+    let error = match started {
+        Ok(started) => return Some(started),
+        Err(error) => error,
+    };
+    // In the words of the loader: one that is there and cannot be used is no reason to skip.
+    let is_missing =
+        error.kind() == ErrorKind::BackendUnavailable && error.message().contains("No such file");
+    assert!(is_missing, "{what}: {error}");
+    skipped(&format!("{what}: {error}; apt-get install libucx0"));
+    None
+}
+
+/// Says what is skipped, past the capture of passing tests' output.
+///
+/// # Panics
+/// If the process has no standard error.
+pub fn skipped(what: &str) {
+    let line = format!("SKIPPED: {what}\n");
+    std::io::stderr().write_all(line.as_bytes()).expect("a test can say so");
 }
 
 type Allocate = fn(usize) -> HostBuffer;
@@ -352,7 +380,7 @@ async fn read_one(
     initiator: &Agent,
     region: &crate::RemoteRegion,
     range: (u64, u64),
-) -> crate::Result<crate::TransferReport> {
+) -> Result<crate::TransferReport> {
     let len = usize::try_from(range.1).expect("small");
     let target = initiator.register_mut(vec![HostBuffer::new(len)])?;
     let local = target.descriptor([(0, range.1)])?;
@@ -365,7 +393,7 @@ fn load(owner: &Agent, initiator: &Agent, grants: &[crate::Grant]) -> RemoteAgen
         .expect("good")
 }
 
-fn kind<T>(result: crate::Result<T>) -> ErrorKind {
+fn kind<T>(result: Result<T>) -> ErrorKind {
     result.err().expect("an error").kind()
 }
 

@@ -4,12 +4,10 @@
 //! PyPI wheel `libucx-cu12`, set that to its `lib`, and `UCX_MODULE_DIR` to its `lib/ucx`.
 #![cfg(feature = "ucx")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
-#![expect(clippy::print_stderr, reason = "says what is skipped, and figures")]
-#![expect(clippy::print_stdout, reason = "a child process speaks to its parent")]
-#![expect(clippy::disallowed_methods, reason = "time, and a child's role, are of the process")]
+#![expect(clippy::disallowed_methods, reason = "a process that ends is waited for in real time")]
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdin, Command, Stdio};
+mod child;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,19 +16,14 @@ use dynamo_transfer::{
     TransferOptions, UcxConfig, conformance,
 };
 
+use child::{Asked, from_hex, to_hex};
+
 const MIB: usize = 1 << 20;
 
 /// Starts an agent, or says why not.
 async fn agent(name: &str) -> Option<Agent> {
     let config = AgentConfig::default().with_name(name).with_ucx(UcxConfig::default());
-    match Agent::start(config).await {
-        Ok(agent) => Some(agent),
-        Err(error) if error.kind() == ErrorKind::BackendUnavailable => {
-            eprintln!("SKIPPED: {error}; apt-get install libucx0, or see the head of this file");
-            None
-        }
-        Err(error) => unreachable!("{error}"),
-    }
+    conformance::unless_ucx_is_missing("a test of UCX", Agent::start(config).await)
 }
 
 /// Runs a test, one after the other: some count what the process has open.
@@ -48,6 +41,35 @@ fn a_library_that_is_missing_is_named() {
     assert_eq!(error.kind(), ErrorKind::BackendUnavailable);
     assert!(error.message().contains("/nowhere/libucp.so.0"), "{error}");
     assert!(error.message().contains("No such file"), "{error}");
+    assert!(conformance::unless_ucx_is_missing::<()>("this", Err(error)).is_none());
+}
+
+#[test]
+#[should_panic(expected = "cannot load libm.so.6")]
+fn a_library_that_is_there_and_no_ucx_skips_no_test() {
+    let config = UcxConfig::default().with_library("libm.so.6");
+    conformance::unless_ucx_is_missing("this", config.library_version());
+}
+
+#[test]
+fn only_the_transports_and_devices_that_are_named_are_used() {
+    let config = |transports: &str, devices: &str| {
+        let ucx = UcxConfig::default().with_transports(transports).with_devices(devices);
+        AgentConfig::default().with_ucx(ucx)
+    };
+    block_on(async {
+        let Some(probe) = agent("probe").await else { return };
+        probe.shutdown().await;
+        for (transports, devices) in [("tcp", "nowhere0"), ("of_no_kind", "lo")] {
+            let error = Agent::start(config(transports, devices)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::BackendUnavailable, "{transports} {devices}");
+        }
+        let start = async |name| Agent::start(config("tcp", "lo").with_name(name)).await.unwrap();
+        let (owner, initiator) = (start("owner").await, start("initiator").await);
+        conformance::run(&owner, &initiator, BackendKind::Ucx).await;
+        owner.shutdown().await;
+        initiator.shutdown().await;
+    });
 }
 
 #[test]
@@ -91,7 +113,7 @@ fn a_peer_that_tcp_leads_to_best_and_does_not_reach_is_reached_over_ucx() {
 fn two_processes_read_write_and_notify() {
     block_on(async {
         let Some(initiator) = agent("initiator").await else { return };
-        let mut owner = Process::start("owner");
+        let mut owner = Owner::start();
         let peer = initiator.load_metadata(&owner.metadata()).unwrap();
 
         let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
@@ -128,7 +150,7 @@ fn two_processes_read_write_and_notify() {
             options,
         );
         written.await.unwrap();
-        assert_eq!(owner.line("NOTIFIED "), "written from initiator, bytes are right");
+        assert_eq!(owner.0.ask("notified"), "written from initiator, bytes are right");
 
         let refused = initiator.write(
             source.descriptor([(0, 8)]).unwrap(),
@@ -145,7 +167,7 @@ fn two_processes_read_write_and_notify() {
 fn a_thousand_transfers_leave_nothing_behind() {
     block_on(async {
         let Some(initiator) = agent("initiator").await else { return };
-        let mut owner = Process::start("owner");
+        let mut owner = Owner::start();
         let peer = initiator.load_metadata(&owner.metadata()).unwrap();
         let mut after_warming_up = None;
         for round in 0..1100 {
@@ -172,7 +194,7 @@ fn a_thousand_transfers_leave_nothing_behind() {
 fn an_idle_agent_does_not_spin() {
     block_on(async {
         let Some(initiator) = agent("initiator").await else { return };
-        let mut owner = Process::start("owner");
+        let mut owner = Owner::start();
         let peer = initiator.load_metadata(&owner.metadata()).unwrap();
         let target = initiator.register_mut(vec![HostBuffer::new(SOURCE_BYTES)]).unwrap();
         read_all(&initiator, &target, &peer).await.unwrap();
@@ -195,84 +217,56 @@ async fn read_all(
     initiator.read(target.descriptor(all)?, remote, TransferOptions::default()).await
 }
 
-/// What the parent has started this process for; a test only in name.
+/// Not a test: the other process. It does what each line of its standard input says, and ends with it.
 #[test]
-#[ignore = "is the other process of the others"]
-fn child() {
-    let Ok(role) = std::env::var("DYNAMO_TEST_ROLE") else { return };
+#[ignore = "run by the tests, as the owner"]
+fn owner() {
     block_on(async {
-        let agent = agent(&role).await.unwrap();
-        own(&agent, if role == "large" { LARGE_BYTES } else { TARGET_BYTES }).await;
+        let agent = agent("owner").await.unwrap();
+        let mut notifications = agent.notifications().unwrap();
+        let source = agent.register(vec![pattern(SOURCE_BYTES)]).unwrap();
+        let mut target = Some(agent.register_peer_writable(vec![HostBuffer::new(TARGET_BYTES)]));
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            let answer = match line.as_str() {
+                "metadata" => {
+                    let target = target.as_ref().unwrap().as_ref().unwrap();
+                    to_hex(&agent.metadata([source.grant(), target.grant()]).unwrap())
+                }
+                "notified" => {
+                    let note = notifications.recv().await.unwrap();
+                    let payload = String::from_utf8(note.payload.to_vec()).unwrap();
+                    let written = target.take().unwrap().unwrap().close().await;
+                    let is_right = written[0][..] == pattern(TARGET_BYTES)[..];
+                    let verdict = if is_right { "right" } else { "wrong" };
+                    format!("{payload} from {}, bytes are {verdict}", note.from)
+                }
+                _ => break,
+            };
+            child::answer(&answer);
+        }
         agent.shutdown().await;
+        child::answer("gone");
     });
 }
 
-async fn own(agent: &Agent, target_bytes: usize) {
-    let mut notifications = agent.notifications().unwrap();
-    let source = agent.register(vec![pattern(SOURCE_BYTES)]).unwrap();
-    let target = agent.register_peer_writable(vec![HostBuffer::new(target_bytes)]).unwrap();
-    let handles = [source.grant(), target.grant()];
-    // The large one is read and written alike.
-    let handles = if target_bytes == LARGE_BYTES { &handles[1..] } else { &handles[..] };
-    println!("METADATA {}", hex(&agent.metadata(handles.iter().copied()).unwrap()));
-    let end = tokio::task::spawn_blocking(|| std::io::stdin().lines().next());
-    let notified = async {
-        let note = notifications.recv().await.unwrap();
-        let (from, payload) = (note.from, String::from_utf8(note.payload.to_vec()).unwrap());
-        let is_right = target.close().await[0][..] == pattern(target_bytes)[..];
-        let verdict = if is_right { "right" } else { "wrong" };
-        println!("NOTIFIED {payload} from {from}, bytes are {verdict}");
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        _ = end => {}
-        () = notified => {}
-    }
-}
+/// The owner in its process.
+struct Owner(Asked);
 
-/// This very program in another process.
-struct Process {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<std::process::ChildStdout>,
-}
-
-impl Process {
-    fn start(role: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--ignored", "--nocapture"])
-            .env("DYNAMO_TEST_ROLE", role)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        Self { child, stdin, stdout }
-    }
-
-    /// Returns what follows `word` on the next line that has it.
-    fn line(&mut self, word: &str) -> String {
-        let mut line = String::new();
-        while self.stdout.read_line(&mut line).unwrap() > 0 {
-            if let Some((_, rest)) = line.split_once(word) {
-                return rest.trim().to_owned();
-            }
-            line.clear();
-        }
-        unreachable!("the process ended without saying {word}");
+impl Owner {
+    fn start() -> Self {
+        Self(Asked::start(&[], &["owner", "--exact", "--ignored", "--nocapture"]))
     }
 
     fn metadata(&mut self) -> Vec<u8> {
-        unhex(&self.line("METADATA "))
+        from_hex(&self.0.ask("metadata"))
     }
 
     /// Has the process end in order, and sees that it does.
     fn end(mut self) {
-        drop(self.stdin.take());
+        assert_eq!(self.0.ask("end"), "gone");
         let until = Instant::now() + Duration::from_secs(10);
         while Instant::now() < until {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.0.process.try_wait().unwrap() {
                 assert!(status.success(), "{status}");
                 return;
             }
@@ -282,17 +276,9 @@ impl Process {
     }
 
     fn cpu_ticks(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.process.id())).unwrap();
         let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended long ago.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -312,18 +298,6 @@ fn pattern(len: usize) -> HostBuffer {
     buffer
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-        .collect()
-}
-
 const SOURCE_BYTES: usize = 32 * MIB;
 const TARGET_BYTES: usize = 3 * MIB + 17;
-const LARGE_BYTES: usize = 513 * MIB;
 const BLOCK: u64 = 49_999;

@@ -13,12 +13,14 @@ pub(crate) fn run() -> Result<ExitCode> {
     let mut skipped = Vec::new();
     let mut tests = Command::new("cargo");
     tests.args(["test", "--workspace", "--all-features", "--locked"]);
-    provide(&mut tests, &mut skipped, "DYNAMO_MODEL", "tests of the real model", model::fetch());
+    let model = model::fetch();
+    let fetched = model.as_ref().ok().cloned();
+    provide(&mut tests, &mut skipped, "DYNAMO_MODEL", "tests of the real model", model);
     provide(&mut tests, &mut skipped, "DYNAMO_PYTHON", "the openai client", python::with_openai());
     step("cargo test --workspace --all-features");
     shell::run(&mut tests)?;
     match peers::ucx() {
-        Ok(folder) => with_ucx(&folder)?,
+        Ok(folder) => with_ucx(&folder, fetched.as_deref())?,
         Err(error) => {
             let again = "let pip fetch libucx-cu12 (43 MB) and run `cargo xtask test` again";
             let note = format!("one-sided access over UCX ({error:#}); to run its tests, {again}");
@@ -52,13 +54,20 @@ pub(crate) fn run() -> Result<ExitCode> {
 
 /// Passes the tests of UCX once more with the libraries in `folder`: Debian's 1.13 is too old for
 /// one-sided access, and for kills of peers.
-fn with_ucx(folder: &Path) -> Result<()> {
-    for what in [&["--lib", "--", "backend::ucx"][..], &["--test", "ucx", "--test", "faults"]] {
-        step(&format!("cargo test {}, with the UCX of libucx-cu12", what.join(" ")));
+fn with_ucx(folder: &Path, model: Option<&Path>) -> Result<()> {
+    let engine = ["--package", "dynamo-transfer"];
+    let mut suites = vec![
+        [&engine[..], &["--lib", "--", "backend::ucx"]].concat(),
+        [&engine[..], &["--test", "ucx", "--test", "faults", "--test", "granted"]].concat(),
+    ];
+    // Blocks of the model between processes; everything is built as it was for all tests.
+    suites.extend(model.map(|_| vec!["--workspace", "--test", "disagg", "--", "processes"]));
+    for suite in suites {
+        step(&format!("cargo test {}, with the UCX of libucx-cu12", suite.join(" ")));
         let mut tests = Command::new("cargo");
-        let package = ["--package", "dynamo-transfer", "--all-features"];
-        tests.args(["test", "--locked"]).args(package).args(what);
+        tests.args(["test", "--locked", "--all-features"]).args(suite);
         tests.env("LD_LIBRARY_PATH", folder).env("UCX_MODULE_DIR", folder.join("ucx"));
+        tests.envs(model.map(|model| ("DYNAMO_MODEL", model)));
         shell::run(&mut tests)?;
     }
     Ok(())

@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-#[cfg(feature = "ucx")]
-use dynamo_transfer::UcxConfig;
 use dynamo_transfer::{
     Agent, AgentConfig, BackendKind, HostBuffer, RegisteredRegion, RemoteAgent, Transfer,
     TransferOptions,
 };
+#[cfg(feature = "ucx")]
+use dynamo_transfer::{UcxConfig, conformance::unless_ucx_is_missing};
 
 /// What each agent here has registered of what it serves: many stripes of every backend.
 pub(crate) const REGION_BYTES: usize = 64 << 20;
@@ -33,16 +33,20 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 /// Returns the backends that reach other processes of this host.
 pub(crate) async fn backends() -> Vec<BackendKind> {
     let mut backends = vec![BackendKind::Tcp, BackendKind::Shm];
-    match Agent::start(config("probe", BackendKind::Ucx)).await {
-        Ok(agent) => {
-            agent.shutdown().await;
-            if cfg!(feature = "ucx") {
-                backends.push(BackendKind::Ucx);
-            }
-        }
-        Err(error) => say(&format!("SKIPPED: faults over UCX: {error}; apt-get install libucx0")),
-    }
+    backends.extend(ucx().await);
     backends
+}
+
+#[cfg(feature = "ucx")]
+async fn ucx() -> Option<BackendKind> {
+    let probe = Agent::start(config("probe", BackendKind::Ucx)).await;
+    unless_ucx_is_missing("faults over UCX", probe)?.shutdown().await;
+    Some(BackendKind::Ucx)
+}
+
+#[cfg(not(feature = "ucx"))]
+fn ucx() -> std::future::Ready<Option<BackendKind>> {
+    std::future::ready(None)
 }
 
 /// Configures an agent that is reached, and reaches others, over one backend.

@@ -1,7 +1,6 @@
 //! Prefill in a process of its own: KV blocks of the real model go from there to here, over each
 //! backend that joins processes.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use dynamo_examples::graph::{Graph, GraphWorker};
 use dynamo_router::DisaggReport;
 use dynamo_tests::process::{Process, say};
 #[cfg(feature = "ucx")]
-use dynamo_transfer::{Agent, UcxConfig};
+use dynamo_transfer::{Agent, UcxConfig, conformance::unless_ucx_is_missing};
 use dynamo_transfer::{AgentConfig, BackendKind};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -132,18 +131,9 @@ async fn backends() -> Vec<BackendKind> {
 
 #[cfg(feature = "ucx")]
 async fn ucx() -> Option<BackendKind> {
-    match Agent::start(agent(BackendKind::Ucx)).await {
-        Ok(probe) => {
-            probe.shutdown().await;
-            Some(BackendKind::Ucx)
-        }
-        Err(error) => {
-            // Past the capture of passing tests' output.
-            let skipped = format!("SKIPPED: blocks over UCX: {error}; apt-get install libucx0\n");
-            std::io::stderr().write_all(skipped.as_bytes()).unwrap();
-            None
-        }
-    }
+    let probe = Agent::start(agent(BackendKind::Ucx)).await;
+    unless_ucx_is_missing("blocks over UCX", probe)?.shutdown().await;
+    Some(BackendKind::Ucx)
 }
 
 #[cfg(not(feature = "ucx"))]

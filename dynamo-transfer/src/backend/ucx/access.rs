@@ -8,7 +8,7 @@ use super::inbox::OpKey;
 use super::landing::{Access, Landing};
 use super::memory::RemoteKey;
 use super::port::Port;
-use super::protocol::Grant;
+use super::protocol::RemotePiece;
 use super::rails::{Joined, Rails};
 use super::stream::Stream;
 use crate::error::Result;
@@ -51,7 +51,7 @@ impl Accesses {
         key: OpKey,
         (joined, is_write, priority): (Joined, bool, Priority),
         stream: &Rc<Stream>,
-        (keys, grants): (&[Vec<u8>], &[Grant]),
+        (keys, grants): (&[Vec<u8>], &[RemotePiece]),
     ) -> Result<()> {
         let Some(port) = rails.get(joined.rail) else { return Ok(()) };
         // What cannot be opened holds no memory.
@@ -186,23 +186,21 @@ const WINDOW: usize = 32;
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::print_stderr, reason = "says what is skipped")]
-
     use super::*;
     use crate::backend::ucx::UcxConfig;
     use crate::backend::ucx::inbox::Side;
     use crate::backend::ucx::library::Library;
     use crate::backend::ucx::tests::leased;
+    use crate::conformance::{skipped, unless_ucx_is_missing};
 
     #[test]
     fn keys_that_cannot_be_opened_hold_no_memory() {
         let config = UcxConfig::default();
-        let library = match Library::open(&config.library) {
-            Ok(library) if !library.is_degraded() => library,
-            _ => {
-                return eprintln!("SKIPPED: one-sided access; it needs UCX 1.22, see tests/ucx.rs");
-            }
-        };
+        let opened = Library::open(&config.library);
+        let Some(library) = unless_ucx_is_missing("one-sided access", opened) else { return };
+        if library.is_degraded() {
+            return skipped("one-sided access: it needs UCX 1.22, see tests/ucx.rs");
+        }
         let mut rails = Rails::start(&config, &library);
         let own = rails.addresses();
         let joined = rails.join(&own).expect("a worker reaches itself");
@@ -211,7 +209,7 @@ mod tests {
         port.close(joined.endpoint);
 
         let (_region, stream) = leased(64);
-        let grants = [Grant { position: 0, address: 4096, len: 64, key: 0 }];
+        let grants = [RemotePiece { position: 0, address: 4096, len: 64, key: 0 }];
         let key = OpKey { side: Side::Initiator, link: 1, op: 1 };
         let how = (joined, false, Priority::Normal);
         let mut accesses = Accesses::default();

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use super::library::Library;
+use super::protocol::RailKind;
 use super::worker::Setting;
 use crate::error::Result;
 
@@ -71,10 +72,19 @@ impl UcxConfig {
         self
     }
 
-    /// Returns the settings of a context for one-sided access over `transports`.
-    pub(super) fn one_sided(&self, transports: &str) -> Vec<Setting> {
+    /// Returns the settings of a context for one-sided access.
+    pub(super) fn one_sided(&self, rail: RailKind) -> Vec<Setting> {
         let mut settings = self.common();
-        settings.push(("TLS".to_owned(), transports.to_owned()));
+        settings.push(unreleased_max());
+        match rail {
+            RailKind::Cma => settings.push(Setting::new("TLS", "cma,posix,sysv")),
+            RailKind::Rdma => {
+                settings.push(Setting::new("TLS", "ib"));
+                // A host with several network cards has each piece go over two of them, where UCX
+                // by itself takes one.
+                settings.push(Setting::wish("MAX_RMA_RAILS", "2"));
+            }
+        }
         settings
     }
 
@@ -84,28 +94,69 @@ impl UcxConfig {
         if library.may_abort() {
             // Its assertion is of sends without a copy that end twice when a peer goes; copies make
             // messages slower by a quarter or more.
-            settings.push(("ZCOPY_THRESH".to_owned(), "inf".to_owned()));
+            settings.push(Setting::new("ZCOPY_THRESH", "inf"));
+        } else {
+            settings.push(unreleased_max());
         }
         // Without the loopback within one worker: it would call back while a message is sent.
-        let transports = self.transports.clone().unwrap_or_else(|| "^self".to_owned());
-        settings.push(("TLS".to_owned(), transports));
+        let transports = self.transports.as_deref().unwrap_or("^self");
+        settings.push(Setting::new("TLS", transports));
         settings
     }
 
     fn common(&self) -> Vec<Setting> {
-        let mut settings: Vec<Setting> = SETTINGS.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        if let Some(devices) = &self.devices {
-            settings.push(("NET_DEVICES".to_owned(), devices.clone()));
-        }
+        let mut settings = vec![
+            // Rendezvous makes puts over TCP three times slower, and keeps UCX from using CMA where
+            // failures are handled.
+            Setting::new("RNDV_THRESH", "inf"),
+            // A peer that vanishes without a word is noticed within two of these.
+            Setting::new("KEEPALIVE_INTERVAL", "5s"),
+        ];
+        settings
+            .extend(self.devices.as_deref().map(|devices| Setting::new("NET_DEVICES", devices)));
         settings
     }
 }
 
-/// What both contexts are set to.
-const SETTINGS: [(&str, &str); 2] = [
-    // Rendezvous makes puts over TCP three times slower, and keeps UCX from using CMA where
-    // failures are handled.
-    ("RNDV_THRESH", "inf"),
-    // A peer that vanishes without a word is noticed within two of these.
-    ("KEEPALIVE_INTERVAL", "5s"),
-];
+/// Bounds the bytes of memory that was freed and that UCX still holds registered: without, they grow
+/// for as long as regions come and go. Versions that send copies register none, and complain of it on
+/// the process's output.
+fn unreleased_max() -> Setting {
+    Setting::wish("RCACHE_MAX_UNRELEASED", "1024")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inbox::Inbox;
+    use super::super::sys;
+    use super::super::worker::Worker;
+    use super::*;
+    use crate::ErrorKind;
+    use crate::conformance::unless_ucx_is_missing;
+
+    #[test]
+    fn a_setting_that_this_ucx_does_not_know_is_no_failure_unless_it_is_needed() {
+        let opened = Library::open(&UcxConfig::default().library);
+        let Some(library) = unless_ucx_is_missing("settings of UCX", opened) else { return };
+        let start = |settings: &[Setting]| {
+            let inbox = Inbox::new(library.functions().ucp_request_free);
+            Worker::new(&library, sys::FEATURE_AM, settings, &inbox).map(drop)
+        };
+        // Nor is a value that it does not know.
+        start(&[Setting::wish("KEEPALIVE_INTERVAL", "soon")]).unwrap();
+        let error = start(&[Setting::new("KEEPALIVE_INTERVAL", "soon")]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        start(&[Setting::wish("OF_NO_VERSION", "1")]).unwrap();
+    }
+
+    #[test]
+    fn every_context_that_registers_memory_lets_go_of_what_was_freed() {
+        let opened = Library::open(&UcxConfig::default().library);
+        let Some(library) = unless_ucx_is_missing("settings of UCX", opened) else { return };
+        let config = UcxConfig::default();
+        let rails = [RailKind::Cma, RailKind::Rdma].map(|rail| config.one_sided(rail));
+        assert!(rails.iter().all(|settings| settings.contains(&unreleased_max())));
+        let messages = config.messages(&library);
+        assert_ne!(messages.contains(&unreleased_max()), library.may_abort());
+    }
+}

@@ -299,4 +299,4 @@ const COMMANDS_PER_TURN: usize = 64;
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::memory::Mapped;
 use super::port::Port;
-use super::protocol::{GRANTS_MAX, Grant, RailKind, SEGMENTS_MAX, encode_grants};
+use super::protocol::{GRANTS_MAX, RailKind, RemotePiece, SEGMENTS_MAX, encode_grants};
 use super::stream::Stream;
 use crate::error::Result;
 
@@ -55,7 +55,7 @@ pub(super) fn grant(
         let key = mapped.iter().position(within).and_then(|key| u32::try_from(key).ok());
         is_covered &= key.is_some();
         let (address, len, key) = (start as u64, span.len() as u64, key.unwrap_or(0));
-        grants.push(Grant { position, address, len, key });
+        grants.push(RemotePiece { position, address, len, key });
         position += len;
     }
     if !is_covered || grants.len() > GRANTS_MAX {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::access::{Accesses, Ended};
 use super::inbox::{OpKey, Side};
-use super::link::{Op, Task, Transfer};
+use super::link::{Moving, Op, Task};
 use super::links::{Links, Overdue, UNANSWERED};
 use super::net::Net;
 use super::port::EndpointId;
@@ -75,13 +75,13 @@ impl Initiator {
         else {
             return;
         };
-        let Task::Transfer(transfer) = &mut op.task else { return };
-        let is_due = transfer.operation.right == Right::Write && !transfer.is_accepted;
+        let Task::Stripe(moving) = &mut op.task else { return };
+        let is_due = moving.operation.right == Right::Write && !moving.is_accepted;
         if op.link == header.link && is_due && !self.accesses.has(&key) {
-            transfer.is_accepted = true;
-            transfer.operation.begin();
+            moving.is_accepted = true;
+            moving.operation.begin();
             let data = (link.endpoint, Kind::WriteData);
-            net.port.supply(key, data, Rc::clone(&transfer.stream), transfer.operation.priority);
+            net.port.supply(key, data, Rc::clone(&moving.stream), moving.operation.priority);
         }
     }
 
@@ -89,7 +89,7 @@ impl Initiator {
     pub(super) fn grant(&mut self, net: &mut Net, header: Header, body: &[u8]) {
         let key = key(header.link, header.op);
         let Some(op) = self.ops.get(&header.op).filter(|op| op.link == header.link) else { return };
-        let (Some(joined), Task::Transfer(Transfer { operation, stream, is_accepted, .. })) =
+        let (Some(joined), Task::Stripe(Moving { operation, stream, is_accepted, .. })) =
             (self.links.get(header.link).and_then(|link| link.joined), &op.task)
         else {
             return;
@@ -140,10 +140,12 @@ impl Initiator {
         let Some(op) = self.ops.get(&header.op).filter(|op| op.link == header.link) else { return };
         let status = decode_status(body).unwrap_or_else(Err);
         let status = match &op.task {
-            Task::Transfer(transfer)
-                if status.is_ok() && transfer.operation.right == Right::Read =>
-            {
+            Task::Stripe(moving) if status.is_ok() && moving.operation.right == Right::Read => {
                 Err(protocol("a read is done without its data"))
+            }
+            Task::Stripe(moving) if status.is_err() && moving.has_data_along() => {
+                moving.operation.progress.was_refused();
+                status
             }
             _ => status,
         };
@@ -264,21 +266,24 @@ impl Initiator {
         if let Task::Next(operation) = &found.task {
             // While some pieces are accessed, the owner looks at the next.
             let chunks_max = if joined.is_some() { GRANTED_MAX } else { STRIPE_CHUNKS_MAX };
-            let Some(transfer) = Transfer::next(operation, chunks_max) else {
+            let Some(moving) = Moving::next(operation, chunks_max) else {
                 // Others have the rest, or nobody wants it any more.
                 let status = operation.check();
                 return self.finish(net, op, status);
             };
-            found.task = Task::Transfer(transfer);
+            found.task = Task::Stripe(moving);
         }
-        match &found.task {
-            Task::Transfer(transfer) => {
-                if transfer.operation.right == Right::Read {
-                    net.port.inbox.open(key(id, op), Rc::clone(&transfer.stream));
+        match &mut found.task {
+            Task::Stripe(moving) => {
+                if moving.operation.right == Right::Read {
+                    net.port.inbox.open(key(id, op), Rc::clone(&moving.stream));
                 }
-                let joined = joined.filter(|_| transfer.stripe.bytes >= ONE_SIDED_BYTES_MIN);
-                let request = transfer.request(joined.map(|joined| joined.rail));
-                transfer.operation.progress.ask();
+                let request = moving.request(joined.map(|joined| joined.rail));
+                if moving.has_data_along() {
+                    moving.operation.begin();
+                } else {
+                    moving.operation.progress.ask();
+                }
                 net.port.send(endpoint, Header::new(Kind::Request, id, op), request.encode());
             }
             Task::Next(_) => {}
@@ -303,8 +308,8 @@ impl Initiator {
         {
             self.due.insert(id);
         }
-        if let (Ok(()), Task::Transfer(transfer)) = (&status, &task) {
-            transfer.operation.advance(&transfer.stripe);
+        if let (Ok(()), Task::Stripe(moving)) = (&status, &task) {
+            moving.operation.advance(&moving.stripe);
         }
         // Ends the lease, unless something is still under way, before anybody hears of the end.
         drop(task);
@@ -328,9 +333,6 @@ fn settled(settle: Settle, status: Result<()>) {
     // Nobody waits for an operation that was dropped.
     let _ = settle.send(status);
 }
-
-/// Below, an answer that carries the data is as fast as one that says where it is.
-const ONE_SIDED_BYTES_MIN: u64 = 256 << 10;
 
 /// Pieces of a stripe that are accessed one by one.
 const GRANTED_MAX: usize = 2048;

@@ -10,11 +10,12 @@ use tokio::time::Instant;
 use super::initiator::Settle;
 use super::net::Net;
 use super::port::EndpointId;
-use super::protocol::{RailKind, Request, STRIPE_BYTES_MAX};
+use super::protocol::{HERE_BYTES_MAX, RailKind, Request, STRIPE_BYTES_MAX, Way};
 use super::rails::Joined;
 use super::stream::{Holder, Stream};
 use crate::backend::Operation;
 use crate::descriptor::Ranges;
+use crate::memory::Right;
 use crate::peer::PeerAddress;
 use crate::plan::Stripe;
 use crate::vocabulary::Priority;
@@ -58,16 +59,16 @@ pub(super) struct Op {
 pub(super) enum Task {
     /// Some stripe of it, once the peer is known to be there.
     Next(Arc<Operation>),
-    Transfer(Transfer),
+    Stripe(Moving),
     Notify(Bytes),
 }
 
-/// A stripe of an operation.
-pub(super) struct Transfer {
+/// A stripe of an operation, on its way.
+pub(super) struct Moving {
     pub(super) operation: Arc<Operation>,
     pub(super) stripe: Stripe,
     pub(super) stream: Rc<Stream>,
-    /// The owner has said that it waits for the data.
+    /// The data of a write went with the request, or the owner has said that it waits for it.
     pub(super) is_accepted: bool,
 }
 
@@ -152,16 +153,14 @@ impl Turns {
 impl Task {
     pub(super) fn priority(&self) -> Priority {
         match self {
-            Self::Next(operation) | Self::Transfer(Transfer { operation, .. }) => {
-                operation.priority
-            }
+            Self::Next(operation) | Self::Stripe(Moving { operation, .. }) => operation.priority,
             // A message, and what it tells has been moved.
             Self::Notify(_) => Priority::High,
         }
     }
 }
 
-impl Transfer {
+impl Moving {
     /// Takes the next stripe, of `chunks_max` pieces at most.
     pub(super) fn next(operation: &Arc<Operation>, chunks_max: usize) -> Option<Self> {
         let stripe = operation.next(STRIPE_BYTES_MAX, chunks_max)?;
@@ -171,11 +170,27 @@ impl Transfer {
         Some(Self { operation, stripe, stream, is_accepted: false })
     }
 
-    pub(super) fn request(&self, rail: Option<RailKind>) -> Request {
+    /// Tells whether the data of a write goes with the request: the owner takes all of it, or refuses it.
+    pub(super) fn has_data_along(&self) -> bool {
+        self.operation.right == Right::Write && self.stripe.bytes <= HERE_BYTES_MAX as u64
+    }
+
+    /// Asks for it over that rail, if there is one and it is worth it.
+    pub(super) fn request(&mut self, rail: Option<RailKind>) -> Request {
         let Operation { right, remote_id: region, token, .. } = *self.operation;
-        Request { right, rail, region, token, ranges: Ranges::unchecked(self.stripe.remote()) }
+        let bytes = self.stripe.bytes;
+        self.is_accepted = self.has_data_along();
+        let way = match rail {
+            _ if self.is_accepted => Way::Here(self.stream.gather(0, bytes)),
+            Some(rail) if bytes >= ONE_SIDED_BYTES_MIN => Way::Rail(rail),
+            _ => Way::Messages,
+        };
+        Request { right, way, region, token, ranges: Ranges::unchecked(self.stripe.remote()) }
     }
 }
+
+/// Below, an answer that carries the data is as fast as one that says where it is.
+const ONE_SIDED_BYTES_MIN: u64 = 256 << 10;
 
 /// Of one priority and link: what is asked for ahead costs no time, and more urgent things little.
 const BEGUN_MAX: usize = 16;

@@ -13,7 +13,7 @@ use super::grants::{Granted, grant};
 use super::inbox::{OpKey, Side};
 use super::net::Net;
 use super::port::EndpointId;
-use super::protocol::{Header, Hello, Kind, RailKind, Welcome, encode_status};
+use super::protocol::{Header, Hello, Kind, RailKind, Way, Welcome, encode_status, protocol};
 use super::served::{Held, LINKS_REFUSED_MAX, Served, room};
 use super::stream::Stream;
 use crate::backend::connection::patience;
@@ -82,11 +82,20 @@ impl Owner {
         let endpoint = link.endpoint;
         match link.lease(&self.endpoint, header.op, body) {
             Err(error) => done(net, endpoint, header, &Err(error)),
+            Ok((_, Way::Here(data), stream)) => {
+                let is_right = data.len() as u64 == stream.total() && stream.fill(0, &data);
+                // Ends the lease before the peer hears of it.
+                drop(stream);
+                done(net, endpoint, header, &fits(is_right));
+            }
             Ok((_, _, stream)) if stream.total() == 0 => done(net, endpoint, header, &Ok(())),
-            Ok((right, rail, stream)) => {
+            Ok((right, way, stream)) => {
                 let until = Instant::now() + patience(stream.total());
                 let (key, stream) = (key(header.link, header.op), Rc::new(stream));
-                let granted = rail.and_then(|rail| granted(net, rail, &stream));
+                let granted = match way {
+                    Way::Rail(rail) => granted(net, rail, &stream),
+                    Way::Messages | Way::Here(_) => None,
+                };
                 let (granted, body) = granted.unzip();
                 link.ops.insert(header.op, Held { until, granted });
                 if let Some(body) = body {
@@ -147,12 +156,7 @@ impl Owner {
         if !link.ended(key.op) {
             return;
         }
-        let status = if is_right {
-            Ok(())
-        } else {
-            Err(Error::new(ErrorKind::Protocol, "data outside of the operation"))
-        };
-        done(net, link.endpoint, Header::new(Kind::Done, key.link, key.op), &status);
+        done(net, link.endpoint, Header::new(Kind::Done, key.link, key.op), &fits(is_right));
     }
 
     /// A read's data is all out.
@@ -252,6 +256,10 @@ fn granted(net: &mut Net, rail: RailKind, stream: &Rc<Stream>) -> Option<(Grante
         tracing::debug!(%error, ?rail, "memory cannot be granted");
         None
     })
+}
+
+fn fits(is_right: bool) -> Result<()> {
+    if is_right { Ok(()) } else { Err(protocol("data outside of the operation")) }
 }
 
 fn key(link: u64, op: u64) -> OpKey {

@@ -10,6 +10,8 @@
 //!         ◀──────────────── Accept   or Done with a refusal
 //!   WriteData ───────────────────▶   copies into place
 //!         ◀────────────────── Done   when all is there
+//!   Request (write, data) ───────▶   leases, copies what came with it into place
+//!         ◀────────────────── Done
 //!   Request (rail) ──────────────▶   leases and maps
 //!         ◀───────────────── Grant   where the memory is and its remote keys
 //!   Release ─────────────────────▶   unmaps, ends the lease
@@ -54,8 +56,7 @@ impl Hello {
 #[derive(Clone, PartialEq)]
 pub(super) struct Request {
     pub(super) right: Right,
-    /// Asks for remote keys for that rail, in place of messages with the data.
-    pub(super) rail: Option<RailKind>,
+    pub(super) way: Way,
     pub(super) region: u64,
     pub(super) token: Token,
     pub(super) ranges: Ranges,
@@ -63,11 +64,18 @@ pub(super) struct Request {
 
 impl Request {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(REQUEST_BYTES + 16 * self.ranges.count());
+        let mut out = Vec::with_capacity(REQUEST_BYTES + self.way.len() + 16 * self.ranges.count());
         put_flag(&mut out, self.right == Right::Write);
-        out.put_u8(self.rail.map_or(0, |rail| rail as u8));
+        out.put_u8(match &self.way {
+            Way::Messages => MESSAGES,
+            Way::Rail(rail) => *rail as u8,
+            Way::Here(_) => HERE,
+        });
         out.put_u64_le(self.region);
         put_token(&mut out, &self.token);
+        if let Way::Here(data) = &self.way {
+            put_bytes(&mut out, data);
+        }
         for (offset, len) in self.ranges.iter() {
             out.put_u64_le(offset);
             out.put_u64_le(len);
@@ -78,13 +86,15 @@ impl Request {
     pub(super) fn decode(body: &[u8]) -> Result<Self> {
         let mut body = Reader::new(body);
         let right = if body.flag()? { Right::Write } else { Right::Read };
-        let rail = match body.u8()? {
-            0 => None,
-            CMA => Some(RailKind::Cma),
-            RDMA => Some(RailKind::Rdma),
-            other => return Err(protocol(format!("rail {other}"))),
-        };
+        let way = body.u8()?;
         let (region, token) = (body.u64()?, body.token()?);
+        let way = match (way, right) {
+            (MESSAGES, _) => Way::Messages,
+            (CMA, _) => Way::Rail(RailKind::Cma),
+            (RDMA, _) => Way::Rail(RailKind::Rdma),
+            (HERE, Right::Write) => Way::Here(body.bytes(HERE_BYTES_MAX)?.to_vec()),
+            (other, _) => return Err(protocol(format!("way {other}"))),
+        };
         if body.len() > 16 * STRIPE_CHUNKS_MAX {
             return Err(protocol(format!("request of {} ranges", body.len() / 16)));
         }
@@ -93,7 +103,25 @@ impl Request {
             ranges.push((body.u64()?, body.u64()?));
         }
         let ranges = Ranges::unchecked(ranges);
-        Ok(Self { right, rail, region, token, ranges })
+        Ok(Self { right, way, region, token, ranges })
+    }
+}
+
+/// How the data of a request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Way {
+    /// In messages of its own.
+    Messages,
+    /// By access to what is granted.
+    Rail(RailKind),
+    /// With the request: a write of few bytes.
+    Here(Vec<u8>),
+}
+
+impl Way {
+    /// Returns the number of bytes that it adds to a request.
+    fn len(&self) -> usize {
+        if let Self::Here(data) = self { 2 + data.len() } else { 0 }
     }
 }
 
@@ -142,7 +170,7 @@ impl Welcome {
 
 /// Where a piece of a region is in its owner's memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Grant {
+pub(super) struct RemotePiece {
     /// Where the piece begins in the stream of the operation.
     pub(super) position: u64,
     pub(super) address: u64,
@@ -152,7 +180,7 @@ pub(super) struct Grant {
 }
 
 /// Encodes what one-sided access to the ranges of an operation needs.
-pub(super) fn encode_grants(keys: &[Vec<u8>], grants: &[Grant]) -> Vec<u8> {
+pub(super) fn encode_grants(keys: &[Vec<u8>], grants: &[RemotePiece]) -> Vec<u8> {
     let mut out = Vec::new();
     out.put_u32_le(u32::try_from(keys.len()).unwrap_or(u32::MAX));
     keys.iter().for_each(|key| put_bytes(&mut out, key));
@@ -166,7 +194,7 @@ pub(super) fn encode_grants(keys: &[Vec<u8>], grants: &[Grant]) -> Vec<u8> {
 }
 
 /// Decodes it; the pieces are in order, without gaps, and `total` bytes in sum.
-pub(super) fn decode_grants(body: &[u8], total: u64) -> Result<(Vec<Vec<u8>>, Vec<Grant>)> {
+pub(super) fn decode_grants(body: &[u8], total: u64) -> Result<(Vec<Vec<u8>>, Vec<RemotePiece>)> {
     let mut body = Reader::new(body);
     let count = body.u32()?;
     let mut keys = Vec::new();
@@ -177,7 +205,7 @@ pub(super) fn decode_grants(body: &[u8], total: u64) -> Result<(Vec<Vec<u8>>, Ve
     let mut end = 0u64;
     while !body.is_empty() {
         let (position, address) = (body.u64()?, body.u64()?);
-        let grant = Grant { position, address, len: body.u64()?, key: body.u32()? };
+        let grant = RemotePiece { position, address, len: body.u64()?, key: body.u32()? };
         if grant.position != end || grant.len == 0 || grant.key >= count {
             return Err(protocol("grants do not follow each other"));
         }
@@ -200,11 +228,15 @@ pub(super) fn decode_status(body: &[u8]) -> Result<Result<()>> {
     body.end().map(|()| status)
 }
 
+const MESSAGES: u8 = 0;
 const CMA: u8 = 1;
 const RDMA: u8 = 2;
+const HERE: u8 = 3;
 const HOST_BYTES_MAX: usize = 64;
-const FORMAT: Format = Format { magic: *b"DUCX", version: 2 };
+const FORMAT: Format = Format { magic: *b"DUCX", version: 3 };
 const REQUEST_BYTES: usize = 2 + 8 + 8 + 1 + 8 + 16;
+/// Data that goes with its request: to copy it twice more takes less time than to ask first.
+pub(super) const HERE_BYTES_MAX: usize = 32 << 10;
 /// What one request asks for.
 pub(super) const STRIPE_BYTES_MAX: u64 = 32 << 20;
 pub(super) const STRIPE_CHUNKS_MAX: usize = 16 << 10;
@@ -219,7 +251,8 @@ pub(super) const GRANTS_MAX: usize = 16 << 10;
 /// What fits into a message that carries no data of regions: the largest is a grant.
 pub(super) const CONTROL_BYTES_MAX: usize =
     4 + SEGMENTS_MAX * (2 + KEY_BYTES_MAX) + GRANTS_MAX * GRANT_BYTES;
-const _: () = assert!(CONTROL_BYTES_MAX >= REQUEST_BYTES + 16 * STRIPE_CHUNKS_MAX);
+const _: () =
+    assert!(CONTROL_BYTES_MAX >= REQUEST_BYTES + 2 + HERE_BYTES_MAX + 16 * STRIPE_CHUNKS_MAX);
 
 /// What is taken of a peer is written as what says the same; the first byte says what it is.
 #[cfg(any(test, feature = "test-util"))]

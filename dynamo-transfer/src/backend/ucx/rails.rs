@@ -118,16 +118,16 @@ impl Rails {
 
 impl Rail {
     fn start(config: &UcxConfig, library: &Arc<Library>, kind: RailKind) -> Result<Self> {
-        let (transports, on_failure) = match kind {
+        let on_failure = match kind {
             // Its copies are system calls that end: a peer that is gone is an error of the next.
-            RailKind::Cma => ("cma,posix,sysv", OnFailure::Nothing),
+            RailKind::Cma => OnFailure::Nothing,
             RailKind::Rdma if !has_rdma() => {
                 return Err(Error::new(ErrorKind::BackendUnavailable, "no device of RDMA"));
             }
-            RailKind::Rdma => ("ib", OnFailure::Handled),
+            RailKind::Rdma => OnFailure::Handled,
         };
         let inbox = Inbox::new(library.functions().ucp_request_free);
-        let settings = config.one_sided(transports);
+        let settings = config.one_sided(kind);
         let mut worker = Worker::new(library, sys::FEATURE_RMA, &settings, &inbox)?;
         worker.on_failure = on_failure;
         let address = worker.address()?;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::grants::Granted;
 use super::port::EndpointId;
-use super::protocol::{RailKind, Request, STRIPE_BYTES_MAX};
+use super::protocol::{Request, STRIPE_BYTES_MAX, Way};
 use super::stream::{Holder, Stream};
 use crate::backend::connection::IDLE_MAX;
 use crate::error::{Error, ErrorKind, Result};
@@ -71,7 +71,7 @@ impl Served {
         owner: &Inbound,
         op: u64,
         body: &[u8],
-    ) -> Result<(Right, Option<RailKind>, Stream)> {
+    ) -> Result<(Right, Way, Stream)> {
         if self.is_refused() {
             return Err(Error::new(ErrorKind::StaleRegion, "the link was refused"));
         }
@@ -82,7 +82,7 @@ impl Served {
         if self.ops.contains_key(&op) {
             return Err(Error::new(ErrorKind::Protocol, "operation is under way already"));
         }
-        let Request { right, rail, region, token, ranges } = Request::decode(body)?;
+        let Request { right, way, region, token, ranges } = Request::decode(body)?;
         let lease = owner.regions.lease_remote(region, &token, right, &ranges)?;
         if ranges.total() > STRIPE_BYTES_MAX {
             let message =
@@ -90,7 +90,7 @@ impl Served {
             return Err(Error::new(ErrorKind::Protocol, message));
         }
         let stream = Stream::new(Holder::Lease(lease), ranges.iter());
-        Ok((right, rail, stream))
+        Ok((right, way, stream))
     }
 }
 

@@ -37,7 +37,24 @@ pub(super) enum OnFailure {
 }
 
 /// A setting of UCX by its name without `UCX_`.
-pub(super) type Setting = (String, String);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Setting {
+    name: String,
+    value: String,
+    /// Without it the agent would not work as it is meant to.
+    is_needed: bool,
+}
+
+impl Setting {
+    pub(super) fn new(name: &str, value: &str) -> Self {
+        Self { name: name.to_owned(), value: value.to_owned(), is_needed: true }
+    }
+
+    /// One that a version of UCX may not know.
+    pub(super) fn wish(name: &str, value: &str) -> Self {
+        Self { is_needed: false, ..Self::new(name, value) }
+    }
+}
 
 struct Context {
     raw: ContextHandle,
@@ -191,8 +208,12 @@ impl Drop for Worker {
 impl Context {
     fn new(library: &Arc<Library>, features: u64, settings: &[Setting]) -> Result<Self> {
         let config = Config::read(library)?;
-        for (name, value) in settings {
-            config.set(name, value)?;
+        for Setting { name, value, is_needed } in settings {
+            match config.set(name, value) {
+                Err(error) if *is_needed => return Err(error),
+                Err(error) => tracing::debug!(%error, "not set"),
+                Ok(()) => {}
+            }
         }
         let params = Params {
             field_mask: sys::PARAM_FEATURES,

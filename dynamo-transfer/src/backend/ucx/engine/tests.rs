@@ -1,10 +1,9 @@
-#![expect(clippy::print_stderr, reason = "says what is skipped")]
-
 use std::cell::Cell;
 use std::sync::mpsc as std_mpsc;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::*;
@@ -12,15 +11,17 @@ use crate::Rights;
 use crate::backend::connection::IDLE_MAX;
 use crate::backend::stage::Bounces;
 use crate::backend::ucx::links;
-use crate::backend::ucx::protocol::Request;
 use crate::backend::ucx::tests::raw::RawUcx;
-use crate::backend::ucx::tests::{agent, runtime};
+use crate::backend::ucx::tests::{agent, request, runtime};
+use crate::backend::{Operation, Terms};
+use crate::conformance::unless_ucx_is_missing;
 use crate::descriptor::Ranges;
-use crate::memory::{HostBuffer, RegionTable, RegisteredRegion, Right};
-use crate::peer::PeerAddress;
+use crate::memory::{HostBuffer, Leased, MemoryKind, RegionTable, RegisteredRegion, Right};
+use crate::peer::{PeerAddress, RemoteRegion};
+use crate::transfer::Priority;
 
 /// An engine that is worked by hand, at times that the test says.
-struct Bench {
+pub(in crate::backend::ucx) struct Bench {
     engine: Engine,
     endpoint: Arc<Inbound>,
     address: Bytes,
@@ -29,7 +30,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Option<Self> {
+    pub(in crate::backend::ucx) fn new() -> Option<Self> {
         let (notifications, _) = mpsc::channel(1);
         let endpoint = Arc::new(Inbound {
             name: "bench".to_owned(),
@@ -42,16 +43,72 @@ impl Bench {
         let (sender, deliveries) = mpsc::channel(1);
         let started =
             Engine::new(&UcxConfig::default(), &endpoint, sender, (Arc::new(mailbox), letters));
-        let (engine, address) = started
-            .inspect_err(|error| eprintln!("SKIPPED: {error}; apt-get install libucx0"))
-            .ok()?;
+        let (engine, address) = unless_ucx_is_missing("a test of UCX's thread", started)?;
         let (address, later) = (address.into(), Cell::default());
         Some(Self { engine, endpoint, address, later, _deliveries: deliveries })
     }
 
-    fn peer(&self) -> PeerAddress {
+    pub(in crate::backend::ucx) fn peer(&self) -> PeerAddress {
         let (name, ucx) = ("bench".to_owned(), Some(self.address.clone()));
         PeerAddress { name, incarnation: 7, fabric: None, tcp: None, shm: None, ucx }
+    }
+
+    /// Registers memory that peers may write; returns where they find it, too.
+    pub(in crate::backend::ucx) fn writable(
+        &self,
+        memory: HostBuffer,
+    ) -> (RegisteredRegion<HostBuffer>, RemoteRegion) {
+        let (len, regions) = (memory.len() as u64, &self.endpoint.regions);
+        let region = RegisteredRegion::writable(regions, vec![memory], Rights::PeersWrite);
+        let region = region.unwrap();
+        let (id, (token, ..)) = (region.grant().id, regions.grant(region.grant()).unwrap());
+        let (peer, kind) = (Arc::new(self.peer()), MemoryKind::Host);
+        (region, RemoteRegion { peer, id, token, len, kind })
+    }
+
+    /// Starts to write all of a region of this side; returns how that ends.
+    pub(in crate::backend::ucx) fn write(
+        &mut self,
+        op: u64,
+        local: u64,
+        remote: &RemoteRegion,
+    ) -> oneshot::Receiver<Result<()>> {
+        let right = Right::Write;
+        let Ok(Leased::Host(lease)) =
+            self.endpoint.regions.lease_local(local, right, &Arc::default())
+        else {
+            unreachable!("it is memory of the host")
+        };
+        let terms = Terms {
+            priority: Priority::Normal,
+            is_checked: false,
+            cancel: CancellationToken::new(),
+            progress: Arc::default(),
+        };
+        let all = Ranges::unchecked([(0, remote.len)]);
+        let remote = remote.descriptor([(0, remote.len)]).unwrap();
+        let operation = Operation::new(right, (lease, all), remote, terms).unwrap();
+        let (done, outcome) = oneshot::channel();
+        let Engine { initiator, net, .. } = &mut self.engine;
+        initiator.run(net, op, Arc::new(operation), done);
+        outcome
+    }
+
+    /// Works while a peer does what it does, on a thread of its own; what it asks for is done
+    /// between two turns, while it waits.
+    pub(in crate::backend::ucx) fn beside<T: Send>(
+        &mut self,
+        peer: impl FnOnce(&Asks) -> T + Send,
+    ) -> T {
+        let (asks, asked) = std_mpsc::channel::<Wish>();
+        std::thread::scope(|scope| {
+            let peer = scope.spawn(move || peer(&Asks(asks)));
+            self.until(|bench| {
+                asked.try_iter().for_each(|wish| wish(bench));
+                peer.is_finished()
+            });
+            peer.join().unwrap()
+        })
     }
 
     /// One turn; a thread that is at rest has seen all that UCX has called back.
@@ -60,16 +117,21 @@ impl Bench {
         let turn = self.engine.turn(|| Instant::now() + later);
         let is_resting = matches!(turn, Turn::Rest(_));
         assert!(!is_resting || !self.engine.net.has_events(), "it sleeps on what has happened");
-        is_resting
+        is_resting && self.engine.arm().unwrap()
     }
 
     /// Works until that is so.
-    fn until(&mut self, mut is_so: impl FnMut(&mut Self) -> bool) {
+    pub(in crate::backend::ucx) fn until(&mut self, mut is_so: impl FnMut(&mut Self) -> bool) {
         let until = Instant::now() + Duration::from_secs(10);
         while !is_so(self) {
             self.turn();
             assert!(Instant::now() < until, "it does not come about");
         }
+    }
+
+    /// Works until there is nothing to do.
+    pub(in crate::backend::ucx) fn rest(&mut self) {
+        self.rest_at(Duration::ZERO);
     }
 
     /// Works at a later time until there is nothing to do.
@@ -79,16 +141,28 @@ impl Bench {
     }
 }
 
+type Wish = Box<dyn FnOnce(&mut Bench) + Send>;
+
+/// What a peer on another thread may ask of the one that works the engine.
+pub(in crate::backend::ucx) struct Asks(std_mpsc::Sender<Wish>);
+
+impl Asks {
+    /// Has that thread do this, and waits for it.
+    pub(in crate::backend::ucx) fn have<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&mut Bench) -> T + Send + 'static,
+    ) -> T {
+        let (says, said) = std_mpsc::channel();
+        self.0.send(Box::new(move |bench| says.send(what(bench)).unwrap())).unwrap();
+        said.recv().unwrap()
+    }
+}
+
 #[test]
 fn the_thread_does_not_sleep_on_what_giving_up_has_made() {
     let Some(mut bench) = Bench::new() else { return };
-    let memory = vec![HostBuffer::new(64)];
-    let region = RegisteredRegion::writable(&bench.endpoint.regions, memory, Rights::PeersWrite);
-    let region = region.unwrap();
-    let id = region.grant().id;
-    let (token, ..) = bench.endpoint.regions.grant(region.grant()).unwrap();
-    let (right, rail, ranges) = (Right::Write, None, Ranges::unchecked([(0, 64)]));
-    let wish = Request { right, rail, region: id, token, ranges }.encode();
+    let (region, remote) = bench.writable(HostBuffer::new(64));
+    let wish = request(&remote, &[(0, 64)]).encode();
     let (peer, (says, said)) = (bench.peer(), std_mpsc::channel());
     let (leaves, left) = std_mpsc::channel::<()>();
     let hostile = std::thread::spawn(move || {

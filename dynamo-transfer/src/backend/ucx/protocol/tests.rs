@@ -14,7 +14,7 @@ fn request() -> Request {
     let token = Token { generation: 2, is_writable: true, expires_ms: 4, proof: 3 };
     Request {
         right: Right::Write,
-        rail: Some(RailKind::Rdma),
+        way: Way::Rail(RailKind::Rdma),
         region: 1,
         token,
         ranges: Ranges::unchecked([(4, 5), (6, 7)]),
@@ -43,6 +43,12 @@ fn bodies_survive_the_way_and_cut_ones_are_refused() {
     let bytes = request().encode();
     assert!(Request::decode(&bytes).unwrap() == request());
     assert!(Request::decode(&bytes[..bytes.len() - 1]).is_err());
+    let with = |len| Request { way: Way::Here(vec![9; len]), ..request() };
+    let largest = with(HERE_BYTES_MAX);
+    assert!(Request::decode(&largest.encode()).unwrap() == largest);
+    assert!(Request::decode(&with(HERE_BYTES_MAX + 1).encode()).is_err());
+    // Only what is written may come with its request.
+    assert!(Request::decode(&Request { right: Right::Read, ..with(9) }.encode()).is_err());
     assert!(decode_status(&[0, 0]).is_err() && decode_status(&[]).is_err());
     let rails = Rails { host: vec![1, 2], cma: vec![3], rdma: Vec::new() };
     let welcome = Welcome { status: Err(protocol("no")), rails: rails.clone() };
@@ -53,7 +59,7 @@ fn bodies_survive_the_way_and_cut_ones_are_refused() {
 #[test]
 fn the_largest_grant_and_the_largest_request_fit_into_a_message() {
     let keys = vec![vec![0; KEY_BYTES_MAX]; SEGMENTS_MAX];
-    let piece = |position| Grant { position, address: 0, len: 1, key: 0 };
+    let piece = |position| RemotePiece { position, address: 0, len: 1, key: 0 };
     let grants: Vec<_> = (0..GRANTS_MAX as u64).map(piece).collect();
     let body = encode_grants(&keys, &grants);
     assert_eq!(body.len(), CONTROL_BYTES_MAX);
@@ -61,14 +67,16 @@ fn the_largest_grant_and_the_largest_request_fit_into_a_message() {
     let many = |count| Request { ranges: Ranges::unchecked(vec![(0, 1); count]), ..request() };
     let request = many(STRIPE_CHUNKS_MAX).encode();
     assert!(request.len() <= CONTROL_BYTES_MAX);
+    let with_data = Request { way: Way::Here(vec![0; HERE_BYTES_MAX]), ..many(STRIPE_CHUNKS_MAX) };
+    assert!(with_data.encode().len() <= CONTROL_BYTES_MAX);
     assert_eq!(Request::decode(&request).unwrap().ranges.count(), STRIPE_CHUNKS_MAX);
     assert!(Request::decode(&many(STRIPE_CHUNKS_MAX + 1).encode()).is_err());
 }
 
 #[test]
 fn grants_follow_each_other_and_cover_the_operation() {
-    let grant = |position, key| Grant { position, address: 4096, len: 8, key };
-    let encode = |grants: &[Grant]| encode_grants(&[vec![1], vec![2, 3]], grants);
+    let grant = |position, key| RemotePiece { position, address: 4096, len: 8, key };
+    let encode = |grants: &[RemotePiece]| encode_grants(&[vec![1], vec![2, 3]], grants);
     let good = [grant(0, 1), grant(8, 0)];
     let (keys, grants) = decode_grants(&encode(&good), 16).unwrap();
     assert_eq!((keys, &grants[..]), (vec![vec![1], vec![2, 3]], &good[..]));

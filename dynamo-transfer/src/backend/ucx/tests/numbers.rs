@@ -1,16 +1,18 @@
 //! Peers that use an operation's number again, or say a thing twice.
 
 use std::sync::Arc;
-use std::time::Duration;
+
+use futures::FutureExt as _;
 
 use super::raw::{RawUcx, port};
-use super::{agent, leased, request, runtime};
+use super::{leased, request};
+use crate::backend::ucx::engine::tests::Bench;
 use crate::backend::ucx::header::Kind;
 use crate::backend::ucx::port::Port;
-use crate::backend::ucx::protocol::{Rails, encode_status};
+use crate::backend::ucx::protocol::{HERE_BYTES_MAX, Rails, Request, Way, encode_status};
 use crate::memory::{MemoryKind, Right, Token};
 use crate::peer::PeerAddress;
-use crate::{ErrorKind, HostBuffer, RegisteredRegion, RemoteRegion, TransferOptions};
+use crate::{ErrorKind, HostBuffer, RegisteredRegion, RemoteRegion};
 
 /// More than what all sockets and windows take.
 const LEN: usize = 16 << 20;
@@ -18,57 +20,51 @@ const LEN: usize = 16 << 20;
 /// As many operations as fill what an owner sends to one peer.
 const OPS: u64 = 16;
 
-/// Time for the agent to send all that a peer which does not read has room for.
-fn until_it_is_stuck() {
-    std::thread::sleep(Duration::from_millis(50));
-}
-
-fn closes(runtime: &tokio::runtime::Runtime, region: RegisteredRegion<HostBuffer>) -> HostBuffer {
-    let closed = async { tokio::time::timeout(Duration::from_secs(10), region.close()).await };
-    runtime.block_on(closed).expect("nothing holds the memory").remove(0)
+fn closes(region: RegisteredRegion<HostBuffer>) -> HostBuffer {
+    region.close().now_or_never().expect("nothing holds the memory").remove(0)
 }
 
 #[test]
 fn an_operation_whose_number_is_used_again_sends_its_own_fragments() {
-    let runtime = runtime();
-    let Some(owner) = runtime.block_on(agent("owner")) else { return };
-    let _in_runtime = runtime.enter();
-    let region = owner.register_peer_writable(vec![HostBuffer::new(LEN)]).unwrap();
-    let peer = owner.load_metadata(&owner.metadata([region.grant()]).unwrap()).unwrap();
-    let mut hostile = RawUcx::start(&peer.address).unwrap();
+    let Some(mut bench) = Bench::new() else { return };
+    let (region, remote) = bench.writable(HostBuffer::new(LEN));
     let all = [(0, LEN as u64)];
-    let read = super::Request { right: Right::Read, ..request(&peer.regions()[0], &all) };
-    for _ in 0..4 {
+    let read = Request { right: Right::Read, ..request(&remote, &all) };
+    bench.beside(|asks| {
+        let mut hostile = RawUcx::start(&remote.peer).unwrap();
+        for _ in 0..4 {
+            for op in 1..=OPS {
+                hostile.say(Kind::Cancel, op, Vec::new());
+                hostile.say(Kind::Request, op, read.encode());
+            }
+            hostile.settle();
+            // It reads nothing meanwhile: the owner sends until it is stuck.
+            asks.have(Bench::rest);
+        }
+        // It is heard after all that was on the way: what of it was of operations given up is
+        // nobody's.
+        assert_eq!(hostile.refused(100, Vec::new()), ErrorKind::Protocol);
         for op in 1..=OPS {
             hostile.say(Kind::Cancel, op, Vec::new());
-            hostile.say(Kind::Request, op, read.encode());
         }
-        until_it_is_stuck();
-    }
-    // It is heard after all that was on the way: what of it was of operations given up is nobody's.
-    assert_eq!(hostile.refused(100, Vec::new()), ErrorKind::Protocol);
-    for op in 1..=OPS {
-        hostile.say(Kind::Cancel, op, Vec::new());
-    }
-    assert_eq!(hostile.refused(101, Vec::new()), ErrorKind::Protocol);
-    closes(&runtime, region);
-    runtime.block_on(owner.shutdown());
+        assert_eq!(hostile.refused(101, Vec::new()), ErrorKind::Protocol);
+    });
+    closes(region);
 }
 
 #[test]
 fn an_operation_that_is_released_without_a_grant_gives_its_memory_back() {
-    let runtime = runtime();
-    let Some(owner) = runtime.block_on(agent("owner")) else { return };
-    let _in_runtime = runtime.enter();
-    let region = owner.register_peer_writable(vec![HostBuffer::new(64)]).unwrap();
-    let peer = owner.load_metadata(&owner.metadata([region.grant()]).unwrap()).unwrap();
-    let mut hostile = RawUcx::start(&peer.address).unwrap();
-    hostile.say(Kind::Request, 1, request(&peer.regions()[0], &[(0, 64)]).encode());
-    hostile.hear(&[Kind::Accept]);
-    hostile.say(Kind::Release, 1, Vec::new());
-    hostile.settle();
-    closes(&runtime, region);
-    runtime.block_on(owner.shutdown());
+    let Some(mut bench) = Bench::new() else { return };
+    let (region, remote) = bench.writable(HostBuffer::new(64));
+    bench.beside(|asks| {
+        let mut hostile = RawUcx::start(&remote.peer).unwrap();
+        hostile.say(Kind::Request, 1, request(&remote, &[(0, 64)]).encode());
+        hostile.hear(&[Kind::Accept]);
+        hostile.say(Kind::Release, 1, Vec::new());
+        hostile.settle();
+        asks.have(Bench::rest);
+    });
+    closes(region);
 }
 
 /// A region that is found at a port, and nowhere.
@@ -82,64 +78,95 @@ fn region_at(port: &Port) -> RemoteRegion {
 
 #[test]
 fn owners_that_go_while_much_is_on_the_way_to_them_are_errors() {
-    let runtime = runtime();
-    let Some(initiator) = runtime.block_on(agent("initiator")) else { return };
-    let _in_runtime = runtime.enter();
-    let region = initiator.register(vec![vec![7; LEN]]).unwrap();
-    for _ in 0..8 {
-        let port = port().unwrap();
-        let remote = region_at(&port);
-        let all = [(0, LEN as u64)];
-        let writes = (0..8).map(|_| {
-            let (local, remote) =
-                (region.descriptor(all).unwrap(), remote.descriptor(all).unwrap());
-            runtime.spawn(initiator.write(local, remote, TransferOptions::default()))
+    let Some(mut bench) = Bench::new() else { return };
+    let (region, local) = bench.writable(HostBuffer::new(LEN));
+    for round in 0..8 {
+        let writes = bench.beside(|asks| {
+            let port = port().unwrap();
+            let remote = region_at(&port);
+            let write = move |bench: &mut Bench| {
+                let ops = 8 * round..8 * (round + 1);
+                ops.map(|op| bench.write(op, local.id, &remote)).collect::<Vec<_>>()
+            };
+            let writes = asks.have(write);
+            let mut hostile = RawUcx::own(port, Rails::default());
+            for _ in 0..8 {
+                let (request, _) = hostile.hear(&[Kind::Request]);
+                hostile.say(Kind::Accept, request.op, Vec::new());
+            }
+            hostile.settle();
+            asks.have(Bench::rest);
+            writes
         });
-        let writes: Vec<_> = writes.collect();
-        let mut hostile = RawUcx::own(port, Rails::default());
-        for _ in 0..8 {
-            let (request, _) = hostile.hear(&[Kind::Request]);
-            hostile.say(Kind::Accept, request.op, Vec::new());
-        }
-        until_it_is_stuck();
-        drop(hostile);
-        for written in writes {
-            let written = async { tokio::time::timeout(Duration::from_secs(10), written).await };
-            assert!(runtime.block_on(written).unwrap().unwrap().unwrap_err().is_retryable());
+        for mut written in writes {
+            let mut outcome = None;
+            bench.until(|_| {
+                outcome = written.try_recv().ok();
+                outcome.is_some()
+            });
+            assert!(outcome.unwrap().unwrap_err().is_retryable());
         }
     }
-    runtime.block_on(initiator.shutdown());
+    bench.rest();
+    closes(region);
 }
 
 #[test]
 fn an_owner_that_accepts_again_and_again_is_sent_the_data_once() {
-    let runtime = runtime();
-    let Some(initiator) = runtime.block_on(agent("initiator")) else { return };
-    let _in_runtime = runtime.enter();
-    let port = port().unwrap();
-    let remote = region_at(&port);
+    let Some(mut bench) = Bench::new() else { return };
     let mut memory = HostBuffer::new(LEN);
     memory.fill(7);
-    let region = initiator.register_mut(vec![memory]).unwrap();
-    let all = [(0, LEN as u64)];
-    let (local, remote) = (region.descriptor(all).unwrap(), remote.descriptor(all).unwrap());
-    let written = runtime.spawn(initiator.write(local, remote, TransferOptions::default()));
-    let mut hostile = RawUcx::own(port, Rails::default());
-    let (request, _) = hostile.hear(&[Kind::Request]);
-    let (received, stream) = leased(LEN);
-    hostile.open(request.op, stream);
-    // Each would start once more, until all that may be under way is.
-    for _ in 0..OPS {
-        hostile.say(Kind::Accept, request.op, Vec::new());
-        until_it_is_stuck();
-    }
-    let is_right = hostile.filled();
-    hostile.say(Kind::Done, request.op, encode_status(&Ok(())));
-    hostile.settle();
-    let written = async { tokio::time::timeout(Duration::from_secs(10), written).await };
-    runtime.block_on(written).unwrap().unwrap().unwrap();
-    closes(&runtime, region);
+    let (region, local) = bench.writable(memory);
+    let (mut written, received, is_right) = bench.beside(|asks| {
+        let port = port().unwrap();
+        let remote = region_at(&port);
+        let written = asks.have(move |bench| bench.write(1, local.id, &remote));
+        let mut hostile = RawUcx::own(port, Rails::default());
+        let (request, _) = hostile.hear(&[Kind::Request]);
+        let (received, stream) = leased(LEN);
+        hostile.open(request.op, stream);
+        // Each would start once more, until all that may be under way is.
+        for _ in 0..OPS {
+            hostile.say(Kind::Accept, request.op, Vec::new());
+            hostile.settle();
+            asks.have(Bench::rest);
+        }
+        let is_right = hostile.filled();
+        hostile.say(Kind::Done, request.op, encode_status(&Ok(())));
+        hostile.settle();
+        (written, received, is_right)
+    });
+    bench.rest();
+    written.try_recv().unwrap().unwrap();
+    closes(region);
     // As many bytes have come as there are, and every one of them.
-    assert!(is_right && closes(&runtime, received).iter().all(|byte| *byte == 7));
-    runtime.block_on(initiator.shutdown());
+    assert!(is_right && closes(received).iter().all(|byte| *byte == 7));
+}
+
+#[test]
+fn a_small_write_comes_with_its_request_and_never_again() {
+    let Some(mut bench) = Bench::new() else { return };
+    let mut memory = HostBuffer::new(HERE_BYTES_MAX);
+    memory.fill(7);
+    let (region, local) = bench.writable(memory);
+    let (mut written, received) = bench.beside(|asks| {
+        let port = port().unwrap();
+        let remote = RemoteRegion { len: HERE_BYTES_MAX as u64, ..region_at(&port) };
+        let written = asks.have(move |bench| bench.write(1, local.id, &remote));
+        let mut hostile = RawUcx::own(port, Rails::default());
+        let (header, body) = hostile.hear(&[Kind::Request]);
+        assert!(Request::decode(&body).unwrap().way == Way::Here(vec![7; HERE_BYTES_MAX]));
+        let (received, stream) = leased(HERE_BYTES_MAX);
+        hostile.open(header.op, stream);
+        hostile.say(Kind::Accept, header.op, Vec::new());
+        hostile.settle();
+        asks.have(Bench::rest);
+        hostile.say(Kind::Done, header.op, encode_status(&Ok(())));
+        hostile.settle();
+        (written, received)
+    });
+    bench.rest();
+    written.try_recv().unwrap().unwrap();
+    closes(region);
+    assert!(closes(received).iter().all(|byte| *byte == 0), "it is sent again");
 }

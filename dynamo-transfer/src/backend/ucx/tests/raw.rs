@@ -7,13 +7,13 @@ use crate::backend::ucx::inbox::{Event, Inbox, OpKey, Side};
 use crate::backend::ucx::library::Library;
 use crate::backend::ucx::port::{EndpointId, MESSAGE_ID, Port};
 use crate::backend::ucx::protocol::{
-    Header, Hello, Kind, RailKind, Rails, Request, Welcome, decode_status,
+    Header, Hello, Kind, RailKind, Rails, Request, Way, Welcome, decode_status,
 };
 use crate::backend::ucx::stream::Stream;
 use crate::backend::ucx::worker::Worker;
 use crate::backend::ucx::{UcxConfig, sys};
 use crate::error::{ErrorKind, Result};
-use crate::memory::random;
+use crate::memory::{Right, random};
 use crate::peer::PeerAddress;
 use crate::wire;
 
@@ -140,13 +140,17 @@ impl Raw for RawUcx {
         Self::start(peer)
     }
 
-    /// Asks for remote keys every other time.
+    /// Asks for remote keys at times, and at times sends what it writes at once.
     async fn claim(&mut self, claim: &Claim) -> Result<()> {
         let Claim { region, token, right, .. } = *claim;
         self.ops += 1;
         let op = self.ops;
-        let rail = op.is_multiple_of(2).then_some(RailKind::Cma);
-        let request = Request { right, rail, region, token, ranges: claim.ranges() };
+        let way = match op % 3 {
+            0 => Way::Rail(RailKind::Cma),
+            1 if right == Right::Write => Way::Here(claim.bytes()),
+            _ => Way::Messages,
+        };
+        let request = Request { right, way, region, token, ranges: claim.ranges() };
         self.say(Kind::Request, op, request.encode());
         let (header, mut body) = self.hear(&[Kind::Accept, Kind::Grant, Kind::Done]);
         assert_eq!(header.op, op);
