@@ -3,6 +3,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::descriptor::Ranges;
+#[cfg(any(test, feature = "test-util"))]
+use crate::error::Error;
 use crate::error::{ErrorKind, Result};
 use crate::memory::Token;
 use crate::transfer::NOTIFICATION_BYTES_MAX;
@@ -145,17 +147,24 @@ pub(crate) fn fuzz_request(data: &[u8]) {
     }
 }
 
+/// A status that is taken is written as one that says the same, its reason behind it.
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) fn fuzz_status(data: &[u8]) {
-    if let Some(Ok((_, len))) = data.first_chunk().map(|head| decode_status(*head)) {
-        assert!(len <= REASON_BYTES_MAX);
-    }
+    let Some((head, rest)) = data.split_first_chunk() else { return };
+    let Ok((kind, len)) = decode_status(*head) else { return };
+    // As whoever reads it takes it: a success has no reason to give.
+    let reason = String::from_utf8_lossy(&rest[..rest.len().min(len)]);
+    let status = kind.map_or(Ok(()), |kind| Err(Error::new(kind, reason.as_ref())));
+    let again = encode_status(&status);
+    let (head, rest) = again.split_first_chunk().expect("a status has a head");
+    let said = if kind.is_some() { reason.len().min(REASON_BYTES_MAX) } else { 0 };
+    assert_eq!(decode_status(*head).ok(), Some((kind, said)));
+    assert_eq!(rest, &reason.as_bytes()[..said]);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
     use proptest::prelude::*;
 
     #[test]
@@ -201,6 +210,24 @@ mod tests {
         assert_eq!(refusal(vec![(0, STRIPE_BYTES_MAX), (0, 1)]), Some(ErrorKind::Protocol));
         assert_eq!(refusal(vec![(0, 1); STRIPE_CHUNKS_MAX]), None);
         assert_eq!(refusal(vec![(0, 1); STRIPE_CHUNKS_MAX + 1]), Some(ErrorKind::Protocol));
+    }
+
+    #[test]
+    fn the_examples_for_fuzzing_are_requests() {
+        let crates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let inputs = std::fs::read_dir(crates.join("fuzz/corpus/transfer_request")).unwrap();
+        let requests = inputs.map(|input| {
+            let path = input.unwrap().path();
+            Request::decode(&std::fs::read(&path).unwrap()).unwrap_or_else(|error| {
+                panic!("{}: {error}", path.display());
+            })
+        });
+        let is_checked = |request| match request {
+            Request::Read(access) | Request::Write(access) => Some(access.is_checked),
+            Request::Hello(_) | Request::Notify(_) => None,
+        };
+        let checked: Vec<_> = requests.filter_map(is_checked).collect();
+        assert!(checked.contains(&true) && checked.contains(&false), "{checked:?}");
     }
 
     proptest! {
