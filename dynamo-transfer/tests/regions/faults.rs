@@ -225,7 +225,7 @@ async fn a_lost_device_is_unavailable_and_files_go_on() {
         let peer = load(&owner, &initiator, &file);
         read(&initiator, &local, &peer).await.unwrap();
         // Nothing of it is in the hands of the device.
-        let Region::Device(remote) = remote else { unreachable!("it is of a device") };
+        let Region::Device(remote, _) = remote else { unreachable!("it is of a device") };
         assert_eq!(remote.close().await.len(), 2);
         assert!(local.close(&lab).await == bytes);
         drop(file);
