@@ -17,6 +17,7 @@ pub(crate) mod ucx;
 
 use std::any::Any;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -74,6 +75,17 @@ impl fmt::Display for BackendKind {
             Self::Tcp => "tcp",
             Self::File => "file",
             Self::Device => "device",
+        })
+    }
+}
+
+/// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) on what is no name of a backend.
+impl FromStr for BackendKind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|kind| kind.to_string() == name).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidArgument, format!("`{name}` is no backend"))
         })
     }
 }
@@ -279,5 +291,20 @@ impl Operation {
     /// Notes that a stripe has arrived.
     pub(crate) fn advance(&self, stripe: &Stripe) {
         self.progress.advance(stripe);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_found_by_its_name_and_a_name_of_none_is_refused() {
+        for kind in BackendKind::ALL {
+            assert_eq!(kind.to_string().parse::<BackendKind>().unwrap(), kind);
+        }
+        let error = "pigeon".parse::<BackendKind>().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.message().contains("pigeon"), "{error}");
     }
 }

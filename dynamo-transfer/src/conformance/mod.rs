@@ -141,7 +141,7 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Never zero, so that untouched bytes can be told apart.
-fn pattern(seed: u8, len: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u8, len: usize) -> Vec<u8> {
     let period: Vec<u8> = (0u8..=250).map(|byte| byte.wrapping_add(seed) | 1).collect();
     let mut bytes = vec![0; len];
     bytes.chunks_mut(period.len()).for_each(|chunk| chunk.copy_from_slice(&period[..chunk.len()]));

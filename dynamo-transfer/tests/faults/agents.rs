@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-#[cfg(feature = "ucx")]
-use dynamo_transfer::UcxConfig;
 use dynamo_transfer::{
     Agent, AgentConfig, BackendKind, HostBuffer, RegisteredRegion, RemoteAgent, Transfer,
     TransferOptions,
 };
+
+use crate::eventually::eventually;
+use crate::reached::reached_over;
 
 /// What each agent here has registered of what it serves: many stripes of every backend.
 pub(crate) const REGION_BYTES: usize = 64 << 20;
@@ -33,12 +34,13 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 /// Returns the backends that reach other processes of this host.
 pub(crate) async fn backends() -> Vec<BackendKind> {
     let mut backends = vec![BackendKind::Tcp, BackendKind::Shm];
+    if cfg!(not(feature = "ucx")) {
+        return backends;
+    }
     match Agent::start(config("probe", BackendKind::Ucx)).await {
         Ok(agent) => {
             agent.shutdown().await;
-            if cfg!(feature = "ucx") {
-                backends.push(BackendKind::Ucx);
-            }
+            backends.push(BackendKind::Ucx);
         }
         Err(error) => say(&format!("SKIPPED: faults over UCX: {error}; apt-get install libucx0")),
     }
@@ -47,28 +49,12 @@ pub(crate) async fn backends() -> Vec<BackendKind> {
 
 /// Configures an agent that is reached, and reaches others, over one backend.
 pub(crate) fn config(name: &str, backend: BackendKind) -> AgentConfig {
-    let config = AgentConfig::default().with_name(name);
-    match backend {
-        BackendKind::Tcp => config.with_tcp_listen("127.0.0.1:0".parse().unwrap()),
-        BackendKind::Shm => config.with_shm(true),
-        BackendKind::Ucx => with_ucx(config),
-        other => unreachable!("{other} does not reach other processes"),
-    }
+    reached_over(backend).with_name(name)
 }
 
 /// So too, and over TCP at `address`.
 pub(crate) fn config_at(name: &str, backend: BackendKind, address: SocketAddr) -> AgentConfig {
     config(name, backend).with_tcp_listen(address)
-}
-
-#[cfg(feature = "ucx")]
-fn with_ucx(config: AgentConfig) -> AgentConfig {
-    config.with_ucx(UcxConfig::default())
-}
-
-#[cfg(not(feature = "ucx"))]
-fn with_ucx(config: AgentConfig) -> AgentConfig {
-    config
 }
 
 pub(crate) async fn agent(name: &str, backend: BackendKind) -> Agent {
@@ -109,12 +95,7 @@ pub(crate) fn move_all<B: Send + Sync + 'static>(
 
 /// Waits until some of it has moved.
 pub(crate) async fn begun(transfer: &Transfer) {
-    let begins = async {
-        while transfer.progress().bytes_moved == 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, begins).await.expect("it begins");
+    eventually("some of it moves", || transfer.progress().bytes_moved > 0).await;
 }
 
 /// Closes a region, which must not take long.

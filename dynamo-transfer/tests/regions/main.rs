@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod conforms;
+#[path = "../support/eventually.rs"]
+mod eventually;
 mod faults;
 mod lab;
 mod pairs;
