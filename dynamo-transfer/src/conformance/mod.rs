@@ -10,8 +10,9 @@ use std::time::Duration;
 pub use memory::Memory;
 
 use crate::{
-    Agent, BackendKind, ErrorKind, Grant, HostBuffer, RegisteredRegion, RemoteAgent, RemoteRegion,
-    Result, Rights, Transfer, TransferOptions, TransferReport,
+    Agent, BackendKind, ErrorKind, Grant, HostBuffer, LocalDescriptor, RegisteredRegion,
+    RemoteAgent, RemoteDescriptor, RemoteRegion, Result, Rights, Transfer, TransferOptions,
+    TransferReport,
 };
 
 /// Runs the whole suite: `initiator` reaches `owner` through `backend`.
@@ -103,8 +104,8 @@ impl<M: Memory> Pair<'_, M> {
         range: (u64, u64),
         options: TransferOptions,
     ) -> Transfer {
-        let (local, remote) = (local.descriptor([range]), remote.descriptor([range]));
-        self.initiator.read(local.expect("inside"), remote.expect("inside"), options)
+        let (local, remote) = both(local, remote, range);
+        self.initiator.read(local, remote, options)
     }
 
     /// Posts a write of one range into the same one of `remote`.
@@ -115,8 +116,8 @@ impl<M: Memory> Pair<'_, M> {
         range: (u64, u64),
         options: TransferOptions,
     ) -> Transfer {
-        let (local, remote) = (local.descriptor([range]), remote.descriptor([range]));
-        self.initiator.write(local.expect("inside"), remote.expect("inside"), options)
+        let (local, remote) = both(local, remote, range);
+        self.initiator.write(local, remote, options)
     }
 
     /// Reads one range into memory of its own.
@@ -125,6 +126,15 @@ impl<M: Memory> Pair<'_, M> {
         let local = target.descriptor([(0, range.1)])?;
         self.initiator.read(local, remote.descriptor([range])?, usual()).await
     }
+}
+
+/// Describes the same range on both sides.
+fn both(
+    local: &RegisteredRegion<HostBuffer>,
+    remote: &RemoteRegion,
+    range: (u64, u64),
+) -> (LocalDescriptor, RemoteDescriptor) {
+    (local.descriptor([range]).expect("inside"), remote.descriptor([range]).expect("inside"))
 }
 
 fn usual() -> TransferOptions {
