@@ -3,6 +3,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::backend::cuda::IpcHandle;
 #[cfg(target_os = "linux")]
 use crate::backend::shm;
 use crate::backend::tcp;
@@ -18,6 +19,7 @@ pub const TARGETS: &[Target] = &[
     ("transfer_metadata", fuzz_metadata),
     ("transfer_request", fuzz_request),
     ("transfer_status", fuzz_status),
+    ("transfer_device", fuzz_device),
     #[cfg(target_os = "linux")]
     ("transfer_shm_request", fuzz_shm_request),
     #[cfg(target_os = "linux")]
@@ -49,9 +51,22 @@ pub fn fuzz_request(data: &[u8]) {
     tcp::fuzz_request(data);
 }
 
-/// A status is read, or refused.
+/// A status that is taken is written as one that says the same.
+///
+/// # Panics
+/// If not.
 pub fn fuzz_status(data: &[u8]) {
     tcp::fuzz_status(data);
+}
+
+/// A handle of device memory that is taken is written as the same bytes.
+///
+/// # Panics
+/// If not.
+pub fn fuzz_device(data: &[u8]) {
+    if let Ok(handle) = IpcHandle::from_bytes(data) {
+        assert_eq!(handle.to_bytes(), data);
+    }
 }
 
 /// A request to an owner on this host that is taken is written as the same bytes.

@@ -1,6 +1,9 @@
 //! Words that all rooms share.
 
 use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, ErrorKind, Result};
 
 /// Names a backend in reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +42,17 @@ impl fmt::Display for BackendKind {
     }
 }
 
+/// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) on what is no name of a backend.
+impl FromStr for BackendKind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|kind| kind.to_string() == name).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidArgument, format!("`{name}` is no backend"))
+        })
+    }
+}
+
 /// What goes first where transfers share a way; those of one priority take turns. Copies within the host
 /// have their turns in the order they come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,3 +72,18 @@ pub(crate) const NAME_BYTES_MAX: usize = 255;
 
 /// The largest notification: a message, not a transfer.
 pub(crate) const NOTIFICATION_BYTES_MAX: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_found_by_its_name_and_a_name_of_none_is_refused() {
+        for kind in BackendKind::ALL {
+            assert_eq!(kind.to_string().parse::<BackendKind>().unwrap(), kind);
+        }
+        let error = "pigeon".parse::<BackendKind>().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.message().contains("pigeon"), "{error}");
+    }
+}

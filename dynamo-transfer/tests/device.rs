@@ -140,9 +140,12 @@ async fn copies_beyond_the_limit_are_refused_and_passing_makes_room() {
     assert_eq!(refused.kind(), ErrorKind::Overloaded);
     device.resume();
     first.await.unwrap();
-    while copier.upload(&source, &target, &BLOCK).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    let fits = async {
+        while copier.upload(&source, &target, &BLOCK).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), fits).await.expect("the dropped one passes");
     assert_eq!(device.violations(), 0);
 }
 

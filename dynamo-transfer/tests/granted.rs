@@ -4,17 +4,24 @@
 
 use std::time::Duration;
 
-use dynamo_transfer::{
-    Agent, AgentConfig, BackendKind, BlockLayout, ErrorKind, HostBuffer, LocalDescriptor,
-    MemoryFabric, RegisteredRegion, RemoteDescriptor, TransferOptions,
-};
 #[cfg(feature = "ucx")]
-use dynamo_transfer::{UcxConfig, conformance::unless_ucx_is_missing};
+use dynamo_transfer::conformance::unless_ucx_is_missing;
+use dynamo_transfer::{
+    Agent, BackendKind, BlockLayout, ErrorKind, HostBuffer, LocalDescriptor, RegisteredRegion,
+    RemoteDescriptor, TransferOptions, conformance,
+};
+use eventually::eventually;
 use futures::future::join_all;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
+use reached::reached_over;
 use tokio::runtime::Runtime;
+
+#[path = "support/eventually.rs"]
+mod eventually;
+#[path = "support/reached.rs"]
+mod reached;
 
 type Allocate = fn(usize) -> HostBuffer;
 
@@ -27,28 +34,19 @@ struct Pair {
 }
 
 /// Joins pairs by each backend; by shared memory twice, as it is mapped and as the kernel copies it.
-async fn pairs() -> Vec<Pair> {
-    let shared: Allocate = |len| HostBuffer::shared(len).unwrap();
-    let fabric = MemoryFabric::new();
-    let memcpy = AgentConfig::default().with_fabric(fabric);
-    let tcp = AgentConfig::default().with_tcp_listen("127.0.0.1:0".parse().unwrap());
-    let shm = AgentConfig::default().with_shm(true);
-    let mut ways: Vec<(BackendKind, AgentConfig, Allocate)> = vec![
-        (BackendKind::Memcpy, memcpy, HostBuffer::new),
-        (BackendKind::Tcp, tcp, HostBuffer::new),
-    ];
+async fn pairs(transfers_max: usize) -> Vec<Pair> {
+    let plain: Allocate = HostBuffer::new;
+    let mut ways = vec![(BackendKind::Memcpy, plain), (BackendKind::Tcp, plain)];
     if cfg!(target_os = "linux") {
-        ways.push((BackendKind::Shm, shm.clone(), HostBuffer::new));
-        ways.push((BackendKind::Shm, shm, shared));
+        ways.push((BackendKind::Shm, plain));
+        ways.push((BackendKind::Shm, |len| HostBuffer::shared(len).unwrap()));
     }
-    #[cfg(feature = "ucx")]
-    ways.push((
-        BackendKind::Ucx,
-        AgentConfig::default().with_ucx(UcxConfig::default()),
-        HostBuffer::new,
-    ));
+    if cfg!(feature = "ucx") {
+        ways.push((BackendKind::Ucx, plain));
+    }
     let mut pairs = Vec::new();
-    for (backend, config, allocate) in ways {
+    for (backend, allocate) in ways {
+        let config = reached_over(backend).with_transfers_max(transfers_max);
         let owner = Agent::start(config.clone().with_name("owner")).await;
         #[cfg(feature = "ucx")]
         let Some(owner) = unless_ucx_is_missing("bytes over UCX", owner) else { continue };
@@ -265,7 +263,7 @@ fn runtime() -> Runtime {
 #[test]
 fn no_byte_outside_the_granted_ranges_ever_changes() {
     let runtime = runtime();
-    for pair in runtime.block_on(pairs()) {
+    for pair in runtime.block_on(pairs(TRANSFERS_MAX)) {
         let config = Config { cases: 48, failure_persistence: None, ..Config::default() };
         let outcome =
             TestRunner::new(config).run(&case(), |case| runtime.block_on(check(&pair, &case)));
@@ -277,10 +275,21 @@ fn no_byte_outside_the_granted_ranges_ever_changes() {
 #[test]
 fn a_region_closed_under_transfers_comes_back_and_is_touched_no_more() {
     runtime().block_on(async {
-        for pair in pairs().await {
+        for pair in pairs(TRANSFERS_MAX).await {
             for round in 0..8 {
                 close_under_transfers(&pair, round).await;
             }
+            end(pair).await;
+        }
+    });
+}
+
+#[test]
+fn transfers_beyond_the_limit_are_refused_over_each_backend() {
+    runtime().block_on(async {
+        for pair in pairs(2).await {
+            let Pair { owner, initiator, backend, allocate } = &pair;
+            conformance::run_at_the_limit(owner, initiator, *backend, allocate).await;
             end(pair).await;
         }
     });
@@ -304,9 +313,8 @@ async fn close_under_transfers(pair: &Pair, round: usize) {
         }
     };
     let transfers: Vec<_> = (0..8).map(|index| post(index % 2 == 0)).collect();
-    while transfers[0].progress().bytes_moved < (CLOSED_BYTES * round / 8) as u64 {
-        tokio::task::yield_now().await;
-    }
+    let wanted = (CLOSED_BYTES * round / 8) as u64;
+    eventually("the first moves", || transfers[0].progress().bytes_moved >= wanted).await;
     let closes_remote = round.is_multiple_of(2);
     let late = [post(true), post(false)];
     let (closing, other) = if closes_remote { (remote, local) } else { (local, remote) };
@@ -326,5 +334,8 @@ async fn close_under_transfers(pair: &Pair, round: usize) {
 const PERIOD: usize = 251;
 
 const CLOSED_BYTES: usize = 8 << 20;
+
+/// More than are posted here.
+const TRANSFERS_MAX: usize = 64;
 
 const PATIENCE: Duration = Duration::from_secs(20);

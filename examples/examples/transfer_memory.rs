@@ -1,6 +1,6 @@
 //! One agent reads another's memory over TCP, and is refused once the memory is revoked.
 
-use dynamo_transfer::{Agent, AgentConfig, HostBuffer, Result, TransferOptions};
+use dynamo_transfer::{Agent, AgentConfig, BackendKind, HostBuffer, Result, TransferOptions};
 
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "an example talks to a person")]
@@ -35,6 +35,16 @@ async fn main() -> Result<()> {
         Ok(_) => println!("this cannot happen"),
         Err(error) => println!("second read: {error}"),
     }
+    // What an exporter reads from time to time: counts, by backend where that matters.
+    let stats = reader.stats();
+    println!(
+        "the reader has posted {}, completed {} ({} bytes over TCP), failed {}; {} in flight",
+        stats.posted_total,
+        stats.completed_total,
+        stats.bytes_by(BackendKind::Tcp),
+        stats.failed_total,
+        stats.in_flight(),
+    );
     let buffer = target.close().await;
     println!("{:?}", String::from_utf8_lossy(&buffer[0]));
     owner.shutdown().await;

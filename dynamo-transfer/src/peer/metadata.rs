@@ -163,6 +163,8 @@ const REGION_BYTES: usize = 8 + 8 + 8 + 16 + 8 + 1 + 1 + 4;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use crate::error::ErrorKind;
     use proptest::prelude::*;
@@ -227,12 +229,14 @@ mod tests {
     fn the_examples_for_fuzzing_are_metadata_and_an_empty_ucx_address_is_not() {
         let crates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let summed = |bytes: &[u8]| [bytes, &xxh3_64(bytes).to_le_bytes()].concat();
-        let mut with_ucx = 0;
+        let (mut with_ucx, mut kinds) = (0, HashSet::new());
         for input in std::fs::read_dir(crates.join("fuzz/corpus/transfer_metadata")).unwrap() {
             let bytes = summed(&std::fs::read(input.unwrap().path()).unwrap());
-            with_ucx += usize::from(decode(&bytes).unwrap().address.ucx.is_some());
+            let agent = decode(&bytes).unwrap();
+            with_ucx += usize::from(agent.address.ucx.is_some());
+            kinds.extend(agent.regions.iter().map(|region| std::mem::discriminant(&region.kind)));
         }
-        assert_eq!(with_ucx, 1);
+        assert_eq!((with_ucx, kinds.len()), (1, KINDS.len()), "{kinds:?}");
         let mut none = b"DTMD\x02\x00".to_vec();
         // No name, incarnation 0, no fabric, no TCP, no shm; UCX of no bytes; no regions.
         none.extend([0; 2 + 8 + 3]);

@@ -5,12 +5,15 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+#[cfg(feature = "ucx")]
+use dynamo_transfer::conformance::unless_ucx_is_missing;
 use dynamo_transfer::{
     Agent, AgentConfig, BackendKind, HostBuffer, RegisteredRegion, RemoteAgent, Transfer,
     TransferOptions,
 };
-#[cfg(feature = "ucx")]
-use dynamo_transfer::{UcxConfig, conformance::unless_ucx_is_missing};
+
+use crate::eventually::eventually;
+use crate::reached::reached_over;
 
 /// What each agent here has registered of what it serves: many stripes of every backend.
 pub(crate) const REGION_BYTES: usize = 64 << 20;
@@ -51,28 +54,12 @@ fn ucx() -> std::future::Ready<Option<BackendKind>> {
 
 /// Configures an agent that is reached, and reaches others, over one backend.
 pub(crate) fn config(name: &str, backend: BackendKind) -> AgentConfig {
-    let config = AgentConfig::default().with_name(name);
-    match backend {
-        BackendKind::Tcp => config.with_tcp_listen("127.0.0.1:0".parse().unwrap()),
-        BackendKind::Shm => config.with_shm(true),
-        BackendKind::Ucx => with_ucx(config),
-        other => unreachable!("{other} does not reach other processes"),
-    }
+    reached_over(backend).with_name(name)
 }
 
 /// So too, and over TCP at `address`.
 pub(crate) fn config_at(name: &str, backend: BackendKind, address: SocketAddr) -> AgentConfig {
     config(name, backend).with_tcp_listen(address)
-}
-
-#[cfg(feature = "ucx")]
-fn with_ucx(config: AgentConfig) -> AgentConfig {
-    config.with_ucx(UcxConfig::default())
-}
-
-#[cfg(not(feature = "ucx"))]
-fn with_ucx(config: AgentConfig) -> AgentConfig {
-    config
 }
 
 pub(crate) async fn agent(name: &str, backend: BackendKind) -> Agent {
@@ -113,12 +100,7 @@ pub(crate) fn move_all<B: Send + Sync + 'static>(
 
 /// Waits until some of it has moved.
 pub(crate) async fn begun(transfer: &Transfer) {
-    let begins = async {
-        while transfer.progress().bytes_moved == 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, begins).await.expect("it begins");
+    eventually("some of it moves", || transfer.progress().bytes_moved > 0).await;
 }
 
 /// Closes a region, which must not take long.

@@ -12,6 +12,7 @@ use crate::agents::{
     PATIENCE, REGION_BYTES, SLACK, agent, backends, begun, block_on, close, move_all, read, say,
     target,
 };
+use crate::eventually::eventually;
 use crate::peer::{OWNED, WRITTEN};
 use crate::process::{Process, load};
 
@@ -144,12 +145,8 @@ async fn freeze_initiator(owner: &Agent, backend: BackendKind, patience: Duratio
             assert!(!is_freed.load(Ordering::SeqCst), "{backend}: a peer may still write it");
             writer.thaw();
             ended(&mut writer, backend);
-            let freed = async {
-                while !is_freed.load(Ordering::SeqCst) {
-                    tokio::task::yield_now().await;
-                }
-            };
-            tokio::time::timeout(PATIENCE, freed).await.expect("nobody touches it any more");
+            let freed = || is_freed.load(Ordering::SeqCst);
+            eventually("nobody touches it any more", freed).await;
         }
     }
     serves(owner, backend).await;

@@ -7,10 +7,14 @@
 mod agents;
 #[path = "../child/mod.rs"]
 mod child;
+#[path = "../support/eventually.rs"]
+mod eventually;
 mod frozen;
 mod held;
 mod killed;
 mod link;
 mod peer;
 mod process;
+#[path = "../support/reached.rs"]
+mod reached;
 mod restarted;

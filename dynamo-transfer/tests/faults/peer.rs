@@ -43,8 +43,10 @@ impl Peer {
         match *words {
             ["own", backend, memory, ref address @ ..] => {
                 let config = match address {
-                    [address] => config_at("owner", kind(backend), address.parse().unwrap()),
-                    _ => config("owner", kind(backend)),
+                    [address] => {
+                        config_at("owner", backend.parse().unwrap(), address.parse().unwrap())
+                    }
+                    _ => config("owner", backend.parse().unwrap()),
                 };
                 let agent = Agent::start(config).await.unwrap();
                 let mut memory = match memory {
@@ -59,7 +61,7 @@ impl Peer {
                 to_hex(&metadata)
             }
             ["write", backend, metadata] => {
-                self.write(kind(backend), &from_hex(metadata)).await;
+                self.write(backend.parse().unwrap(), &from_hex(metadata)).await;
                 "writing".to_owned()
             }
             // How the writes ended.
@@ -95,8 +97,4 @@ impl Peer {
         });
         self.agents.push(agent);
     }
-}
-
-fn kind(name: &str) -> BackendKind {
-    BackendKind::ALL.into_iter().find(|kind| kind.to_string() == name).unwrap()
 }

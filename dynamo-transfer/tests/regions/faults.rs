@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::eventually::eventually;
 use crate::lab::{Lab, Link, Region, load};
 use dynamo_transfer::file::{FileAct, FileFault, FileFaults};
 use dynamo_transfer::{
@@ -22,6 +23,10 @@ fn read(initiator: &Agent, local: &Region, remote: &RemoteRegion) -> Transfer {
 fn write(initiator: &Agent, local: &Region, remote: &RemoteRegion) -> Transfer {
     let (local, remote) = (local.descriptor(&WHOLE).unwrap(), remote.descriptor(WHOLE).unwrap());
     initiator.write(local, remote, TransferOptions::default())
+}
+
+async fn settled(initiator: &Agent) {
+    eventually("all have settled", || initiator.stats().in_flight() == 0).await;
 }
 
 /// A lab whose files fail, and what switches that on.
@@ -45,11 +50,8 @@ impl Switch {
         self.is_on.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until the engine holds a call.
     async fn held(&self) {
-        while self.faults.held() == 0 {
-            tokio::task::yield_now().await;
-        }
+        eventually("the engine holds a call", || self.faults.held() > 0).await;
     }
 
     fn release(&self) {
@@ -171,9 +173,7 @@ async fn a_dropped_transfer_keeps_what_engines_touch_until_they_have_ended() {
         drop(transfer);
         let mut closing = Box::pin(remote.close(&lab));
         assert!(futures::poll!(&mut closing).is_pending());
-        while initiator.stats().in_flight() > 0 {
-            tokio::task::yield_now().await;
-        }
+        settled(&initiator).await;
         assert!(futures::poll!(&mut closing).is_pending(), "the kernel still has {kind:?}");
         faults.release();
         assert!(closing.await == bytes);
@@ -186,13 +186,9 @@ async fn a_dropped_transfer_keeps_what_engines_touch_until_they_have_ended() {
         let peer = load(&owner, &initiator, &remote);
         lab.device.pause();
         let transfer = read(&initiator, &local, &peer);
-        while lab.device.waiting() == 0 {
-            tokio::task::yield_now().await;
-        }
+        eventually("the device has a copy", || lab.device.waiting() > 0).await;
         drop(transfer);
-        while initiator.stats().in_flight() > 0 {
-            tokio::task::yield_now().await;
-        }
+        settled(&initiator).await;
         let mut closing = Box::pin(remote.close(&lab));
         assert!(futures::poll!(&mut closing).is_pending(), "the device still has {kind:?}");
         lab.device.resume();
@@ -225,7 +221,7 @@ async fn a_lost_device_is_unavailable_and_files_go_on() {
         let peer = load(&owner, &initiator, &file);
         read(&initiator, &local, &peer).await.unwrap();
         // Nothing of it is in the hands of the device.
-        let Region::Device(remote) = remote else { unreachable!("it is of a device") };
+        let Region::Device(remote, _) = remote else { unreachable!("it is of a device") };
         assert_eq!(remote.close().await.len(), 2);
         assert!(local.close(&lab).await == bytes);
         drop(file);

@@ -1,6 +1,7 @@
 //! Memory of every kind, and what it holds.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -67,9 +68,10 @@ impl Lab {
                 for part in [head, tail] {
                     let buffer = self.copier.allocate(part.len()).unwrap();
                     buffer.copy_from(&self.copier, 0, part).await.unwrap();
-                    buffers.push(buffer);
+                    buffers.push(Arc::new(buffer));
                 }
-                Region::Device(agent.register_device(&self.copier, buffers, rights).unwrap())
+                let region = agent.register_device(&self.copier, buffers.clone(), rights);
+                Region::Device(region.unwrap(), buffers)
             }
             MemoryKind::Pinned => {
                 let mut buffer = self.copier.allocate_pinned(bytes.len()).unwrap();
@@ -105,7 +107,7 @@ impl Lab {
 pub(crate) enum Region {
     Host(RegisteredRegion<HostBuffer>),
     Pinned(RegisteredRegion<PinnedBuffer>),
-    Device(RegisteredRegion<DeviceBuffer>),
+    Device(RegisteredRegion<Arc<DeviceBuffer>>, Vec<Arc<DeviceBuffer>>),
     File(RegisteredRegion<FileRegion>, PathBuf),
 }
 
@@ -114,7 +116,7 @@ impl Region {
         match self {
             Self::Host(region) => region.grant(),
             Self::Pinned(region) => region.grant(),
-            Self::Device(region) => region.grant(),
+            Self::Device(region, _) => region.grant(),
             Self::File(region, _) => region.grant(),
         }
     }
@@ -123,7 +125,7 @@ impl Region {
         match self {
             Self::Host(region) => region.kind(),
             Self::Pinned(region) => region.kind(),
-            Self::Device(region) => region.kind(),
+            Self::Device(region, _) => region.kind(),
             Self::File(region, _) => region.kind(),
         }
     }
@@ -133,30 +135,50 @@ impl Region {
         match self {
             Self::Host(region) => region.descriptor(ranges),
             Self::Pinned(region) => region.descriptor(ranges),
-            Self::Device(region) => region.descriptor(ranges),
+            Self::Device(region, _) => region.descriptor(ranges),
             Self::File(region, _) => region.descriptor(ranges),
         }
     }
 
-    /// Closes the region; returns what it holds.
+    /// Returns what the region holds.
+    pub(crate) async fn bytes(&self, lab: &Lab) -> Vec<u8> {
+        let of_host = |len: u64| vec![0; usize::try_from(len).unwrap()];
+        match self {
+            Self::Host(region) => {
+                let mut bytes = of_host(region.len());
+                region.read_at(0, &mut bytes).map(|()| bytes).unwrap()
+            }
+            Self::Pinned(region) => {
+                let mut bytes = of_host(region.len());
+                region.read_at(0, &mut bytes).map(|()| bytes).unwrap()
+            }
+            Self::Device(_, buffers) => held(lab, buffers).await,
+            Self::File(_, path) => std::fs::read(path).unwrap(),
+        }
+    }
+
+    /// Closes the region; returns what it held.
     pub(crate) async fn close(self, lab: &Lab) -> Vec<u8> {
         match self {
             Self::Host(region) => region.close().await[0].to_vec(),
             Self::Pinned(region) => region.close().await[0].to_vec(),
-            Self::Device(region) => {
-                let mut bytes = Vec::new();
-                for buffer in region.close().await {
-                    let part = buffer.copy_to(&lab.copier, 0, buffer.len()).await.unwrap();
-                    bytes.extend(part);
-                }
-                bytes
-            }
+            Self::Device(region, _) => held(lab, &region.close().await).await,
             Self::File(region, path) => {
                 drop(region.close().await);
-                std::fs::read(path).unwrap()
+                let bytes = std::fs::read(&path).unwrap();
+                std::fs::remove_file(path).unwrap();
+                bytes
             }
         }
     }
+}
+
+async fn held(lab: &Lab, buffers: &[Arc<DeviceBuffer>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for buffer in buffers {
+        bytes.extend(buffer.copy_to(&lab.copier, 0, buffer.len()).await.unwrap());
+    }
+    bytes
 }
 
 /// How agents reach each other.

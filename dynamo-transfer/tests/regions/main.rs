@@ -2,6 +2,9 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod conforms;
+#[path = "../support/eventually.rs"]
+mod eventually;
 mod faults;
 mod lab;
 mod pairs;

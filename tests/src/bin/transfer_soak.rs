@@ -8,19 +8,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use dynamo_core::random::Random;
 use dynamo_tests::process::{self, Process};
 use dynamo_transfer::{
-    Agent, AgentConfig, BackendKind, HostBuffer, MemoryFabric, RegisteredRegion, RemoteAgent,
-    TransferOptions, UcxConfig,
+    Agent, BackendKind, HostBuffer, RegisteredRegion, RemoteAgent, TransferOptions,
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use reached::reached_over;
 use table::{Metric, Table};
 
+#[path = "../../../dynamo-transfer/tests/support/reached.rs"]
+mod reached;
 #[expect(unreachable_pub, reason = "another program has it as its own")]
 #[path = "../../../peers/request-plane/src/table.rs"]
 mod table;
@@ -37,12 +39,14 @@ async fn run_as_told() -> Result<ExitCode> {
     if let [word, backend] = &args[..]
         && word == "own"
     {
-        own(kind(backend)?).await?;
+        own(backend.parse()?).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let transfers = args.get(1).map_or(Ok(1_000_000), |n| n.parse());
     let transfers = transfers.context("PATH TRANSFERS BACKEND...")?;
-    let named = args.iter().skip(2).map(|name| kind(name)).collect::<Result<Vec<_>>>()?;
+    let named = args.iter().skip(2).map(|name| Ok(name.parse()?)).collect::<Result<Vec<_>>>()?;
+    let is_known = |named: &BackendKind| BETWEEN_AGENTS.contains(named);
+    ensure!(named.iter().all(is_known), "there are memcpy, shm, ucx and tcp");
     let backends = if named.is_empty() { BETWEEN_AGENTS.to_vec() } else { named };
     let (mut table, mut is_good) = (Table::default(), true);
     for backend in backends {
@@ -57,7 +61,7 @@ async fn run_as_told() -> Result<ExitCode> {
 
 /// Owns a region until the pipe is closed; tells what is left for each line.
 async fn own(backend: BackendKind) -> Result<()> {
-    let agent = Agent::start(config(backend, &MemoryFabric::new())?.with_name("owner")).await?;
+    let agent = Agent::start(reached_over(backend).with_name("owner")).await?;
     let region = agent.register_peer_writable(vec![HostBuffer::new(REGION_BYTES)])?;
     let metadata = agent.metadata([region.grant()])?;
     process::say(&serde_json::to_string(&metadata[..])?).await?;
@@ -68,22 +72,6 @@ async fn own(backend: BackendKind) -> Result<()> {
     region.close().await;
     agent.shutdown().await;
     Ok(())
-}
-
-fn kind(name: &str) -> Result<BackendKind> {
-    let named = BackendKind::ALL.into_iter().find(|kind| kind.to_string() == name);
-    named.with_context(|| format!("{name}: there are memcpy, shm, ucx and tcp"))
-}
-
-fn config(backend: BackendKind, fabric: &MemoryFabric) -> Result<AgentConfig> {
-    let config = AgentConfig::default();
-    Ok(match backend {
-        BackendKind::Memcpy => config.with_fabric(fabric.clone()),
-        BackendKind::Shm => config.with_shm(true),
-        BackendKind::Ucx => config.with_ucx(UcxConfig::default()),
-        BackendKind::Tcp => config.with_tcp_listen(([127, 0, 0, 1], 0).into()),
-        other => bail!("{other} is not known here"),
-    })
 }
 
 /// What a process has at one moment, in the order of [`NAMES`].
@@ -124,10 +112,10 @@ struct Sides {
 
 impl Sides {
     async fn start(backend: BackendKind) -> Result<Self> {
-        let fabric = MemoryFabric::new();
-        let initiator = Agent::start(config(backend, &fabric)?.with_name("initiator")).await?;
+        let config = reached_over(backend);
+        let initiator = Agent::start(config.clone().with_name("initiator")).await?;
         if backend == BackendKind::Memcpy {
-            let owner = Agent::start(config(backend, &fabric)?.with_name("owner")).await?;
+            let owner = Agent::start(config.with_name("owner")).await?;
             let region = owner.register_peer_writable(vec![HostBuffer::new(REGION_BYTES)])?;
             let peer = initiator.load_metadata(&owner.metadata([region.grant()])?)?;
             return Ok(Self { initiator, own: Some((owner, region)), process: None, peer });

@@ -13,12 +13,16 @@ use dynamo_core::request_plane::{TcpConfig, TcpRequestPlane};
 use dynamo_examples::graph::{Graph, GraphWorker};
 use dynamo_router::DisaggReport;
 use dynamo_tests::process::{Process, say};
+use dynamo_transfer::BackendKind;
 #[cfg(feature = "ucx")]
-use dynamo_transfer::{Agent, UcxConfig, conformance::unless_ucx_is_missing};
-use dynamo_transfer::{AgentConfig, BackendKind};
+use dynamo_transfer::{Agent, conformance::unless_ucx_is_missing};
+use reached::reached_over;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::{STORY, ask, config, real, request};
+
+#[path = "../../../dynamo-transfer/tests/support/reached.rs"]
+mod reached;
 
 /// What only the test's own process is told, as the name of a test to skip.
 const AS_PEER: &str = "as_peer_of_a_test";
@@ -47,7 +51,7 @@ async fn blocks_of_another_process_give_the_same_tokens_over_each_backend() {
         let discovery = Arc::<MemoryDiscovery>::default();
         let registered = discovery.register(instance).await.unwrap();
         let here = runtime(&discovery).await;
-        let agent = agent(backend);
+        let agent = reached_over(backend);
         let decode =
             GraphWorker::start(&here, "decode", "decode-0", &real.model, agent, &config).await;
         let decode = decode.unwrap();
@@ -81,8 +85,7 @@ async fn prefill_worker() {
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(name) = lines.next_line().await.unwrap() {
         let here = runtime(&Arc::default()).await;
-        let backend = BackendKind::ALL.into_iter().find(|kind| kind.to_string() == name).unwrap();
-        let (model, agent) = (&real.model, agent(backend));
+        let (model, agent) = (&real.model, reached_over(name.parse().unwrap()));
         let worker =
             GraphWorker::start(&here, "prefill", "prefill-0", model, agent, &config(64)).await;
         let worker = worker.unwrap();
@@ -108,18 +111,6 @@ async fn runtime(discovery: &Arc<MemoryDiscovery>) -> Runtime {
     Runtime::new(discovery, requests, Arc::<MemoryEventPlane>::default())
 }
 
-/// Configures an agent that is reached over one backend alone.
-fn agent(backend: BackendKind) -> AgentConfig {
-    let config = AgentConfig::default();
-    match backend {
-        BackendKind::Tcp => config.with_tcp_listen(loopback()),
-        BackendKind::Shm => config.with_shm(true),
-        #[cfg(feature = "ucx")]
-        BackendKind::Ucx => config.with_ucx(UcxConfig::default()),
-        other => unreachable!("{other} does not join processes here"),
-    }
-}
-
 async fn backends() -> Vec<BackendKind> {
     let mut backends = vec![BackendKind::Tcp];
     if cfg!(target_os = "linux") {
@@ -131,7 +122,7 @@ async fn backends() -> Vec<BackendKind> {
 
 #[cfg(feature = "ucx")]
 async fn ucx() -> Option<BackendKind> {
-    let probe = Agent::start(agent(BackendKind::Ucx)).await;
+    let probe = Agent::start(reached_over(BackendKind::Ucx)).await;
     unless_ucx_is_missing("blocks over UCX", probe)?.shutdown().await;
     Some(BackendKind::Ucx)
 }

@@ -5,6 +5,9 @@ use crate::error::{Error, ErrorKind};
 
 /// Says what failed, where, and what a caller can do about it.
 pub(super) fn of(error: io::Error, doing: &str, path: &Path) -> Error {
+    if error.raw_os_error() == Some(CANCELLED) {
+        return Error::cancelled();
+    }
     Error::new(kind(&error), format!("{doing} {}", path.display())).with_source(error)
 }
 
@@ -21,7 +24,7 @@ fn kind(error: &io::Error) -> ErrorKind {
         | Io::InvalidFilename => ErrorKind::InvalidArgument,
         Io::OutOfMemory => ErrorKind::Overloaded,
         _ => match error.raw_os_error() {
-            Some(CANCELLED | CLOSED) => ErrorKind::Closed,
+            Some(CLOSED) => ErrorKind::Closed,
             Some(libc::EMFILE | libc::ENFILE) => ErrorKind::Overloaded,
             // Opened for reading only.
             Some(libc::EBADF) => ErrorKind::PermissionDenied,
@@ -59,7 +62,6 @@ mod tests {
             (libc::EMFILE, ErrorKind::Overloaded),
             (libc::ENOMEM, ErrorKind::Overloaded),
             (libc::EISDIR, ErrorKind::InvalidArgument),
-            (CANCELLED, ErrorKind::Closed),
             (CLOSED, ErrorKind::Closed),
         ] {
             let error =
@@ -71,5 +73,7 @@ mod tests {
             );
             assert!(std::error::Error::source(&error).is_some());
         }
+        let cancelled = of(io::Error::from_raw_os_error(CANCELLED), "reading", Path::new("/x"));
+        assert_eq!(cancelled.kind(), ErrorKind::Cancelled);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::CLOSED;
-use super::io::{Act, Engine, Io};
+use super::io::{Engine, FileAct, Io};
 
 /// One call to the kernel, before it is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,18 +19,6 @@ pub struct FileCall {
     pub offset: u64,
     /// How many bytes.
     pub len: usize,
-}
-
-/// What a call does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FileAct {
-    /// Reads from the file.
-    Read,
-    /// Writes to the file.
-    Write,
-    /// Brings what was written to the device.
-    Sync,
 }
 
 /// What becomes of a call.
@@ -99,19 +87,10 @@ impl Faulty {
     /// Returns the IO if it is to be made, and what it fails with at once.
     fn judge(&self, mut io: Io) -> Option<(Io, Option<i32>)> {
         let mut state = self.faults.lock();
-        let call = FileCall {
-            index: state.calls,
-            act: match io.act {
-                Act::Read => FileAct::Read,
-                Act::Write => FileAct::Write,
-                Act::Sync => FileAct::Sync,
-            },
-            offset: io.offset,
-            len: io.len(),
-        };
+        let call = FileCall { index: state.calls, act: io.act, offset: io.offset, len: io.len() };
         state.calls += 1;
         match (state.judge)(&call) {
-            FileFault::Cut(len) if io.act != Act::Sync => io.cut(len.max(1)),
+            FileFault::Cut(len) if io.act != FileAct::Sync => io.cut(len.max(1)),
             FileFault::Fail(code) => return Some((io, Some(code))),
             FileFault::Hold if !self.is_closing.load(Ordering::Relaxed) => {
                 state.held.push((Arc::clone(&self.inner), io));

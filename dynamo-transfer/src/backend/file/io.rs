@@ -12,7 +12,12 @@ use crate::memory::Span;
 
 /// What is done to the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Act {
+#[cfg_attr(
+    not(any(test, feature = "test-util")),
+    expect(unreachable_pub, reason = "told to tests")
+)]
+#[non_exhaustive]
+pub enum FileAct {
     /// Memory is filled from the file.
     Read,
     /// The file is filled from memory.
@@ -23,7 +28,7 @@ pub(crate) enum Act {
 
 /// One call to the kernel, of one operation, whose lease keeps the memory of the spans alive.
 pub(crate) struct Io {
-    pub(super) act: Act,
+    pub(super) act: FileAct,
     pub(super) direct: bool,
     pub(super) offset: u64,
     pub(super) spans: Vec<Span>,
@@ -68,7 +73,7 @@ impl Io {
 
     pub(super) fn sync(operation: &Arc<Operation>) -> Self {
         let operation = Arc::clone(operation);
-        let (act, spans) = (Act::Sync, Vec::new());
+        let (act, spans) = (FileAct::Sync, Vec::new());
         Self { act, direct: false, offset: 0, spans, size: 0, limit: 0, tries: 0, operation }
     }
 

@@ -1,4 +1,4 @@
-use super::io::Act;
+use super::io::FileAct;
 use super::plan::FileChunk;
 use super::region::FileRegion;
 use super::store::FileStore;
@@ -26,8 +26,8 @@ impl FileMemory {
     /// `keep` keeps the pieces alive; see [`Far::pass`](crate::memory::Far::pass).
     pub(crate) async fn pass(&self, right: Right, pieces: Vec<Piece>, keep: Keep) -> Result<()> {
         let act = match right {
-            Right::Read => Act::Read,
-            Right::Write => Act::Write,
+            Right::Read => FileAct::Read,
+            Right::Write => FileAct::Write,
         };
         let chunks = pieces.into_iter().map(|Piece { offset, span }| FileChunk { offset, span });
         self.store.post(&self.file, act, chunks, keep)?.await.map(drop)

@@ -33,7 +33,8 @@
 //!   dropping it lets what has started end, with its memory alive.
 //! - Short reads and writes are resumed; a range is moved as a whole, or the operation fails with
 //!   the file, the offset and the error of the system.
-//! - Operations that overlap have no order among each other; nor has what one operation reads.
+//! - Operations that overlap have no order among each other: one that reads may see another half
+//!   written. Nor have the ranges of one operation.
 //! - Nothing polls: an idle engine sleeps in the kernel.
 
 mod error;
@@ -55,7 +56,9 @@ mod tests;
 mod threads;
 
 #[cfg(any(test, feature = "test-util"))]
-pub use fault::{FileAct, FileCall, FileFault, FileFaults};
+pub use fault::{FileCall, FileFault, FileFaults};
+#[cfg(any(test, feature = "test-util"))]
+pub use io::FileAct;
 pub use owned::FileRange;
 pub use region::{FileOptions, FileRegion};
 pub use store::{FileEngine, FileStore, FileStoreConfig};

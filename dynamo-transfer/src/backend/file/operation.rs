@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::error::{self, CANCELLED};
-use super::io::{Act, Engine, Io};
+use super::io::{Engine, FileAct, Io};
 use super::plan::Step;
 use super::region::Opened;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,7 +27,7 @@ pub(super) struct Kept {
 
 pub(crate) struct Operation {
     pub(super) file: Arc<Opened>,
-    pub(super) act: Act,
+    pub(super) act: FileAct,
     engine: Arc<dyn Engine>,
     is_cancelled: AtomicBool,
     moved: AtomicU64,
@@ -80,7 +80,7 @@ impl Operation {
     pub(super) fn post(
         engine: &Arc<dyn Engine>,
         file: &Arc<Opened>,
-        act: Act,
+        act: FileAct,
         steps: Vec<Step>,
         kept: Kept,
     ) -> FileOperation {
@@ -92,7 +92,7 @@ impl Operation {
             is_cancelled: AtomicBool::new(false),
             moved: AtomicU64::new(0),
             state: Mutex::new(State {
-                unsynced: act == Act::Write && file.is_durable() && !steps.is_empty(),
+                unsynced: act == FileAct::Write && file.is_durable() && !steps.is_empty(),
                 steps: steps.into_iter(),
                 flying: 0,
                 flying_bytes: 0,
@@ -113,9 +113,11 @@ impl Operation {
     pub(super) fn finish(mut io: Io, result: io::Result<usize>) {
         let operation = Arc::clone(&io.operation);
         let landed = match (result, io.act) {
-            (Ok(_), Act::Sync) => Ok(()),
+            (Ok(_), FileAct::Sync) => Ok(()),
             (Ok(0), act) => Err(match act {
-                Act::Read => io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends there"),
+                FileAct::Read => {
+                    io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends there")
+                }
                 _ => io::ErrorKind::WriteZero.into(),
             }),
             (Ok(moved), _) => {
@@ -151,9 +153,9 @@ impl Operation {
     /// Says what was done, and where.
     fn name(&self, io: &Io, error: io::Error) -> Error {
         let doing = match io.act {
-            Act::Read => format!("reading {} bytes at {} of", io.len(), io.offset),
-            Act::Write => format!("writing {} bytes at {} of", io.len(), io.offset),
-            Act::Sync => "syncing".to_owned(),
+            FileAct::Read => format!("reading {} bytes at {} of", io.len(), io.offset),
+            FileAct::Write => format!("writing {} bytes at {} of", io.len(), io.offset),
+            FileAct::Sync => "syncing".to_owned(),
         };
         error::of(error, &doing, self.file.path())
     }
@@ -168,7 +170,7 @@ impl Operation {
         }
         let is_unfinished = state.steps.len() > 0 || state.unsynced;
         if self.is_cancelled() && is_unfinished && state.failure.is_none() {
-            state.failure = Some(Error::new(ErrorKind::Cancelled, "operation was cancelled"));
+            state.failure = Some(Error::cancelled());
         }
         let batch = state.fill(self);
         let end = (state.flying == 0).then(|| (state.kept.take(), state.failure.take()));
@@ -196,7 +198,7 @@ impl Operation {
 
     /// What was written to a file that has lost its name is lost.
     fn check_name(&self) -> Result<()> {
-        if self.act == Act::Read {
+        if self.act == FileAct::Read {
             return Ok(());
         }
         self.file.check_name()

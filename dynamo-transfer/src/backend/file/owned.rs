@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 
 use tokio::sync::oneshot;
 
-use super::io::Act;
+use super::io::FileAct;
 use super::plan::FileChunk;
 use super::region::FileRegion;
 use super::store::FileStore;
@@ -45,7 +45,7 @@ impl FileStore {
         let (mut lease, returned) = Lease::new(buffer);
         // SAFETY: the lease is the buffer's one owner and has not been shared.
         let span = Span::of_mut(unsafe { lease.buffer.as_mut() }.as_mut());
-        self.run(file, Act::Read, ranges, (lease, span), returned)
+        self.run(file, FileAct::Read, ranges, (lease, span), returned)
     }
 
     /// Fills ranges of a file from a buffer; the buffer comes back with the number of bytes.
@@ -70,13 +70,13 @@ impl FileStore {
         let (lease, returned) = Lease::new(buffer);
         // SAFETY: the lease is the buffer's one owner.
         let span = Span::of(unsafe { lease.buffer.as_ref() }.as_ref());
-        self.run(file, Act::Write, ranges, (lease, span), returned)
+        self.run(file, FileAct::Write, ranges, (lease, span), returned)
     }
 
     fn run<B: Send + 'static>(
         &self,
         file: &FileRegion,
-        act: Act,
+        act: FileAct,
         ranges: &[FileRange],
         (lease, span): (Lease<B>, Span),
         mut returned: oneshot::Receiver<B>,

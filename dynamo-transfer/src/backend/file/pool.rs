@@ -2,7 +2,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::error::{CANCELLED, CLOSED};
-use super::io::{Act, Engine, Io};
+use super::io::{Engine, FileAct, Io};
 use super::sys;
 use super::threads::Threads;
 use crate::error::Result;
@@ -100,7 +100,7 @@ impl Pool {
 impl Queue {
     /// Queues an IO; returns whether that is a further turn.
     fn push(&mut self, io: Io) -> bool {
-        if io.act != Act::Write || io.direct {
+        if io.act != FileAct::Write || io.direct {
             self.turns.push_back(Turn::Io(io));
             return true;
         }
@@ -214,10 +214,15 @@ mod tests {
     }
 
     /// Posts blocks of 512 KiB, apart from each other.
-    fn post(file: &FileRegion, act: Act, blocks: u64, memory: &[u8]) -> (FileOperation, Vec<Io>) {
+    fn post(
+        file: &FileRegion,
+        act: FileAct,
+        blocks: u64,
+        memory: &[u8],
+    ) -> (FileOperation, Vec<Io>) {
         let span = Span::of(memory);
         let chunks = (0..blocks).map(|index| FileChunk { offset: index << 20, span });
-        let steps = plan::steps(chunks, file.0.alignment(), act == Act::Write).unwrap();
+        let steps = plan::steps(chunks, file.0.alignment(), act == FileAct::Write).unwrap();
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let submitted = Arc::new(Submitted::default());
         let engine = Arc::<Submitted>::clone(&submitted) as Arc<dyn Engine>;
@@ -233,9 +238,9 @@ mod tests {
         let scratch = [Scratch::new(), Scratch::new()];
         let file = |scratch: &Scratch| scratch.region(64 << 20, FileOptions::default());
         let (first, second) = (file(&scratch[0]), file(&scratch[1]));
-        let (_one, one) = post(&first, Act::Write, 5, &memory);
-        let (_two, two) = post(&second, Act::Write, 2, &memory);
-        let (_read, read) = post(&second, Act::Read, 2, &memory);
+        let (_one, one) = post(&first, FileAct::Write, 5, &memory);
+        let (_two, two) = post(&second, FileAct::Write, 2, &memory);
+        let (_read, read) = post(&second, FileAct::Read, 2, &memory);
         let mut queue = Queue::default();
         let turns =
             one.into_iter().chain(two).chain(read).filter_map(|io| queue.push(io).then_some(()));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::error::{CANCELLED, CLOSED};
-use super::io::{Act, Engine, Io};
+use super::io::{Engine, FileAct, Io};
 use super::sys;
 use super::threads::Threads;
 use crate::error::{Error, ErrorKind, Result};
@@ -267,13 +267,15 @@ fn entry(flight: &Flight) -> squeue::Entry {
     };
     let count = u32::try_from(iovecs.len()).unwrap_or(u32::MAX);
     match (io.act, one) {
-        (Act::Read, Some((at, len))) => opcode::Read::new(fd, at, len).offset(offset).build(),
-        (Act::Write, Some((at, len))) => opcode::Write::new(fd, at, len).offset(offset).build(),
-        (Act::Read, None) => opcode::Readv::new(fd, iovecs.as_ptr(), count).offset(offset).build(),
-        (Act::Write, None) => {
+        (FileAct::Read, Some((at, len))) => opcode::Read::new(fd, at, len).offset(offset).build(),
+        (FileAct::Write, Some((at, len))) => opcode::Write::new(fd, at, len).offset(offset).build(),
+        (FileAct::Read, None) => {
+            opcode::Readv::new(fd, iovecs.as_ptr(), count).offset(offset).build()
+        }
+        (FileAct::Write, None) => {
             opcode::Writev::new(fd, iovecs.as_ptr(), count).offset(offset).build()
         }
-        (Act::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+        (FileAct::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
     }
 }
 

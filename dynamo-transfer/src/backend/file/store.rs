@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::fault::{Faulty, FileFaults};
 #[cfg(target_os = "linux")]
 use super::io::Io;
-use super::io::{Act, Engine};
+use super::io::{Engine, FileAct};
 use super::operation::{FileOperation, Kept, Operation};
 use super::plan::{self, FileChunk};
 use super::pool::Pool;
@@ -159,8 +159,8 @@ impl FileStore {
         self.0.kind
     }
 
-    /// Posts an operation: `act` is [`Act::Read`] to fill the chunks' memory from the file,
-    /// [`Act::Write`] for the other way.
+    /// Posts an operation: `act` is [`FileAct::Read`] to fill the chunks' memory from the file,
+    /// [`FileAct::Write`] for the other way.
     ///
     /// The lease keeps the memory alive, and alone for a read; it is dropped before the operation
     /// resolves, when the kernel is done. No chunk may be shorter or longer than its memory's span.
@@ -172,14 +172,14 @@ impl FileStore {
     pub(crate) fn post(
         &self,
         file: &FileRegion,
-        act: Act,
+        act: FileAct,
         chunks: impl IntoIterator<Item = FileChunk>,
         lease: Box<dyn Send>,
     ) -> Result<FileOperation> {
         let permit = Arc::clone(&self.0.room).try_acquire_owned().map_err(|_| {
             Error::new(ErrorKind::Overloaded, "too many file operations are posted")
         })?;
-        let is_write = act == Act::Write;
+        let is_write = act == FileAct::Write;
         let mut refused = None;
         let chunks = chunks.into_iter().map_while(|chunk| {
             let checked = file.0.check(chunk.offset, chunk.span.len() as u64, is_write);

@@ -5,12 +5,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use super::io::{Act, Io};
+use super::io::{FileAct, Io};
 use super::plan::Alignment;
 
 /// Runs one IO, waiting for it on this thread; `iovecs` is scratch.
 pub(super) fn run(io: &Io, iovecs: &mut Vec<libc::iovec>) -> io::Result<usize> {
-    if io.act == Act::Sync {
+    if io.act == FileAct::Sync {
         return io.file().sync_data().map(|()| 0);
     }
     fill(io, iovecs);
@@ -20,7 +20,7 @@ pub(super) fn run(io: &Io, iovecs: &mut Vec<libc::iovec>) -> io::Result<usize> {
     let result = match io.act {
         // SAFETY: `fd` is open as long as the IO's operation, and so is the memory of its spans,
         // by the operation's lease; nobody holds references to it (see `Span`).
-        Act::Read => unsafe { libc::preadv(fd, iovecs.as_ptr(), count, offset) },
+        FileAct::Read => unsafe { libc::preadv(fd, iovecs.as_ptr(), count, offset) },
         // SAFETY: as above; memory is only read.
         _ => unsafe { libc::pwritev(fd, iovecs.as_ptr(), count, offset) },
     };

@@ -165,11 +165,19 @@ pub(crate) fn fuzz_request(data: &[u8]) {
     }
 }
 
+/// A status that is taken is written as one that says the same, its reason behind it.
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) fn fuzz_status(data: &[u8]) {
-    if let Some(Ok(head)) = data.first_chunk().map(|head| Head::decode(*head)) {
-        assert!(head.reason_bytes <= REASON_BYTES_MAX);
-    }
+    let Some((head, rest)) = data.split_first_chunk() else { return };
+    let Ok(read) = Head::decode(*head) else { return };
+    // As whoever reads it takes it: a success has no reason to give.
+    let status = read.status(&rest[..rest.len().min(read.reason_bytes)]);
+    let again = encode_status(&status);
+    let (head, rest) = again.split_first_chunk().expect("a status has a head");
+    let read = Head::decode(*head).expect("one that was written");
+    assert_eq!(rest.len(), read.reason_bytes);
+    let said = |status: Status| status.err().map(|e| (e.kind(), e.remote_memory()));
+    assert_eq!(said(read.status(rest)), said(status));
 }
 
 #[cfg(test)]
@@ -227,6 +235,24 @@ mod tests {
         assert_eq!(refusal(vec![(0, STRIPE_BYTES_MAX), (0, 1)]), Some(ErrorKind::Protocol));
         assert_eq!(refusal(vec![(0, 1); STRIPE_CHUNKS_MAX]), None);
         assert_eq!(refusal(vec![(0, 1); STRIPE_CHUNKS_MAX + 1]), Some(ErrorKind::Protocol));
+    }
+
+    #[test]
+    fn the_examples_for_fuzzing_are_requests() {
+        let crates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let inputs = std::fs::read_dir(crates.join("fuzz/corpus/transfer_request")).unwrap();
+        let requests = inputs.map(|input| {
+            let path = input.unwrap().path();
+            Request::decode(&std::fs::read(&path).unwrap()).unwrap_or_else(|error| {
+                panic!("{}: {error}", path.display());
+            })
+        });
+        let is_checked = |request| match request {
+            Request::Read(access) | Request::Write(access) => Some(access.is_checked),
+            Request::Hello(_) | Request::Notify(_) => None,
+        };
+        let checked: Vec<_> = requests.filter_map(is_checked).collect();
+        assert!(checked.contains(&true) && checked.contains(&false), "{checked:?}");
     }
 
     proptest! {

@@ -140,7 +140,7 @@ fn held(
     let chunk = FileChunk { offset: 0, span: Span::of_mut(&mut buffer) };
     let dropped = Arc::new(AtomicUsize::new(0));
     let lease = Box::new(Counted(Arc::clone(&dropped), buffer));
-    let operation = store.post(&file, Act::Read, [chunk], lease).unwrap();
+    let operation = store.post(&file, FileAct::Read, [chunk], lease).unwrap();
     assert_eq!((faults.calls(), faults.held()), (8, 8), "8 MiB fly at once");
     (store, faults, operation, dropped)
 }
@@ -178,7 +178,7 @@ async fn memory_is_not_touched_after_its_lease(engine: FileEngine) {
             let mut buffer = HostBuffer::new(4 << 20);
             let chunk = FileChunk { offset: 0, span: Span::of_mut(&mut buffer) };
             let lease = Box::new(Marked(buffer, sender.clone()));
-            let mut operation = store.post(&file, Act::Read, [chunk], lease).unwrap();
+            let mut operation = store.post(&file, FileAct::Read, [chunk], lease).unwrap();
             if number % 3 == 0 {
                 // Some get a little further than others.
                 tokio::task::yield_now().await;
@@ -203,7 +203,7 @@ async fn a_cancelled_operation_ends_when_it_is_quiet(engine: FileEngine) {
     assert!(futures::poll!(&mut operation).is_pending());
     assert_eq!(dropped.load(Ordering::SeqCst), 0);
     faults.release();
-    assert_eq!((&mut operation).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!((&mut operation).await.unwrap_err().kind(), ErrorKind::Cancelled);
     assert_eq!((dropped.load(Ordering::SeqCst), operation.progress()), (1, 0));
     shut(store).await;
 }

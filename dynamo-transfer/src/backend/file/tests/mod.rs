@@ -7,7 +7,6 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::io::Act;
 use super::operation::FileOperation;
 use super::plan::FileChunk;
 use super::*;
@@ -104,9 +103,7 @@ impl Drop for Scratch {
 
 fn pattern(seed: u8, len: usize) -> HostBuffer {
     let mut buffer = HostBuffer::new(len);
-    for (index, byte) in buffer.iter_mut().enumerate() {
-        *byte = seed.wrapping_add(u8::try_from(index % 251).unwrap());
-    }
+    buffer.copy_from_slice(&crate::conformance::pattern(seed, len));
     buffer
 }
 
