@@ -162,7 +162,9 @@ impl Party {
         let lists = (ranges(Side::Initiator), ranges(Side::Owner));
         let layout = |side| {
             let apart = 2 * pattern.block;
-            BlockLayout::contiguous(pattern.block).with_offset(pattern.first(side)).with_stride(apart)
+            BlockLayout::contiguous(pattern.block)
+                .with_offset(pattern.first(side))
+                .with_stride(apart)
         };
         let blocks: Vec<u32> = (0..).zip(pattern.ranges(Side::Owner)).map(|(i, _)| i).collect();
         let mut posts = Vec::new();
