@@ -23,6 +23,13 @@ pub struct Metric {
     pub help: &'static str,
 }
 
+impl Metric {
+    /// Describes a metric of a source of your own; the name says the unit, as Prometheus has it.
+    pub const fn new(name: &'static str, kind: Kind, help: &'static str) -> Self {
+        Self { name, kind, help }
+    }
+}
+
 /// How the values of a metric are to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -110,6 +117,13 @@ pub struct Sample {
     pub value: f64,
 }
 
+impl Sample {
+    /// Makes a value of a metric that is no histogram.
+    pub fn new(metric: Metric, labels: &[(&'static str, String)], value: f64) -> Self {
+        Self { metric, suffix: "", labels: labels.to_vec(), value }
+    }
+}
+
 /// Something that counts.
 pub trait Source: Send + Sync {
     /// Appends its samples.
@@ -174,8 +188,7 @@ pub(crate) fn plain(
     value: u64,
     samples: &mut Vec<Sample>,
 ) {
-    let (labels, value) = (labels.to_vec(), float(value));
-    samples.push(Sample { metric, suffix: "", labels, value });
+    samples.push(Sample::new(metric, labels, float(value)));
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts beyond 2^53 may lose their last digits")]

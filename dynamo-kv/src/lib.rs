@@ -34,6 +34,7 @@
 //! | [`layout`] | shape → byte ranges |
 //! | `pool`, [`evict`] | the state behind one short lock; which cached block goes first |
 //! | [`handoff`] | stage for a peer under a hold; pull; done |
+//! | [`metrics`] | a worker's transfers on the page of its runtime |
 #![forbid(unsafe_code)]
 
 pub mod block;
@@ -42,6 +43,7 @@ pub mod handoff;
 pub mod identity;
 pub mod layout;
 pub mod manager;
+pub mod metrics;
 mod pool;
 pub mod sequence;
 
