@@ -179,7 +179,7 @@ fn pointing_up(library: &str, floors: Floors) -> Vec<String> {
         let room = match parts[..] {
             // Suites go the whole way through the rooms, and so do tests.
             [.., "conformance.rs" | "fuzz.rs" | "hostile.rs" | "lib.rs" | "tests.rs"] => continue,
-            [.., "tests", _] => continue,
+            [.., "conformance" | "tests", _] => continue,
             ["backend", engine @ ("cuda" | "file"), ..] => engine,
             [room, ..] => room.trim_end_matches(".rs"),
             [] => unreachable!("a file has a name"),

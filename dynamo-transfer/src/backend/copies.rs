@@ -7,8 +7,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Runs the copies of an agent's transfers, inside the process and between processes of this host; cheap
-/// to clone.
+/// Runs copies of an agent's transfers: those inside the process, or those between processes of this
+/// host. Cheap to clone.
 ///
 /// What is too much for whoever waits is copied on blocking threads of the runtime, which the application
 /// has its own use for: an agent takes a few of them at once. Transfers have their turn in the order they

@@ -29,9 +29,9 @@ pub(crate) struct Route {
 }
 
 impl Place {
-    /// Orders the ways to a peer's memory by what they cost: a copy inside the process, between processes
-    /// of this host, UCX if both were given it, TCP. Beyond the process, files and memory of devices are
-    /// reached over TCP only: their owner's engines have to take part. An agent reaches itself as one of
+    /// Orders the ways that there are to a peer's memory by what they cost: a copy inside the process, one
+    /// between processes of this host, UCX if both were given it, and TCP. Beyond the process, files and
+    /// memory of devices are reached over TCP only: their owner's engines have to take part. An agent reaches itself as one of
     /// its process, whether it has joined a fabric or not.
     pub(crate) fn route(
         &self,

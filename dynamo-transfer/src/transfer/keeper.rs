@@ -20,6 +20,8 @@ pub(crate) struct Keeper {
     kept: Mutex<Kept>,
     sooner: Notify,
     offered: Notify,
+    /// Of the agent.
+    shutdown: CancellationToken,
 }
 
 /// Names a transfer that is kept: its deadline, and a number.
@@ -41,12 +43,17 @@ struct Kept {
 impl Keeper {
     /// Starts one that ends with the agent.
     pub(crate) fn start(tasks: &TaskTracker, shutdown: &CancellationToken) -> Arc<Self> {
-        let keeper = Arc::<Self>::default();
+        let keeper = Arc::new(Self { shutdown: shutdown.clone(), ..Self::default() });
         let (ending, until) = (Arc::clone(&keeper), shutdown.clone());
         tasks.spawn(async move { ending.end(&until).await });
         let (running, until) = (Arc::clone(&keeper), shutdown.clone());
         tasks.spawn(async move { running.run(&until).await });
         keeper
+    }
+
+    /// Tells whether the agent has begun to shut down.
+    pub(super) fn is_shutting_down(&self) -> bool {
+        self.shutdown.is_cancelled()
     }
 
     /// Fails the transfer at `at` unless it is forgotten before; `None` once the agent has shut down.

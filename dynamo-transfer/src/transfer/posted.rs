@@ -169,6 +169,10 @@ impl Posted {
     pub(super) fn settle(&self, outcome: Result<TransferReport>) {
         let outcome = outcome.map_err(|error| {
             let remote_memory = self.remote_memory(&error);
+            // What leads to peers ends with the agent, and does not know why.
+            let is_own_end =
+                error.kind() == ErrorKind::Disconnected && self.keeper.is_shutting_down();
+            let error = if is_own_end { Error::shut_down() } else { error };
             error.with_peer(&self.peer.name).with_remote_memory(remote_memory)
         });
         let open = {

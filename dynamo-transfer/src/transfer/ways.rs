@@ -47,10 +47,11 @@ impl Ways {
             Some(ucx) => Some(Ucx::start(ucx, own, tasks, shutdown).await?),
             None => None,
         };
+        // Each has its own: what another process keeps from ending holds up no copy within this one.
         let copies = Copies::new(tasks);
         let (fabric, fabric_id) = (fabric.clone(), config.fabric.as_ref().map(MemoryFabric::id));
-        let memcpy = Memcpy { fabric, own: Arc::clone(own), copies: copies.clone() };
-        let (host, shm) = reach_shared(own, copies, tasks, shutdown);
+        let memcpy = Memcpy { fabric, own: Arc::clone(own), copies };
+        let (host, shm) = reach_shared(own, Copies::new(tasks), tasks, shutdown);
         let mut ways = Self {
             place: Place { incarnation: own.incarnation, fabric: fabric_id, host, has_ucx: false },
             memcpy,
@@ -87,11 +88,16 @@ impl Ways {
     /// Returns which backends reach memory of a peer.
     pub(super) fn route(
         &self,
-        peer: &PeerAddress,
+        peer: &Arc<PeerAddress>,
         memory: MemoryKind,
         load: Load,
     ) -> Result<Route> {
-        self.place.route((peer, memory), load)
+        let mut route = self.place.route((peer, memory), load)?;
+        // The others remember by themselves who is out of their reach; lanes wait for him.
+        if route.first() == BackendKind::Tcp && route.has_others() && self.tcp.is_away(peer) {
+            route.leave();
+        }
+        Ok(route)
     }
 
     pub(super) fn backend(&self, kind: BackendKind) -> Option<&dyn Backend> {

@@ -5,9 +5,6 @@ use crate::error::{Error, ErrorKind};
 
 /// Says what failed, where, and what a caller can do about it.
 pub(super) fn of(error: io::Error, doing: &str, path: &Path) -> Error {
-    if error.raw_os_error() == Some(CANCELLED) {
-        return Error::cancelled();
-    }
     Error::new(kind(&error), format!("{doing} {}", path.display())).with_source(error)
 }
 
@@ -63,6 +60,8 @@ mod tests {
             (libc::ENOMEM, ErrorKind::Overloaded),
             (libc::EISDIR, ErrorKind::InvalidArgument),
             (CLOSED, ErrorKind::Closed),
+            // Of the system's own doing.
+            (CANCELLED, ErrorKind::Io),
         ] {
             let error =
                 of(io::Error::from_raw_os_error(code), "writing 8 bytes at 16 of", Path::new("/x"));
@@ -73,7 +72,5 @@ mod tests {
             );
             assert!(std::error::Error::source(&error).is_some());
         }
-        let cancelled = of(io::Error::from_raw_os_error(CANCELLED), "reading", Path::new("/x"));
-        assert_eq!(cancelled.kind(), ErrorKind::Cancelled);
     }
 }

@@ -152,6 +152,9 @@ impl Operation {
 
     /// Says what was done, and where.
     fn name(&self, io: &Io, error: io::Error) -> Error {
+        if self.is_cancelled() && error.raw_os_error() == Some(CANCELLED) {
+            return Error::cancelled();
+        }
         let doing = match io.act {
             FileAct::Read => format!("reading {} bytes at {} of", io.len(), io.offset),
             FileAct::Write => format!("writing {} bytes at {} of", io.len(), io.offset),

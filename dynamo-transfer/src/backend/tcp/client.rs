@@ -63,6 +63,13 @@ impl TcpClient {
 }
 
 impl TcpClient {
+    /// Tells whether a peer was not reached, a moment ago: whoever does not insist on TCP need not wait
+    /// until it is looked for again.
+    pub(crate) fn is_away(&self, peer: &Arc<PeerAddress>) -> bool {
+        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.get(peer).is_some_and(|ways| ways.data.is_away() || ways.control.is_away())
+    }
+
     /// Begins an operation; `done` is told its outcome. Dropping what is returned is as dropping the
     /// future of `run`.
     pub(crate) fn begin(&self, operation: &Arc<Operation>, done: Done) -> Running {

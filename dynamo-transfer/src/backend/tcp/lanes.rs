@@ -91,6 +91,12 @@ impl Lanes {
         left.into_iter().for_each(|work| work.fail(&Error::shut_down()));
     }
 
+    /// Tells whether the peer was not reached, a moment ago.
+    pub(super) fn is_away(&self) -> bool {
+        let queue = self.lock();
+        queue.connected == 0 && queue.retry_at.is_some_and(|at| Instant::now() < at)
+    }
+
     /// Tells whether no lane is left.
     pub(super) fn is_asleep(&self) -> bool {
         self.lock().lanes == 0

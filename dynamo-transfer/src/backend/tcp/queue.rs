@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::job::{Flight, Job};
 use crate::error::{Error, Result};
-use crate::transfer::Priority;
+use crate::vocabulary::Priority;
 
 /// What waits for the lanes to a peer, and how these are.
 #[derive(Default)]

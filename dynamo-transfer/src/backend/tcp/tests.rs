@@ -1,17 +1,25 @@
 //! A peer that speaks the protocol by hand.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::TcpClient;
 use super::frame::{Access, Head, Request, STATUS_BYTES, STRIPE_BYTES_MAX, STRIPE_CHUNKS_MAX};
+use crate::backend::Backend;
 use crate::backend::connection::HELLO_MAX;
 use crate::backend::hostile::{Claim, Raw, is_refused_whatever_it_claims};
+use crate::backend::stage::Bounces;
 use crate::descriptor::Ranges;
-use crate::memory::Right;
+use crate::inbound::Inbound;
+use crate::memory::{RegionTable, Right};
 use crate::peer::PeerAddress;
 use crate::wire::Hello;
 use crate::{Agent, AgentConfig, ErrorKind, HostBuffer, RemoteMemory, Result, TransferOptions};
@@ -84,6 +92,28 @@ async fn a_peer_that_trickles_its_hello_is_not_waited_for() {
         said += 1;
     }
     assert!((3..8).contains(&said), "{said} bytes were waited for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_was_not_reached_is_away_until_it_may_be_looked_for_again() {
+    let owner = Agent::start(config()).await.unwrap();
+    let peer = owner.load_metadata(&owner.metadata([]).unwrap()).unwrap().address;
+    owner.shutdown().await;
+    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+    let own = Arc::new(Inbound {
+        name: "initiator".to_owned(),
+        incarnation: 7,
+        regions: Arc::new(RegionTable::new().unwrap()),
+        bounces: Bounces::new(64, 1, &tasks),
+        notifications: mpsc::channel(1).0,
+    });
+    let client = TcpClient::new(&own, NonZeroUsize::MIN, &tasks, &shutdown);
+    assert!(!client.is_away(&peer), "nobody has looked for it");
+    let error = client.notify(&peer, Bytes::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+    assert!(client.is_away(&peer));
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(!client.is_away(&peer));
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ pub(super) struct OpKey {
 }
 
 pub(super) enum Event {
-    /// A message without data of regions.
+    /// A message that is no fragment of data.
     Control(Header, Vec<u8>),
     /// An operation has received all of its data, or data that it cannot have.
     Filled(OpKey, bool),

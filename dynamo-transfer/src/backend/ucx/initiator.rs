@@ -99,15 +99,15 @@ impl Initiator {
         }
         net.port.inbox.close(&key);
         let access = (joined, operation.right == Right::Write, operation.priority);
+        operation.begin();
         let started = decode_grants(body, stream.total()).and_then(|(keys, grants)| {
             self.accesses.start(&mut net.rails, key, access, stream, (&keys, &grants))
         });
-        match started {
-            Ok(()) => operation.begin(),
-            Err(error) => {
-                tracing::debug!(%error, "what was granted cannot be accessed");
-                self.ended(net, key, Ended::Badly);
-            }
+        if let Err(error) = started {
+            tracing::debug!(%error, "what was granted cannot be accessed");
+            // Of what cannot be opened nothing was accessed.
+            operation.progress.was_refused();
+            self.ended(net, key, Ended::Badly);
         }
     }
 
@@ -143,7 +143,7 @@ impl Initiator {
             Task::Stripe(moving) if status.is_ok() && moving.operation.right == Right::Read => {
                 Err(protocol("a read is done without its data"))
             }
-            Task::Stripe(moving) if status.is_err() && moving.has_data_along() => {
+            Task::Stripe(moving) if status.is_err() && moving.has_data_along => {
                 moving.operation.progress.was_refused();
                 status
             }
@@ -278,8 +278,9 @@ impl Initiator {
                 if moving.operation.right == Right::Read {
                     net.port.inbox.open(key(id, op), Rc::clone(&moving.stream));
                 }
-                let request = moving.request(joined.map(|joined| joined.rail));
-                if moving.has_data_along() {
+                let has_room = !net.port.is_backed_up(endpoint);
+                let request = moving.request(joined.map(|joined| joined.rail), has_room);
+                if moving.has_data_along {
                     moving.operation.begin();
                 } else {
                     moving.operation.progress.ask();

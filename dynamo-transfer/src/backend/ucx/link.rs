@@ -68,7 +68,9 @@ pub(super) struct Moving {
     pub(super) operation: Arc<Operation>,
     pub(super) stripe: Stripe,
     pub(super) stream: Rc<Stream>,
-    /// The data of a write went with the request, or the owner has said that it waits for it.
+    /// The data of a write went with the request: the owner takes all of it, or refuses it.
+    pub(super) has_data_along: bool,
+    /// It did, or the owner has said that it waits for it.
     pub(super) is_accepted: bool,
 }
 
@@ -167,19 +169,16 @@ impl Moving {
         let operation = Arc::clone(operation);
         let holder = Holder::Operation(Arc::clone(&operation));
         let stream = Rc::new(Stream::new(holder, stripe.local()));
-        Some(Self { operation, stripe, stream, is_accepted: false })
+        Some(Self { operation, stripe, stream, has_data_along: false, is_accepted: false })
     }
 
-    /// Tells whether the data of a write goes with the request: the owner takes all of it, or refuses it.
-    pub(super) fn has_data_along(&self) -> bool {
-        self.operation.right == Right::Write && self.stripe.bytes <= HERE_BYTES_MAX as u64
-    }
-
-    /// Asks for it over that rail, if there is one and it is worth it.
-    pub(super) fn request(&mut self, rail: Option<RailKind>) -> Request {
+    /// Asks for it over that rail, if there is one and it is worth it; the data of a small write goes
+    /// with the request if it `has_room`.
+    pub(super) fn request(&mut self, rail: Option<RailKind>, has_room: bool) -> Request {
         let Operation { right, remote_id: region, token, .. } = *self.operation;
         let bytes = self.stripe.bytes;
-        self.is_accepted = self.has_data_along();
+        self.has_data_along = has_room && right == Right::Write && bytes <= HERE_BYTES_MAX as u64;
+        self.is_accepted = self.has_data_along;
         let way = match rail {
             _ if self.is_accepted => Way::Here(self.stream.gather(0, bytes)),
             Some(rail) if bytes >= ONE_SIDED_BYTES_MIN => Way::Rail(rail),

@@ -2,7 +2,7 @@
 //!
 //! One thread per agent owns everything of UCX and sleeps on the workers' event descriptors. All
 //! requests are active messages, one for each stripe of an operation: the owner leases the region
-//! (token, expiry, rights, generation, bounds) before a byte moves. Their context is made without
+//! (token, expiry, rights, generation, bounds) before a byte gets there. Their context is made without
 //! UCX's remote memory access, so no peer can have the library itself touch memory here over TCP or
 //! shared memory.
 //!

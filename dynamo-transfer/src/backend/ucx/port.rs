@@ -124,7 +124,7 @@ impl Port {
         !self.closing.is_empty() || !self.sends.is_empty() || is_landing
     }
 
-    /// Sends a message without data of regions.
+    /// Sends a message that is no fragment of data.
     pub(super) fn send(&mut self, endpoint: EndpointId, header: Header, body: Vec<u8>) {
         self.start(endpoint, header, body, None);
     }

@@ -248,7 +248,7 @@ const KEY_BYTES_MAX: usize = 4 << 10;
 pub(super) const SEGMENTS_MAX: usize = 64;
 /// Pieces of memory that are granted at once.
 pub(super) const GRANTS_MAX: usize = 16 << 10;
-/// What fits into a message that carries no data of regions: the largest is a grant.
+/// What fits into a message that is no fragment of data: the largest is a grant.
 pub(super) const CONTROL_BYTES_MAX: usize =
     4 + SEGMENTS_MAX * (2 + KEY_BYTES_MAX) + GRANTS_MAX * GRANT_BYTES;
 const _: () =

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use super::inbox::OpKey;
-use super::port::{EndpointId, Port};
+use super::port::{Endpoint, EndpointId, Port};
 use super::protocol::{Header, Kind};
 use super::stream::Stream;
 use crate::vocabulary::Priority;
@@ -78,6 +78,11 @@ impl Sources {
 }
 
 impl Port {
+    /// Tells whether as much waits for a peer as may lie in copies: data has to wait for its turn then.
+    pub(super) fn is_backed_up(&self, endpoint: EndpointId) -> bool {
+        self.endpoints.get(&endpoint).is_some_and(Endpoint::is_backed_up)
+    }
+
     /// Has the data of an operation sent, a window at a time.
     pub(super) fn supply(
         &mut self,
@@ -125,7 +130,7 @@ impl Port {
         runnable.push_back(id);
         // Fragments are copies: a peer that does not take them is not sent more.
         let endpoint = source.endpoint;
-        if self.endpoints.get(&endpoint).is_some_and(|e| e.sending >= FRAGMENTS_PER_ENDPOINT_MAX) {
+        if self.endpoints.get(&endpoint).is_some_and(Endpoint::is_backed_up) {
             return Some(false);
         }
         let position = source.position;
@@ -137,6 +142,12 @@ impl Port {
         let body = source.stream.gather(position, len);
         self.start(endpoint, header, body, Some(id));
         Some(true)
+    }
+}
+
+impl Endpoint {
+    fn is_backed_up(&self) -> bool {
+        self.sending >= FRAGMENTS_PER_ENDPOINT_MAX
     }
 }
 
