@@ -231,8 +231,7 @@ impl Agent {
     ///
     /// Ranges of `local` must not overlap each other. The transfer fails with
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) if the two sides differ in size or `local` is of
-    /// another agent, with
-    /// [`Overloaded`](ErrorKind::Overloaded) at the limit of transfers, and with the
+    /// another agent, with [`Overloaded`](ErrorKind::Overloaded) at the limit of transfers, and with the
     /// kinds that tell why this agent, the owner or the way between them refused it.
     ///
     /// # Panics

@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::Token;
+use crate::memory::{Right, Token};
 use crate::vocabulary::{NAME_BYTES_MAX, NOTIFICATION_BYTES_MAX};
 
 /// Names a format, at the beginning of what is written in it.
@@ -105,6 +105,10 @@ impl<'a> Reader<'a> {
         }
     }
 
+    pub(crate) fn right(&mut self) -> Result<Right> {
+        Ok(if self.flag()? { Right::Write } else { Right::Read })
+    }
+
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let (head, tail) = self.0.split_first_chunk().ok_or_else(short)?;
         self.0 = tail;
@@ -192,6 +196,10 @@ pub(crate) fn put_text(out: &mut impl BufMut, text: &str) {
 
 pub(crate) fn put_flag(out: &mut impl BufMut, flag: bool) {
     out.put_u8(u8::from(flag));
+}
+
+pub(crate) fn put_right(out: &mut impl BufMut, right: Right) {
+    put_flag(out, right == Right::Write);
 }
 
 pub(crate) fn put_token(out: &mut impl BufMut, token: &Token) {

@@ -137,7 +137,8 @@ impl CacheLayout {
     }
 }
 
-fn length(shape: &KvShape, blocks: usize, heads: &Range<usize>, axis: Axis) -> usize {
+/// Returns how many indices an axis has.
+pub(super) fn length(shape: &KvShape, blocks: usize, heads: &Range<usize>, axis: Axis) -> usize {
     match axis {
         Axis::Block => blocks,
         Axis::Layer => shape.layers(),

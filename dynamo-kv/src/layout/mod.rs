@@ -48,7 +48,6 @@ impl DType {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockLayout {
     shape: KvShape,
-    plane_bytes: usize,
 }
 
 /// A shape or a layout that there cannot be, or a block that a layout does not have.
@@ -103,8 +102,7 @@ impl BlockLayout {
         block_size: BlockSize,
         dtype: DType,
     ) -> Result<Self, LayoutError> {
-        let shape = KvShape::new(layers, heads, head_dim, block_size, dtype)?;
-        Ok(Self { shape, plane_bytes: shape.block_bytes() / layers / 2 })
+        KvShape::new(layers, heads, head_dim, block_size, dtype).map(|shape| Self { shape })
     }
 
     /// Returns what a block is.
@@ -152,8 +150,9 @@ impl BlockLayout {
     fn plane(&self, layer: usize, index: usize) -> Range<usize> {
         let layers = self.shape.layers();
         assert!(layer < layers, "layer {layer} of {layers}");
-        let start = (layer * 2 + index) * self.plane_bytes;
-        start..start + self.plane_bytes
+        let plane_bytes = self.shape.plane_bytes();
+        let start = (layer * 2 + index) * plane_bytes;
+        start..start + plane_bytes
     }
 }
 

@@ -80,7 +80,12 @@ impl KvShape {
 
     /// Returns the size of a block with all heads in bytes.
     pub fn block_bytes(&self) -> usize {
-        self.layers * self.planes * self.block_size.tokens() * self.heads * self.vector_bytes()
+        self.layers * self.planes * self.plane_bytes()
+    }
+
+    /// Returns the size of one plane of one layer of a block in bytes.
+    pub(super) fn plane_bytes(&self) -> usize {
+        self.block_size.tokens() * self.heads * self.vector_bytes()
     }
 
     /// Returns the axes of a block, for a number that tells shapes apart.

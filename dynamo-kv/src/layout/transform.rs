@@ -1,5 +1,5 @@
 use super::LayoutError;
-use super::cache::{CacheLayout, Index, Place};
+use super::cache::{CacheLayout, Index, Place, length};
 use super::order::Axis;
 
 /// Moves blocks from one layout to another, of other orders of axes or other degrees of tensor
@@ -39,13 +39,7 @@ impl Transform {
         }
         let shape = to.shape();
         let heads = from.heads().start.max(to.heads().start)..from.heads().end.min(to.heads().end);
-        let length = |axis: Axis| match axis {
-            Axis::Block => 1,
-            Axis::Layer => shape.layers(),
-            Axis::Plane => shape.planes(),
-            Axis::Token => shape.block_size().tokens(),
-            Axis::Head => heads.len(),
-        };
+        let length = |axis| length(shape, 1, &heads, axis);
         let vectors: usize = to.order().axes().iter().map(|&axis| length(axis)).product();
         let mut pieces: Vec<Piece> = Vec::new();
         for number in 0..vectors {

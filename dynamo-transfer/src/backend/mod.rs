@@ -32,7 +32,6 @@ pub use fabric::MemoryFabric;
 #[cfg(feature = "ucx")]
 pub use ucx::UcxConfig;
 
-pub(crate) use crate::vocabulary::BackendKind;
 pub(crate) use copies::Copies;
 pub(crate) use memcpy::Memcpy;
 #[cfg(feature = "ucx")]

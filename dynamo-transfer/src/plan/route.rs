@@ -31,8 +31,8 @@ pub(crate) struct Route {
 impl Place {
     /// Orders the ways that there are to a peer's memory by what they cost: a copy inside the process, one
     /// between processes of this host, UCX if both were given it, and TCP. Beyond the process, files and
-    /// memory of devices are reached over TCP only: their owner's engines have to take part. An agent reaches itself as one of
-    /// its process, whether it has joined a fabric or not.
+    /// memory of devices are reached over TCP only: their owner's engines have to take part. An agent
+    /// reaches itself as one of its process, whether it has joined a fabric or not.
     pub(crate) fn route(
         &self,
         (peer, kind): (&PeerAddress, MemoryKind),

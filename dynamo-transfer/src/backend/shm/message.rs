@@ -7,7 +7,9 @@ use super::opened::OPENED_BYTES_MAX;
 use crate::error::Result;
 use crate::memory::{Right, Token};
 use crate::vocabulary::NOTIFICATION_BYTES_MAX;
-use crate::wire::{Format, Hello, Reader, framed, protocol, put_flag, put_status, put_token};
+use crate::wire::{
+    Format, Hello, Reader, framed, protocol, put_flag, put_right, put_status, put_token,
+};
 
 /// What a peer asks of an owner. All but `Close` are answered, one after the other.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,7 +51,7 @@ impl Request {
                 body.put_u8(OPEN);
                 body.put_u64_le(*region);
                 put_token(&mut body, token);
-                put_flag(&mut body, *right == Right::Write);
+                put_right(&mut body, *right);
                 put_flag(&mut body, *takes_addresses);
             }
             Self::Close { slot } => {
@@ -71,7 +73,7 @@ impl Request {
             OPEN => Self::Open {
                 region: body.u64()?,
                 token: body.token()?,
-                right: if body.flag()? { Right::Write } else { Right::Read },
+                right: body.right()?,
                 takes_addresses: body.flag()?,
             },
             CLOSE => Self::Close { slot: body.u32()? },

@@ -26,7 +26,7 @@ use crate::wire::{HELLO_BYTES_MAX, Hello, protocol};
 
 /// Lets peers on this host reach an agent's regions.
 pub(crate) struct ShmServer {
-    endpoint: Arc<Inbound>,
+    inbound: Arc<Inbound>,
     secret: Secret,
     shutdown: CancellationToken,
 }
@@ -34,16 +34,16 @@ pub(crate) struct ShmServer {
 impl ShmServer {
     /// Listens, and returns where.
     pub(crate) fn start(
-        endpoint: &Arc<Inbound>,
+        inbound: &Arc<Inbound>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<ShmAddress> {
-        Self::start_with(Secret::new()?, endpoint, tasks, shutdown)
+        Self::start_with(Secret::new()?, inbound, tasks, shutdown)
     }
 
     pub(super) fn start_with(
         secret: Secret,
-        endpoint: &Arc<Inbound>,
+        inbound: &Arc<Inbound>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<ShmAddress> {
@@ -52,8 +52,8 @@ impl ShmServer {
         let socket = random()?;
         let listener = UnixListener::bind(socket_path(socket));
         let listener = listener.map_err(|error| unavailable().with_source(error))?;
-        let endpoint = Arc::clone(endpoint);
-        let server = Arc::new(Self { endpoint, secret, shutdown: shutdown.clone() });
+        let inbound = Arc::clone(inbound);
+        let server = Arc::new(Self { inbound, secret, shutdown: shutdown.clone() });
         let accept = move |cx: &mut Context<'_>| listener.poll_accept(cx);
         connection::accept(tasks, shutdown, accept, move |(stream, _)| {
             Arc::clone(&server).serve(stream)
@@ -75,7 +75,7 @@ impl ShmServer {
             () = self.shutdown.cancelled() => return Ok(()),
             hello = connection::hello(hello) => hello?,
         };
-        let hello = Request::decode(&hello).and_then(|hello| meant(hello, &self.endpoint));
+        let hello = Request::decode(&hello).and_then(|hello| meant(hello, &self.inbound));
         let (Hello { name, incarnation, .. }, opens) = match hello {
             Ok(hello) => hello,
             Err(error) => return answer(stream, Err(error)).await,
@@ -114,7 +114,7 @@ impl ShmServer {
             let Request::Notify(payload) = Request::decode(&message)? else {
                 return answer(stream, Err(protocol("not a notification"))).await;
             };
-            let delivered = self.endpoint.deliver(name.to_owned(), incarnation, payload).await;
+            let delivered = self.inbound.deliver(name.to_owned(), incarnation, payload).await;
             answer(stream, delivered.map(|()| Bytes::new())).await?;
         }
     }
@@ -158,7 +158,7 @@ impl ShmServer {
         right: Right,
         takes_addresses: bool,
     ) -> Result<(Opened, Vec<Arc<SharedFile>>)> {
-        let regions = &self.endpoint.regions;
+        let regions = &self.inbound.regions;
         let lease = regions.lease_remote(region, token, right, &Ranges::unchecked([]))?;
         let (mut opened, files) = describe(&lease);
         let can_reach = takes_addresses || !files.is_empty();
@@ -232,11 +232,11 @@ async fn ended(stream: &UnixStream) {
 }
 
 /// Checks that the peer means this very agent; tells whether it opens regions.
-fn meant(hello: Request, endpoint: &Inbound) -> Result<(Hello, bool)> {
+fn meant(hello: Request, inbound: &Inbound) -> Result<(Hello, bool)> {
     let Request::Hello { hello, opens } = hello else {
         return Err(protocol("connection without a hello"));
     };
-    endpoint.check(&hello).map(|()| (hello, opens))
+    inbound.check(&hello).map(|()| (hello, opens))
 }
 
 async fn answer(stream: &UnixStream, answer: Result<Bytes>) -> Result<()> {

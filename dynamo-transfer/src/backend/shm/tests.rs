@@ -30,7 +30,7 @@ use crate::{
 
 /// An owner whose parts the test holds.
 struct Owner {
-    endpoint: Arc<Inbound>,
+    inbound: Arc<Inbound>,
     address: Arc<PeerAddress>,
     shm: ShmAddress,
     tasks: TaskTracker,
@@ -45,12 +45,12 @@ impl Owner {
         let regions = Arc::new(RegionTable::new().unwrap());
         let tasks = TaskTracker::new();
         let (name, bounces) = ("owner".into(), Bounces::new(1 << 20, 1, &tasks));
-        let endpoint = Inbound { name, incarnation: 7, regions, bounces, notifications };
-        let endpoint = Arc::new(endpoint);
+        let inbound = Inbound { name, incarnation: 7, regions, bounces, notifications };
+        let inbound = Arc::new(inbound);
         let shutdown = CancellationToken::new();
-        let shm = ShmServer::start_with(secret, &endpoint, &tasks, &shutdown).unwrap();
+        let shm = ShmServer::start_with(secret, &inbound, &tasks, &shutdown).unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
-        let bound = TcpServer::start(listen, &endpoint, &tasks, &shutdown).await.unwrap();
+        let bound = TcpServer::start(listen, &inbound, &tasks, &shutdown).await.unwrap();
         let address = PeerAddress {
             name: "owner".into(),
             incarnation: 7,
@@ -60,23 +60,23 @@ impl Owner {
             ucx: None,
         };
         let (address, end) = (Arc::new(address), shutdown.clone().drop_guard());
-        Self { endpoint, address, shm, tasks, shutdown, _notifications: queue, _end: end }
+        Self { inbound, address, shm, tasks, shutdown, _notifications: queue, _end: end }
     }
 
     fn register(&self, buffer: HostBuffer) -> RegisteredRegion<HostBuffer> {
-        let table = &self.endpoint.regions;
+        let table = &self.inbound.regions;
         RegisteredRegion::writable(table, vec![buffer], Rights::PeersWrite).unwrap()
     }
 
     fn granted(&self, grant: Grant) -> RemoteRegion {
-        let (token, len, kind) = self.endpoint.regions.grant(grant).unwrap();
+        let (token, len, kind) = self.inbound.regions.grant(grant).unwrap();
         RemoteRegion { peer: Arc::clone(&self.address), id: grant.id, token, len, kind }
     }
 
     /// Connects by hand, and opens a region for writing.
     async fn open(&self, region: &RemoteRegion) -> (Arc<Link>, u32, Open) {
         let (link, asked) =
-            Link::connect(&self.endpoint, &self.address, self.shm, true).await.unwrap();
+            Link::connect(&self.inbound, &self.address, self.shm, true).await.unwrap();
         let link = Arc::new(link);
         let (driven, shutdown) = (Arc::clone(&link), self.shutdown.clone());
         self.tasks.spawn(async move {
@@ -157,7 +157,7 @@ async fn what_no_process_can_share_is_reached_over_tcp_whatever_the_peer_says_it
     let copier = DeviceCopier::software(&device, DeviceConfig::default()).unwrap();
     let buffer = copier.allocate(8).unwrap();
     buffer.copy_from(&copier, 0, &[7; 8]).await.unwrap();
-    let table = &owner.endpoint.regions;
+    let table = &owner.inbound.regions;
     let region = RegisteredRegion::device(table, &copier, vec![buffer], Rights::PeersWrite);
     let region = region.unwrap();
     let (token, len, kind) = table.grant(region.grant()).unwrap();
@@ -168,7 +168,7 @@ async fn what_no_process_can_share_is_reached_over_tcp_whatever_the_peer_says_it
         assert_eq!(read(&initiator, &remote).await.unwrap().backend, BackendKind::Tcp);
     }
     drop(region);
-    owner.endpoint.bounces.close();
+    owner.inbound.bounces.close();
     assert_eq!((device.in_use_bytes(), device.violations()), (0, 0));
 }
 

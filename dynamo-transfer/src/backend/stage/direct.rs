@@ -1,9 +1,9 @@
 use super::end::pieces;
-use crate::backend::BackendKind;
 use crate::backend::cuda::DeviceMemory;
 use crate::error::Result;
 use crate::memory::{FarLease, Lease, Leased, Right};
 use crate::plan::Stripe;
+use crate::vocabulary::BackendKind;
 
 /// Two ends between which one engine moves bytes at once.
 pub(super) enum Direct<'a> {

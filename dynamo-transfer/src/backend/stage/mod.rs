@@ -21,10 +21,11 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use bounce::{Bounce, Bounces};
 pub(crate) use end::{End, Places};
 
-use super::{BackendKind, Progress};
+use super::Progress;
 use crate::error::{Error, Result};
 use crate::memory::{Leased, Right};
 use crate::plan::{Plan, Stripe};
+use crate::vocabulary::BackendKind;
 
 /// A transfer that an engine has part in.
 pub(crate) struct Staged {

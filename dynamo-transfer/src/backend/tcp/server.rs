@@ -19,7 +19,7 @@ use crate::wire::{HELLO_BYTES_MAX, Hello, protocol};
 
 /// Serves an agent's regions to its peers.
 pub(crate) struct TcpServer {
-    endpoint: Arc<Inbound>,
+    inbound: Arc<Inbound>,
     shutdown: CancellationToken,
 }
 
@@ -27,7 +27,7 @@ impl TcpServer {
     /// Listens at `address` and returns where that is.
     pub(crate) async fn start(
         address: SocketAddr,
-        endpoint: &Arc<Inbound>,
+        inbound: &Arc<Inbound>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<SocketAddr> {
@@ -37,7 +37,7 @@ impl TcpServer {
         };
         let listener = TcpListener::bind(address).await.map_err(unavailable)?;
         let bound = listener.local_addr().map_err(unavailable)?;
-        let server = Arc::new(Self { endpoint: Arc::clone(endpoint), shutdown: shutdown.clone() });
+        let server = Arc::new(Self { inbound: Arc::clone(inbound), shutdown: shutdown.clone() });
         let accept = move |cx: &mut Context<'_>| listener.poll_accept(cx);
         connection::accept(tasks, shutdown, accept, move |(stream, _)| {
             Arc::clone(&server).serve(stream)
@@ -48,7 +48,7 @@ impl TcpServer {
     async fn serve(self: Arc<Self>, stream: TcpStream) {
         tokio::select! {
             () = self.shutdown.cancelled() => {}
-            ended = serve(&stream, &self.endpoint) => {
+            ended = serve(&stream, &self.inbound) => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "transfer connection ended");
                 }
@@ -57,12 +57,12 @@ impl TcpServer {
     }
 }
 
-async fn serve(stream: &TcpStream, endpoint: &Inbound) -> Result<()> {
+async fn serve(stream: &TcpStream, inbound: &Inbound) -> Result<()> {
     stream.set_nodelay(true).map_err(connection::broken)?;
     let mut buffered = BytesMut::new();
     let hello = recv_frame(stream, &mut buffered, HELLO_BYTES_MAX, HELLO_MAX);
     let hello = Request::decode(&connection::hello(hello).await?);
-    let Hello { name, incarnation, .. } = match hello.and_then(|hello| meant(hello, endpoint)) {
+    let Hello { name, incarnation, .. } = match hello.and_then(|hello| meant(hello, inbound)) {
         Ok(hello) => hello,
         Err(error) => return answer(stream, &Err(error)).await,
     };
@@ -71,13 +71,13 @@ async fn serve(stream: &TcpStream, endpoint: &Inbound) -> Result<()> {
         let body = recv_frame(stream, &mut buffered, REQUEST_BYTES_MAX, IDLE_MAX).await?;
         match Request::decode(&body) {
             Ok(Request::Read(access)) => {
-                paced(&access, serve_read(stream, endpoint, &access)).await?;
+                paced(&access, serve_read(stream, inbound, &access)).await?;
             }
             Ok(Request::Write(access)) => {
-                paced(&access, serve_write(stream, &mut buffered, endpoint, &access)).await?;
+                paced(&access, serve_write(stream, &mut buffered, inbound, &access)).await?;
             }
             Ok(Request::Notify(payload)) => {
-                let delivered = endpoint.deliver(name.clone(), incarnation, payload).await;
+                let delivered = inbound.deliver(name.clone(), incarnation, payload).await;
                 answer(stream, &delivered).await?;
             }
             Ok(Request::Hello(_)) => {
@@ -89,11 +89,11 @@ async fn serve(stream: &TcpStream, endpoint: &Inbound) -> Result<()> {
 }
 
 /// Checks that the peer means this very agent.
-fn meant(hello: Request, endpoint: &Inbound) -> Result<Hello> {
+fn meant(hello: Request, inbound: &Inbound) -> Result<Hello> {
     let Request::Hello(hello) = hello else {
         return Err(protocol("connection without a hello"));
     };
-    endpoint.check(&hello).map(|()| hello)
+    inbound.check(&hello).map(|()| hello)
 }
 
 /// Bounds an operation as a whole.
@@ -104,16 +104,16 @@ async fn paced(access: &Access, operation: impl Future<Output = Result<()>>) -> 
     })
 }
 
-async fn serve_read(stream: &TcpStream, endpoint: &Inbound, access: &Access) -> Result<()> {
+async fn serve_read(stream: &TcpStream, inbound: &Inbound, access: &Access) -> Result<()> {
     let Access { region, token, ranges, is_checked } = access;
-    let leased = endpoint.regions.lease_any(*region, token, Right::Read, ranges);
+    let leased = inbound.regions.lease_any(*region, token, Right::Read, ranges);
     let status = encode_status(&Ok(()));
     match leased {
         Err(error) => answer(stream, &Err(error)).await,
         Ok(Leased::Host(lease)) => {
             send_memory(stream, &status, lease.memory(), ranges.iter(), *is_checked).await
         }
-        Ok(leased) => match fetch(&endpoint.bounces, leased, ranges).await {
+        Ok(leased) => match fetch(&inbound.bounces, leased, ranges).await {
             Err(error) => answer(stream, &Err(error)).await,
             Ok(bounce) => {
                 send_memory(stream, &status, bounce.memory(), whole(ranges), *is_checked).await
@@ -126,11 +126,11 @@ async fn serve_read(stream: &TcpStream, endpoint: &Inbound, access: &Access) -> 
 async fn serve_write(
     stream: &TcpStream,
     buffered: &mut BytesMut,
-    endpoint: &Inbound,
+    inbound: &Inbound,
     access: &Access,
 ) -> Result<()> {
     let Access { ranges, is_checked, .. } = access;
-    let target = match Target::of(endpoint, access).await {
+    let target = match Target::of(inbound, access).await {
         Ok(target) => target,
         Err(refused) => {
             let checksum = if *is_checked { CHECKSUM_BYTES as u64 } else { 0 };
@@ -152,12 +152,12 @@ enum Target {
 }
 
 impl Target {
-    async fn of(endpoint: &Inbound, access: &Access) -> Result<Self> {
+    async fn of(inbound: &Inbound, access: &Access) -> Result<Self> {
         let Access { region, token, ranges, .. } = access;
-        match endpoint.regions.lease_any(*region, token, Right::Write, ranges)? {
+        match inbound.regions.lease_any(*region, token, Right::Write, ranges)? {
             Leased::Host(lease) => Ok(Self::Host(lease)),
             end => {
-                let bounce = endpoint.bounces.one(&end).await?;
+                let bounce = inbound.bounces.one(&end).await?;
                 Ok(Self::Bounced(end, bounce))
             }
         }

@@ -43,7 +43,7 @@ impl Engine {
     /// Starts UCX on the calling thread; returns its address too.
     pub(super) fn new(
         config: &UcxConfig,
-        endpoint: &Arc<Inbound>,
+        inbound: &Arc<Inbound>,
         deliveries: mpsc::Sender<Delivery>,
         (mailbox, letters): (Arc<Mailbox>, Letters),
     ) -> Result<(Self, Vec<u8>)> {
@@ -69,8 +69,8 @@ impl Engine {
             );
         }
         let engine = Self {
-            initiator: Initiator::new(Arc::clone(endpoint), address.clone()),
-            owner: Owner::new(Arc::clone(endpoint), deliveries),
+            initiator: Initiator::new(Arc::clone(inbound), address.clone()),
+            owner: Owner::new(Arc::clone(inbound), deliveries),
             net: Net { port: Port::new(worker, inbox), rails: Rails::start(config, &library) },
             mailbox,
             letters,

@@ -91,7 +91,7 @@ impl Ucx {
     /// Loads the library and starts the thread.
     pub(crate) async fn start(
         config: &UcxConfig,
-        endpoint: &Arc<Inbound>,
+        inbound: &Arc<Inbound>,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<Self> {
@@ -100,7 +100,7 @@ impl Ucx {
         let (deliveries, delivered) = mpsc::channel(DELIVERIES_MAX);
         let (started, start) = oneshot::channel();
         let (end, ended) = oneshot::channel::<()>();
-        let (config, own) = (config.clone(), Arc::clone(endpoint));
+        let (config, own) = (config.clone(), Arc::clone(inbound));
         let boxes = (Arc::clone(&mailbox), letters);
         let run = move || {
             // Dropped when the thread is about to end.
@@ -124,7 +124,7 @@ impl Ucx {
         let ended = |_| Error::new(ErrorKind::Internal, "the UCX thread has ended");
         ucx.address = start.await.map_err(ended)??.into();
         tasks.spawn(deliver(
-            Arc::clone(endpoint),
+            Arc::clone(inbound),
             Arc::clone(&ucx.mailbox),
             delivered,
             shutdown.clone(),
@@ -225,7 +225,7 @@ impl Drop for CancelOnDrop<'_> {
 
 /// Queues notifications of peers, one after the other, and has them answered.
 async fn deliver(
-    endpoint: Arc<Inbound>,
+    inbound: Arc<Inbound>,
     mailbox: Arc<Mailbox>,
     mut deliveries: mpsc::Receiver<Delivery>,
     shutdown: CancellationToken,
@@ -233,7 +233,7 @@ async fn deliver(
     let deliver = async {
         while let Some(delivery) = deliveries.recv().await {
             let Delivery { link, op, from, incarnation, payload } = delivery;
-            let status = endpoint.deliver(from, incarnation, payload).await;
+            let status = inbound.deliver(from, incarnation, payload).await;
             if mailbox.post(Command::Delivered { link, op, status }).await.is_err() {
                 return;
             }

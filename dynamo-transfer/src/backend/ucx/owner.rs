@@ -33,7 +33,7 @@ pub(super) struct Delivery {
 }
 
 pub(super) struct Owner {
-    endpoint: Arc<Inbound>,
+    inbound: Arc<Inbound>,
     deliveries: mpsc::Sender<Delivery>,
     links: BTreeMap<u64, Served>,
     /// Memory of peers that went without a word: they may still be at it, but not for long.
@@ -41,8 +41,8 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(endpoint: Arc<Inbound>, deliveries: mpsc::Sender<Delivery>) -> Self {
-        Self { endpoint, deliveries, links: BTreeMap::new(), quarantine: Vec::new() }
+    pub(super) fn new(inbound: Arc<Inbound>, deliveries: mpsc::Sender<Delivery>) -> Self {
+        Self { inbound, deliveries, links: BTreeMap::new(), quarantine: Vec::new() }
     }
 
     pub(super) fn hello(&mut self, net: &mut Net, header: Header, body: &[u8]) {
@@ -66,7 +66,7 @@ impl Owner {
             Ok(endpoint) => endpoint,
             Err(error) => return tracing::debug!(%error, "UCX peer cannot be answered"),
         };
-        let status = self.endpoint.check(&hello).and_then(|()| room(all, own));
+        let status = self.inbound.check(&hello).and_then(|()| room(all, own));
         let _ = status.as_ref().inspect_err(|error| tracing::debug!(%error, "UCX link refused"));
         let is_admitted = status.is_ok();
         let welcome = Welcome { status, rails: net.rails.addresses() };
@@ -80,7 +80,7 @@ impl Owner {
         let Some(link) = self.links.get_mut(&header.link) else { return };
         link.used();
         let endpoint = link.endpoint;
-        match link.lease(&self.endpoint, header.op, body) {
+        match link.lease(&self.inbound, header.op, body) {
             Err(error) => done(net, endpoint, header, &Err(error)),
             Ok((_, Way::Here(data), stream)) => {
                 let is_right = data.len() as u64 == stream.total() && stream.fill(0, &data);

@@ -24,7 +24,7 @@ use bytes::BufMut;
 use crate::descriptor::Ranges;
 use crate::error::Result;
 use crate::memory::{Right, Token};
-use crate::wire::{self, Format, Reader, put_bytes, put_flag, put_status, put_token};
+use crate::wire::{self, Format, Reader, put_bytes, put_right, put_status, put_token};
 
 pub(super) use super::header::{HEADER_BYTES, Header, Kind};
 pub(super) use crate::wire::protocol;
@@ -65,7 +65,7 @@ pub(super) struct Request {
 impl Request {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(REQUEST_BYTES + self.way.len() + 16 * self.ranges.count());
-        put_flag(&mut out, self.right == Right::Write);
+        put_right(&mut out, self.right);
         out.put_u8(match &self.way {
             Way::Messages => MESSAGES,
             Way::Rail(rail) => *rail as u8,
@@ -85,7 +85,7 @@ impl Request {
 
     pub(super) fn decode(body: &[u8]) -> Result<Self> {
         let mut body = Reader::new(body);
-        let right = if body.flag()? { Right::Write } else { Right::Read };
+        let right = body.right()?;
         let way = body.u8()?;
         let (region, token) = (body.u64()?, body.token()?);
         let way = match (way, right) {

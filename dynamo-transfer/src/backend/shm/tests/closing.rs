@@ -21,7 +21,7 @@ struct Initiator {
 impl Initiator {
     fn new(owner: &Owner) -> Self {
         let client = ShmClient::new(
-            &owner.endpoint,
+            &owner.inbound,
             Copies::new(&owner.tasks),
             &owner.tasks,
             &owner.shutdown,

@@ -23,7 +23,7 @@ use crate::transfer::Priority;
 /// An engine that is worked by hand, at times that the test says.
 pub(in crate::backend::ucx) struct Bench {
     engine: Engine,
-    endpoint: Arc<Inbound>,
+    inbound: Arc<Inbound>,
     address: Bytes,
     later: Cell<Duration>,
     _deliveries: mpsc::Receiver<Delivery>,
@@ -32,7 +32,7 @@ pub(in crate::backend::ucx) struct Bench {
 impl Bench {
     pub(in crate::backend::ucx) fn new() -> Option<Self> {
         let (notifications, _) = mpsc::channel(1);
-        let endpoint = Arc::new(Inbound {
+        let inbound = Arc::new(Inbound {
             name: "bench".to_owned(),
             incarnation: 7,
             regions: Arc::new(RegionTable::new().unwrap()),
@@ -42,10 +42,10 @@ impl Bench {
         let (mailbox, letters) = Mailbox::new().unwrap();
         let (sender, deliveries) = mpsc::channel(1);
         let started =
-            Engine::new(&UcxConfig::default(), &endpoint, sender, (Arc::new(mailbox), letters));
+            Engine::new(&UcxConfig::default(), &inbound, sender, (Arc::new(mailbox), letters));
         let (engine, address) = unless_ucx_is_missing("a test of UCX's thread", started)?;
         let (address, later) = (address.into(), Cell::default());
-        Some(Self { engine, endpoint, address, later, _deliveries: deliveries })
+        Some(Self { engine, inbound, address, later, _deliveries: deliveries })
     }
 
     pub(in crate::backend::ucx) fn peer(&self) -> PeerAddress {
@@ -58,7 +58,7 @@ impl Bench {
         &self,
         memory: HostBuffer,
     ) -> (RegisteredRegion<HostBuffer>, RemoteRegion) {
-        let (len, regions) = (memory.len() as u64, &self.endpoint.regions);
+        let (len, regions) = (memory.len() as u64, &self.inbound.regions);
         let region = RegisteredRegion::writable(regions, vec![memory], Rights::PeersWrite);
         let region = region.unwrap();
         let (id, (token, ..)) = (region.grant().id, regions.grant(region.grant()).unwrap());
@@ -75,7 +75,7 @@ impl Bench {
     ) -> oneshot::Receiver<Result<()>> {
         let right = Right::Write;
         let Ok(Leased::Host(lease)) =
-            self.endpoint.regions.lease_local(local, right, &Arc::default())
+            self.inbound.regions.lease_local(local, right, &Arc::default())
         else {
             unreachable!("it is memory of the host")
         };
