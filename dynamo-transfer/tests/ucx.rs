@@ -191,6 +191,33 @@ fn a_thousand_transfers_leave_nothing_behind() {
 }
 
 #[test]
+fn looking_for_owners_that_are_gone_leaves_nothing_behind() {
+    block_on(async {
+        let Some(initiator) = agent("initiator").await else { return };
+        let target = initiator.register_mut(vec![vec![0; 4096]]).unwrap();
+        let mut after_warming_up = None;
+        for round in 0..30 {
+            let owner = agent("owner").await.unwrap();
+            let source = owner.register(vec![vec![7; 4096]]).unwrap();
+            let peer = initiator.load_metadata(&owner.metadata([source.grant()]).unwrap()).unwrap();
+            owner.shutdown().await;
+            let all = [(0, 4096)];
+            let (local, remote) = (target.descriptor(all), peer.regions()[0].descriptor(all));
+            let options = TransferOptions::default();
+            let error = initiator.read(local.unwrap(), remote.unwrap(), options).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+            if round == 9 {
+                after_warming_up = Some(descriptors());
+            }
+        }
+        // One more for each of twenty that were looked for, or what is closed a little later.
+        let open = after_warming_up.unwrap();
+        assert!(descriptors() < open + 10, "{} descriptors, {open} before", descriptors());
+        initiator.shutdown().await;
+    });
+}
+
+#[test]
 fn an_idle_agent_does_not_spin() {
     block_on(async {
         let Some(initiator) = agent("initiator").await else { return };

@@ -91,6 +91,9 @@ impl UcxConfig {
     /// Returns the settings of the context for messages.
     pub(super) fn messages(&self, library: &Library) -> Vec<Setting> {
         let mut settings = self.common();
+        // Otherwise the thread waits until a peer has taken its connection, and UCX keeps the socket of
+        // each that is refused at once, as of a peer of this host that is gone.
+        settings.push(Setting::new(&library.tcp_setting("CONN_NB"), "y"));
         if library.may_abort() {
             // Its assertion is of sends without a copy that end twice when a peer goes; copies make
             // messages slower by a quarter or more.

@@ -79,6 +79,12 @@ impl Library {
         self.version < SOUND
     }
 
+    /// Returns the name by which a context takes a setting of TCP.
+    pub(super) fn tcp_setting(&self, name: &str) -> String {
+        let prefix = if self.version < PREFIXED { "" } else { "TCP_" };
+        format!("{prefix}{name}")
+    }
+
     /// Makes an error of a status that is one.
     pub(super) fn error(&self, status: Status, what: &str) -> Error {
         Error::new(kind(status), format!("{what}: {}", self.words(status)))
@@ -178,3 +184,6 @@ const OLDEST: Version = Version(1, 13, 0);
 /// The oldest that was tried and found without the faults of 1.13: what lies between was not tried,
 /// and is taken for no better.
 const SOUND: Version = Version(1, 22, 0);
+
+/// The first that takes settings of a transport by the names that they have in the environment.
+const PREFIXED: Version = Version(1, 17, 0);
