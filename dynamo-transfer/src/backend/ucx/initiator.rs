@@ -15,6 +15,7 @@ use super::links::{Links, Overdue, UNANSWERED};
 use super::net::Net;
 use super::port::EndpointId;
 use super::protocol::{Header, Kind, STRIPE_CHUNKS_MAX, decode_grants, decode_status, protocol};
+use super::worker::before_anyone;
 use crate::backend::Operation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inbound::Inbound;
@@ -175,12 +176,8 @@ impl Initiator {
     /// Ends the link of an endpoint that has failed.
     pub(super) fn failed(&mut self, net: &mut Net, endpoint: EndpointId, why: &Error) -> bool {
         let Some(id) = self.links.of(endpoint) else { return false };
-        // Nobody was reached yet: the same as a connection that is refused.
-        let connecting = self.links.get(id).and_then(|link| link.connecting);
-        let kind = match (connecting, why.kind()) {
-            (Some(_), ErrorKind::Disconnected) => ErrorKind::Unreachable,
-            (_, kind) => kind,
-        };
+        let is_connecting = self.links.get(id).is_some_and(|link| link.connecting.is_some());
+        let kind = if is_connecting { before_anyone(why.kind()) } else { why.kind() };
         self.end(net, id, kind, why.message());
         true
     }

@@ -28,6 +28,14 @@ pub(super) struct Worker {
     pub(super) on_failure: OnFailure,
 }
 
+/// Returns what a failure is before anyone was reached: the same as a connection that is refused.
+pub(super) fn before_anyone(kind: ErrorKind) -> ErrorKind {
+    match kind {
+        ErrorKind::Disconnected => ErrorKind::Unreachable,
+        kind => kind,
+    }
+}
+
 /// Whether UCX looks for failures of a peer by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnFailure {
@@ -181,7 +189,9 @@ impl Worker {
         let status = unsafe {
             (self.functions().ucp_ep_create)(self.raw, &raw const params, &raw mut endpoint)
         };
-        self.library().check(status, "cannot connect")?;
+        self.library().check(status, "cannot connect").map_err(|error| {
+            Error::new(before_anyone(error.kind()), error.message().to_owned())
+        })?;
         Ok(endpoint)
     }
 
