@@ -1,6 +1,7 @@
 //! Byte ranges of a region, checked once.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -61,6 +62,17 @@ pub struct BlockLayout {
     pub stride: u64,
 }
 
+/// Which blocks of a layout, in the order they are to be used: a run of them, or a list of 4 bytes
+/// each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockIndices(Indices);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Indices {
+    Run(Range<u32>),
+    List(Arc<Vec<u32>>),
+}
+
 /// Ranges that lie inside their region; cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ranges {
@@ -69,7 +81,7 @@ pub(crate) enum Ranges {
     /// Any: their offsets and lengths, the sum of these, and where the one that reaches farthest ends.
     List { offsets: Arc<Vec<u64>>, lens: Lens, total: u64, end: u64 },
     /// Blocks of a layout.
-    Blocks { layout: BlockLayout, indices: Arc<Vec<u32>> },
+    Blocks { layout: BlockLayout, indices: BlockIndices },
 }
 
 /// The lengths of a list: of blocks they are mostly one.
@@ -153,9 +165,13 @@ impl Ranges {
     }
 
     /// Takes blocks of a layout that lie inside a region.
-    pub(crate) fn blocks(layout: BlockLayout, indices: Vec<u32>, region_len: u64) -> Result<Self> {
-        let indices = if layout.block_bytes == 0 { Vec::new() } else { indices };
-        let ranges = Self::Blocks { layout, indices: Arc::new(indices) };
+    pub(crate) fn blocks(
+        layout: BlockLayout,
+        indices: BlockIndices,
+        region_len: u64,
+    ) -> Result<Self> {
+        let indices = if layout.block_bytes == 0 { (0..0).into() } else { indices };
+        let ranges = Self::Blocks { layout, indices };
         ranges.check(region_len)?;
         Ok(ranges)
     }
@@ -171,9 +187,8 @@ impl Ranges {
                 self.iter().find(is_outside).map(|(offset, len)| format!("range {offset}+{len}"))
             }
             Self::Blocks { layout, indices } => {
-                let last = indices.iter().copied().max();
                 let is_outside = |index| layout.range(index).is_none_or(|range| is_outside(&range));
-                last.filter(|last| is_outside(*last)).map(|last| format!("block {last}"))
+                indices.last().filter(|last| is_outside(*last)).map(|last| format!("block {last}"))
             }
         };
         if let Some(range) = outside {
@@ -200,7 +215,7 @@ impl Ranges {
         match self {
             Self::One { offset, len } => (index == 0).then_some((*offset, *len)),
             Self::List { offsets, lens, .. } => Some((*offsets.get(index)?, lens.get(index)?)),
-            Self::Blocks { layout, indices } => layout.range(*indices.get(index)?),
+            Self::Blocks { layout, indices } => layout.range(indices.get(index)?),
         }
     }
 
@@ -212,7 +227,7 @@ impl Ranges {
         match self {
             Self::One { .. } => 1,
             Self::List { offsets, .. } => offsets.len(),
-            Self::Blocks { indices, .. } => indices.len(),
+            Self::Blocks { indices, .. } => indices.count(),
         }
     }
 
@@ -222,8 +237,44 @@ impl Ranges {
             Self::One { len, .. } => *len,
             Self::List { total, .. } => *total,
             Self::Blocks { layout, indices } => {
-                layout.block_bytes.saturating_mul(indices.len() as u64)
+                layout.block_bytes.saturating_mul(indices.count() as u64)
             }
+        }
+    }
+}
+
+impl From<Range<u32>> for BlockIndices {
+    fn from(run: Range<u32>) -> Self {
+        Self(Indices::Run(run))
+    }
+}
+
+impl From<Vec<u32>> for BlockIndices {
+    fn from(list: Vec<u32>) -> Self {
+        Self(Indices::List(Arc::new(list)))
+    }
+}
+
+impl BlockIndices {
+    fn count(&self) -> usize {
+        match &self.0 {
+            Indices::Run(run) => run.len(),
+            Indices::List(list) => list.len(),
+        }
+    }
+
+    fn get(&self, index: usize) -> Option<u32> {
+        match &self.0 {
+            Indices::Run(run) => run.clone().nth(index),
+            Indices::List(list) => list.get(index).copied(),
+        }
+    }
+
+    /// Returns the largest.
+    fn last(&self) -> Option<u32> {
+        match &self.0 {
+            Indices::Run(run) => run.clone().last(),
+            Indices::List(list) => list.iter().copied().max(),
         }
     }
 }
@@ -273,17 +324,25 @@ mod tests {
     #[test]
     fn blocks_of_a_layout_are_where_it_says_and_outside_is_refused() {
         let layout = BlockLayout::contiguous(10).with_offset(5).with_stride(16);
-        let ranges = Ranges::blocks(layout, vec![3, 0, 1], 5 + 3 * 16 + 10).unwrap();
+        let ranges = Ranges::blocks(layout, vec![3, 0, 1].into(), 5 + 3 * 16 + 10).unwrap();
         assert_eq!(ranges.iter().collect::<Vec<_>>(), [(53, 10), (5, 10), (21, 10)]);
         assert_eq!((ranges.count(), ranges.total()), (3, 30));
-        let outside = Ranges::blocks(layout, vec![3, 0], 5 + 3 * 16 + 9).unwrap_err();
-        assert_eq!(outside.kind(), ErrorKind::OutOfBounds);
-        assert!(outside.message().contains("block 3"), "{outside}");
+        let run = Ranges::blocks(layout, (1..4).into(), 5 + 3 * 16 + 10).unwrap();
+        assert_eq!(run.iter().collect::<Vec<_>>(), [(21, 10), (37, 10), (53, 10)]);
+        assert_eq!((run.count(), run.total()), (3, 30));
+        for indices in [BlockIndices::from(vec![3, 0]), (1..4).into()] {
+            let outside = Ranges::blocks(layout, indices, 5 + 3 * 16 + 9).unwrap_err();
+            assert_eq!(outside.kind(), ErrorKind::OutOfBounds);
+            assert!(outside.message().contains("block 3"), "{outside}");
+        }
         let far = BlockLayout::contiguous(u64::MAX);
         assert_eq!(
-            Ranges::blocks(far, vec![1], u64::MAX).unwrap_err().kind(),
+            Ranges::blocks(far, vec![1].into(), u64::MAX).unwrap_err().kind(),
             ErrorKind::OutOfBounds
         );
+        #[expect(clippy::reversed_empty_ranges, reason = "a run may be empty")]
+        let none = Ranges::blocks(layout, (9..2).into(), 0).unwrap();
+        assert_eq!((none.count(), none.total()), (0, 0));
     }
 
     #[test]

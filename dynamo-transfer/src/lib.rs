@@ -80,7 +80,7 @@ pub use backend::cuda as device;
 #[cfg(unix)]
 pub use backend::file;
 pub use config::AgentConfig;
-pub use descriptor::{BlockLayout, LocalDescriptor, RemoteDescriptor};
+pub use descriptor::{BlockIndices, BlockLayout, LocalDescriptor, RemoteDescriptor};
 pub use error::{Error, ErrorKind, RemoteMemory, Result};
 pub use memory::{Grant, HostBuffer, MemoryKind, RegisteredRegion, Rights};
 pub use notify::{Notification, Notifications};

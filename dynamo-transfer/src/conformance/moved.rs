@@ -66,8 +66,7 @@ pub(super) async fn blocks_of_a_layout_go_where_they_are_meant<M: Memory>(pair: 
     let target = pair.target(expected.len());
     // Every other block, backwards, behind one another.
     let remote: Vec<u32> = (0..BLOCKS / 2).rev().map(|index| index * 2).collect();
-    let local: Vec<u32> = (0..BLOCKS / 2).collect();
-    let blocks = target.blocks(BlockLayout::contiguous(1000), local).expect("inside");
+    let blocks = target.blocks(BlockLayout::contiguous(1000), 0..BLOCKS / 2).expect("inside");
     let remote = peer.blocks(layout, remote).expect("inside");
     assert_eq!(kind(peer.blocks(layout, vec![BLOCKS])), ErrorKind::OutOfBounds);
     let report = pair.initiator.read(blocks, remote, usual()).await.expect("reads");

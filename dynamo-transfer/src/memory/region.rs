@@ -13,7 +13,7 @@ use super::table::{RegionTable, Rights};
 use crate::backend::cuda::{DeviceBuffer, DeviceCopier, DeviceMemory};
 #[cfg(unix)]
 use crate::backend::file::{FileMemory, FileRegion, FileStore};
-use crate::descriptor::{BlockLayout, LocalDescriptor, Ranges};
+use crate::descriptor::{BlockIndices, BlockLayout, LocalDescriptor, Ranges};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Memory registered with an agent.
@@ -219,12 +219,17 @@ impl<B> RegisteredRegion<B> {
         Ok(self.describe(Ranges::list(ranges, self.len)?))
     }
 
-    /// Describes blocks of a layout, in the order they are to be used: 4 bytes for each.
+    /// Describes blocks of a layout: a run of them, as `0..1000`, or a `Vec` of indices in the order
+    /// they are to be used, which takes 4 bytes for each.
     ///
     /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds) naming a block that does not lie
     /// inside.
-    pub fn blocks(&self, layout: BlockLayout, indices: Vec<u32>) -> Result<LocalDescriptor> {
-        Ok(self.describe(Ranges::blocks(layout, indices, self.len)?))
+    pub fn blocks(
+        &self,
+        layout: BlockLayout,
+        indices: impl Into<BlockIndices>,
+    ) -> Result<LocalDescriptor> {
+        Ok(self.describe(Ranges::blocks(layout, indices.into(), self.len)?))
     }
 
     fn describe(&self, ranges: Ranges) -> LocalDescriptor {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::descriptor::{BlockLayout, Ranges, RemoteDescriptor};
+use crate::descriptor::{BlockIndices, BlockLayout, Ranges, RemoteDescriptor};
 use crate::error::Result;
 use crate::memory::{MemoryKind, Token};
 
@@ -111,12 +111,17 @@ impl RemoteRegion {
         Ok(self.describe(Ranges::list(ranges, self.len)?))
     }
 
-    /// Describes blocks of a layout, in the order they are to be used: 4 bytes for each.
+    /// Describes blocks of a layout: a run of them, as `0..1000`, or a `Vec` of indices in the order
+    /// they are to be used, which takes 4 bytes for each.
     ///
     /// Fails with [`OutOfBounds`](crate::ErrorKind::OutOfBounds) naming a block that does not lie
     /// inside.
-    pub fn blocks(&self, layout: BlockLayout, indices: Vec<u32>) -> Result<RemoteDescriptor> {
-        Ok(self.describe(Ranges::blocks(layout, indices, self.len)?))
+    pub fn blocks(
+        &self,
+        layout: BlockLayout,
+        indices: impl Into<BlockIndices>,
+    ) -> Result<RemoteDescriptor> {
+        Ok(self.describe(Ranges::blocks(layout, indices.into(), self.len)?))
     }
 
     fn describe(&self, ranges: Ranges) -> RemoteDescriptor {

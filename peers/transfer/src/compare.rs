@@ -235,9 +235,11 @@ impl Contender {
     /// Measures what it does when it moves nothing, and what only ours are asked.
     fn aside(&mut self) -> Result<Aside> {
         let describe = match self.kind {
-            Kind::Ours(..) => {
-                Some([self.describe(Form::List, MANY)?, self.describe(Form::Blocks, MANY)?])
-            }
+            Kind::Ours(..) => Some([
+                self.describe(Form::List, MANY)?,
+                self.describe(Form::Blocks, MANY)?,
+                self.describe(Form::Run, MANY)?,
+            ]),
             Kind::Python(..) => None,
         };
         Ok(Aside { idle: Some(self.idle(IDLE_TIME)?), describe })

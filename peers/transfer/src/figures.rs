@@ -16,9 +16,9 @@ pub struct Sample {
 pub struct Aside {
     /// Processors that a side takes which waits: the one that takes more.
     pub idle: Option<f64>,
-    /// Seconds to describe many blocks on both sides and to post a read of them, as lists of ranges
-    /// and as blocks of layouts.
-    pub describe: Option<[f64; 2]>,
+    /// Seconds to describe many blocks on both sides and to post a read of them, as lists of ranges,
+    /// as blocks of layouts, and as runs of those.
+    pub describe: Option<[f64; 3]>,
 }
 
 pub type Figure = (String, Metric, f64);
@@ -52,7 +52,7 @@ pub fn figures(contender: &Contender, samples: &[Vec<Sample>], aside: Aside) -> 
             add(OWNER_CPU, &|sample| Some(sample.turn.owner_cpu? * 1e9));
         }
     }
-    for (seconds, metric) in aside.describe.into_iter().flatten().zip([POST_LIST, POST_BLOCKS]) {
+    for (seconds, metric) in aside.describe.into_iter().flatten().zip(POSTS) {
         figures.push((what_is_moved(Right::Read, MANY), metric, seconds * 1e6));
     }
     figures.extend(aside.idle.map(|idle| ("an agent that waits".to_owned(), IDLE, idle)));
@@ -108,8 +108,11 @@ pub const P99: Metric = Metric::lower("p99", "us");
 pub const POST: Metric = Metric::lower("caller's time in post", "us");
 pub const POST_LIST: Metric = Metric::lower("list made and posted", "us");
 pub const POST_BLOCKS: Metric = Metric::lower("blocks made and posted", "us");
+pub const POST_RUN: Metric = Metric::lower("run of blocks made and posted", "us");
 pub const INITIATOR_CPU: Metric = Metric::lower("CPU of initiator", "s/GB");
 pub const OWNER_CPU: Metric = Metric::lower("CPU of owner", "s/GB");
 pub const CPU: Metric = Metric::lower("CPU", "s/GB");
 pub const IDLE: Metric = Metric::lower("idle CPU", "core");
 pub const START: Metric = Metric::lower("start", "ms");
+
+const POSTS: [Metric; 3] = [POST_LIST, POST_BLOCKS, POST_RUN];

@@ -166,7 +166,8 @@ impl Party {
                 .with_offset(pattern.first(side))
                 .with_stride(apart)
         };
-        let blocks: Vec<u32> = (0..).zip(pattern.ranges(Side::Owner)).map(|(i, _)| i).collect();
+        let count = u32::try_from(pattern.count)?;
+        let blocks: Vec<u32> = (0..count).collect();
         let mut posts = Vec::new();
         for turn in 0..=times {
             let indices = (blocks.clone(), blocks.clone());
@@ -180,6 +181,10 @@ impl Party {
                 Form::Blocks => (
                     region.blocks(layout(Side::Initiator), indices.0)?,
                     peer.blocks(layout(Side::Owner), indices.1)?,
+                ),
+                Form::Run => (
+                    region.blocks(layout(Side::Initiator), 0..count)?,
+                    peer.blocks(layout(Side::Owner), 0..count)?,
                 ),
             };
             let transfer = self.agent.read(local, remote, options);

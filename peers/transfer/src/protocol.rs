@@ -117,8 +117,10 @@ pub enum Command {
 pub enum Form {
     /// As a list of ranges.
     List,
-    /// As numbers of blocks that are laid out regularly.
+    /// As a list of numbers of blocks that are laid out regularly.
     Blocks,
+    /// As a run of those.
+    Run,
 }
 
 /// Only what was asked for is there.

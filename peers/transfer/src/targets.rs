@@ -1,8 +1,8 @@
 //! What is aimed at, on a machine like the one the figures were measured on.
 
 use crate::figures::{
-    IDLE, INITIATOR_CPU, OWNER_CPU, P50, P99, POST, POST_BLOCKS, POST_LIST, RATE, SHARE, START,
-    what_is_moved,
+    IDLE, INITIATOR_CPU, OWNER_CPU, P50, P99, POST, POST_BLOCKS, POST_LIST, POST_RUN, RATE, SHARE,
+    START, what_is_moved,
 };
 use crate::files;
 use crate::ours::{MEMCPY, SHARED, SHM, TCP, UCX};
@@ -30,7 +30,7 @@ pub fn target(backend: &str, workload: &str, metric: Metric) -> Option<f64> {
         (P50, TCP) if is(read(1, 64 << 10)) => Some(36.0),
         (POST, _) if is(read(256, 1 << 20)) || is(read(16_384, 4 << 10)) => Some(20.0),
         (POST_LIST, _) => Some(300.0),
-        (POST_BLOCKS, _) => Some(20.0),
+        (POST_BLOCKS | POST_RUN, _) => Some(20.0),
         (INITIATOR_CPU | OWNER_CPU, TCP) if is(read(256, 1 << 20)) => Some(0.2),
         (IDLE, backend) if backend != MEMCPY => Some(0.001),
         (START, _) => Some(5.0),
