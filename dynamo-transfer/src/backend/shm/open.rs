@@ -69,12 +69,16 @@ impl Open {
 
     /// Copies stripes until none is left.
     pub(super) fn run(&self, operation: &Operation) -> Result<Ended> {
+        let stripe_bytes = match self.places {
+            Places::Mapped { .. } => MAPPED_STRIPE_BYTES,
+            Places::Addresses(_) => KERNEL_STRIPE_BYTES,
+        };
         while !operation.is_planned() {
             if self.link.is_over() {
                 return Err(Error::new(ErrorKind::Disconnected, "the owner has left"));
             }
             let Some(_entered) = self.link.enter(self.slot)? else { return Ok(Ended::Revoked) };
-            let Some(stripe) = operation.next(STRIPE_BYTES, SLICES_MAX) else { break };
+            let Some(stripe) = operation.next(stripe_bytes, SLICES_MAX) else { break };
             operation.begin();
             self.copy(operation, &stripe)?;
             operation.advance(&stripe);
@@ -171,4 +175,7 @@ fn unreachable() -> Error {
 }
 
 /// Long enough to run at memory speed, short enough to notice a cancellation or a revocation.
-const STRIPE_BYTES: u64 = 256 << 10;
+const MAPPED_STRIPE_BYTES: u64 = 256 << 10;
+
+/// As many blocks of 4 KiB as one call takes.
+const KERNEL_STRIPE_BYTES: u64 = 2 << 20;
