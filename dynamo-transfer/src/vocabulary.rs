@@ -53,8 +53,8 @@ impl FromStr for BackendKind {
     }
 }
 
-/// What goes first where transfers share a way; those of one priority take turns. Copies within the host
-/// have their turns in the order they come.
+/// What goes first where transfers share a way; those of one priority take turns, and copies within the
+/// host, once begun, are not interrupted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Priority {

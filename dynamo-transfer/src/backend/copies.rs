@@ -1,23 +1,38 @@
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::join_all;
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::vocabulary::Priority;
 
 /// Runs copies of an agent's transfers: those inside the process, or those between processes of this
 /// host. Cheap to clone.
 ///
 /// What is too much for whoever waits is copied on blocking threads of the runtime, which the application
-/// has its own use for: an agent takes a few of them at once. Transfers have their turn in the order they
-/// come, and one that is dropped while it waits never runs.
+/// has its own use for: an agent takes a few of them at once. The most urgent transfer has its turn next,
+/// those of one priority in the order they come, and one that is dropped while it waits never runs.
 #[derive(Clone)]
 pub(crate) struct Copies {
-    threads: Arc<Semaphore>,
+    threads: Arc<Threads>,
     tasks: TaskTracker,
 }
+
+/// The threads that may copy at once, and who waits for one.
+struct Threads(Mutex<Turns>);
+
+struct Turns {
+    /// None while anyone waits.
+    free: usize,
+    /// By priority; who was dropped meanwhile is passed over.
+    waiting: [VecDeque<oneshot::Sender<Thread>>; 3],
+}
+
+/// The right to one; whoever waits has it next. Empty once it was passed on.
+struct Thread(Option<Arc<Threads>>);
 
 impl Copies {
     pub(crate) fn new(tasks: &TaskTracker) -> Self {
@@ -26,7 +41,8 @@ impl Copies {
     }
 
     fn on(threads: usize, tasks: &TaskTracker) -> Self {
-        Self { threads: Arc::new(Semaphore::new(threads)), tasks: tasks.clone() }
+        let turns = Turns { free: threads, waiting: Default::default() };
+        Self { threads: Arc::new(Threads(Mutex::new(turns))), tasks: tasks.clone() }
     }
 
     /// Copies `bytes` bytes: here if they are few, else on a thread, and on a second one if that pays and
@@ -34,17 +50,17 @@ impl Copies {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         bytes: u64,
+        priority: Priority,
         copy: impl Fn() -> Result<T> + Clone + Send + 'static,
     ) -> Vec<Result<T>> {
         if bytes <= BRIEF_BYTES_MAX {
             return vec![copy()];
         }
-        let threads = || Arc::clone(&self.threads);
-        let Ok(first) = threads().acquire_owned().await else {
+        let Some(first) = self.threads.wait(priority).await else {
             return vec![Err(Error::shut_down())];
         };
         let has_second = bytes > THREAD_BYTES_MIN;
-        let second = has_second.then(|| threads().try_acquire_owned().ok()).flatten();
+        let second = has_second.then(|| self.threads.take()).flatten();
         let copies = std::iter::once(first).chain(second).map(|thread| {
             let copy = copy.clone();
             self.tasks.spawn_blocking(move || {
@@ -55,6 +71,53 @@ impl Copies {
         let copied = join_all(copies).await.into_iter();
         let internal = |e| Err(Error::new(ErrorKind::Internal, "copying").with_source(e));
         copied.map(|copied| copied.unwrap_or_else(internal)).collect()
+    }
+}
+
+impl Threads {
+    /// Takes a thread that nobody else has or waits for.
+    fn take(self: &Arc<Self>) -> Option<Thread> {
+        let mut turns = self.lock();
+        turns.free = turns.free.checked_sub(1)?;
+        Some(Thread(Some(Arc::clone(self))))
+    }
+
+    async fn wait(self: &Arc<Self>, priority: Priority) -> Option<Thread> {
+        let comes = {
+            let mut turns = self.lock();
+            if let Some(left) = turns.free.checked_sub(1) {
+                turns.free = left;
+                return Some(Thread(Some(Arc::clone(self))));
+            }
+            let (turn, comes) = oneshot::channel();
+            turns.waiting[priority as usize].push_back(turn);
+            comes
+        };
+        comes.await.ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Turns> {
+        // Nothing panics under it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        let Some(mut threads) = self.0.take() else { return };
+        loop {
+            let mut turns = threads.lock();
+            let next = turns.waiting.iter_mut().rev().find_map(VecDeque::pop_front);
+            let Some(next) = next else {
+                turns.free += 1;
+                return;
+            };
+            drop(turns);
+            match next.send(Self(Some(threads))).map_err(|mut thread| thread.0.take()) {
+                Err(Some(back)) => threads = back,
+                Ok(()) | Err(None) => return,
+            }
+        }
     }
 }
 
@@ -116,23 +179,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn copies_have_their_turns_in_order_and_one_that_is_dropped_while_it_waits_never_runs() {
+    async fn the_most_urgent_has_its_turn_next_and_one_that_is_dropped_while_it_waits_never_runs() {
         let (tasks, (gate, mut begun)) = (TaskTracker::new(), Gate::new());
         let copies = Copies::on(1, &tasks);
-        let transfer = |index| {
+        let priorities = [Priority::Normal, Priority::Low, Priority::High];
+        let transfer = |index: usize| {
             let (copies, gate) = (copies.clone(), Arc::clone(&gate));
             let copy = move || -> Result<()> {
                 gate.pass(index);
                 Ok(())
             };
-            Box::pin(async move { copies.run(LARGE, copy).await })
+            Box::pin(async move { copies.run(LARGE, priorities[index % 3], copy).await })
         };
         let mut transfers: Vec<_> = (0..64).map(transfer).collect();
         for transfer in &mut transfers {
             assert!(futures::poll!(transfer).is_pending());
         }
         assert_eq!(begun.recv().await, Some(0));
-        drop(transfers.remove(40));
+        // One of high priority, and the first of low.
+        drop(transfers.remove(41));
+        drop(transfers.remove(1));
         gate.open();
         let copied = join_all(transfers).await;
         assert!(copied.iter().all(|copied| copied.len() == 1 && copied[0].is_ok()));
@@ -140,7 +206,10 @@ mod tests {
         while let Ok(index) = begun.try_recv() {
             order.push(index);
         }
-        assert_eq!(order, (1..64).filter(|index| *index != 40).collect::<Vec<_>>());
+        let of = |priority| (1..64).filter(move |index| priorities[index % 3] == priority);
+        let expected = of(Priority::High).chain(of(Priority::Normal)).chain(of(Priority::Low));
+        let expected: Vec<_> = expected.filter(|index| ![41, 1].contains(index)).collect();
+        assert_eq!(order, expected);
         tasks.close();
         tasks.wait().await;
     }
@@ -155,7 +224,7 @@ mod tests {
                 gate.pass(index);
                 Ok(())
             };
-            Box::pin(async move { copies.run(bytes, copy).await })
+            Box::pin(async move { copies.run(bytes, Priority::Normal, copy).await })
         };
         let few = (0, BRIEF_BYTES_MAX + 1);
         let mut transfers: Vec<_> =

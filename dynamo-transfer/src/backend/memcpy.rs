@@ -49,8 +49,9 @@ impl Backend for Memcpy {
     async fn run(&self, operation: Arc<Operation>) -> Result<()> {
         let (remote, total) = (Arc::new(self.remote(&operation)?), operation.total());
         // A thread looks at `cancel` between stripes, and its leases keep both memories alive.
+        let priority = operation.priority;
         let copy = move || run(&operation, &remote);
-        self.copies.run(total, copy).await.into_iter().collect()
+        self.copies.run(total, priority, copy).await.into_iter().collect()
     }
 
     async fn notify(&self, peer: &Arc<PeerAddress>, payload: Bytes) -> Result<()> {

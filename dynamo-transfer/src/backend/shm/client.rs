@@ -211,9 +211,10 @@ impl ShmClient {
     async fn copy(&self, operation: &Arc<Operation>, open: &Arc<Open>) -> Result<Ended> {
         let (open, operation, total) = (Arc::clone(open), Arc::clone(operation), operation.total());
         // A thread looks at `cancel` between stripes; what it holds keeps both memories alive.
+        let priority = operation.priority;
         let copy = move || open.run(&operation);
         let mut outcome = Ok(Ended::Complete);
-        for copied in self.copies.run(total, copy).await {
+        for copied in self.copies.run(total, priority, copy).await {
             outcome = match (outcome, copied) {
                 (Err(error), _) | (_, Err(error)) => Err(error),
                 (Ok(Ended::Complete), Ok(Ended::Complete)) => Ok(Ended::Complete),

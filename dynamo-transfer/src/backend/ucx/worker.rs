@@ -189,9 +189,9 @@ impl Worker {
         let status = unsafe {
             (self.functions().ucp_ep_create)(self.raw, &raw const params, &raw mut endpoint)
         };
-        self.library().check(status, "cannot connect").map_err(|error| {
-            Error::new(before_anyone(error.kind()), error.message().to_owned())
-        })?;
+        self.library()
+            .check(status, "cannot connect")
+            .map_err(|error| Error::new(before_anyone(error.kind()), error.message().to_owned()))?;
         Ok(endpoint)
     }
 
