@@ -42,9 +42,10 @@ pub struct TransferOptions {
     pub priority: Priority,
     /// Delivered to the peer after the data; at most 64 KiB.
     pub notification: Option<Bytes>,
-    /// What TCP carries has a CRC-32C behind each MiB, which whoever receives it compares: what differs
-    /// is sent once more, and then fails as [`Corrupted`](crate::ErrorKind::Corrupted). The other ways
-    /// leave that to the memory, and to links that check by themselves.
+    /// What is sent has a CRC-32C, over TCP behind each MiB and over UCX with each message, which whoever
+    /// receives it compares: what differs fails as [`Corrupted`](crate::ErrorKind::Corrupted), over TCP
+    /// if it does so again. UCX makes no one-sided access then. Copies within the host, and files, are
+    /// left to the memory and the disk.
     pub checksum: bool,
 }
 
@@ -63,7 +64,7 @@ impl TransferOptions {
         self
     }
 
-    /// Sets whether what TCP carries is checked end to end.
+    /// Sets whether what is sent is checked end to end.
     #[must_use]
     pub fn with_checksum(mut self, checksum: bool) -> Self {
         self.checksum = checksum;

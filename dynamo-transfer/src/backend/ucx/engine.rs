@@ -124,7 +124,7 @@ impl Engine {
             any = true;
             match event {
                 Event::Control(header, body) => self.control(header, body),
-                Event::Filled(key, is_right) => self.filled(key, is_right),
+                Event::Filled(key, status) => self.filled(key, status),
                 Event::Sent(id) => self.sent(id),
                 // There are no accesses on this port.
                 Event::Landed(_) => {}
@@ -175,10 +175,10 @@ impl Engine {
         }
     }
 
-    fn filled(&mut self, key: OpKey, is_right: bool) {
+    fn filled(&mut self, key: OpKey, status: Result<()>) {
         match key.side {
-            Side::Initiator => self.initiator.filled(&mut self.net, key, is_right),
-            Side::Owner => self.owner.filled(&mut self.net, key, is_right),
+            Side::Initiator => self.initiator.filled(&mut self.net, key, status),
+            Side::Owner => self.owner.filled(&mut self.net, key, &status),
         }
     }
 

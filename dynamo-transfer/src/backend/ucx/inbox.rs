@@ -10,9 +10,10 @@ use std::slice;
 
 use super::landing::Landing;
 use super::port::Sending;
-use super::protocol::{CONTROL_BYTES_MAX, Header, Kind};
+use super::protocol::{CONTROL_BYTES_MAX, Header, Kind, protocol};
 use super::stream::Stream;
 use super::sys::{self, EndpointHandle, MessageParam, Status};
+use crate::error::Result;
 
 /// Which side of a link an operation is on here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +34,7 @@ pub(super) enum Event {
     /// A message that is no fragment of data.
     Control(Header, Vec<u8>),
     /// An operation has received all of its data, or data that it cannot have.
-    Filled(OpKey, bool),
+    Filled(OpKey, Result<()>),
     /// A send has ended.
     Sent(u64),
     /// Accesses of an operation have ended.
@@ -111,14 +112,16 @@ impl Inbox {
         let Ok(mut sinks) = self.sinks.try_borrow_mut() else { return };
         // Data of an operation that was cancelled is dropped.
         let Some(sink) = sinks.get_mut(&key) else { return };
-        let fits = sink.stream.fill(header.position, body);
-        let missing = sink.missing.checked_sub(body.len() as u64).filter(|_| fits);
-        sink.missing = missing.unwrap_or(0);
+        let taken = sink.stream.take(&header, body).and_then(|()| {
+            let missing = sink.missing.checked_sub(body.len() as u64);
+            missing.ok_or_else(|| protocol("data twice"))
+        });
+        sink.missing = *taken.as_ref().unwrap_or(&0);
         if sink.missing == 0 {
             let sink = sinks.remove(&key);
             drop(sinks);
             drop(sink);
-            self.note(Event::Filled(key, missing.is_some()));
+            self.note(Event::Filled(key, taken.map(|_| ())));
         }
     }
 

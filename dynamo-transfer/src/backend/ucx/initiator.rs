@@ -154,8 +154,7 @@ impl Initiator {
     }
 
     /// A read has received all of its data, or data that it cannot have.
-    pub(super) fn filled(&mut self, net: &mut Net, key: OpKey, is_right: bool) {
-        let status = if is_right { Ok(()) } else { Err(protocol("data outside of the operation")) };
+    pub(super) fn filled(&mut self, net: &mut Net, key: OpKey, status: Result<()>) {
         self.finish(net, key.op, status);
     }
 

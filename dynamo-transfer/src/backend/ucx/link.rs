@@ -168,18 +168,22 @@ impl Moving {
         let stripe = operation.next(STRIPE_BYTES_MAX, chunks_max)?;
         let operation = Arc::clone(operation);
         let holder = Holder::Operation(Arc::clone(&operation));
-        let stream = Rc::new(Stream::new(holder, stripe.local()));
+        let stream = Stream::new(holder, stripe.local()).checked(operation.is_checked);
+        let stream = Rc::new(stream);
         Some(Self { operation, stripe, stream, has_data_along: false, is_accepted: false })
     }
 
     /// Asks for it over that rail, if there is one and it is worth it; the data of a small write goes
     /// with the request if it `has_room`.
     pub(super) fn request(&mut self, rail: Option<RailKind>, has_room: bool) -> Request {
-        let Operation { right, remote_id: region, token, .. } = *self.operation;
+        let Operation { right, remote_id: region, token, is_checked, .. } = *self.operation;
         let bytes = self.stripe.bytes;
-        self.has_data_along = has_room && right == Right::Write && bytes <= HERE_BYTES_MAX as u64;
+        let is_few = bytes <= HERE_BYTES_MAX as u64;
+        self.has_data_along = has_room && right == Right::Write && is_few && !is_checked;
         self.is_accepted = self.has_data_along;
         let way = match rail {
+            // Nobody sends, or compares, what is accessed.
+            _ if is_checked => Way::Checked,
             _ if self.is_accepted => Way::Here(self.stream.gather(0, bytes)),
             Some(rail) if bytes >= ONE_SIDED_BYTES_MIN => Way::Rail(rail),
             _ => Way::Messages,

@@ -83,10 +83,13 @@ impl Owner {
         match link.lease(&self.inbound, header.op, body) {
             Err(error) => done(net, endpoint, header, &Err(error)),
             Ok((_, Way::Here(data), stream)) => {
-                let is_right = data.len() as u64 == stream.total() && stream.fill(0, &data);
+                let taken = match stream.total() {
+                    total if total == data.len() as u64 => stream.take(&header, &data),
+                    total => Err(protocol(format!("{} bytes of {total}", data.len()))),
+                };
                 // Ends the lease before the peer hears of it.
                 drop(stream);
-                done(net, endpoint, header, &fits(is_right));
+                done(net, endpoint, header, &taken);
             }
             Ok((_, _, stream)) if stream.total() == 0 => done(net, endpoint, header, &Ok(())),
             Ok((right, way, stream)) => {
@@ -94,7 +97,7 @@ impl Owner {
                 let (key, stream) = (key(header.link, header.op), Rc::new(stream));
                 let granted = match way {
                     Way::Rail(rail) => granted(net, rail, &stream),
-                    Way::Messages | Way::Here(_) => None,
+                    Way::Messages | Way::Checked | Way::Here(_) => None,
                 };
                 let (granted, body) = granted.unzip();
                 link.ops.insert(header.op, Held { until, granted });
@@ -149,14 +152,14 @@ impl Owner {
     }
 
     /// A write has received all of its data, or data that it cannot have.
-    pub(super) fn filled(&mut self, net: &mut Net, key: OpKey, is_right: bool) {
+    pub(super) fn filled(&mut self, net: &mut Net, key: OpKey, status: &Result<()>) {
         // Also of an operation that was cancelled, and whose number was used again, by then.
         net.port.inbox.close(&key);
         let Some(link) = self.links.get_mut(&key.link) else { return };
         if !link.ended(key.op) {
             return;
         }
-        done(net, link.endpoint, Header::new(Kind::Done, key.link, key.op), &fits(is_right));
+        done(net, link.endpoint, Header::new(Kind::Done, key.link, key.op), status);
     }
 
     /// A read's data is all out.
@@ -256,10 +259,6 @@ fn granted(net: &mut Net, rail: RailKind, stream: &Rc<Stream>) -> Option<(Grante
         tracing::debug!(%error, ?rail, "memory cannot be granted");
         None
     })
-}
-
-fn fits(is_right: bool) -> Result<()> {
-    if is_right { Ok(()) } else { Err(protocol("data outside of the operation")) }
 }
 
 fn key(link: u64, op: u64) -> OpKey {

@@ -68,6 +68,7 @@ impl Request {
         put_right(&mut out, self.right);
         out.put_u8(match &self.way {
             Way::Messages => MESSAGES,
+            Way::Checked => CHECKED,
             Way::Rail(rail) => *rail as u8,
             Way::Here(_) => HERE,
         });
@@ -90,6 +91,7 @@ impl Request {
         let (region, token) = (body.u64()?, body.token()?);
         let way = match (way, right) {
             (MESSAGES, _) => Way::Messages,
+            (CHECKED, _) => Way::Checked,
             (CMA, _) => Way::Rail(RailKind::Cma),
             (RDMA, _) => Way::Rail(RailKind::Rdma),
             (HERE, Right::Write) => Way::Here(body.bytes(HERE_BYTES_MAX)?.to_vec()),
@@ -112,6 +114,8 @@ impl Request {
 pub(super) enum Way {
     /// In messages of its own.
     Messages,
+    /// So too, each with a checksum.
+    Checked,
     /// By access to what is granted.
     Rail(RailKind),
     /// With the request: a write of few bytes.
@@ -232,8 +236,9 @@ const MESSAGES: u8 = 0;
 const CMA: u8 = 1;
 const RDMA: u8 = 2;
 const HERE: u8 = 3;
+const CHECKED: u8 = 4;
 const HOST_BYTES_MAX: usize = 64;
-const FORMAT: Format = Format { magic: *b"DUCX", version: 3 };
+const FORMAT: Format = Format { magic: *b"DUCX", version: 4 };
 const REQUEST_BYTES: usize = 2 + 8 + 8 + 1 + 8 + 16;
 /// Data that goes with its request: to copy it twice more takes less time than to ask first.
 pub(super) const HERE_BYTES_MAX: usize = 32 << 10;

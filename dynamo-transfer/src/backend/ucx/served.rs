@@ -89,7 +89,7 @@ impl Served {
                 format!("request of {} bytes, at most {STRIPE_BYTES_MAX}", ranges.total());
             return Err(Error::new(ErrorKind::Protocol, message));
         }
-        let stream = Stream::new(Holder::Lease(lease), ranges.iter());
+        let stream = Stream::new(Holder::Lease(lease), ranges.iter()).checked(way == Way::Checked);
         Ok((right, way, stream))
     }
 }

@@ -134,12 +134,13 @@ impl Port {
             return Some(false);
         }
         let position = source.position;
-        let header =
-            Header { position, ..Header::new(source.kind, source.key.link, source.key.op) };
         let len = FRAGMENT_BYTES.min(source.stream.total() - position);
         source.position += len;
         source.in_flight += 1;
         let body = source.stream.gather(position, len);
+        let checksum = source.stream.checksum(&body);
+        let header = Header::new(source.kind, source.key.link, source.key.op);
+        let header = Header { checksum, position, ..header };
         self.start(endpoint, header, body, Some(id));
         Some(true)
     }

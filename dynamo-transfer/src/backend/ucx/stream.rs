@@ -3,7 +3,9 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 
+use super::protocol::{Header, protocol};
 use crate::backend::Operation;
+use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Concat, Lease, Memory, SLICES_MAX, Span, copy};
 
 /// Ranges of a leased region, one after the other; keeps the memory alive.
@@ -11,6 +13,8 @@ pub(super) struct Stream {
     holder: Holder,
     ranges: Vec<(u64, u64)>,
     whole: Concat,
+    /// Whether fragments have a checksum.
+    is_checked: bool,
 }
 
 /// What keeps the memory of a stream alive.
@@ -26,7 +30,31 @@ impl Stream {
     pub(super) fn new(holder: Holder, ranges: impl Iterator<Item = (u64, u64)>) -> Self {
         let ranges: Vec<_> = ranges.filter(|range| range.1 > 0).collect();
         let whole = Concat::new(ranges.iter().map(|range| range.1));
-        Self { holder, ranges, whole }
+        Self { holder, ranges, whole, is_checked: false }
+    }
+
+    /// Has each fragment compared with the checksum that it comes with.
+    pub(super) fn checked(self, is_checked: bool) -> Self {
+        Self { is_checked, ..self }
+    }
+
+    /// Returns the checksum that a fragment goes with (CRC-32C; RFC 3720, appendix B.4); 0 if none is
+    /// looked at.
+    pub(super) fn checksum(&self, fragment: &[u8]) -> u32 {
+        if self.is_checked { crc32c::crc32c(fragment) } else { 0 }
+    }
+
+    /// Copies a fragment into place, unless it is not what was sent or does not fit.
+    pub(super) fn take(&self, header: &Header, fragment: &[u8]) -> Result<()> {
+        if self.checksum(fragment) != header.checksum {
+            let message =
+                format!("{} bytes have another checksum than where they came from", fragment.len());
+            return Err(Error::new(ErrorKind::Corrupted, message));
+        }
+        if self.fill(header.position, fragment) {
+            return Ok(());
+        }
+        Err(protocol("data outside of the operation"))
     }
 
     /// Returns the number of bytes.
@@ -64,7 +92,7 @@ impl Stream {
     }
 
     /// Copies bytes to `position` on; does nothing and says so if they do not fit.
-    pub(super) fn fill(&self, position: u64, bytes: &[u8]) -> bool {
+    fn fill(&self, position: u64, bytes: &[u8]) -> bool {
         let len = bytes.len() as u64;
         if position.checked_add(len).is_none_or(|end| end > self.total()) {
             return false;

@@ -127,6 +127,66 @@ fn messages_that_are_none_are_refused_and_the_owner_lives() {
 }
 
 #[test]
+fn a_fragment_that_has_changed_on_its_way_is_found_where_that_was_asked_for() {
+    let runtime = runtime();
+    let Some(owner) = runtime.block_on(agent("owner")) else { return };
+    let _in_runtime = runtime.enter();
+    let writable = owner.register_peer_writable(vec![HostBuffer::new(64)]).unwrap();
+    let peer = owner.load_metadata(&owner.metadata([writable.grant()]).unwrap()).unwrap();
+    let mut initiator = RawUcx::start(&peer.address).unwrap();
+    let unchecked = request(&peer.regions()[0], &[(0, 64)]);
+    let checked = Request { way: Way::Checked, ..unchecked.clone() };
+    let right = crc32c::crc32c(&[7; 64]);
+    let mut written = |op, request: &Request, checksum, byte| {
+        initiator.say(Kind::Request, op, request.encode());
+        initiator.hear(&[Kind::Accept]);
+        initiator.write(op, checksum, vec![byte; 64]);
+        let (_, status) = initiator.hear(&[Kind::Done]);
+        let status = decode_status(&status).unwrap().map_err(|error| error.kind());
+        let mut bytes = [0; 64];
+        writable.read_at(0, &mut bytes).unwrap();
+        (status, bytes)
+    };
+    assert_eq!(written(1, &checked, right, 6), (Err(ErrorKind::Corrupted), [0; 64]));
+    assert_eq!(written(2, &checked, 0, 7), (Err(ErrorKind::Corrupted), [0; 64]));
+    assert_eq!(written(3, &checked, right, 7), (Ok(()), [7; 64]));
+    assert_eq!(written(4, &unchecked, 0, 6), (Ok(()), [6; 64]));
+    drop(writable);
+    runtime.block_on(owner.shutdown());
+}
+
+#[test]
+fn what_is_checked_arrives_both_ways_in_messages_alone() {
+    runtime().block_on(async {
+        const BYTES: usize = 1 << 20;
+        let Some(owner) = agent("owner").await else { return };
+        let initiator = agent("initiator").await.unwrap();
+        let region = owner.register_peer_writable(vec![HostBuffer::new(BYTES)]).unwrap();
+        let peer = initiator.load_metadata(&owner.metadata([region.grant()]).unwrap()).unwrap();
+        let bytes: Vec<u8> = (0..=250).cycle().take(BYTES).collect();
+        let mine = initiator.register_mut(vec![bytes.clone()]).unwrap();
+        // A few bytes, which without a checksum go with their request, and many.
+        for len in [100, BYTES] {
+            let all = [(0, len as u64)];
+            let part = || (mine.descriptor(all), peer.regions()[0].descriptor(all));
+            let options = TransferOptions::default().with_checksum(true);
+            let (local, remote) = part();
+            initiator.write(local.unwrap(), remote.unwrap(), options.clone()).await.unwrap();
+            mine.write_at(0, &vec![0; BYTES]).unwrap();
+            let (local, remote) = part();
+            let read = initiator.read(local.unwrap(), remote.unwrap(), options).await.unwrap();
+            assert_eq!((read.bytes, read.backend), (len as u64, BackendKind::Ucx));
+            let mut got = vec![0; BYTES];
+            mine.read_at(0, &mut got).unwrap();
+            assert!(got[..len] == bytes[..len]);
+            mine.write_at(0, &bytes).unwrap();
+        }
+        initiator.shutdown().await;
+        owner.shutdown().await;
+    });
+}
+
+#[test]
 fn memory_that_was_granted_is_kept_until_it_is_released() {
     let runtime = runtime();
     let Some(owner) = runtime.block_on(agent("owner")) else { return };

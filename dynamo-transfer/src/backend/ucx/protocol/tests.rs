@@ -24,7 +24,7 @@ fn request() -> Request {
 #[test]
 fn headers_survive_the_way_and_others_are_refused() {
     for kind in KINDS {
-        let header = Header { position: 9, ..Header::new(kind, 7, 8) };
+        let header = Header { position: 9, checksum: 10, ..Header::new(kind, 7, 8) };
         assert_eq!(Header::decode(&header.encode()), Some(header));
     }
     let mut bytes = Header::new(Kind::Done, 1, 2).encode();
@@ -43,6 +43,8 @@ fn bodies_survive_the_way_and_cut_ones_are_refused() {
     let bytes = request().encode();
     assert!(Request::decode(&bytes).unwrap() == request());
     assert!(Request::decode(&bytes[..bytes.len() - 1]).is_err());
+    let checked = Request { way: Way::Checked, ..request() };
+    assert!(Request::decode(&checked.encode()).unwrap() == checked);
     let with = |len| Request { way: Way::Here(vec![9; len]), ..request() };
     let largest = with(HERE_BYTES_MAX);
     assert!(Request::decode(&largest.encode()).unwrap() == largest);

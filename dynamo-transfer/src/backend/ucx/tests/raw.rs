@@ -67,6 +67,12 @@ impl RawUcx {
         self.port.send(self.owner, Header::new(kind, self.link, op), body);
     }
 
+    /// Sends a fragment with a checksum.
+    pub(in crate::backend::ucx) fn write(&mut self, op: u64, checksum: u32, fragment: Vec<u8>) {
+        let header = Header { checksum, ..Header::new(Kind::WriteData, self.link, op) };
+        self.port.send(self.owner, header, fragment);
+    }
+
     pub(in crate::backend::ucx) fn hear(&mut self, kinds: &[Kind]) -> (Header, Vec<u8>) {
         hear(&mut self.port, kinds)
     }
@@ -82,7 +88,7 @@ impl RawUcx {
         while Instant::now() < until {
             self.port.progress();
             match self.port.inbox.pop() {
-                Some(Event::Filled(_, is_right)) => return is_right,
+                Some(Event::Filled(_, status)) => return status.is_ok(),
                 Some(Event::Sent(id)) => drop(self.port.sent(id)),
                 _ => {}
             }
