@@ -15,7 +15,7 @@ use dynamo_transfer::{
     Agent, AgentConfig, BackendKind, ErrorKind, HostBuffer, Rights, TransferOptions,
 };
 
-/// Returns the first GPU, or says why not.
+/// Returns the first GPU; none, and says so, where there is no driver, or in its own words no GPU.
 async fn gpu(config: DeviceConfig) -> Option<DeviceCopier> {
     match DeviceCopier::cuda(0, config).await {
         Ok(copier) => {
@@ -23,6 +23,10 @@ async fn gpu(config: DeviceConfig) -> Option<DeviceCopier> {
             Some(copier)
         }
         Err(error) => {
+            // One that is there and cannot be used is no reason to skip.
+            let absences = ["No such file", "CUDA_ERROR_NO_DEVICE"];
+            let is_absent = absences.iter().any(|absence| error.message().contains(absence));
+            assert!(is_absent && error.kind() == ErrorKind::BackendUnavailable, "{error}");
             let how = "`cargo xtask device-test` packs it for a machine that has one";
             say(&format!("SKIPPED: needs a GPU ({error}); {how}\n"));
             None
@@ -162,6 +166,21 @@ fn the_driver_is_called_as_it_wants_to_be() {
     } else {
         say("SKIPPED: needs a C++ compiler; `apt-get install g++`\n");
     }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_driver_that_is_there_and_cannot_be_used_fails_the_tests() {
+    let folder = std::env::temp_dir().join(format!("dynamo-no-cuda-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("libcuda.so.1"), "no library").unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_gpu_keeps_the_contract"])
+        .env("LD_LIBRARY_PATH", &folder)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && text.contains("libcuda.so.1: "), "{text}");
     std::fs::remove_dir_all(&folder).unwrap();
 }
 

@@ -1,17 +1,16 @@
 //! Notifications wait for a reader that is slow, take no more room than they may, and end with their
 //! agent, whatever carries them.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
-#![cfg_attr(feature = "ucx", expect(clippy::print_stderr, reason = "says what is skipped"))]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-#[cfg(feature = "ucx")]
-use dynamo_transfer::UcxConfig;
 use dynamo_transfer::{
     Agent, AgentConfig, ErrorKind, HostBuffer, MemoryFabric, RemoteAgent, TransferOptions,
 };
+#[cfg(feature = "ucx")]
+use dynamo_transfer::{UcxConfig, conformance::unless_ucx_is_missing};
 use futures::future::join_all;
 use tokio::net::TcpListener;
 
@@ -50,14 +49,8 @@ impl Pair {
     #[cfg(feature = "ucx")]
     async fn over_ucx(owner: AgentConfig) -> Option<Self> {
         let config = AgentConfig::default().with_ucx(UcxConfig::default());
-        match Agent::start(config.clone()).await {
-            Ok(agent) => agent.shutdown().await,
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::BackendUnavailable, "{error}");
-                eprintln!("SKIPPED: {error}; apt-get install libucx0");
-                return None;
-            }
-        }
+        let started = Agent::start(config.clone()).await;
+        unless_ucx_is_missing("notifications over UCX", started)?.shutdown().await;
         Some(Self::new(owner.with_ucx(UcxConfig::default()), config).await)
     }
 

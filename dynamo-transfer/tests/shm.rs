@@ -13,6 +13,7 @@ use dynamo_transfer::{
 use child::{Asked, from_hex, to_hex};
 
 const REGION_BYTES: usize = 32 << 20;
+const PAGE: usize = 4096;
 
 fn region(agent: &Agent, mut memory: HostBuffer, byte: u8) -> RegisteredRegion<HostBuffer> {
     memory.fill(byte);
@@ -41,6 +42,18 @@ fn peer() {
                     let memory = regions.remove(0).close().await;
                     format!("{} {}", memory[0][0], memory[0][REGION_BYTES - 1])
                 }
+                ("register", kind) => {
+                    let memory = match kind {
+                        "shared" => HostBuffer::shared(PAGE).unwrap(),
+                        _ => HostBuffer::new(PAGE),
+                    };
+                    let new = region(&agent, memory, 1);
+                    let metadata = agent.metadata([new.grant()]).unwrap();
+                    regions.push(new);
+                    to_hex(&metadata)
+                }
+                ("release", _) => regions.pop().unwrap().close().await[0][0].to_string(),
+                ("held", _) => held().map(|count| count.to_string()).join(" "),
                 ("notification", _) => {
                     String::from_utf8(notifications.recv().await.unwrap().payload.to_vec()).unwrap()
                 }
@@ -118,30 +131,30 @@ fn held() -> [usize; 3] {
 async fn a_hundred_thousand_transfers_and_ten_thousand_regions_leave_what_is_held_flat() {
     let (mut process, agent) = (Peer::start(), agent().await);
     let theirs = process.load(&agent);
-    let target = region(&agent, HostBuffer::new(4096), 0);
-    let round = async |count: usize| {
+    let target = region(&agent, HostBuffer::new(PAGE), 0);
+    let round = async |process: &mut Peer, count: usize| {
         for index in 0..count {
             read(&agent, &theirs.regions()[index % 2], &target).await.unwrap();
             if index % 10 == 0 {
-                // Opened, used and closed: of this process, for it.
-                let memory = if index % 20 == 0 {
-                    HostBuffer::shared(4096)
-                } else {
-                    Ok(HostBuffer::new(4096))
-                };
-                let own = region(&agent, memory.unwrap(), 1);
-                let peer = agent.load_metadata(&agent.metadata([own.grant()]).unwrap()).unwrap();
-                read(&agent, &peer.regions()[0], &target).await.unwrap();
-                own.close().await;
+                // Of the other process, opened and used here, and closed there.
+                let kind = if index % 20 == 0 { "shared" } else { "own" };
+                let metadata = from_hex(&process.ask(&format!("register {kind}")));
+                let peer = agent.load_metadata(&metadata).unwrap();
+                let report = read(&agent, &peer.regions()[0], &target).await.unwrap();
+                assert_eq!(report.backend, BackendKind::Shm);
+                assert_eq!(process.ask("release"), "1");
             }
         }
+        let there = process.ask("held");
+        let there: Vec<usize> = there.split(' ').map(|count| count.parse().unwrap()).collect();
+        [held(), there.try_into().unwrap()]
     };
-    round(20_000).await;
-    let before = held();
-    round(80_000).await;
-    let after = held();
-    assert!(after[0] <= before[0] + 8 && after[1] <= before[1] + 64, "{before:?} {after:?}");
-    assert!(after[2] <= before[2] + 4096, "{before:?} {after:?}");
-    println!("files, mappings, KiB: {before:?}, then {after:?}");
+    let before = round(&mut process, 20_000).await;
+    let after = round(&mut process, 80_000).await;
+    println!("files, mappings, KiB, here and there: {before:?}, then {after:?}");
+    for (before, after) in before.iter().zip(&after) {
+        assert!(after[0] <= before[0] + 8 && after[1] <= before[1] + 64, "{before:?} {after:?}");
+        assert!(after[2] <= before[2] + 4096, "{before:?} {after:?}");
+    }
     agent.shutdown().await;
 }

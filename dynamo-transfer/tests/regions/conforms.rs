@@ -37,21 +37,21 @@ async fn conforms(kind: MemoryKind, link: Link, backend: BackendKind) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_of_this_process_conform() {
+async fn files_of_an_agent_reached_directly_conform() {
     conforms(MemoryKind::File, Link::SameFabric, BackendKind::File).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_of_another_process_conform() {
+async fn files_of_an_agent_reached_over_tcp_conform() {
     conforms(MemoryKind::File, Link::Tcp, BackendKind::Tcp).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_of_a_device_of_this_process_conforms() {
+async fn memory_of_a_device_of_an_agent_reached_directly_conforms() {
     conforms(MemoryKind::Device(0), Link::SameFabric, BackendKind::Device).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_of_a_device_of_another_process_conforms() {
+async fn memory_of_a_device_of_an_agent_reached_over_tcp_conforms() {
     conforms(MemoryKind::Device(0), Link::Tcp, BackendKind::Tcp).await;
 }
