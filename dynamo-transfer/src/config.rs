@@ -21,7 +21,7 @@ pub struct AgentConfig {
     /// Where peers find `tcp_listen`, if that is not the address they reach it by; port 0 stands
     /// for the port listened on. Has to be given when listening on a wildcard address.
     pub tcp_advertise: Option<SocketAddr>,
-    /// Connections to each peer that transfers are spread over.
+    /// Connections to each peer that transfers are spread over; at most 64.
     pub tcp_lanes: NonZeroUsize,
     /// Whether agents in other processes of this host may reach the memory that is registered, where
     /// they hold a grant: by mapping what is [shared](crate::HostBuffer::shared), else through the
@@ -150,6 +150,9 @@ impl AgentConfig {
         if self.notifications_max == 0 || self.transfers_max == 0 {
             return invalid("notifications_max or transfers_max is 0".to_owned());
         }
+        if self.tcp_lanes > TCP_LANES_MAX {
+            return invalid(format!("tcp_lanes is {}, at most {TCP_LANES_MAX}", self.tcp_lanes));
+        }
         match (self.tcp_listen, self.tcp_advertise) {
             (Some(listen), None) if listen.ip().is_unspecified() => invalid(format!(
                 "listening on {listen} needs tcp_advertise: no peer can connect there"
@@ -163,9 +166,24 @@ impl AgentConfig {
     }
 }
 
+/// A peer takes 1,024 connections, from all who call it.
+const TCP_LANES_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63);
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_lanes_than_an_agent_may_take_are_refused() {
+        let with = |lanes| AgentConfig::default().with_tcp_lanes(lanes).validate();
+        with(NonZeroUsize::MIN).unwrap();
+        with(NonZeroUsize::new(64).unwrap()).unwrap();
+        for lanes in [65, usize::MAX] {
+            let error = with(NonZeroUsize::new(lanes).unwrap()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+            assert!(error.message().contains("at most 64"), "{error}");
+        }
+    }
 
     #[test]
     fn the_page_of_configuration_lists_what_there_is() {
