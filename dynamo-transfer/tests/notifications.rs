@@ -11,6 +11,7 @@ use dynamo_transfer::{
 };
 #[cfg(feature = "ucx")]
 use dynamo_transfer::{UcxConfig, conformance::unless_ucx_is_missing};
+use futures::StreamExt as _;
 use futures::future::join_all;
 use tokio::net::TcpListener;
 
@@ -148,6 +149,31 @@ async fn over_tcp_senders_wait_for_a_reader_that_is_slow() {
 #[tokio::test(start_paused = true)]
 async fn over_shm_senders_wait_for_a_reader_that_is_slow() {
     wait_for_their_reader(Pair::over_shm(two_wait()).await).await;
+}
+
+#[tokio::test]
+async fn notifications_are_a_stream_that_ends_with_their_agent_once_all_are_read() {
+    let pair = Pair::over_memcpy(two_wait()).await;
+    let mut notifications = pair.owner.notifications().unwrap();
+    let mut first = notifications.next();
+    assert!(futures::poll!(&mut first).is_pending());
+    pair.notify(0).await.unwrap();
+    assert_eq!(first.await.unwrap().payload[..], [0]);
+    pair.notify(1).await.unwrap();
+    pair.owner.shutdown().await;
+    let rest = tokio::time::timeout(PATIENCE, notifications.by_ref().collect::<Vec<_>>());
+    let rest = rest.await.expect("it ends");
+    assert_eq!(rest.iter().map(|rest| rest.payload[0]).collect::<Vec<_>>(), [1]);
+    assert!(notifications.next().await.is_none() && notifications.recv().await.is_none());
+}
+
+#[tokio::test]
+async fn whoever_waits_for_notifications_is_told_when_their_agent_shuts_down() {
+    let pair = Pair::over_memcpy(two_wait()).await;
+    let mut notifications = pair.owner.notifications().unwrap();
+    let both = async { futures::join!(notifications.recv(), pair.owner.shutdown()) };
+    let (told, ()) = tokio::time::timeout(PATIENCE, both).await.expect("it is woken");
+    assert_eq!(told, None);
 }
 
 /// A peer that takes connections and never answers.
