@@ -9,19 +9,20 @@ use anyhow::Result;
 
 use crate::shell::{self, step};
 
-/// Runs the tests of registered memory under Miri.
+/// Runs the tests of registered memory and of copies within the process under Miri.
 pub(crate) fn miri() -> Result<ExitCode> {
     if !shell::succeeds(nightly().args(["miri", "--version"])) {
         return Ok(skipped("Miri", "--component miri rust-src"));
     }
-    step("cargo miri test: dynamo-transfer, memory");
+    step("cargo miri test: dynamo-transfer, memory and memcpy");
     let mut tests = nightly();
     tests.args(["miri", "test", "--package", "dynamo-transfer", "--lib", "--locked", "--"]);
-    shell::run(tests.arg("memory::"))?;
+    shell::run(tests.args(["memory::", "backend::memcpy::", "backend::copies::"]))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs all unit tests of the transfer engine under AddressSanitizer.
+/// Runs all unit tests of the transfer engine under AddressSanitizer, and those of its interface in which
+/// kernel, devices and peers touch memory of every kind.
 pub(crate) fn asan() -> Result<ExitCode> {
     if !shell::succeeds(nightly().arg("--version")) {
         return Ok(skipped("AddressSanitizer", ""));
@@ -30,7 +31,8 @@ pub(crate) fn asan() -> Result<ExitCode> {
     // Named, so that what builds the crates is not looked at.
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let mut tests = nightly();
-    tests.args(["test", "--package", "dynamo-transfer", "--lib", "--all-features", "--locked"]);
+    tests.args(["test", "--package", "dynamo-transfer", "--all-features", "--locked"]);
+    tests.args(["--lib", "--test", "regions", "--test", "granted"]);
     tests.args(["--target", &target, "--target-dir", "target/asan"]);
     tests.env("RUSTFLAGS", "-Zsanitizer=address");
     // UCX rewrites the code of `mmap` and its like, and the sanitizer has done so before.

@@ -284,6 +284,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "asks the kernel for its threads")]
     fn sixty_four_large_transfers_at_once_leave_the_threads_of_the_runtime_to_others() {
         let few = 1..=16;
         let threads = threads_taken(BackendKind::Memcpy);

@@ -106,3 +106,41 @@ pub(super) fn copy_ranges(
 
 /// Long enough to run at memory speed, short enough to notice a cancellation.
 const STRIPE_BYTES: u64 = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{RegionTable, RegisteredRegion, Rights};
+
+    #[test]
+    fn copies_that_cross_end_and_each_is_whole() {
+        let table = Arc::new(RegionTable::new().unwrap());
+        let regions = [1, 2].map(|byte| {
+            let segments = vec![[byte; 8], [byte; 8]];
+            RegisteredRegion::writable(&table, segments, Rights::PeersWrite).unwrap()
+        });
+        let lease = |region: &RegisteredRegion<[u8; 8]>| match table
+            .lease_local(region.id(), Right::Read, &Arc::default())
+            .unwrap()
+        {
+            Leased::Host(lease) => lease,
+            Leased::Far(_) => unreachable!("it is host memory"),
+        };
+        let cross = |from, to| {
+            // The first piece crosses from segment to segment.
+            let ranges = || [(5, 11), (0, 5)].into_iter();
+            for _ in 0..20 {
+                copy_ranges((&lease(from), ranges()), (&lease(to), ranges()), 16).unwrap();
+            }
+        };
+        let [one, two] = &regions;
+        std::thread::scope(|scope| {
+            scope.spawn(|| cross(one, two));
+            scope.spawn(|| cross(two, one));
+        });
+        let mut held = [[0; 16]; 2];
+        regions.iter().zip(&mut held).for_each(|(region, held)| region.read_at(0, held).unwrap());
+        // From the first on both are the same.
+        assert!([[[1; 16]; 2], [[2; 16]; 2]].contains(&held), "{held:?}");
+    }
+}
