@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use dynamo_transfer::HostBuffer;
 
-use crate::evict::Eviction;
+use crate::evict::{EntryId, Eviction, Use};
 use crate::identity::{BlockIdentity, BlockKey};
 
 /// Identity → block, with what keeps each one; pure.
@@ -13,6 +13,9 @@ use crate::identity::{BlockIdentity, BlockKey};
 pub(super) struct Registry {
     entries: HashMap<BlockIdentity, Entry>,
     eviction: Box<dyn Eviction>,
+    /// What each entry of the policy names, and those that name nothing.
+    names: Vec<BlockIdentity>,
+    unused: Vec<EntryId>,
     /// Counts uses; each release gets a number of its own.
     clock: u64,
     active: usize,
@@ -21,6 +24,9 @@ pub(super) struct Registry {
 struct Entry {
     key: BlockKey,
     buffer: Arc<HostBuffer>,
+    id: EntryId,
+    depth: u32,
+    uses: u32,
     /// Guards, plus registered followers that are active.
     pins: usize,
     /// Registered followers.
@@ -30,9 +36,18 @@ struct Entry {
     last_use: u64,
 }
 
+impl Entry {
+    fn usage(&self) -> Use {
+        let [a, b, c, d, e, f, g, h, ..] = self.key.identity.0;
+        let hash = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        Use::new(hash, self.depth, self.uses, self.last_use)
+    }
+}
+
 impl Registry {
     pub(super) fn new(eviction: Box<dyn Eviction>) -> Self {
-        Self { entries: HashMap::new(), eviction, clock: 0, active: 0 }
+        let (names, unused) = (Vec::new(), Vec::new());
+        Self { entries: HashMap::new(), eviction, names, unused, clock: 0, active: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -54,7 +69,15 @@ impl Registry {
                 parent.followers += 1;
             }
         }
-        let entry = Entry { key, buffer, pins: 1, followers: 0, parent, last_use: 0 };
+        let id = self.unused.pop().unwrap_or_else(|| {
+            self.names.push(key.identity);
+            EntryId::new(u32::try_from(self.names.len() - 1).expect("blocks are counted by u32"))
+        });
+        self.names[id.index()] = key.identity;
+        let depth = parent.map_or(0, |parent| self.entries[&parent].depth + 1);
+        let (pins, followers) = (1, 0);
+        let (uses, last_use) = (0, 0);
+        let entry = Entry { key, buffer, id, depth, uses, pins, followers, parent, last_use };
         self.entries.insert(key.identity, entry);
         self.active += 1;
     }
@@ -70,8 +93,9 @@ impl Registry {
                 break;
             }
             self.active += 1;
+            entry.uses += 1;
             if entry.followers == 0 {
-                self.eviction.remove(identity, entry.last_use);
+                self.eviction.remove(entry.id);
             }
             next = entry.parent;
         }
@@ -91,7 +115,7 @@ impl Registry {
             self.clock += 1;
             entry.last_use = self.clock;
             if entry.followers == 0 {
-                self.eviction.insert(identity, entry.last_use);
+                self.eviction.insert(entry.id, entry.usage());
             }
             next = entry.parent;
         }
@@ -99,13 +123,15 @@ impl Registry {
 
     /// Removes the block that goes first; `None` if none may go.
     pub(super) fn evict(&mut self) -> Option<(BlockKey, HostBuffer)> {
-        let entry = self.entries.remove(&self.eviction.victim()?)?;
+        let victim = self.eviction.victim()?;
+        let entry = self.entries.remove(&self.names[victim.index()])?;
+        self.unused.push(victim);
         if let Some(parent) = entry.parent
             && let Some(above) = self.entries.get_mut(&parent)
         {
             above.followers -= 1;
             if above.followers == 0 && above.pins == 0 {
-                self.eviction.insert(parent, above.last_use);
+                self.eviction.insert(above.id, above.usage());
             }
         }
         let buffer = Arc::into_inner(entry.buffer).expect("a block without guards has one owner");
