@@ -59,4 +59,4 @@ const PEERS: [&str; 2] = ["request-plane", TRANSFER];
 const TRANSFER: &str = "transfer";
 
 /// Those that need none.
-const ALONE: [&str; 3] = ["faults", "soak", "transfer-soak"];
+const ALONE: [&str; 4] = ["eviction", "faults", "soak", "transfer-soak"];
