@@ -13,13 +13,17 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let mut options = Vec::new();
     let program = match name.as_str() {
         name if PEERS.contains(&name) => {
-            let how_long = if name == TRANSFER {
-                options = peers::of_transfer();
-                ""
-            } else {
-                // Peers compile protocols too, and talk over a real NATS.
-                setup::packages()?;
-                "; half an hour the first time"
+            let how_long = match name {
+                TRANSFER => {
+                    options = peers::of_transfer();
+                    ""
+                }
+                REQUEST_PLANE => {
+                    // Peers compile protocols too, and talk over a real NATS.
+                    setup::packages()?;
+                    "; half an hour the first time"
+                }
+                _ => "",
             };
             step(&format!("building {name} and its peers (release{how_long})"));
             let mut command = Command::new("cargo");
@@ -53,7 +57,9 @@ fn usage() -> String {
 }
 
 /// Those with peers, which are no part of the workspace.
-const PEERS: [&str; 2] = ["request-plane", TRANSFER];
+const PEERS: [&str; 3] = ["kv", REQUEST_PLANE, TRANSFER];
+
+const REQUEST_PLANE: &str = "request-plane";
 
 /// Its peers are no crates.
 const TRANSFER: &str = "transfer";
