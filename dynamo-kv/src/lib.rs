@@ -33,6 +33,7 @@
 //! | [`sequence`], [`identity`] | tokens → keys of blocks |
 //! | [`layout`] | shape → byte ranges |
 //! | `pool`, [`evict`] | the state behind one short lock; which cached block goes first |
+//! | [`tier`] | blocks below memory: on a disk |
 //! | [`handoff`] | stage for a peer under a hold; pull; done |
 //! | [`metrics`] | a worker's transfers on the page of its runtime |
 #![forbid(unsafe_code)]
@@ -46,6 +47,7 @@ pub mod manager;
 pub mod metrics;
 mod pool;
 pub mod sequence;
+pub mod tier;
 
 pub use block::{CompleteBlock, MutableBlock, PartialBlock, RegisteredBlock};
 pub use handoff::{Handoff, HandoffConfig, Pulled, Settlement, Staged};

@@ -1,0 +1,99 @@
+use std::path::{Path, PathBuf};
+
+use dynamo_transfer::file::FileStoreConfig;
+
+use super::error::DiskError;
+use super::format::Geometry;
+
+/// What becomes of a directory that was made for something else, or whose superblock is damaged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OnForeign {
+    /// Opening fails with [`DiskError::Foreign`], and nothing is touched.
+    #[default]
+    Refuse,
+    /// What is there is given up, and the directory made anew.
+    Reinitialise,
+}
+
+/// How a disk tier is set up.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct DiskConfig {
+    /// The directory, which no other tier uses.
+    pub dir: PathBuf,
+    /// How many blocks fit, from 1 to 2^32-2; their room is allocated when the directory is made.
+    pub blocks: u32,
+    /// The size of every block in bytes; a multiple of 4,096 goes past the page cache as a whole.
+    pub block_bytes: usize,
+    /// What blocks must share to be interchangeable, such as
+    /// [`BlockLayout::fingerprint`](crate::BlockLayout::fingerprint).
+    pub fingerprint: u64,
+    /// Blocks being read or written at once; others wait, in order.
+    pub in_flight: usize,
+    /// Blocks go past the page cache where filesystem and memory allow it.
+    pub direct: bool,
+    /// What becomes of a directory that was made for something else.
+    pub on_foreign: OnForeign,
+    /// The engine that moves the bytes.
+    pub files: FileStoreConfig,
+}
+
+impl DiskConfig {
+    /// Describes a directory of `blocks` blocks of `block_bytes` bytes each.
+    pub fn new(dir: impl AsRef<Path>, blocks: u32, block_bytes: usize, fingerprint: u64) -> Self {
+        Self {
+            dir: dir.as_ref().to_owned(),
+            blocks,
+            block_bytes,
+            fingerprint,
+            // Enough for an NVMe device to be busy with blocks of 64 KiB.
+            in_flight: 32,
+            direct: true,
+            on_foreign: OnForeign::default(),
+            files: FileStoreConfig::default(),
+        }
+    }
+
+    /// Limits the blocks that are read or written at once.
+    #[must_use]
+    pub fn with_in_flight(mut self, in_flight: usize) -> Self {
+        self.in_flight = in_flight;
+        self
+    }
+
+    /// Sets whether blocks go past the page cache.
+    #[must_use]
+    pub fn with_direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
+        self
+    }
+
+    /// Says what becomes of a directory that was made for something else.
+    #[must_use]
+    pub fn with_on_foreign(mut self, on_foreign: OnForeign) -> Self {
+        self.on_foreign = on_foreign;
+        self
+    }
+
+    /// Sets up the engine; it must take as many operations as there are places in flight.
+    #[must_use]
+    pub fn with_files(mut self, files: FileStoreConfig) -> Self {
+        self.files = files;
+        self
+    }
+
+    /// Checks the numbers.
+    pub(super) fn geometry(&self) -> Result<Geometry, DiskError> {
+        let Self { blocks, block_bytes, fingerprint, .. } = *self;
+        let geometry = Geometry { blocks, block_bytes, fingerprint };
+        let is_sound = (1..u32::MAX).contains(&blocks)
+            && (1..=self.files.operations_max).contains(&self.in_flight)
+            && geometry.is_addressable();
+        is_sound.then_some(geometry).ok_or(DiskError::Config {
+            blocks,
+            block_bytes,
+            in_flight: self.in_flight,
+        })
+    }
+}

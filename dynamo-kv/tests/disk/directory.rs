@@ -1,0 +1,112 @@
+use std::fs;
+use std::io::Write as _;
+
+use dynamo_kv::tier::disk::{DiskConfig, DiskError, DiskTier, Foreign, OnForeign};
+use dynamo_transfer::file::{FileAct, FileFault, FileFaults};
+
+use crate::support::{FINGERPRINT, Scratch, Truth, faulty, key, shut, store, write_at};
+
+async fn refused(config: DiskConfig) -> DiskError {
+    DiskTier::open(config).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_directory_has_one_tier_at_a_time() {
+    let scratch = Scratch::new();
+    let first = DiskTier::open(scratch.config(4, 4096)).await.unwrap();
+    let error = refused(scratch.config(4, 4096)).await;
+    assert!(matches!(error, DiskError::Locked { ref dir } if dir == scratch.path()), "{error}");
+    shut(first).await;
+    let dropped = DiskTier::open(scratch.config(4, 4096)).await.unwrap();
+    drop(dropped);
+    shut(DiskTier::open(scratch.config(4, 4096)).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_directory_of_something_else_is_refused_and_made_anew_only_if_the_config_says_so() {
+    let scratch = Scratch::new();
+    let truth = Truth::new(4, 4096);
+    let config = scratch.config(4, 4096);
+    let tier = DiskTier::open(config.clone()).await.unwrap();
+    store(&tier, &truth, 0..4).await;
+    shut(tier).await;
+
+    let of = |blocks, block_bytes, fingerprint| {
+        DiskConfig::new(scratch.path(), blocks, block_bytes, fingerprint)
+    };
+    let is_foreign = |error: DiskError, expected: Foreign| {
+        let DiskError::Foreign { foreign, .. } = error else { unreachable!("{error}") };
+        assert_eq!(foreign, expected);
+    };
+    is_foreign(refused(of(4, 4096, 1)).await, Foreign::Fingerprint(FINGERPRINT));
+    let geometry = Foreign::Geometry { blocks: 4, block_bytes: 4096 };
+    is_foreign(refused(of(5, 4096, FINGERPRINT)).await, geometry);
+    is_foreign(refused(of(4, 4095, FINGERPRINT)).await, geometry);
+    // Nothing was touched.
+    let tier = DiskTier::open(config.clone()).await.unwrap();
+    assert_eq!(tier.keys().len(), 4);
+    shut(tier).await;
+
+    write_at(&scratch.manifest(), 8, &2u32.to_le_bytes());
+    is_foreign(refused(config.clone()).await, Foreign::Version(2));
+    fs::write(scratch.manifest(), b"something else").unwrap();
+    is_foreign(refused(config.clone()).await, Foreign::Unknown);
+    let anew = of(2, 5000, 1).with_on_foreign(OnForeign::Reinitialise);
+    let tier = DiskTier::open(anew).await.unwrap();
+    assert!(tier.recovery().is_new && tier.keys().is_empty());
+    shut(tier).await;
+    is_foreign(refused(config).await, Foreign::Fingerprint(1));
+}
+
+#[tokio::test]
+async fn a_full_filesystem_and_a_bad_config_and_a_bad_place_are_typed() {
+    let scratch = Scratch::new();
+    let error = refused(scratch.config(1 << 30, 1 << 20)).await;
+    assert!(matches!(error, DiskError::StorageFull(_)), "{error:?}");
+    let left = fs::read_dir(scratch.path()).unwrap().count();
+    assert_eq!(left, 1, "the lock only");
+    for config in [
+        scratch.config(0, 4096),
+        scratch.config(u32::MAX, 1),
+        scratch.config(1, 0),
+        scratch.config(1 << 31, usize::MAX),
+        scratch.config(1, 1).with_in_flight(0),
+        scratch.config(1, 1).with_in_flight(5000),
+    ] {
+        assert!(matches!(refused(config).await, DiskError::Config { .. }));
+    }
+    let file = scratch.path().join("file");
+    fs::File::create(&file).unwrap().write_all(b"x").unwrap();
+    let error = refused(DiskConfig::new(&file, 1, 1, 1)).await;
+    assert!(matches!(error, DiskError::Io { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_device_that_fails_while_the_directory_is_opened_is_typed_and_leaves_what_was_there() {
+    let scratch = Scratch::new();
+    let truth = Truth::new(4, 4096);
+    let config = scratch.config(4, 4096);
+    // While it is made: the superblock cannot be written.
+    let faults = FileFaults::new(|call| match call.act {
+        FileAct::Write => FileFault::Fail(libc::ENOSPC),
+        _ => FileFault::Pass,
+    });
+    let error = refused(config.clone().with_files(faulty(&faults))).await;
+    assert!(matches!(error, DiskError::StorageFull(_)), "{error:?}");
+    let tier = DiskTier::open(config.clone()).await.unwrap();
+    assert!(tier.recovery().is_new);
+    store(&tier, &truth, 0..4).await;
+    shut(tier).await;
+    // While it is read: the superblock, then the records.
+    for call in 0..2 {
+        let faults = FileFaults::new(move |now| match now.index == call {
+            true => FileFault::Fail(libc::EIO),
+            false => FileFault::Pass,
+        });
+        let error = refused(config.clone().with_files(faulty(&faults))).await;
+        assert!(matches!(error, DiskError::File(_)), "{error:?}");
+    }
+    let tier = DiskTier::open(config).await.unwrap();
+    assert_eq!(tier.keys(), [0, 1, 2, 3].map(key));
+    shut(tier).await;
+}
