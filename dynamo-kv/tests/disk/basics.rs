@@ -7,7 +7,7 @@ use dynamo_transfer::HostBuffer;
 use dynamo_transfer::file::{FileAct, FileFault, FileFaults};
 use futures::FutureExt as _;
 
-use crate::support::{PATIENCE, Scratch, Truth, faulty, key, shut, store};
+use crate::support::{PATIENCE, Scratch, Truth, faulty, key, quiet, shut, store};
 
 /// Directly and through the page cache; in whole pages and not; hashed here and on a thread.
 #[tokio::test]
@@ -152,12 +152,7 @@ async fn a_dropped_store_keeps_block_and_slot_until_the_kernel_is_done_and_leave
     assert!(matches!(store(&tier, &truth, [1]).await[..], [Err(StoreError::Busy)]));
     is_holding.store(false, Ordering::SeqCst);
     faults.release();
-    let quiet = async {
-        while tier.stats().free == 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, quiet).await.unwrap();
+    quiet(&tier).await;
     assert!(is_dropped.load(Ordering::SeqCst) && !tier.contains(&key.identity));
     store(&tier, &truth, [1]).await.remove(0).unwrap();
     shut(tier).await;
@@ -180,12 +175,7 @@ async fn a_slot_that_is_read_is_not_written_though_its_reader_is_gone() {
     assert!(matches!(store(&tier, &truth, [2]).await[..], [Err(StoreError::Busy)]));
     is_holding.store(false, Ordering::SeqCst);
     faults.release();
-    let quiet = async {
-        while tier.stats().free == 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, quiet).await.unwrap();
+    quiet(&tier).await;
     shut(tier).await;
 }
 

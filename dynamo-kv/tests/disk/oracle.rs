@@ -9,7 +9,7 @@ use dynamo_kv::tier::disk::{DiskConfig, DiskStats, DiskTier, OnForeign};
 use dynamo_transfer::file::{FileAct, FileFault, FileFaults};
 
 use crate::support::{
-    Scratch, Truth, faulty, key, open, read_at, record_at, shut, store, stride, write_at,
+    Scratch, Truth, faulty, key, open, quiet, read_at, record_at, shut, store, stride, write_at,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -182,7 +182,7 @@ impl World {
                     tokio::task::yield_now().await;
                 }
                 drop(store);
-                self.settle(tier).await;
+                quiet(tier).await;
             }
             4..10 => drop(store(tier, &self.truth, numbers).await),
             _ => {
@@ -193,16 +193,6 @@ impl World {
                 tokio::join!(loads, stores);
             }
         }
-    }
-
-    /// Waits until the kernel is done with what was dropped.
-    async fn settle(&self, tier: &DiskTier) {
-        let quiet = async {
-            while tier.stats().held > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(crate::support::PATIENCE, quiet).await.unwrap();
     }
 
     /// Damages a file; those that are in use are not taken away nor put back as a whole.

@@ -139,6 +139,16 @@ pub(crate) async fn open(config: DiskConfig) -> Result<DiskTier, DiskError> {
     tokio::time::timeout(PATIENCE, opened).await.unwrap()
 }
 
+/// Waits until the kernel is done with what was dropped.
+pub(crate) async fn quiet(tier: &DiskTier) {
+    let quiet = async {
+        while tier.stats().held > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, quiet).await.unwrap();
+}
+
 pub(crate) async fn shut(tier: DiskTier) {
     tier.shutdown(PATIENCE).await.unwrap();
 }

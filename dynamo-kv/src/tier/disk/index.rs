@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use tokio::sync::watch;
 
 use super::format::Record;
+use super::line::{Line, NONE};
 use super::stats::{DiskStats, Recovery};
 use crate::identity::{BlockIdentity, BlockKey};
 use crate::tier::{TierChange, TierSink};
@@ -17,9 +18,8 @@ pub(super) struct Index {
     /// Those that were freed first in front, so that one that cannot be written is not tried at once
     /// again.
     free: VecDeque<u32>,
-    /// The ends of the list of slots with a block that nobody holds.
-    oldest: u32,
-    newest: u32,
+    /// Slots with a block that nobody holds, by its last use.
+    line: Line,
     generation: u64,
     era: u64,
     stats: DiskStats,
@@ -30,8 +30,6 @@ struct Slot {
     record: Option<Record>,
     /// Guards of what reads or writes here.
     holds: u32,
-    older: u32,
-    newer: u32,
 }
 
 struct Writing {
@@ -63,14 +61,13 @@ pub(super) struct Start {
 
 impl Index {
     pub(super) fn new(blocks: u32, era: u64, sink: Box<dyn TierSink>) -> Self {
-        let slot = |_| Slot { record: None, holds: 0, older: NONE, newer: NONE };
+        let slot = |_| Slot { record: None, holds: 0 };
         Self {
             slots: (0..blocks).map(slot).collect(),
             stored: HashMap::new(),
             writing: HashMap::new(),
             free: (0..blocks).collect(),
-            oldest: NONE,
-            newest: NONE,
+            line: Line::new(blocks),
             generation: 0,
             era,
             stats: DiskStats { capacity: blocks as usize, ..DiskStats::default() },
@@ -94,11 +91,11 @@ impl Index {
             self.generation = generation;
             let Some(record) = &self.slots[slot as usize].record else { continue };
             if let Some(earlier) = self.stored.insert(record.key.identity, slot) {
-                self.unlink(earlier);
+                self.line.remove(earlier);
                 self.slot(earlier).record = None;
                 recovery.repeated += 1;
             }
-            self.link_newest(slot);
+            self.line.push(slot);
         }
         self.free = (0u32..)
             .zip(&self.slots)
@@ -115,12 +112,10 @@ impl Index {
         self.stored.get(identity).copied()
     }
 
-    /// Returns the keys by generation; takes the time to sort them.
-    pub(super) fn keys(&self) -> Vec<BlockKey> {
-        let mut records: Vec<_> =
-            self.slots.iter().filter_map(|slot| slot.record.as_ref()).collect();
-        records.sort_unstable_by_key(|record| record.generation);
-        records.into_iter().map(|record| record.key).collect()
+    /// Returns the generations and keys of all blocks; takes time for each.
+    pub(super) fn keys(&self) -> Vec<(u64, BlockKey)> {
+        let records = self.slots.iter().filter_map(|slot| slot.record.as_ref());
+        records.map(|record| (record.generation, record.key)).collect()
     }
 
     pub(super) fn stats(&self) -> DiskStats {
@@ -161,8 +156,8 @@ impl Index {
     fn look(&mut self, identity: &BlockIdentity) -> Begun {
         if let Some(slot) = self.slot_of(identity) {
             if self.slot(slot).holds == 0 {
-                self.unlink(slot);
-                self.link_newest(slot);
+                self.line.remove(slot);
+                self.line.push(slot);
             }
             return Begun::Present;
         }
@@ -187,8 +182,8 @@ impl Index {
     }
 
     fn evict(&mut self) -> Option<u32> {
-        let slot = Some(self.oldest).filter(|oldest| *oldest != NONE)?;
-        self.unlink(slot);
+        let slot = self.line.oldest()?;
+        self.line.remove(slot);
         self.take_record(slot);
         self.stats.evicted_total += 1;
         Some(slot)
@@ -228,7 +223,7 @@ impl Index {
 
     fn hold(&mut self, slot: u32) {
         if self.slot(slot).holds == 0 {
-            self.unlink(slot);
+            self.line.remove(slot);
         }
         self.slot(slot).holds += 1;
     }
@@ -238,7 +233,7 @@ impl Index {
         let state = self.slot(slot);
         state.holds -= 1;
         match (state.holds, state.record.is_some()) {
-            (0, true) => self.link_newest(slot),
+            (0, true) => self.line.push(slot),
             (0, false) => self.free.push_back(slot),
             _ => {}
         }
@@ -268,11 +263,9 @@ impl Index {
         self.era = era;
         self.writing.clear();
         self.stored.clear();
-        (self.oldest, self.newest) = (NONE, NONE);
+        self.line.clear();
         for (slot, state) in (0u32..).zip(&mut self.slots) {
-            let was_there = state.record.take().is_some();
-            (state.older, state.newer) = (NONE, NONE);
-            if was_there && state.holds == 0 {
+            if state.record.take().is_some() && state.holds == 0 {
                 self.free.push_back(slot);
             }
         }
@@ -290,32 +283,7 @@ impl Index {
     fn slot(&mut self, slot: u32) -> &mut Slot {
         &mut self.slots[slot as usize]
     }
-
-    fn link_newest(&mut self, slot: u32) {
-        let older = std::mem::replace(&mut self.newest, slot);
-        match older {
-            NONE => self.oldest = slot,
-            older => self.slot(older).newer = slot,
-        }
-        (self.slot(slot).older, self.slot(slot).newer) = (older, NONE);
-    }
-
-    fn unlink(&mut self, slot: u32) {
-        let Slot { older, newer, .. } = *self.slot(slot);
-        match older {
-            NONE => self.oldest = newer,
-            older => self.slot(older).newer = newer,
-        }
-        match newer {
-            NONE => self.newest = older,
-            newer => self.slot(newer).older = older,
-        }
-        (self.slot(slot).older, self.slot(slot).newer) = (NONE, NONE);
-    }
 }
-
-/// No slot.
-const NONE: u32 = u32::MAX;
 
 #[cfg(test)]
 mod tests;

@@ -51,7 +51,7 @@
 //! that its neighbours share in place of a page of its own, blocks stay whole pages that go past the
 //! page cache straight from the caller's memory, and opening reads 256 bytes per slot, one after the
 //! other, in place of a page at each. A record lies within one sector. While the tier is open,
-//! records are kept in memory (about 200 bytes per slot), and a load is one read.
+//! records are kept in memory (about 250 bytes per slot), and a load is one read.
 //!
 //! Digests find damage, not malice: who can write to the directory can forge a block.
 //!
@@ -70,6 +70,7 @@ mod error;
 mod format;
 mod hold;
 mod index;
+mod line;
 mod load;
 mod open;
 mod stats;
@@ -168,7 +169,9 @@ impl DiskTier {
     /// Returns the keys of all blocks, those that were stored first in front: after a restart,
     /// what there is to publish.
     pub fn keys(&self) -> Vec<BlockKey> {
-        self.0.shared.index().keys()
+        let mut keys = self.0.shared.index().keys();
+        keys.sort_unstable_by_key(|(generation, _)| *generation);
+        keys.into_iter().map(|(_, key)| key).collect()
     }
 
     /// Returns what is there and what happened since it was opened.
