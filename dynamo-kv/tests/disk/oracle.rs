@@ -62,7 +62,7 @@ async fn run(hits: u64) {
 struct Total {
     stats: DiskStats,
     lives: u64,
-    /// Calls that failed, and damages done to files.
+    /// Calls that failed, and damages that were tried on files.
     injected: u64,
     /// Blocks that were found when a directory was opened.
     recovered: u64,
@@ -142,7 +142,7 @@ impl World {
                         .map(|path| fs::read(path).unwrap_or_default()),
                 );
             }
-            for _ in 0..self.random.below(4).unwrap() {
+            for _ in 0..self.random.below(8).unwrap() {
                 self.damage(true);
                 total.injected += 1;
             }
@@ -166,13 +166,13 @@ impl World {
         self.is_failing.store(is_failing, Ordering::SeqCst);
         let numbers: Vec<_> = (0..8).map(|_| self.number()).collect();
         match self.random.below(20).unwrap() {
-            0 => {
+            0 | 1 => {
                 self.damage(false);
                 total.injected += 1;
             }
-            1 => drop(tier.remove(&key(numbers[0]).identity).await),
-            2 if self.chance(8) => drop(tier.clear().await),
-            3 => {
+            2 => drop(tier.remove(&key(numbers[0]).identity).await),
+            3 if self.chance(8) => drop(tier.clear().await),
+            4 => {
                 // Given up somewhere on its way.
                 let mut store = Box::pin(store(tier, &self.truth, numbers));
                 for _ in 0..self.random.below(4).unwrap() {
@@ -184,7 +184,7 @@ impl World {
                 drop(store);
                 quiet(tier).await;
             }
-            4..10 => drop(store(tier, &self.truth, numbers).await),
+            5..10 => drop(store(tier, &self.truth, numbers).await),
             _ => {
                 let identities: Vec<_> = (0..64).map(|_| key(self.number()).identity).collect();
                 let loads = self.truth.load(tier, &identities);

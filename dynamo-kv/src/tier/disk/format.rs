@@ -122,10 +122,9 @@ impl Record {
         let mut rest = &mut bytes[..];
         rest.put_slice(&RECORD_MAGIC);
         rest.put_u32_le(VERSION);
-        let has_parent = u32::from(key.parent.is_some()) * HAS_PARENT;
-        rest.put_u32_le(
-            has_parent | u32::from(key.parent_sequence.is_some()) * HAS_PARENT_SEQUENCE,
-        );
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let parent_sequence = flag(key.parent_sequence.is_some(), HAS_PARENT_SEQUENCE);
+        rest.put_u32_le(flag(key.parent.is_some(), HAS_PARENT) | parent_sequence);
         rest.put_u64_le(geometry.fingerprint);
         rest.put_u64_le(era);
         rest.put_u64_le(u64::from(slot));
