@@ -11,6 +11,7 @@ mod owned;
 mod region;
 #[cfg(target_os = "linux")]
 mod shared;
+mod slots;
 mod span;
 mod spans;
 mod table;
@@ -19,6 +20,7 @@ mod token;
 pub use buffer::HostBuffer;
 pub use kind::MemoryKind;
 pub use region::{Grant, RegisteredRegion};
+pub use slots::{SharedSlot, Slot};
 pub use table::Rights;
 
 #[cfg(target_os = "linux")]
