@@ -21,6 +21,12 @@ impl BlockIdentity {
         Self(*hasher.finalize().as_bytes())
     }
 
+    /// Returns what the blocks of sequences that begin with this one have in common.
+    pub(crate) fn chain(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// Returns the identity of the block of `tokens` that follows this one.
     ///
     /// BLAKE3 keyed with this identity over the tokens as little-endian u32.
@@ -54,6 +60,11 @@ pub struct BlockKey {
     pub parent_sequence: Option<SequenceHash>,
     /// The content hash that events carry.
     pub local: LocalHash,
+    /// How many blocks stand before it in its sequence.
+    pub position: u32,
+    /// The first 8 bytes of the identity of its sequence's first block: blocks that may follow each
+    /// other have it in common.
+    pub chain: u64,
 }
 
 /// Domain separation in BLAKE3's form: application, date, purpose.

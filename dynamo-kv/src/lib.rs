@@ -49,7 +49,7 @@ mod pool;
 pub mod sequence;
 pub mod tier;
 
-pub use block::{CompleteBlock, MutableBlock, PartialBlock, RegisteredBlock};
+pub use block::{CompleteBlock, MutableBlock, PartialBlock, RegisteredBlock, WeakBlock};
 pub use handoff::{Handoff, HandoffConfig, Pulled, Settlement, Staged};
 pub use identity::{BlockIdentity, BlockKey};
 pub use layout::{BlockLayout, DType, LayoutError};

@@ -10,7 +10,7 @@ use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
 use crate::evict::{Eviction, Lru};
 use crate::identity::BlockKey;
 use crate::layout::BlockLayout;
-use crate::pool::Pool;
+use crate::pool::{Pool, Publisher};
 
 /// Owns a fixed number of blocks of host memory; cheap to clone.
 ///
@@ -23,19 +23,21 @@ pub struct BlockManager {
 }
 
 /// How a block manager is built.
-#[derive(Debug)]
 pub struct ManagerConfig {
     layout: BlockLayout,
     blocks: usize,
     epoch: u64,
     zero_on_allocate: bool,
-    eviction: Box<dyn Eviction>,
+    eviction: EvictionFactory,
 }
+
+/// Makes the policy of each shard.
+type EvictionFactory = Box<dyn Fn() -> Box<dyn Eviction> + Send + Sync>;
 
 impl ManagerConfig {
     /// Describes a pool of `blocks` blocks of `layout`, evicted least recently used first.
     pub fn new(layout: BlockLayout, blocks: usize) -> Self {
-        let eviction = Box::new(Lru::default());
+        let eviction: EvictionFactory = Box::new(|| Box::new(Lru::default()));
         Self { layout, blocks, epoch: 1, zero_on_allocate: false, eviction }
     }
 
@@ -53,11 +55,27 @@ impl ManagerConfig {
         self
     }
 
-    /// Chooses the victims by `eviction`.
+    /// Chooses the victims by policies that `eviction` makes, one for each shard of the pool.
     #[must_use]
-    pub fn with_eviction(mut self, eviction: impl Eviction) -> Self {
-        self.eviction = Box::new(eviction);
+    pub fn with_eviction<E: Eviction>(
+        mut self,
+        eviction: impl Fn() -> E + Send + Sync + 'static,
+    ) -> Self {
+        self.eviction = Box::new(move || Box::new(eviction()));
         self
+    }
+}
+
+impl fmt::Debug for ManagerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { layout, blocks, epoch, zero_on_allocate, eviction } = self;
+        f.debug_struct("ManagerConfig")
+            .field("layout", layout)
+            .field("blocks", blocks)
+            .field("epoch", epoch)
+            .field("zero_on_allocate", zero_on_allocate)
+            .field("eviction", &eviction())
+            .finish()
     }
 }
 
@@ -133,8 +151,13 @@ impl BlockManager {
             return Err(dynamo_core::Error::invalid("a block pool of 0 blocks"));
         }
         let layout = config.layout;
-        let buffers = (0..config.blocks).map(|_| HostBuffer::new(layout.block_bytes())).collect();
-        let pool = Pool::new(buffers, worker, config.epoch, events, config.eviction)
+        let bytes = layout.block_bytes().checked_mul(config.blocks);
+        let bytes = bytes.filter(|_| u32::try_from(config.blocks).is_ok()).ok_or_else(|| {
+            dynamo_core::Error::invalid(format!("a block pool of {} blocks", config.blocks))
+        })?;
+        let slots = HostBuffer::new(bytes).into_slots(layout.block_bytes());
+        let publisher = Publisher::new(worker, config.epoch, events);
+        let pool = Pool::new(slots, publisher, &config.eviction)
             .with_zero_on_allocate(config.zero_on_allocate);
         Ok(Self { pool: Arc::new(pool), layout })
     }
@@ -149,17 +172,14 @@ impl BlockManager {
     /// Evicts cached blocks where free ones do not suffice. The blocks may hold old bytes unless
     /// [`ManagerConfig::with_zero_on_allocate`] is set.
     pub fn allocate(&self, count: usize) -> Result<Vec<MutableBlock>, AllocateError> {
-        let buffers = self.pool.allocate(count)?;
-        Ok(buffers.into_iter().map(|buffer| MutableBlock::new(&self.pool, buffer)).collect())
+        self.pool.allocate(count)
     }
 
     /// Returns the longest run of `keys`, from the first on, that is held here.
     ///
     /// The blocks stay as they are while the guards live.
     pub fn match_prefix(&self, keys: &[BlockKey]) -> Vec<RegisteredBlock> {
-        let found = self.pool.match_prefix(keys);
-        let guard = |(key, buffer)| RegisteredBlock::new(&self.pool, key, buffer);
-        found.into_iter().map(guard).collect()
+        self.pool.match_prefix(keys)
     }
 
     /// Makes a full block findable and shared.
@@ -176,10 +196,7 @@ impl BlockManager {
     /// A block registered while its parent is not stands alone: it is found again once the parent
     /// is back, and may be evicted in any order with it.
     pub fn register_all(&self, blocks: Vec<CompleteBlock>) -> Vec<RegisteredBlock> {
-        let blocks = blocks.into_iter().map(CompleteBlock::into_parts).collect();
-        let registered = self.pool.register(blocks);
-        let guard = |(key, buffer)| RegisteredBlock::new(&self.pool, key, buffer);
-        registered.into_iter().map(guard).collect()
+        self.pool.register(blocks)
     }
 
     /// Evicts every cached block.

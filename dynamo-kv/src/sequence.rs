@@ -61,12 +61,15 @@ impl TokenSequence {
             let parent = self.keys.last();
             let parent_identity = parent.map(|key| key.identity);
             let parent_sequence = parent.map(|key| key.sequence);
+            let identity = parent_identity.as_ref().unwrap_or(&self.root).follow(tokens);
             self.keys.push(BlockKey {
-                identity: parent_identity.as_ref().unwrap_or(&self.root).follow(tokens),
+                identity,
                 parent: parent_identity,
                 sequence: SequenceHash::chain(parent_sequence, local),
                 parent_sequence,
                 local,
+                position: u32::try_from(self.keys.len()).unwrap_or(u32::MAX),
+                chain: self.keys.first().map_or_else(|| identity.chain(), |first| first.chain),
             });
         }
     }

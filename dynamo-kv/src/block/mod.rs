@@ -14,5 +14,5 @@
 mod registered;
 mod writable;
 
-pub use registered::RegisteredBlock;
+pub use registered::{RegisteredBlock, WeakBlock};
 pub use writable::{CompleteBlock, MutableBlock, PartialBlock};

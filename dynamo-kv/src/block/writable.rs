@@ -2,28 +2,28 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use dynamo_transfer::HostBuffer;
+use dynamo_transfer::Slot;
 
 use crate::identity::BlockKey;
-use crate::pool::{Pool, Unshared};
+use crate::pool::Shard;
 
 /// A block being written by one owner; dropping it frees the slot.
 pub struct MutableBlock {
-    pool: Arc<Pool>,
+    shard: Arc<Shard>,
     /// `None` only after the memory has moved on to the next state.
-    buffer: Option<HostBuffer>,
+    slot: Option<Slot>,
 }
 
 impl MutableBlock {
-    pub(crate) fn new(pool: &Arc<Pool>, buffer: HostBuffer) -> Self {
-        Self { pool: Arc::clone(pool), buffer: Some(buffer) }
+    pub(crate) fn new(shard: &Arc<Shard>, slot: Slot) -> Self {
+        Self { shard: Arc::clone(shard), slot: Some(slot) }
     }
 
     /// Declares that every token of the block is written, and which block it is.
     pub fn complete(mut self, key: BlockKey) -> CompleteBlock {
-        let buffer = self.buffer.take();
-        self.pool.completed();
-        CompleteBlock { pool: Arc::clone(&self.pool), buffer, key }
+        let slot = self.slot.take();
+        self.shard.completed();
+        CompleteBlock { shard: Arc::clone(&self.shard), slot, key }
     }
 
     /// Declares that the first `tokens` tokens of the block are written and no more will be.
@@ -31,8 +31,8 @@ impl MutableBlock {
         PartialBlock { block: self, tokens }
     }
 
-    fn bytes(&self) -> &HostBuffer {
-        self.buffer.as_ref().expect("the memory moves on only with the block")
+    fn bytes(&self) -> &Slot {
+        self.slot.as_ref().expect("the memory moves on only with the block")
     }
 }
 
@@ -46,7 +46,7 @@ impl Deref for MutableBlock {
 
 impl DerefMut for MutableBlock {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.buffer.as_mut().expect("the memory moves on only with the block")
+        self.slot.as_mut().expect("the memory moves on only with the block")
     }
 }
 
@@ -64,8 +64,8 @@ impl AsMut<[u8]> for MutableBlock {
 
 impl Drop for MutableBlock {
     fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.pool.free(buffer, Unshared::Mutable);
+        if let Some(slot) = self.slot.take() {
+            self.shard.free(slot, false);
         }
     }
 }
@@ -78,8 +78,8 @@ impl fmt::Debug for MutableBlock {
 
 /// A block that is full and not shared yet; dropping it frees the slot.
 pub struct CompleteBlock {
-    pool: Arc<Pool>,
-    buffer: Option<HostBuffer>,
+    shard: Arc<Shard>,
+    slot: Option<Slot>,
     key: BlockKey,
 }
 
@@ -89,15 +89,16 @@ impl CompleteBlock {
         &self.key
     }
 
-    pub(crate) fn into_parts(mut self) -> (BlockKey, HostBuffer) {
-        (self.key, self.buffer.take().expect("the memory moves on only with the block"))
+    pub(crate) fn into_parts(mut self) -> (Arc<Shard>, BlockKey, Slot) {
+        let slot = self.slot.take().expect("the memory moves on only with the block");
+        (Arc::clone(&self.shard), self.key, slot)
     }
 }
 
 impl Drop for CompleteBlock {
     fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            self.pool.free(buffer, Unshared::Complete);
+        if let Some(slot) = self.slot.take() {
+            self.shard.free(slot, true);
         }
     }
 }

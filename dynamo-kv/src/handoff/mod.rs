@@ -218,7 +218,7 @@ impl Handoff {
             let message = format!("{count} blocks with {tail_tokens} tokens in the last one");
             return Err(Error::invalid(message));
         }
-        let identities = blocks.iter().map(|block| block.key().identity).collect();
+        let identities = blocks.iter().map(|block| *block.identity()).collect();
         let segments = blocks.into_iter().map(Segment::Full);
         let segments = segments.chain(tail.map(Segment::Tail)).collect();
         let region = inner.agent.register(segments).map_err(pull::transfer_error)?;

@@ -33,8 +33,8 @@ fn sequence(path: usize) -> TokenSequence {
 }
 
 /// What every byte of a block is, derived from what it stands for.
-fn content(key: &BlockKey) -> u8 {
-    key.identity.0[0]
+fn content(identity: &BlockIdentity) -> u8 {
+    identity.0[0]
 }
 
 /// Finds what is there of a sequence, allocates and registers the rest; the guards in order.
@@ -42,7 +42,7 @@ fn store(manager: &BlockManager, keys: &[BlockKey]) -> Result<Vec<RegisteredBloc
     let mut held = manager.match_prefix(keys);
     let mut missing = manager.allocate(keys.len() - held.len())?;
     let complete = missing.drain(..).zip(&keys[held.len()..]).map(|(mut block, key)| {
-        block.fill(content(key));
+        block.fill(content(&key.identity));
         block.complete(*key)
     });
     held.extend(manager.register_all(complete.collect()));
@@ -224,19 +224,19 @@ proptest! {
                     let keys = sequence(path).keys().to_vec();
                     let found = manager.match_prefix(&keys);
                     prop_assert_eq!(found.len(), model.matched(&keys));
-                    found.iter().for_each(|block| model.pin(block.key()));
+                    keys[..found.len()].iter().for_each(|key| model.pin(key));
                     guards.extend(found);
                 }
                 Op::Drop { index } if !guards.is_empty() => {
                     let index = index % guards.len();
                     let guard = guards.swap_remove(index);
-                    let identity = guard.key().identity;
+                    let identity = *guard.identity();
                     drop(guard);
                     model.unpin(identity);
                 }
                 Op::Clone { index } if !guards.is_empty() => {
                     let guard = guards[index % guards.len()].clone();
-                    model.pin(guard.key());
+                    model.blocks.get_mut(guard.identity()).unwrap().guards += 1;
                     guards.push(guard);
                 }
                 Op::Allocate { count } => {
@@ -262,7 +262,7 @@ proptest! {
             prop_assert_eq!((stats.mutable, stats.complete), (model.unshared, 0));
             prop_assert_eq!(stats.cached, model.cached());
             for guard in &guards {
-                prop_assert!(guard.iter().all(|&byte| byte == content(guard.key())));
+                prop_assert!(guard.iter().all(|&byte| byte == content(guard.identity())));
             }
             let stored: BTreeSet<_> = model.blocks.values().map(|block| block.key.sequence).collect();
             prop_assert_eq!(replay(&events.lock().unwrap()), stored);
@@ -276,10 +276,70 @@ fn a_block_is_found_with_its_bytes_by_whoever_has_the_same_tokens() {
     drop(store(&manager, sequence(0).keys()).unwrap());
     let found = manager.match_prefix(sequence(1).keys());
     assert_eq!(found.len(), 2, "sequences 0 and 1 differ in the last block");
-    assert!(found.iter().all(|block| block.iter().all(|&byte| byte == content(block.key()))));
+    assert!(found.iter().all(|block| block.iter().all(|&byte| byte == content(block.identity()))));
     let stats = manager.stats();
     assert_eq!((stats.active, stats.cached), (2, 1));
     assert_eq!((stats.hits_total, stats.misses_total), (2, 4));
+}
+
+#[test]
+fn many_threads_find_what_each_of_them_wrote_and_no_block_is_lost() {
+    const BLOCKS: usize = 4096;
+    const THREADS: u32 = 4;
+    let (manager, events) = manager(BLOCKS);
+    let namespace = CacheNamespace::default();
+    let size = BlockSize::new(1).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (manager, namespace) = (&manager, &namespace);
+            scope.spawn(move || {
+                let mut held = Vec::new();
+                for round in 0..if cfg!(miri) { 3 } else { 400u32 } {
+                    // Some that others store too, and far more than fit.
+                    let first =
+                        if round % 2 == 0 { round % 16 } else { 100 + round * THREADS + thread };
+                    let tokens: Vec<u32> =
+                        (0..64 + round % 64).map(|at| first * 1000 + at).collect();
+                    let sequence = TokenSequence::new(namespace, size, &tokens);
+                    let stored = store(manager, sequence.keys()).unwrap();
+                    for (block, key) in stored.iter().zip(sequence.keys()) {
+                        assert_eq!(*block.identity(), key.identity);
+                        assert!(block.iter().all(|&byte| byte == content(&key.identity)));
+                    }
+                    held.push(stored);
+                    if held.len() > 4 {
+                        held.swap_remove((round % 4) as usize);
+                    }
+                }
+            });
+        }
+    });
+    let stats = manager.stats();
+    assert_eq!((stats.mutable, stats.complete, stats.active), (0, 0, 0));
+    assert_eq!(stats.free + stats.cached, BLOCKS);
+    assert!(stats.evicted_total > 0 && stats.hits_total > 0, "{stats:?}");
+    assert_eq!(replay(&events.lock().unwrap()).len(), stats.cached);
+    manager.clear();
+    assert_eq!(manager.stats().free, BLOCKS);
+}
+
+#[test]
+fn a_weak_handle_finds_its_block_until_that_is_evicted() {
+    let (manager, _) = manager(2);
+    let held = store(&manager, &sequence(0).keys()[..2]).unwrap();
+    let weak: Vec<_> = held.iter().map(RegisteredBlock::downgrade).collect();
+    drop(held);
+    let back = weak[0].upgrade().unwrap();
+    assert_eq!(back.identity(), &sequence(0).keys()[0].identity);
+    assert_eq!(back[0], content(back.identity()));
+    let stats = manager.stats();
+    assert_eq!((stats.active, stats.cached), (1, 1));
+    drop(store(&manager, &sequence(0).keys()[..1]).unwrap());
+    let evicting = manager.allocate(1).unwrap();
+    assert!(weak[1].upgrade().is_none() && weak[0].upgrade().is_some());
+    drop((evicting, back));
+    drop(store(&manager, &sequence(7).keys()[..2]).unwrap());
+    assert!(weak.iter().all(|weak| weak.upgrade().is_none()), "others are in their places");
 }
 
 #[test]

@@ -1,62 +1,74 @@
-//! The state behind one short lock: slots, entries, pins, events.
+//! The state of a manager, in shards that each have a lock of their own.
+//!
+//! ```text
+//! allocate ─► free slots of one shard, of the others, then victims: oldest shard first
+//! register ─► the shard of the sequence   (blocks of one sequence are in one shard, so that
+//! match    ─► the shard of the sequence    a block and those before it are under one lock)
+//! drop     ─► the slot's own count; the last guard locks the shard
+//! ```
 
+mod publisher;
 mod registry;
+mod shard;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use dynamo_core::protocol::{KvChange, KvEvent, StoredBlock, Tier, WorkerId};
-use dynamo_transfer::HostBuffer;
+use dynamo_core::protocol::{KvChange, SequenceHash};
+use dynamo_transfer::Slot;
 
-use crate::evict::Eviction;
+use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
+use crate::evict::{EntryId, Eviction};
 use crate::identity::BlockKey;
-use crate::manager::{AllocateError, EventSink, PoolStats, Snapshot};
-use registry::Registry;
+use crate::manager::{AllocateError, PoolStats, Snapshot};
+pub(crate) use publisher::Publisher;
+use publisher::Shared as Published;
+pub(crate) use shard::Shard;
 
 /// The slots of one manager.
 pub(crate) struct Pool {
-    state: Mutex<State>,
+    shards: Vec<Arc<Shard>>,
+    common: Arc<Common>,
     capacity: usize,
     zero_on_allocate: bool,
+    /// Where the next allocation begins.
+    next: AtomicUsize,
 }
 
-/// A slot that belongs to one owner.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Unshared {
-    Mutable,
-    Complete,
-}
-
-struct State {
-    free: Vec<HostBuffer>,
-    mutable: usize,
-    complete: usize,
-    registry: Registry,
-    evicted_total: u64,
-    hits_total: u64,
-    misses_total: u64,
-    publisher: Publisher,
+/// What all shards share.
+pub(crate) struct Common {
+    /// Counts uses of blocks: what compares those in one shard with those in others.
+    clock: AtomicU64,
+    publisher: Published,
+    evicted_total: AtomicU64,
+    hits_total: AtomicU64,
+    misses_total: AtomicU64,
 }
 
 impl Pool {
     pub(crate) fn new(
-        free: Vec<HostBuffer>,
-        worker: WorkerId,
-        epoch: u64,
-        events: Box<dyn EventSink>,
-        eviction: Box<dyn Eviction>,
+        slots: Vec<Slot>,
+        publisher: Publisher,
+        eviction: &dyn Fn() -> Box<dyn Eviction>,
     ) -> Self {
-        let capacity = free.len();
-        let state = State {
-            free,
-            mutable: 0,
-            complete: 0,
-            registry: Registry::new(eviction),
-            evicted_total: 0,
-            hits_total: 0,
-            misses_total: 0,
-            publisher: Publisher { worker, epoch, seq: 0, events },
-        };
-        Self { state: Mutex::new(state), capacity, zero_on_allocate: false }
+        let capacity = slots.len();
+        let common = Arc::new(Common {
+            clock: AtomicU64::new(1),
+            publisher: Published::new(publisher),
+            evicted_total: AtomicU64::new(0),
+            hits_total: AtomicU64::new(0),
+            misses_total: AtomicU64::new(0),
+        });
+        let count = (capacity / BLOCKS_PER_SHARD).clamp(1, SHARDS_MAX);
+        let mut slots = slots.into_iter();
+        let shards = (0..count)
+            .map(|index| {
+                let own = capacity / count + usize::from(index < capacity % count);
+                let free = slots.by_ref().take(own).collect();
+                Arc::new(Shard::new(&common, free, eviction()))
+            })
+            .collect();
+        Self { shards, common, capacity, zero_on_allocate: false, next: AtomicUsize::new(0) }
     }
 
     pub(crate) fn with_zero_on_allocate(mut self, zero: bool) -> Self {
@@ -64,176 +76,224 @@ impl Pool {
         self
     }
 
-    pub(crate) fn allocate(&self, count: usize) -> Result<Vec<HostBuffer>, AllocateError> {
-        let mut state = self.lock();
-        let available = state.free.len() + state.registry.cached();
-        if count > available {
+    pub(crate) fn allocate(&self, count: usize) -> Result<Vec<MutableBlock>, AllocateError> {
+        self.check(count)?;
+        let first = self.next.fetch_add(1, Ordering::Relaxed) % self.shards.len();
+        let mut slots = Vec::with_capacity(count);
+        // Once more, for what others have freed behind the first look.
+        for _ in 0..2 {
+            self.take_free(first, count, &mut slots);
+            self.take_cached(count, &mut slots);
+        }
+        let home = &self.shards[first];
+        if slots.len() < count {
+            // Others were faster.
+            let available = slots.len();
+            home.lock().free.append(&mut slots);
             let capacity = self.capacity;
             return Err(AllocateError { requested: count, available, capacity });
         }
-        let missing = count.saturating_sub(state.free.len());
-        state.evict(missing);
-        let at = state.free.len() - count;
-        let mut buffers = state.free.split_off(at);
-        state.mutable += count;
-        drop(state);
+        home.counts.unshared.fetch_add(count, Ordering::Relaxed);
         if self.zero_on_allocate {
-            buffers.iter_mut().for_each(|buffer| buffer.fill(0));
+            slots.iter_mut().for_each(|slot| slot.fill(0));
         }
-        Ok(buffers)
+        Ok(slots.into_iter().map(|slot| MutableBlock::new(home, slot)).collect())
     }
 
-    pub(crate) fn completed(&self) {
-        let mut state = self.lock();
-        state.mutable -= 1;
-        state.complete += 1;
-    }
-
-    pub(crate) fn free(&self, buffer: HostBuffer, from: Unshared) {
-        let mut state = self.lock();
-        match from {
-            Unshared::Mutable => state.mutable -= 1,
-            Unshared::Complete => state.complete -= 1,
+    fn check(&self, requested: usize) -> Result<(), AllocateError> {
+        let of = |shard: &Arc<Shard>| {
+            let counts = &shard.counts;
+            counts.free.load(Ordering::Relaxed) + counts.cached.load(Ordering::Relaxed)
+        };
+        let mut available = 0;
+        for shard in &self.shards {
+            available += of(shard);
+            if available >= requested {
+                return Ok(());
+            }
         }
-        state.free.push(buffer);
+        Err(AllocateError { requested, available, capacity: self.capacity })
     }
 
-    pub(crate) fn match_prefix(&self, keys: &[BlockKey]) -> Vec<(BlockKey, Arc<HostBuffer>)> {
-        let mut state = self.lock();
-        let found: Vec<_> = keys
-            .iter()
-            .map_while(|key| state.registry.pin(&key.identity).map(|buffer| (*key, buffer)))
-            .collect();
-        state.hits_total += found.len() as u64;
-        state.misses_total += (keys.len() - found.len()) as u64;
+    fn take_free(&self, first: usize, count: usize, slots: &mut Vec<Slot>) {
+        let shards = self.shards[first..].iter().chain(&self.shards[..first]);
+        for shard in shards {
+            if slots.len() == count {
+                return;
+            }
+            if shard.counts.free.load(Ordering::Relaxed) > 0 {
+                let mut shard = shard.lock();
+                let left = shard.free.len().saturating_sub(count - slots.len());
+                slots.extend(shard.free.drain(left..).rev());
+                if shard.free.capacity() > 4 * left.max(64) {
+                    shard.free.shrink_to(2 * left);
+                }
+            }
+        }
+    }
+
+    /// Evicts until there are so many, from the shard whose next victim goes first.
+    fn take_cached(&self, count: usize, slots: &mut Vec<Slot>) {
+        while slots.len() < count {
+            let ranks = self.shards.iter().map(|shard| shard.counts.rank.load(Ordering::Relaxed));
+            let (mut oldest, mut next) = ((u64::MAX, 0), u64::MAX);
+            for (index, rank) in ranks.enumerate() {
+                if rank < oldest.0 {
+                    next = oldest.0;
+                    oldest = (rank, index);
+                } else {
+                    next = next.min(rank);
+                }
+            }
+            if oldest.0 == u64::MAX {
+                return;
+            }
+            let shard = &self.shards[oldest.1];
+            let mut state = shard.lock();
+            let mut evicted = Vec::new();
+            while slots.len() < count
+                && state.registry.rank().is_some_and(|rank| rank <= next)
+                && let Some((sequence, slot)) = state.registry.evict()
+            {
+                slots.push(slot);
+                evicted.push(sequence);
+            }
+            self.common.evicted(evicted);
+        }
+    }
+
+    pub(crate) fn match_prefix(&self, keys: &[BlockKey]) -> Vec<RegisteredBlock> {
+        self.common.tick(keys.len());
+        let mut found = Vec::new();
+        if let Some(first) = keys.first() {
+            let shard = self.shard(first);
+            let mut state = shard.lock();
+            for key in keys {
+                let Some(entry) = state.registry.find(&key.identity) else { break };
+                let slot = state.registry.hold(entry);
+                found.push(RegisteredBlock::new(shard, entry, slot, key.identity));
+            }
+        }
+        self.common.hits_total.fetch_add(found.len() as u64, Ordering::Relaxed);
+        let misses = (keys.len() - found.len()) as u64;
+        self.common.misses_total.fetch_add(misses, Ordering::Relaxed);
         found
     }
 
-    /// Shares the blocks, each pinned once; a block that is held already frees the new slot.
-    pub(crate) fn register(
-        &self,
-        blocks: Vec<(BlockKey, HostBuffer)>,
-    ) -> Vec<(BlockKey, Arc<HostBuffer>)> {
-        let mut state = self.lock();
-        let mut run: Vec<BlockKey> = Vec::new();
+    /// Shares the blocks, each held once; a block that is there already frees the new slot.
+    pub(crate) fn register(&self, blocks: Vec<CompleteBlock>) -> Vec<RegisteredBlock> {
+        self.common.tick(blocks.len());
         let mut registered = Vec::with_capacity(blocks.len());
-        for (key, buffer) in blocks {
-            state.complete -= 1;
-            if let Some(held) = state.registry.pin(&key.identity) {
-                state.free.push(buffer);
-                registered.push((key, held));
-                continue;
+        let mut blocks = blocks.into_iter().peekable();
+        while let Some(first) = blocks.peek() {
+            let shard = self.shard(first.key());
+            let chain = first.key().chain;
+            let mut state = shard.lock();
+            let mut run: Vec<BlockKey> = Vec::new();
+            let mut before: Option<(BlockKey, EntryId)> = None;
+            while let Some(block) = blocks.next_if(|block| block.key().chain == chain) {
+                let (home, key, slot) = block.into_parts();
+                home.counts.unshared.fetch_sub(1, Ordering::Relaxed);
+                home.counts.complete.fetch_sub(1, Ordering::Relaxed);
+                let (entry, slot) = match state.registry.find(&key.identity) {
+                    Some(entry) => {
+                        state.free.push(slot);
+                        (entry, state.registry.hold(entry))
+                    }
+                    None => {
+                        let slot = slot.share();
+                        let before = before
+                            .filter(|(before, _)| Some(before.identity) == key.parent)
+                            .map(|(_, entry)| entry);
+                        if run.last().is_some_and(|last| Some(last.identity) != key.parent) {
+                            self.common.publisher.stored(&std::mem::take(&mut run));
+                        }
+                        run.push(key);
+                        (state.registry.insert(&key, slot.clone(), before), slot)
+                    }
+                };
+                before = Some((key, entry));
+                registered.push(RegisteredBlock::new(shard, entry, slot, key.identity));
             }
-            let buffer = Arc::new(buffer);
-            state.registry.insert(key, Arc::clone(&buffer));
-            if run.last().is_some_and(|last| Some(last.identity) != key.parent) {
-                state.publisher.stored(&std::mem::take(&mut run));
-            }
-            run.push(key);
-            registered.push((key, buffer));
+            self.common.publisher.stored(&run);
         }
-        state.publisher.stored(&run);
         registered
     }
 
-    pub(crate) fn pin(&self, key: &BlockKey) {
-        self.lock().registry.pin(&key.identity).expect("a guarded block is registered");
-    }
-
-    pub(crate) fn unpin(&self, key: &BlockKey) {
-        self.lock().registry.unpin(&key.identity);
-    }
-
     pub(crate) fn clear(&self) {
-        let mut state = self.lock();
-        let cached = state.registry.cached();
-        if cached > 0 && cached == state.registry.len() {
+        let mut shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        let is_all = shards.iter().all(|shard| shard.registry.active() == 0);
+        let mut all = 0;
+        for shard in &mut shards {
+            let mut evicted = Vec::with_capacity(shard.registry.cached());
+            while let Some((sequence, slot)) = shard.registry.evict() {
+                shard.free.push(slot);
+                evicted.push(sequence);
+            }
+            all += evicted.len();
+            if !is_all {
+                self.common.evicted(evicted);
+            }
+        }
+        if is_all && all > 0 {
             // Nothing stays: one word says it all.
-            state.drop_cached(cached);
-            state.publisher.publish(KvChange::AllBlocksCleared);
-        } else {
-            state.evict(cached);
+            self.common.evicted_total.fetch_add(all as u64, Ordering::Relaxed);
+            self.common.publisher.publish(KvChange::AllBlocksCleared);
         }
     }
 
     pub(crate) fn stats(&self) -> PoolStats {
-        let state = self.lock();
-        let cached = state.registry.cached();
+        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        let count = |count: fn(&shard::Counts) -> &AtomicUsize| -> usize {
+            self.shards.iter().map(|shard| count(&shard.counts).load(Ordering::Relaxed)).sum()
+        };
+        let complete = count(|counts| &counts.complete);
         PoolStats {
             capacity: self.capacity,
-            free: state.free.len(),
-            mutable: state.mutable,
-            complete: state.complete,
-            active: state.registry.len() - cached,
-            cached,
-            evicted_total: state.evicted_total,
-            hits_total: state.hits_total,
-            misses_total: state.misses_total,
+            free: shards.iter().map(|shard| shard.free.len()).sum(),
+            mutable: count(|counts| &counts.unshared) - complete,
+            complete,
+            active: shards.iter().map(|shard| shard.registry.active()).sum(),
+            cached: shards.iter().map(|shard| shard.registry.cached()).sum(),
+            evicted_total: self.common.evicted_total.load(Ordering::Relaxed),
+            hits_total: self.common.hits_total.load(Ordering::Relaxed),
+            misses_total: self.common.misses_total.load(Ordering::Relaxed),
         }
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let state = self.lock();
-        let Publisher { epoch, seq, .. } = state.publisher;
-        let stored = state.registry.parents_first().iter().map(|key| stored(&[*key])).collect();
+        // With all locks nothing is published.
+        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        let stored = shards.iter().flat_map(|shard| shard.registry.parents_first());
+        let stored = stored.map(|block| publisher::one_stored(&block)).collect();
+        let (epoch, seq) = self.common.publisher.next();
         Snapshot { epoch, seq, stored }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics between two writes under this lock, so a poisoned state is still whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns where the blocks of a sequence are.
+    fn shard(&self, key: &BlockKey) -> &Arc<Shard> {
+        &self.shards[usize::try_from(key.chain % self.shards.len() as u64).unwrap_or(0)]
     }
 }
 
-impl State {
-    /// Frees `count` cached blocks and says which.
-    fn evict(&mut self, count: usize) {
-        let evicted = self.drop_cached(count);
-        if !evicted.is_empty() {
-            let sequence_hashes = evicted.iter().map(|key| key.sequence).collect();
-            let tier = Tier::Host;
+impl Common {
+    /// Takes note that so many blocks are about to be used, each of which has a time of its own.
+    fn tick(&self, uses: usize) {
+        self.clock.fetch_add(uses as u64, Ordering::Relaxed);
+    }
+
+    /// Says which blocks were evicted, of one shard, under its lock.
+    fn evicted(&self, sequence_hashes: Vec<SequenceHash>) {
+        if !sequence_hashes.is_empty() {
+            self.evicted_total.fetch_add(sequence_hashes.len() as u64, Ordering::Relaxed);
+            let tier = dynamo_core::protocol::Tier::Host;
             self.publisher.publish(KvChange::BlockRemoved { sequence_hashes, tier });
         }
     }
-
-    fn drop_cached(&mut self, count: usize) -> Vec<BlockKey> {
-        let mut dropped = Vec::with_capacity(count);
-        for _ in 0..count {
-            let (key, buffer) = self.registry.evict().expect("as many were counted as cached");
-            self.free.push(buffer);
-            dropped.push(key);
-        }
-        self.evicted_total += dropped.len() as u64;
-        dropped
-    }
 }
 
-struct Publisher {
-    worker: WorkerId,
-    epoch: u64,
-    seq: u64,
-    events: Box<dyn EventSink>,
-}
+/// Fewer blocks are not worth a lock of their own.
+const BLOCKS_PER_SHARD: usize = 256;
 
-impl Publisher {
-    fn stored(&mut self, run: &[BlockKey]) {
-        if !run.is_empty() {
-            self.publish(stored(run));
-        }
-    }
-
-    fn publish(&mut self, change: KvChange) {
-        let Self { worker, epoch, seq, .. } = *self;
-        self.seq += 1;
-        self.events.publish(KvEvent { worker, epoch, seq, change });
-    }
-}
-
-fn stored(run: &[BlockKey]) -> KvChange {
-    let block = |key: &BlockKey| StoredBlock { sequence: key.sequence, local: key.local };
-    KvChange::BlockStored {
-        parent: run.first().and_then(|first| first.parent_sequence),
-        blocks: run.iter().map(block).collect(),
-        tier: Tier::Host,
-    }
-}
+/// Several times the threads that allocate and register at once.
+const SHARDS_MAX: usize = 16;

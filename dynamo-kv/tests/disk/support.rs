@@ -61,6 +61,8 @@ pub(crate) fn key(number: u64) -> BlockKey {
         sequence: SequenceHash(number),
         parent_sequence: number.checked_sub(1).map(SequenceHash),
         local: LocalHash(!number),
+        position: 3,
+        chain: number,
     }
 }
 

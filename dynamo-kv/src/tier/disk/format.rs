@@ -135,6 +135,8 @@ impl Record {
         rest.put_u64_le(key.sequence.0);
         rest.put_u64_le(key.parent_sequence.map_or(0, |parent| parent.0));
         rest.put_u64_le(key.local.0);
+        rest.put_u64_le(u64::from(key.position));
+        rest.put_u64_le(key.chain);
         rest.put_slice(digest);
         seal(&mut bytes);
         bytes
@@ -174,6 +176,8 @@ impl Record {
             parent_sequence: (flags & HAS_PARENT_SEQUENCE != 0)
                 .then_some(SequenceHash(parent_sequence)),
             local: LocalHash(rest.get_u64_le()),
+            position: u32::try_from(rest.get_u64_le()).map_err(|_| Flaw::Damaged)?,
+            chain: rest.get_u64_le(),
         };
         Ok(Self { key, generation, digest: array(&mut rest) })
     }
@@ -230,6 +234,8 @@ mod tests {
             sequence: SequenceHash(3),
             parent_sequence: Some(SequenceHash(4)),
             local: LocalHash(5),
+            position: 10,
+            chain: 11,
         };
         Record { key, generation: 6, digest: [9; 32] }
     }
@@ -252,8 +258,8 @@ mod tests {
         let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
         assert_eq!([16, 24, 32, 40, 48].map(number), [7, 11, 3, 6, 5000]);
         assert_eq!((&bytes[56..88], &bytes[88..120]), (&[1; 32][..], &[2; 32][..]));
-        assert_eq!([120, 128, 136].map(number), [3, 4, 5]);
-        assert_eq!((&bytes[144..176], &bytes[176..224]), (&[9; 32][..], &[0; 48][..]));
+        assert_eq!([120, 128, 136, 144, 152].map(number), [3, 4, 5, 10, 11]);
+        assert_eq!((&bytes[160..192], &bytes[192..224]), (&[9; 32][..], &[0; 32][..]));
         let checksum = blake3::derive_key("dynamo-kv 2026-11 disk tier checksum", &bytes[..224]);
         assert_eq!(bytes[224..], checksum);
 

@@ -12,6 +12,8 @@ fn key(number: u8) -> BlockKey {
         sequence: SequenceHash(u64::from(number)),
         parent_sequence: None,
         local: LocalHash(0),
+        position: 0,
+        chain: 0,
     }
 }
 

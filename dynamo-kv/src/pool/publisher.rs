@@ -1,0 +1,69 @@
+//! Events, in the order of the changes.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dynamo_core::protocol::{KvChange, KvEvent, StoredBlock, Tier, WorkerId};
+
+use super::registry::Held;
+use crate::identity::BlockKey;
+use crate::manager::EventSink;
+
+pub(crate) struct Publisher {
+    worker: WorkerId,
+    epoch: u64,
+    seq: u64,
+    events: Box<dyn EventSink>,
+}
+
+/// One that all shards publish by, each under its own lock.
+pub(super) struct Shared(Mutex<Publisher>);
+
+impl Publisher {
+    pub(crate) fn new(worker: WorkerId, epoch: u64, events: Box<dyn EventSink>) -> Self {
+        Self { worker, epoch, seq: 0, events }
+    }
+}
+
+impl Shared {
+    pub(super) fn new(publisher: Publisher) -> Self {
+        Self(Mutex::new(publisher))
+    }
+
+    /// Says that blocks were stored which follow each other.
+    pub(super) fn stored(&self, run: &[BlockKey]) {
+        let Some(first) = run.first() else { return };
+        let block = |key: &BlockKey| StoredBlock { sequence: key.sequence, local: key.local };
+        let blocks = run.iter().map(block).collect();
+        self.publish(stored(first.parent_sequence, blocks));
+    }
+
+    pub(super) fn publish(&self, change: KvChange) {
+        let mut publisher = self.lock();
+        let Publisher { worker, epoch, seq, .. } = *publisher;
+        publisher.seq += 1;
+        publisher.events.publish(KvEvent { worker, epoch, seq, change });
+    }
+
+    /// Returns the epoch and the number of the next event.
+    pub(super) fn next(&self) -> (u64, u64) {
+        let publisher = self.lock();
+        (publisher.epoch, publisher.seq)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Publisher> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says of one block that it is there.
+pub(super) fn one_stored(block: &Held) -> KvChange {
+    let Held { parent, sequence, local } = *block;
+    stored(parent, vec![StoredBlock { sequence, local }])
+}
+
+fn stored(
+    parent: Option<dynamo_core::protocol::SequenceHash>,
+    blocks: Vec<StoredBlock>,
+) -> KvChange {
+    KvChange::BlockStored { parent, blocks, tier: Tier::Host }
+}
