@@ -4,7 +4,6 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
-use std::process;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
@@ -129,10 +128,11 @@ impl SharedSlot {
 
 impl Clone for SharedSlot {
     fn clone(&self) -> Self {
-        // As of a counter of references: whoever clones holds it, and nobody reaches the end in earnest.
-        if self.holders().fetch_add(1, Ordering::Relaxed) > u32::MAX / 2 {
-            process::abort();
-        }
+        // Whoever clones holds it: nothing is ordered by this. A count that began anew would let memory
+        // go that is held, so it does not.
+        let one_more = |holders: u32| holders.checked_add(1);
+        let counted = self.holders().fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        assert!(counted.is_ok(), "{} holders of a slot, the limit", u32::MAX);
         Self { arena: self.arena, index: self.index }
     }
 }
