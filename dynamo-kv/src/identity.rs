@@ -67,5 +67,14 @@ pub struct BlockKey {
     pub chain: u64,
 }
 
+impl BlockKey {
+    /// Names the block as one that no block before it is needed for: it is kept, found and evicted
+    /// without them.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self { parent: None, ..self }
+    }
+}
+
 /// Domain separation in BLAKE3's form: application, date, purpose.
 const ROOT_CONTEXT: &str = "dynamo-kv 2026-11 cache namespace root";

@@ -32,6 +32,7 @@
 //! | [`block`] | the states of a block |
 //! | [`sequence`], [`identity`] | tokens → keys of blocks |
 //! | [`layout`] | shape → byte ranges |
+//! | [`group`] | models whose layers attend differently: a manager for each group of layers |
 //! | `pool`, [`evict`] | the state behind one short lock; which cached block goes first |
 //! | [`tier`] | blocks below memory: on a disk |
 //! | [`handoff`] | stage for a peer under a hold; pull; done |
@@ -40,6 +41,7 @@
 
 pub mod block;
 pub mod evict;
+pub mod group;
 pub mod handoff;
 pub mod identity;
 pub mod layout;
@@ -50,6 +52,7 @@ pub mod sequence;
 pub mod tier;
 
 pub use block::{CompleteBlock, MutableBlock, PartialBlock, RegisteredBlock, WeakBlock};
+pub use group::{Attention, BlockGroups};
 pub use handoff::{Handoff, HandoffConfig, Pulled, Settlement, Staged};
 pub use identity::{BlockIdentity, BlockKey};
 pub use layout::{BlockLayout, DType, LayoutError};

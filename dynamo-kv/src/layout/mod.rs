@@ -43,8 +43,8 @@ impl DType {
 
 /// Where the K and V of each layer stand inside one block.
 ///
-/// A block is `[layers, 2, tokens, heads, head_dim]`, row-major and contiguous; index 0 of the
-/// second axis is K, 1 is V. `heads` counts KV heads.
+/// A block is `[layers, planes, tokens, heads, head_dim]`, row-major and contiguous; plane 0 is K, 1 is
+/// V, and of latent attention there is one only ([`KvShape::latent`]). `heads` counts KV heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockLayout {
     shape: KvShape,
@@ -102,7 +102,12 @@ impl BlockLayout {
         block_size: BlockSize,
         dtype: DType,
     ) -> Result<Self, LayoutError> {
-        KvShape::new(layers, heads, head_dim, block_size, dtype).map(|shape| Self { shape })
+        KvShape::new(layers, heads, head_dim, block_size, dtype).map(Self::of)
+    }
+
+    /// Creates the layout of blocks of a shape.
+    pub const fn of(shape: KvShape) -> Self {
+        Self { shape }
     }
 
     /// Returns what a block is.
@@ -131,9 +136,22 @@ impl BlockLayout {
     /// Returns the byte range of a layer's V: `[tokens, heads, head_dim]`.
     ///
     /// # Panics
-    /// If there is no such layer.
+    /// If there is no such layer, or it has no V.
     pub fn values(&self, layer: usize) -> Range<usize> {
         self.plane(layer, 1)
+    }
+
+    /// Returns the byte range of one plane of a layer: `[tokens, heads, head_dim]`.
+    ///
+    /// # Panics
+    /// If there is no such layer or plane.
+    pub fn plane(&self, layer: usize, plane: usize) -> Range<usize> {
+        let (layers, planes) = (self.shape.layers(), self.shape.planes());
+        assert!(layer < layers, "layer {layer} of {layers}");
+        assert!(plane < planes, "plane {plane} of {planes}");
+        let plane_bytes = self.shape.plane_bytes();
+        let start = (layer * planes + plane) * plane_bytes;
+        start..start + plane_bytes
     }
 
     /// Returns a number that two layouts share only if their blocks are interchangeable.
@@ -145,14 +163,6 @@ impl BlockLayout {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
         u64::from_le_bytes(bytes)
-    }
-
-    fn plane(&self, layer: usize, index: usize) -> Range<usize> {
-        let layers = self.shape.layers();
-        assert!(layer < layers, "layer {layer} of {layers}");
-        let plane_bytes = self.shape.plane_bytes();
-        let start = (layer * 2 + index) * plane_bytes;
-        start..start + plane_bytes
     }
 }
 
@@ -172,6 +182,22 @@ mod tests {
             }
         }
         assert_eq!(end, layout.block_bytes());
+    }
+
+    #[test]
+    fn latent_attention_has_one_plane_per_layer() {
+        let shape = KvShape::latent(2, 576, BlockSize::DEFAULT, DType::Bf16).unwrap();
+        let layout = BlockLayout::of(shape);
+        let plane_bytes = 16 * 576 * 2;
+        assert_eq!(layout.plane(1, 0), plane_bytes..2 * plane_bytes);
+        assert_eq!(layout.block_bytes(), 2 * plane_bytes);
+    }
+
+    #[test]
+    #[should_panic = "plane 1 of 1"]
+    fn latent_attention_has_no_v() {
+        let shape = KvShape::latent(2, 576, BlockSize::DEFAULT, DType::Bf16).unwrap();
+        let _ = BlockLayout::of(shape).values(0);
     }
 
     #[test]
