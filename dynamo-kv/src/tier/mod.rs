@@ -1,24 +1,95 @@
 //! Where blocks are kept that memory has no room for.
 //!
-//! A tier holds copies of full blocks, found by [`BlockIdentity`](crate::BlockIdentity), slower and
-//! larger than the tier above it. All tiers promise the same:
-//!
-//! - What is loaded is what was stored, byte for byte, or it is a miss that says why: a failed, late,
-//!   torn or damaged load is never a hit. A [`Loaded`](disk::Loaded) block exists only after its
-//!   digest was verified.
-//! - A tier is a cache: it may lose any block at any time. What it drops it tells its [`TierSink`].
-//! - A block is kept once: storing what is there does nothing, and of two that store the same block
-//!   at once one writes.
-//! - A block's place is not used anew while something reads or writes there.
+//! A [`Tier`] holds copies of full blocks, found by [`BlockIdentity`], slower and larger than the
+//! tier above it.
 //!
 //! | tier | what is there |
 //! |---|---|
 //! | [`disk`] | slots of preallocated files, found again after a restart |
 
+mod block;
 #[cfg(unix)]
 pub mod disk;
+mod error;
+mod pace;
+mod stats;
 
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dynamo_core::protocol;
+
+pub use block::{Loaded, Outgoing, Stored, digest};
+pub use error::{Damage, Miss, MissReason, StoreError};
+pub use pace::Pace;
+pub use stats::TierStats;
+
+use crate::block::MutableBlock;
+#[cfg(doc)]
+use crate::identity::BlockIdentity;
 use crate::identity::BlockKey;
+
+/// Keeps copies of blocks below memory.
+///
+/// # Contract
+/// - What is loaded is what was stored, byte for byte, or it is a [`Miss`] that says why: a failed,
+///   late, torn or damaged load is never a hit. A [`Loaded`] block exists only after its digest was
+///   verified.
+/// - A tier is a cache: it may lose any block at any time. What it drops it tells its [`TierSink`].
+/// - A block is kept once: storing what is there does nothing, and of two that store the same block
+///   at once one writes.
+/// - A block's place is not used anew while something reads or writes there.
+/// - Outcomes are in the order of what they are of, one each. A tier bounds by itself how much it
+///   has in flight, and orders a batch as suits its device; whoever calls bounds how much waits.
+/// - Futures may be dropped. What was not stored by then is not there, and targets are freed as soon
+///   as nothing writes to them any more.
+/// - After [`shutdown`](Self::shutdown) loads are misses and stores fail, at once.
+#[async_trait]
+pub trait Tier: fmt::Debug + Send + Sync + 'static {
+    /// Returns what events call this tier.
+    fn kind(&self) -> protocol::Tier;
+
+    /// Tells `sink` what changes from now on, instead of any sink before, and returns the keys of
+    /// the blocks that are there, parents before what follows them as far as that is known.
+    ///
+    /// A tier that cannot list its blocks returns those that it knows of.
+    fn watch(&self, sink: Box<dyn TierSink>) -> Vec<BlockKey>;
+
+    /// Returns how many of the first keys can be found without a gap.
+    ///
+    /// It may be wrong: only a load tells.
+    async fn match_prefix(&self, keys: &[BlockKey]) -> usize;
+
+    /// Stores blocks, each of which is held until it is there or has failed.
+    async fn store(&self, blocks: Vec<(BlockKey, Outgoing)>) -> Vec<Result<Stored, StoreError>>;
+
+    /// Fills each target with its block.
+    async fn load(
+        &self,
+        targets: Vec<(BlockKey, MutableBlock)>,
+    ) -> Vec<Result<Loaded<MutableBlock>, Miss<MutableBlock>>>;
+
+    /// Removes blocks; returns how many of them were there.
+    ///
+    /// One that cannot be removed fails the call once the others were tried.
+    async fn remove(&self, keys: &[BlockKey]) -> dynamo_core::Result<usize>;
+
+    /// Removes all blocks.
+    async fn clear(&self) -> dynamo_core::Result<()>;
+
+    /// Returns how long a load of so many blocks is likely to take, as far as loads were measured.
+    fn estimate(&self, blocks: usize) -> Duration;
+
+    /// Returns what is there and what happened so far.
+    fn stats(&self) -> TierStats;
+
+    /// Refuses what comes from now on and waits until what is under way has ended.
+    ///
+    /// Fails with [`DeadlineExceeded`](dynamo_core::ErrorKind::DeadlineExceeded) if that takes longer
+    /// than `within`.
+    async fn shutdown(&self, within: Duration) -> dynamo_core::Result<()>;
+}
 
 /// What changed in a tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use dynamo_kv::tier::TierChange;
-use dynamo_kv::tier::disk::{DiskConfig, DiskTier, MissReason, StoreError, Stored};
+use dynamo_kv::tier::disk::{DiskConfig, DiskTier};
+use dynamo_kv::tier::{MissReason, StoreError, Stored, Tier, TierChange};
 use dynamo_transfer::HostBuffer;
 use dynamo_transfer::file::{FileAct, FileFault, FileFaults};
 use futures::FutureExt as _;
@@ -46,7 +46,8 @@ async fn the_blocks_that_were_used_longest_ago_make_room_and_whoever_listens_kno
     let changes = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&changes);
     let sink = move |change| seen.lock().unwrap().push(change);
-    let tier = DiskTier::open_with(scratch.config(8, 4096), sink).await.unwrap();
+    let tier = DiskTier::open(scratch.config(8, 4096)).await.unwrap();
+    assert!(tier.watch(Box::new(sink)).is_empty());
     // One at a time, so that their ages differ.
     for number in 0..8 {
         store(&tier, &truth, [number]).await.remove(0).unwrap();

@@ -1,7 +1,8 @@
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
-use dynamo_kv::tier::disk::{Damage, DiskConfig, DiskTier, MissReason, StoreError};
+use dynamo_kv::tier::disk::{DiskConfig, DiskTier};
+use dynamo_kv::tier::{Damage, MissReason, StoreError};
 use dynamo_transfer::HostBuffer;
 use dynamo_transfer::file::{FileAct, FileFault, FileFaults};
 

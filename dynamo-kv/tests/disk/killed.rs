@@ -5,7 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dynamo_core::random::Random;
-use dynamo_kv::tier::disk::{DiskConfig, MissReason};
+use dynamo_kv::tier::MissReason;
+use dynamo_kv::tier::disk::DiskConfig;
 
 use crate::support::{Scratch, Truth, key, open, shut, store};
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use dynamo_core::protocol::{LocalHash, SequenceHash};
 use dynamo_core::random::Random;
-use dynamo_kv::tier::disk::{DiskConfig, DiskError, DiskTier, Loaded, Miss, StoreError, Stored};
+use dynamo_kv::tier::disk::{DiskConfig, DiskError, DiskTier};
+use dynamo_kv::tier::{Loaded, Miss, StoreError, Stored};
 use dynamo_kv::{BlockIdentity, BlockKey};
 use dynamo_transfer::HostBuffer;
 use dynamo_transfer::file::{FileEngine, FileFaults, FileStoreConfig};

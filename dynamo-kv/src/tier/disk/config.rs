@@ -1,4 +1,5 @@
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dynamo_transfer::file::FileStoreConfig;
 
@@ -33,6 +34,8 @@ pub struct DiskConfig {
     pub in_flight: usize,
     /// Blocks go past the page cache where filesystem and memory allow it.
     pub direct: bool,
+    /// How long a block is taken to load until loads were measured.
+    pub load_time: Duration,
     /// What becomes of a directory that was made for something else.
     pub on_foreign: OnForeign,
     /// The engine that moves the bytes.
@@ -50,6 +53,7 @@ impl DiskConfig {
             // Enough for an NVMe device to be busy with blocks of 64 KiB.
             in_flight: 32,
             direct: true,
+            load_time: LOAD_LATENCY + Duration::from_nanos(block_bytes as u64),
             on_foreign: OnForeign::default(),
             files: FileStoreConfig::default(),
         }
@@ -66,6 +70,13 @@ impl DiskConfig {
     #[must_use]
     pub fn with_direct(mut self, direct: bool) -> Self {
         self.direct = direct;
+        self
+    }
+
+    /// Says how long a block is taken to load until loads were measured.
+    #[must_use]
+    pub fn with_load_time(mut self, load_time: Duration) -> Self {
+        self.load_time = load_time;
         self
     }
 
@@ -97,3 +108,6 @@ impl DiskConfig {
         })
     }
 }
+
+/// With a gigabyte per second, what a flash device does at the least.
+const LOAD_LATENCY: Duration = Duration::from_micros(100);

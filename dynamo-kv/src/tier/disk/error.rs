@@ -2,6 +2,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use dynamo_core::ErrorKind as Kind;
 use dynamo_transfer::{Error, ErrorKind};
 
 /// Why a directory cannot be opened, or the tier cannot do what it was asked for.
@@ -100,100 +101,16 @@ impl fmt::Display for Foreign {
     }
 }
 
-/// Why a block was not stored: it cannot be found, and its slot is free.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The block is not of the tier's size.
-    #[error("a block of {found} bytes in a tier of blocks of {expected}")]
-    Length {
-        /// The tier's.
-        expected: usize,
-        /// The block's.
-        found: usize,
-    },
-    /// Every slot is being read or written.
-    #[error("every slot is being read or written")]
-    Busy,
-    /// The block was removed, or the tier cleared, while it was stored.
-    #[error("the block was removed while it was stored")]
-    Removed,
-    /// The filesystem is full.
-    #[error("no room for a block")]
-    StorageFull(#[source] Error),
-    /// The block or its record cannot be written.
-    #[error("storing a block")]
-    Io(#[source] Error),
-    /// The tier has shut down.
-    #[error("the disk tier has shut down")]
-    Closed,
-}
-
-impl From<Error> for StoreError {
-    fn from(error: Error) -> Self {
-        match error.kind() {
-            ErrorKind::StorageFull => Self::StorageFull(error),
-            ErrorKind::Closed => Self::Closed,
-            _ => Self::Io(error),
-        }
-    }
-}
-
-/// A block that was not loaded; the target's bytes mean nothing.
-pub struct Miss<B> {
-    /// Why.
-    pub reason: MissReason,
-    /// The memory that was to be filled; `None` if the kernel may still write to it.
-    pub target: Option<B>,
-}
-
-impl<B> fmt::Debug for Miss<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Miss").field("reason", &self.reason).finish_non_exhaustive()
-    }
-}
-
-/// Why a block was not loaded.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MissReason {
-    /// It is not there.
-    #[error("the block is not there")]
-    Absent,
-    /// Its bytes are not those that were stored; the block is removed.
-    #[error("the block is damaged: {0}")]
-    Damaged(Damage),
-    /// Its bytes cannot be read; the block is removed if the device failed.
-    #[error("reading a block")]
-    Io(#[source] Error),
-    /// The target is not of the tier's size.
-    #[error("a target of {found} bytes in a tier of blocks of {expected}")]
-    Length {
-        /// The tier's.
-        expected: usize,
-        /// The target's.
-        found: usize,
-    },
-    /// The tier has shut down.
-    #[error("the disk tier has shut down")]
-    Closed,
-}
-
-/// What is wrong with a stored block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Damage {
-    /// Its bytes do not have the digest in its record: torn, flipped, overwritten or never written.
-    Digest,
-    /// The file ends before the block does.
-    Truncated,
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Digest => "its bytes do not have its digest",
-            Self::Truncated => "its file is truncated",
-        })
+impl From<DiskError> for dynamo_core::Error {
+    fn from(error: DiskError) -> Self {
+        let kind = match error {
+            DiskError::Config { .. } => Kind::InvalidArgument,
+            DiskError::Locked { .. } | DiskError::Foreign { .. } => Kind::Conflict,
+            DiskError::StorageFull(_) => Kind::Overloaded,
+            DiskError::File(_) | DiskError::Io { .. } => Kind::Unavailable,
+            DiskError::Busy => Kind::DeadlineExceeded,
+            DiskError::Closed => Kind::Closed,
+        };
+        Self::new(kind, "disk tier").with_source(error)
     }
 }

@@ -60,7 +60,7 @@ pub(super) struct Start {
 }
 
 impl Index {
-    pub(super) fn new(blocks: u32, era: u64, sink: Box<dyn TierSink>) -> Self {
+    pub(super) fn new(blocks: u32, era: u64) -> Self {
         let slot = |_| Slot { record: None, holds: 0 };
         Self {
             slots: (0..blocks).map(slot).collect(),
@@ -71,8 +71,14 @@ impl Index {
             generation: 0,
             era,
             stats: DiskStats { capacity: blocks as usize, ..DiskStats::default() },
-            sink,
+            sink: Box::new(|_: TierChange| {}),
         }
+    }
+
+    /// Tells `sink` what changes from now on, and returns what there is.
+    pub(super) fn watch(&mut self, sink: Box<dyn TierSink>) -> Vec<(u64, BlockKey)> {
+        self.sink = sink;
+        self.keys()
     }
 
     /// Puts a record that was found into its slot; [`recovered`](Self::recovered) comes after all.

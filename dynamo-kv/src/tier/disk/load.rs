@@ -2,33 +2,15 @@ use std::error::Error as _;
 use std::io;
 use std::sync::Arc;
 
+use dynamo_core::time::{Clock, SystemClock};
 use dynamo_transfer::{Error, ErrorKind};
 use futures::stream::{self, StreamExt};
 
-use super::error::{Damage, Miss, MissReason};
 use super::format::Record;
 use super::hold::{Held, Hold};
 use super::{DiskTier, Inner};
-use crate::identity::{BlockIdentity, BlockKey};
-
-/// A block that was read and has its digest: only a load makes one.
-#[derive(Debug)]
-pub struct Loaded<B> {
-    key: BlockKey,
-    target: B,
-}
-
-impl<B> Loaded<B> {
-    /// Returns which block it is.
-    pub fn key(&self) -> BlockKey {
-        self.key
-    }
-
-    /// Returns the memory that was filled.
-    pub fn into_target(self) -> B {
-        self.target
-    }
-}
+use crate::identity::BlockIdentity;
+use crate::tier::{Damage, Loaded, Miss, MissReason};
 
 impl DiskTier {
     /// Fills each target with its block; the outcomes are in their order.
@@ -52,7 +34,7 @@ impl DiskTier {
             wanted.collect()
         };
         wanted.sort_unstable_by_key(|(slot, number, ..)| (*slot, *number));
-        let inner = Arc::clone(&self.0);
+        let (inner, started) = (Arc::clone(&self.0), SystemClock.now());
         let mut outcomes: Vec<_> = stream::iter(wanted)
             .map(move |(_, number, identity, target)| {
                 let inner = Arc::clone(&inner);
@@ -61,6 +43,8 @@ impl DiskTier {
             .buffer_unordered(self.0.in_flight)
             .collect()
             .await;
+        let hits = outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).count();
+        self.0.pace.observe(hits, SystemClock.now() - started);
         outcomes.sort_unstable_by_key(|(number, _)| *number);
         outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
@@ -71,12 +55,15 @@ impl Inner {
     where
         B: AsMut<[u8]> + Send + 'static,
     {
+        let started = SystemClock.now();
         let outcome = self.read(identity, target).await;
+        let elapsed = SystemClock.now() - started;
         let bytes = self.geometry.block_bytes as u64;
         self.shared.index().count(|stats| match outcome.as_ref().map_err(|miss| &miss.reason) {
             Ok(_) => {
                 stats.hits_total += 1;
                 stats.read_bytes_total += bytes;
+                stats.load_time_total += elapsed;
             }
             Err(MissReason::Absent) => stats.absent_total += 1,
             Err(MissReason::Damaged(_)) => stats.damaged_total += 1,
@@ -106,19 +93,21 @@ impl Inner {
             return miss(read.err().map_or(MissReason::Closed, reason_of), None);
         };
         if let Err(error) = read {
+            // It is no use to read the block again.
+            let is_lost = error.kind() == ErrorKind::Io;
             let reason = reason_of(error);
-            if is_lost(&reason) {
+            if is_lost || matches!(reason, MissReason::Damaged(_)) {
                 self.give_up(hold, &record).await;
             }
             return miss(reason, Some(target));
         }
-        let digested = self.digest(identity, target, |target| &*target.as_mut()).await;
-        let Some((digest, target)) = digested else { return miss(MissReason::Closed, None) };
-        if digest != record.digest {
+        let verify = move || Loaded::verify(record.key, &record.digest, target);
+        let verified = self.hash(verify).await;
+        let Some(verified) = verified else { return miss(MissReason::Closed, None) };
+        if verified.is_err() {
             self.give_up(hold, &record).await;
-            return miss(MissReason::Damaged(Damage::Digest), Some(target));
         }
-        Ok(Loaded { key: record.key, target })
+        verified
     }
 
     /// Removes a block that cannot be read, and its record if that can be written: nothing relies
@@ -136,15 +125,6 @@ fn reason_of(error: Error) -> MissReason {
     match (error.kind(), source.map(io::Error::kind)) {
         (ErrorKind::Closed, _) => MissReason::Closed,
         (_, Some(io::ErrorKind::UnexpectedEof)) => MissReason::Damaged(Damage::Truncated),
-        _ => MissReason::Io(error),
-    }
-}
-
-/// Tells whether reading the block again is no use.
-fn is_lost(reason: &MissReason) -> bool {
-    match reason {
-        MissReason::Damaged(_) => true,
-        MissReason::Io(error) => error.kind() == ErrorKind::Io,
-        _ => false,
+        _ => MissReason::Io(Box::new(error)),
     }
 }

@@ -75,6 +75,7 @@ mod load;
 mod open;
 mod stats;
 mod store;
+mod tier;
 
 use std::fmt;
 use std::fs::File;
@@ -87,13 +88,11 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 pub use config::{DiskConfig, OnForeign};
-pub use error::{Damage, DiskError, Foreign, Miss, MissReason, StoreError};
-pub use load::Loaded;
+pub use error::{DiskError, Foreign};
 pub use stats::{DiskStats, Recovery};
-pub use store::Stored;
 
 use crate::identity::{BlockIdentity, BlockKey};
-use crate::tier::{TierChange, TierSink};
+use crate::tier::Pace;
 use format::{Geometry, RECORD_BYTES, Superblock};
 use hold::{Held, Hold};
 use index::Index;
@@ -117,6 +116,7 @@ struct Inner {
     in_flight: usize,
     /// Guards of slots, and work on threads.
     tasks: TaskTracker,
+    pace: Pace,
     /// The era that the next clear begins.
     next_era: tokio::sync::Mutex<u64>,
     recovery: Recovery,
@@ -144,15 +144,7 @@ impl DiskTier {
     /// # Cancel safety
     /// Cancel safe: what was made so far is found by the next one who opens it.
     pub async fn open(config: DiskConfig) -> Result<Self, DiskError> {
-        Self::open_with(config, |_: TierChange| {}).await
-    }
-
-    /// Opens the directory like [`open`](Self::open), and tells `sink` what changes from then on.
-    ///
-    /// # Cancel safety
-    /// As [`open`](Self::open).
-    pub async fn open_with(config: DiskConfig, sink: impl TierSink) -> Result<Self, DiskError> {
-        open::open(config, Box::new(sink)).await.map(|inner| Self(Arc::new(inner)))
+        open::open(config).await.map(|inner| Self(Arc::new(inner)))
     }
 
     /// Tells whether a block can be found; it may still turn out to be damaged.
@@ -169,9 +161,7 @@ impl DiskTier {
     /// Returns the keys of all blocks, those that were stored first in front: after a restart,
     /// what there is to publish.
     pub fn keys(&self) -> Vec<BlockKey> {
-        let mut keys = self.0.shared.index().keys();
-        keys.sort_unstable_by_key(|(generation, _)| *generation);
-        keys.into_iter().map(|(_, key)| key).collect()
+        tier::in_order(self.0.shared.index().keys())
     }
 
     /// Returns what is there and what happened since it was opened.
@@ -283,17 +273,11 @@ impl Inner {
         FileRange { offset, at: 0, len: self.geometry.block_bytes }
     }
 
-    /// Computes a block's digest and gives the block back; `None` if the runtime shuts down.
-    async fn digest<B: Send + 'static>(
+    /// Hashes a block, on a thread if that is worth it; `None` if the runtime shuts down.
+    async fn hash<T: Send + 'static>(
         &self,
-        identity: BlockIdentity,
-        mut block: B,
-        bytes: impl FnOnce(&mut B) -> &[u8] + Send + 'static,
-    ) -> Option<([u8; 32], B)> {
-        let work = move || {
-            let digest = blake3::keyed_hash(&identity.0, bytes(&mut block));
-            (*digest.as_bytes(), block)
-        };
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
         if self.geometry.block_bytes <= INLINE_BYTES_MAX {
             return Some(work());
         }

@@ -18,9 +18,9 @@ use super::format::{
 use super::index::Index;
 use super::stats::Recovery;
 use super::{Inner, Shared, blocking};
-use crate::tier::TierSink;
+use crate::tier::Pace;
 
-pub(super) async fn open(config: DiskConfig, sink: Box<dyn TierSink>) -> Result<Inner, DiskError> {
+pub(super) async fn open(config: DiskConfig) -> Result<Inner, DiskError> {
     let geometry = config.geometry()?;
     let tasks = TaskTracker::new();
     let files = FileStore::start(config.files.clone())?;
@@ -42,7 +42,7 @@ pub(super) async fn open(config: DiskConfig, sink: Box<dyn TierSink>) -> Result<
         Some(found) => found,
         None => make(&dir, &tasks, &files).await?,
     };
-    let mut index = Index::new(geometry.blocks, era, sink);
+    let mut index = Index::new(geometry.blocks, era);
     if !recovery.is_new {
         recover(&files, &manifest, (geometry, era), &mut index, &mut recovery).await?;
     }
@@ -55,6 +55,7 @@ pub(super) async fn open(config: DiskConfig, sink: Box<dyn TierSink>) -> Result<
         room: Arc::new(Semaphore::new(config.in_flight)),
         in_flight: config.in_flight,
         tasks,
+        pace: Pace::new(config.load_time),
         next_era: tokio::sync::Mutex::new(era.wrapping_add(1)),
         recovery,
     })

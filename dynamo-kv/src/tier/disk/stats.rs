@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 /// What is in a disk tier, and what happened since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -30,6 +32,10 @@ pub struct DiskStats {
     pub read_bytes_total: u64,
     /// Bytes of blocks that were stored.
     pub written_bytes_total: u64,
+    /// Time that loading took, summed over the blocks that were loaded.
+    pub load_time_total: Duration,
+    /// Time that storing took, from when a block had its place, summed over those that were written.
+    pub store_time_total: Duration,
 }
 
 /// What was found when a directory was opened.

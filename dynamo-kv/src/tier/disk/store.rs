@@ -1,25 +1,17 @@
 use std::sync::Arc;
+use std::time::Duration;
 
+use dynamo_core::time::{Clock, SystemClock};
 use dynamo_transfer::ErrorKind;
 use futures::stream::{self, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::error::StoreError;
 use super::format::Record;
 use super::hold::{Held, Hold};
 use super::index::{Begun, Start};
 use super::{DiskTier, Inner};
 use crate::identity::BlockKey;
-
-/// How a block came to be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Stored {
-    /// It was written.
-    Written,
-    /// It was there, or another store has written it at the same time.
-    Present,
-}
+use crate::tier::{StoreError, Stored, digest};
 
 impl DiskTier {
     /// Writes blocks, evicting those that were used longest ago; the outcomes are in their order.
@@ -50,8 +42,9 @@ impl DiskTier {
             .map(move |(number, admitted)| {
                 let inner = Arc::clone(&finishing);
                 async move {
+                    let started = SystemClock.now();
                     let outcome = inner.store_admitted(admitted).await;
-                    inner.count_stored(&outcome);
+                    inner.count_stored(&outcome, SystemClock.now() - started);
                     (number, outcome)
                 }
             })
@@ -179,8 +172,8 @@ impl Inner {
     where
         B: AsRef<[u8]> + Send + 'static,
     {
-        let digested = self.digest(key.identity, block, |block| (*block).as_ref()).await;
-        let Some((digest, block)) = digested else { return Err(StoreError::Closed) };
+        let hashed = self.hash(move || (digest(&key.identity, block.as_ref()), block)).await;
+        let Some((digest, block)) = hashed else { return Err(StoreError::Closed) };
         let (slot, place) = (hold.slot(), self.place(hold.slot()));
         let held = Held { bytes: block, hold };
         let (written, held) = self.files.write(&self.blocks, &[place], held).await;
@@ -200,12 +193,13 @@ impl Inner {
         }
     }
 
-    fn count_stored(&self, outcome: &Result<Stored, StoreError>) {
+    fn count_stored(&self, outcome: &Result<Stored, StoreError>, elapsed: Duration) {
         let bytes = self.geometry.block_bytes as u64;
         self.shared.index().count(|stats| match outcome {
             Ok(Stored::Written) => {
                 stats.stored_total += 1;
                 stats.written_bytes_total += bytes;
+                stats.store_time_total += elapsed;
             }
             Ok(Stored::Present) => stats.present_total += 1,
             Err(_) => stats.failed_total += 1,

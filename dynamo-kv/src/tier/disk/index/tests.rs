@@ -25,7 +25,9 @@ fn index(blocks: u32) -> (Index, Arc<Mutex<Vec<TierChange>>>) {
     let changes = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&changes);
     let sink = move |change| seen.lock().unwrap().push(change);
-    (Index::new(blocks, 1, Box::new(sink)), changes)
+    let mut index = Index::new(blocks, 1);
+    assert!(index.watch(Box::new(sink)).is_empty());
+    (index, changes)
 }
 
 /// Begins one store, which must get a slot.

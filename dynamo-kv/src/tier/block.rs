@@ -1,0 +1,75 @@
+//! Blocks on their way down and up.
+
+use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
+use crate::identity::{BlockIdentity, BlockKey};
+use crate::tier::{Damage, Miss, MissReason};
+
+/// A block on its way down: its memory stays as it is until the last clone of this is dropped.
+#[derive(Debug, Clone)]
+pub struct Outgoing(RegisteredBlock);
+
+impl From<RegisteredBlock> for Outgoing {
+    fn from(block: RegisteredBlock) -> Self {
+        Self(block)
+    }
+}
+
+impl AsRef<[u8]> for Outgoing {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// How a block came to be in a tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stored {
+    /// It was written.
+    Written,
+    /// It was there, or another store has written it at the same time.
+    Present,
+}
+
+/// A block that was read and has its digest: [`verify`](Self::verify) alone makes one.
+#[derive(Debug)]
+pub struct Loaded<B> {
+    key: BlockKey,
+    target: B,
+}
+
+impl<B> Loaded<B> {
+    /// Returns which block it is.
+    pub fn key(&self) -> BlockKey {
+        self.key
+    }
+
+    /// Returns the memory that was filled.
+    pub fn into_target(self) -> B {
+        self.target
+    }
+}
+
+impl<B: AsMut<[u8]>> Loaded<B> {
+    /// Proves that a target was filled with the block that was stored with this [`digest`].
+    ///
+    /// Fails with [`Damage::Digest`] if it was not. It hashes the whole block.
+    pub fn verify(key: BlockKey, expected: &[u8; 32], mut target: B) -> Result<Self, Miss<B>> {
+        if digest(&key.identity, target.as_mut()) == *expected {
+            return Ok(Self { key, target });
+        }
+        Err(Miss { reason: MissReason::Damaged(Damage::Digest), target: Some(target) })
+    }
+}
+
+impl Loaded<MutableBlock> {
+    /// Declares the block full: what was loaded is all of it.
+    pub fn complete(self) -> CompleteBlock {
+        self.target.complete(self.key)
+    }
+}
+
+/// Returns what proves a block's bytes: BLAKE3 of them, keyed with its identity, so that those of
+/// another block fail.
+pub fn digest(identity: &BlockIdentity, bytes: &[u8]) -> [u8; 32] {
+    *blake3::keyed_hash(&identity.0, bytes).as_bytes()
+}
