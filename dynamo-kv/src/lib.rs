@@ -34,7 +34,7 @@
 //! | [`layout`] | shape → byte ranges |
 //! | [`group`] | models whose layers attend differently: a manager for each group of layers |
 //! | `pool`, [`evict`] | the state behind one short lock; which cached block goes first |
-//! | [`tier`] | blocks below memory: on a disk |
+//! | [`tier`] | blocks below memory: on a disk, in an object store |
 //! | [`handoff`] | stage for a peer under a hold; pull; done |
 //! | [`metrics`] | a worker's transfers on the page of its runtime |
 #![forbid(unsafe_code)]

@@ -90,6 +90,8 @@ pub enum Damage {
     Digest,
     /// What holds it ends before the block does.
     Truncated,
+    /// What is in its place is another block, or none.
+    Foreign,
 }
 
 impl fmt::Display for Damage {
@@ -97,6 +99,7 @@ impl fmt::Display for Damage {
         f.write_str(match self {
             Self::Digest => "its bytes do not have its digest",
             Self::Truncated => "it is truncated",
+            Self::Foreign => "something else is in its place",
         })
     }
 }

@@ -6,11 +6,14 @@
 //! | tier | what is there |
 //! |---|---|
 //! | [`disk`] | slots of preallocated files, found again after a restart |
+//! | `object` | objects of a store that many processes share (feature `object-store`) |
 
 mod block;
 #[cfg(unix)]
 pub mod disk;
 mod error;
+#[cfg(feature = "object-store")]
+pub mod object;
 mod pace;
 mod stats;
 

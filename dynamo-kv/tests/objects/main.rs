@@ -1,0 +1,9 @@
+//! The tier of an object store: what it promises, over stores that fail, and over S3.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod basics;
+mod faulty;
+mod oracle;
+mod presence;
+mod s3;
+mod support;
