@@ -40,4 +40,24 @@ pub(crate) fn with_openai() -> Result<PathBuf> {
     Ok(python)
 }
 
+/// Returns an interpreter that has a server which speaks S3.
+pub(crate) fn with_moto() -> Result<PathBuf> {
+    let folder = Path::new("target/moto-venv");
+    let python = std::path::absolute(folder.join("bin/python"))?;
+    let check = format!("import moto, moto.server; assert moto.__version__ == {MOTO:?}");
+    if !succeeds(Command::new(&python).args(["-c", &check])) {
+        step(&format!(
+            "installing moto {MOTO} in {}: 32 MB to fetch, 140 MB on disk",
+            folder.display()
+        ));
+        create(folder)?;
+        // What its extra `server` would bring, 170 MB more, other services need.
+        let packages = [&format!("moto[s3]=={MOTO}"), "flask", "flask-cors"];
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(packages))?;
+    }
+    Ok(python)
+}
+
 const OPENAI: &str = "3.52.0";
+
+const MOTO: &str = "5.2.5";

@@ -17,6 +17,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     let fetched = model.as_ref().ok().cloned();
     provide(&mut tests, &mut skipped, "DYNAMO_MODEL", "tests of the real model", model);
     provide(&mut tests, &mut skipped, "DYNAMO_PYTHON", "the openai client", python::with_openai());
+    provide(&mut tests, &mut skipped, "DYNAMO_MOTO", "the tests of S3", python::with_moto());
     step("cargo test --workspace --all-features");
     shell::run(&mut tests)?;
     match peers::ucx() {
