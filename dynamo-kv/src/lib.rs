@@ -35,7 +35,7 @@
 //! | [`group`] | models whose layers attend differently: a manager for each group of layers |
 //! | `pool`, [`evict`] | the state behind one short lock; which cached block goes first |
 //! | [`tier`] | blocks below memory: on a disk, in an object store |
-//! | [`handoff`] | stage for a peer under a hold; pull; done |
+//! | [`handoff`] | stage for a peer under a hold; reserve; pull; settle |
 //! | [`metrics`] | a worker's transfers on the page of its runtime |
 #![forbid(unsafe_code)]
 
@@ -53,7 +53,7 @@ pub mod tier;
 
 pub use block::{CompleteBlock, MutableBlock, PartialBlock, RegisteredBlock, WeakBlock};
 pub use group::{Attention, BlockGroups};
-pub use handoff::{Handoff, HandoffConfig, Pulled, Settlement, Staged};
+pub use handoff::{Handoff, HandoffConfig, HandoffStats, Pulled, Settlement, Staged};
 pub use identity::{BlockIdentity, BlockKey};
 pub use layout::{BlockLayout, DType, LayoutError};
 pub use manager::{AllocateError, BlockManager, EventSink, ManagerConfig, PoolStats};

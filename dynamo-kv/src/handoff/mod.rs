@@ -1,83 +1,84 @@
-//! Moving one sequence's KV from a prefill worker to a decode worker.
+//! Moving one sequence's KV from prefill workers to a decode worker.
 //!
 //! ```text
-//! prefill worker                              decode worker
-//! stage(blocks) ─► Staged + ticket ──router──► pull(ticket, sequence)
-//!   │ hold: blocks pinned, region registered     │ identities equal?  match locally
-//!   │                                  ◄─────────│ read what is missing
-//!   │                                  ◄─────────│ commit, then notify "done"
-//!   └─ settled: pulled │ expired │ dropped       └─ Pulled
+//! prefill worker (owner)                        decode worker (puller)
+//! stage(blocks) ─► Staged + ticket ──router───► pull(ticket, sequence)
+//!   │ hold: blocks kept, for nobody    ◄──Claim──│ of this model? this sequence?  match locally
+//!   │ reserved: a region for this one  ──Granted►│ read what is missing
+//!   │ lease renewed                    ◄──Claim──│ as bytes arrive
+//!   │ pulled: region revoked           ◄──Done───│ all are here
+//!   └─ settled: pulled │ expired       ──Settled►└─ register, Pulled
 //! ```
 //!
-//! The hold is a region of exactly the staged blocks. When it ends, for whatever reason, the
-//! region is revoked: a late reader gets a typed error, and the blocks go back to the pool when
-//! reads in flight have ended. A block on the decode side is registered only after its bytes have
-//! arrived, so a failed pull leaves nothing readable.
+//! # What is promised
+//! - A hold ends in exactly one way: pulled, expired, or dropped by its stager or with it. It ends at its
+//!   TTL; while a puller has it reserved, when that has not moved along for
+//!   [`HandoffConfig::claim_ttl`]; and at [`HandoffConfig::ttl_max`] whoever moves along. The region is
+//!   revoked then: a late reader gets a typed error, and the blocks go back to the pool when reads in
+//!   flight have ended.
+//! - One attempt has the blocks at a time, and at most one ever shares them. A ticket grants no memory:
+//!   the region comes with the reservation, and a lapsed one that another attempt takes over is revoked.
+//!   Who has read everything says so, and shares nothing before the owner has answered that the blocks
+//!   were kept for it until then. Hence a block is readable only after all of its bytes have arrived, and
+//!   they are right whatever has become of the owner's memory meanwhile.
+//!
+//! # Lost words
+//! Owner and puller say what they have to say by notifications of their agents, of which any may be lost,
+//! come twice, late, or out of order. All carry the attempt, a random number, and asking is idempotent: a
+//! puller asks again until it has an answer or its deadline has come. An owner remembers who has pulled
+//! from it, and which attempts have ended, so that a late word changes nothing. A lost release costs
+//! others the wait for the lease; a lost answer to the last word is asked for again; if it never comes,
+//! because the owner has died in that moment, the pull fails although its bytes were there.
+//!
+//! The decisions are in `hold` (owner) and `claim` (puller), which know neither time nor tasks. They are
+//! run against losses, kills and frozen processes in `sim`.
 
+mod answers;
+mod attempt;
+mod claim;
+mod config;
 mod hold;
+mod message;
+mod outbox;
+mod owner;
+mod plan;
 mod pull;
+mod reads;
+#[cfg(test)]
+mod sim;
+mod staged;
+mod stats;
 mod ticket;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
-use dynamo_core::protocol::HandoffTicket;
 use dynamo_core::{Error, ErrorKind, Result};
-use dynamo_transfer::{Agent, Notifications, RegisteredRegion};
-use tokio::sync::{oneshot, watch};
+use dynamo_transfer::{Agent, Notifications};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-pub use hold::{Settlement, Staged};
+pub use config::HandoffConfig;
 pub use pull::Pulled;
+pub use staged::{Settlement, Staged};
+pub use stats::HandoffStats;
 
 use crate::block::{PartialBlock, RegisteredBlock};
+use crate::layout::RankLayout;
 use crate::manager::BlockManager;
-use hold::Segment;
-use ticket::{StageId, Ticket};
-
-/// How hand-offs are held and pulled.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct HandoffConfig {
-    /// How long staged blocks are held for a puller that does not come.
-    pub ttl: Duration,
-    /// How long a pull may take, its transfer included.
-    pub pull_timeout: Duration,
-}
-
-impl Default for HandoffConfig {
-    fn default() -> Self {
-        // A decode worker pulls at once or never; serving research puts the peers' 480 s at the
-        // root of stranded caches.
-        Self { ttl: Duration::from_secs(30), pull_timeout: Duration::from_secs(10) }
-    }
-}
-
-impl HandoffConfig {
-    /// Holds staged blocks for `ttl`.
-    #[must_use]
-    pub fn with_ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = ttl;
-        self
-    }
-
-    /// Limits the time a pull may take.
-    #[must_use]
-    pub fn with_pull_timeout(mut self, pull_timeout: Duration) -> Self {
-        self.pull_timeout = pull_timeout;
-        self
-    }
-}
+use answers::Answers;
+use message::Message;
+use outbox::Outbox;
+use owner::Owner;
+use staged::Segment;
+use ticket::Ticket;
 
 /// One worker's side of hand-offs, staging and pulling; cheap to clone.
 ///
-/// It owns one task, which takes the agent's notifications and ends holds at their TTL.
-/// [`shutdown`](Self::shutdown) joins it; that, dropping the last clone, or the end of the agent
-/// ends every hold.
+/// Its agent has to be one that peers reach: owners answer pullers. It owns two tasks, which take and send
+/// what is said and end holds at their time. [`shutdown`](Self::shutdown) joins them; that, dropping the
+/// last clone, or the end of the agent ends every hold.
 #[derive(Clone)]
 pub struct Handoff(Arc<Inner>);
 
@@ -85,80 +86,18 @@ struct Inner {
     agent: Agent,
     manager: BlockManager,
     config: HandoffConfig,
-    holds: Arc<Holds>,
+    layout: RankLayout,
+    owner: Arc<Owner>,
+    answers: Arc<Answers>,
+    outbox: Outbox,
     tasks: TaskTracker,
     shutdown: CancellationToken,
     _shutdown_on_drop: DropGuard,
 }
 
-/// What is staged at this moment.
-#[derive(Default)]
-struct Holds {
-    /// `None` once the hand-off has ended.
-    by_id: Mutex<Option<HashMap<StageId, Hold>>>,
-    /// Wakes the task when a hold with an earlier end arrives.
-    changed: watch::Sender<()>,
-}
-
-struct Hold {
-    /// Dropping it revokes the region and gives the blocks up.
-    _region: RegisteredRegion<Segment>,
-    blocks: usize,
-    expires: Instant,
-    settle: oneshot::Sender<Settlement>,
-}
-
-impl Holds {
-    fn new() -> Self {
-        Self { by_id: Mutex::new(Some(HashMap::new())), changed: watch::Sender::default() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<StageId, Hold>>> {
-        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn insert(&self, id: StageId, hold: Hold) -> Result<()> {
-        match &mut *self.lock() {
-            Some(holds) => holds.insert(id, hold),
-            None => return Err(Error::new(ErrorKind::Closed, "hand-off has shut down")),
-        };
-        self.changed.send_replace(());
-        Ok(())
-    }
-
-    /// Ends a hold; its blocks are given up before anyone is told.
-    fn settle(&self, id: &StageId, settlement: Settlement) {
-        // Removed under the lock, dropped outside: dropping takes the locks of table and pool.
-        let hold = self.lock().as_mut().and_then(|holds| holds.remove(id));
-        if let Some(Hold { _region: region, settle, .. }) = hold {
-            drop(region);
-            // The stager may not be listening.
-            let _ = settle.send(settlement);
-        }
-    }
-
-    /// Ends every hold whose time is over; returns when the next one's is.
-    fn expire(&self, now: Instant) -> Option<Instant> {
-        let locked = self.lock();
-        let holds = locked.as_ref()?;
-        let overdue: Vec<_> =
-            holds.iter().filter(|(_, hold)| hold.expires <= now).map(|(id, _)| *id).collect();
-        let next = holds.values().map(|hold| hold.expires).filter(|at| *at > now).min();
-        drop(locked);
-        overdue.iter().for_each(|id| self.settle(id, Settlement::Expired));
-        next
-    }
-
-    /// Ends every hold, and refuses others.
-    fn close(&self) {
-        let holds = self.lock().take();
-        drop(holds);
-    }
-}
-
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.holds.close();
+        self.owner.close();
     }
 }
 
@@ -166,41 +105,51 @@ impl Handoff {
     /// Creates the hand-off of `manager`'s blocks over `agent`, whose notifications it takes.
     ///
     /// Fails with [`Conflict`](ErrorKind::Conflict) if they are taken already, and with
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if a time of `config` is longer than a day.
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if a time of `config` is none or longer than a day,
+    /// or its layout is not of blocks of the manager's size.
     ///
     /// # Panics
     /// If called outside a tokio runtime.
     pub fn new(agent: Agent, manager: BlockManager, config: HandoffConfig) -> Result<Self> {
-        for (name, time) in [("ttl", config.ttl), ("pull_timeout", config.pull_timeout)] {
-            if time > TIME_MAX {
-                return Err(Error::invalid(format!("hand-off {name} of {time:?}")));
-            }
-        }
+        config.check()?;
+        let layout = config.layout_of(manager.layout())?;
         let notifications = agent.notifications().map_err(|error| {
             Error::new(ErrorKind::Conflict, "notifications of the agent").with_source(error)
         })?;
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        let holds = Arc::new(Holds::new());
-        let (task_holds, stop) = (Arc::clone(&holds), shutdown.clone());
+        let (owner, answers) =
+            (Arc::new(Owner::new(config.terms())?), Arc::new(Answers::default()));
+        let (outbox, send) = Outbox::new(agent.clone(), shutdown.clone());
+        tasks.spawn(send);
+        let listener = Listener {
+            agent: agent.clone(),
+            owner: Arc::clone(&owner),
+            answers: Arc::clone(&answers),
+            outbox: outbox.clone(),
+        };
+        let stop = shutdown.clone();
         tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = keep(&task_holds, notifications) => {}
+                () = listener.listen(notifications) => {}
             }
-            task_holds.close();
+            listener.owner.close();
         });
         Ok(Self(Arc::new(Inner {
             agent,
             manager,
             config,
-            holds,
+            layout,
+            owner,
+            answers,
+            outbox,
             tasks,
             _shutdown_on_drop: shutdown.clone().drop_guard(),
             shutdown,
         })))
     }
 
-    /// Holds blocks of one sequence readable for whoever has the ticket.
+    /// Holds blocks of one sequence for the one worker that redeems the ticket.
     ///
     /// `blocks` are the full ones, first block first; `tail` is the partly written one behind them.
     /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if there are none, and with
@@ -210,42 +159,62 @@ impl Handoff {
         blocks: Vec<RegisteredBlock>,
         tail: Option<PartialBlock>,
     ) -> Result<Staged> {
+        let mut staged = self.stage_for(1, blocks, tail)?;
+        staged.pop().ok_or_else(|| Error::internal("a hold for each worker"))
+    }
+
+    /// Holds blocks like [`stage`](Self::stage) for `workers` workers, each with a ticket and a hold of its
+    /// own: decode ranks that each need some of the KV heads that are here.
+    pub fn stage_for(
+        &self,
+        workers: usize,
+        blocks: Vec<RegisteredBlock>,
+        tail: Option<PartialBlock>,
+    ) -> Result<Vec<Staged>> {
         let inner = &self.0;
         let count = blocks.len() + usize::from(tail.is_some());
-        let block_tokens = inner.manager.layout().block_size().tokens();
+        let block_tokens = inner.layout.shape().block_size().tokens();
         let tail_tokens = tail.as_ref().map_or(0, PartialBlock::tokens);
         if count == 0 || tail_tokens >= block_tokens || (tail.is_some() && tail_tokens == 0) {
             let message = format!("{count} blocks with {tail_tokens} tokens in the last one");
             return Err(Error::invalid(message));
         }
-        let identities = blocks.iter().map(|block| *block.identity()).collect();
-        let segments = blocks.into_iter().map(Segment::Full);
-        let segments = segments.chain(tail.map(Segment::Tail)).collect();
-        let region = inner.agent.register(segments).map_err(pull::transfer_error)?;
-        let metadata = inner.agent.metadata([region.grant()]).map_err(pull::transfer_error)?;
-        let ticket = Ticket {
-            id: StageId::random()?,
-            layout: inner.manager.layout().fingerprint(),
-            tail_tokens,
-            identities,
-            metadata,
+        let identities: Vec<_> = blocks.iter().map(|block| *block.identity()).collect();
+        let segments = Segment::of(blocks, tail);
+        let metadata = inner.agent.metadata([]).map_err(pull::transfer_error)?;
+        let stage = |_| {
+            let latest = Instant::now() + inner.config.ttl_max.max(inner.config.ttl);
+            let (id, settled) = inner.owner.stage(segments.clone())?;
+            let ticket = Ticket {
+                id,
+                claim_ttl: inner.config.claim_ttl,
+                layout: inner.layout.clone(),
+                tail_tokens,
+                identities: identities.clone(),
+                owner: metadata.clone(),
+            };
+            let owner = Arc::clone(&inner.owner);
+            Ok(Staged::new(ticket.encode(), id, latest, settled, owner))
         };
-        let id = ticket.id;
-        let (settle, settled) = oneshot::channel();
-        let expires = Instant::now() + inner.config.ttl;
-        let hold = Hold { _region: region, blocks: count, expires, settle };
-        inner.holds.insert(id, hold)?;
-        let ticket = HandoffTicket::new(ticket.encode());
-        Ok(Staged::new(ticket, id, expires, settled, Arc::clone(&inner.holds)))
+        (0..workers).map(stage).collect()
     }
 
-    /// Returns the number of blocks that are staged at this moment.
+    /// Returns the number of blocks that are staged at this moment, for each worker they are staged for.
     pub fn staged_blocks(&self) -> usize {
-        let holds = self.0.holds.lock();
-        holds.iter().flat_map(HashMap::values).map(|hold| hold.blocks).sum()
+        self.0.owner.staged_blocks()
     }
 
-    /// Ends every hold and joins the task.
+    /// Returns what hand-offs have come to so far.
+    pub fn stats(&self) -> HandoffStats {
+        self.0.owner.counters.read(self.staged_blocks())
+    }
+
+    /// Returns the name of the agent that it hands over by.
+    pub fn agent_name(&self) -> &str {
+        self.0.agent.name()
+    }
+
+    /// Ends every hold and joins the tasks; what is to be said still is said within a second, or never.
     ///
     /// # Cancel safety
     /// Cancel safe; the holds end all the same.
@@ -256,31 +225,52 @@ impl Handoff {
     }
 }
 
-/// Far beyond any hold or pull; keeps arithmetic on times safe.
-const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// Takes what peers say, and ends holds as they run out of time.
+struct Listener {
+    agent: Agent,
+    owner: Arc<Owner>,
+    answers: Arc<Answers>,
+    outbox: Outbox,
+}
 
-/// Ends holds as they are pulled or run out of time.
-async fn keep(holds: &Holds, mut notifications: Notifications) {
-    let mut changed = holds.changed.subscribe();
-    loop {
-        let next = holds.expire(Instant::now());
-        let expiry = async {
-            match next {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = expiry => {}
-            // The sender lives as long as the holds.
-            _ = changed.changed() => {}
-            notification = notifications.recv() => {
-                let Some(notification) = notification else { return };
-                match StageId::decode(&notification.payload) {
-                    Some(id) => holds.settle(&id, Settlement::Pulled),
-                    None => tracing::warn!(from = notification.from, "notification of no stage"),
+impl Listener {
+    async fn listen(&self, mut notifications: Notifications) {
+        let mut changed = self.owner.changed.subscribe();
+        loop {
+            let next = self.owner.expire();
+            let expiry = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = expiry => {}
+                // The sender lives as long as the owner.
+                _ = changed.changed() => {}
+                notification = notifications.recv() => {
+                    let Some(notification) = notification else { return };
+                    match Message::decode(&notification.payload) {
+                        Ok(message) => self.hear(message),
+                        Err(error) => tracing::warn!(from = notification.from, %error, "not heard"),
+                    }
                 }
             }
+        }
+    }
+
+    fn hear(&self, message: Message) {
+        if !message.is_question() {
+            return self.answers.pass(message);
+        }
+        let Some((from, answer)) = self.owner.asked(&self.agent, message) else { return };
+        // Who wants no answer says not where it is.
+        if from.is_empty() {
+            return;
+        }
+        match self.agent.load_metadata(&from) {
+            Ok(puller) => self.outbox.put(puller, answer.encode()),
+            Err(error) => tracing::warn!(%error, "puller of staged blocks not answered"),
         }
     }
 }

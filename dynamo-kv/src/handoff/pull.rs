@@ -1,13 +1,18 @@
+use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
 use dynamo_core::protocol::{HandoffReport, HandoffTicket};
 use dynamo_core::{Error, ErrorKind, Result};
-use dynamo_transfer::{RemoteAgent, TransferOptions};
+use dynamo_transfer::{RegisteredRegion, TransferOptions};
 use tokio::time::Instant;
 
-use super::Handoff;
+use super::attempt::Pulling;
+use super::reads::Reads;
+use super::stats::PullOutcome;
 use super::ticket::Ticket;
+use super::{Handoff, Inner, plan};
 use crate::block::{MutableBlock, RegisteredBlock};
+use crate::layout::Piece;
 use crate::sequence::TokenSequence;
 
 /// A sequence's KV, taken over from another worker.
@@ -24,104 +29,180 @@ pub struct Pulled {
 }
 
 impl Handoff {
-    /// Redeems a ticket: pulls the blocks of `sequence` that this worker lacks, and shares them.
+    /// Redeems the tickets of one sequence: pulls its blocks that this worker lacks, and shares them.
+    ///
+    /// There is one ticket, or one of each prefill rank whose KV heads this worker has some of: their
+    /// blocks may lie otherwise than those here ([`RankLayout`](crate::layout::RankLayout)). While another
+    /// worker pulls by the same ticket this one waits for it to end or to lapse, once.
     ///
     /// Fails with [`Protocol`](ErrorKind::Protocol) on bad bytes,
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if the ticket is for another layout or other
-    /// tokens, [`Overloaded`](ErrorKind::Overloaded) without room,
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if the tickets are for another model, other heads or
+    /// other tokens, [`Overloaded`](ErrorKind::Overloaded) without room,
+    /// [`Conflict`](ErrorKind::Conflict) if another worker pulls the blocks and moves along,
     /// [`NotFound`](ErrorKind::NotFound) if the hold has ended,
     /// [`Unavailable`](ErrorKind::Unavailable) if its owner cannot be reached, and
-    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded). On any failure no block is shared.
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded). On any failure no block is shared, and the hold
+    /// stands for others if it stood before.
     ///
     /// # Cancel safety
-    /// Dropped before the bytes have arrived, the future shares nothing and the memory returns when
-    /// it is quiet; dropped behind that, the blocks stay cached.
-    pub async fn pull(
+    /// Dropped, the future shares nothing, the memory returns when it is quiet, and the owner hears of it.
+    pub async fn pull<'a>(
         &self,
-        ticket: &HandoffTicket,
+        tickets: impl IntoIterator<Item = &'a HandoffTicket>,
+        sequence: &TokenSequence,
+        deadline: Option<StdInstant>,
+    ) -> Result<Pulled> {
+        let tickets = tickets.into_iter().map(Ticket::decode).collect::<Result<Vec<_>>>();
+        let mut counted = Counted { inner: &self.0, outcome: PullOutcome::Dropped, bytes: 0 };
+        let pulled = match tickets {
+            Ok(tickets) => self.0.pull(tickets, sequence, deadline).await,
+            Err(error) => Err(error),
+        };
+        counted.outcome = match &pulled {
+            Ok(pulled) => {
+                counted.bytes = pulled.report.bytes;
+                PullOutcome::Completed
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
+                PullOutcome::Refused
+            }
+            Err(_) => PullOutcome::Failed,
+        };
+        pulled
+    }
+}
+
+/// Counts a pull when it ends, or is dropped.
+struct Counted<'a> {
+    inner: &'a Inner,
+    outcome: PullOutcome,
+    bytes: u64,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.inner.owner.counters.pull_ended(self.outcome, self.bytes);
+    }
+}
+
+impl Inner {
+    async fn pull(
+        self: &Arc<Self>,
+        tickets: Vec<Ticket>,
         sequence: &TokenSequence,
         deadline: Option<StdInstant>,
     ) -> Result<Pulled> {
         let started = Instant::now();
-        let latest = started + self.0.config.pull_timeout;
+        let latest = started + self.config.pull_timeout;
         let deadline = deadline.map_or(latest, |at| latest.min(at.into()));
-        let ticket = Ticket::decode(ticket)?;
-        self.check(&ticket, sequence)?;
-        let owner = self.0.agent.load_metadata(&ticket.metadata).map_err(transfer_error)?;
+        let (full, tail_tokens) = self.check(&tickets, sequence)?;
+        let pulling = Pulling::new(self, tickets, deadline)?;
 
-        let keys = &sequence.keys()[..ticket.identities.len()];
-        let mut blocks = self.0.manager.match_prefix(keys);
+        let keys = &sequence.keys()[..full];
+        let mut blocks = self.manager.match_prefix(keys);
         let blocks_cached = blocks.len();
-        let missing = keys.len() - blocks_cached + usize::from(ticket.tail_tokens > 0);
-        let mut own = self.read(&owner, blocks_cached, missing, deadline).await?;
+        let missing = keys.len() - blocks_cached + usize::from(tail_tokens > 0);
+        let (mut own, bytes) = if missing > 0 {
+            self.read(pulling, blocks_cached, missing).await?
+        } else {
+            pulling.decline().await;
+            (Vec::new(), 0)
+        };
 
-        let tail = if ticket.tail_tokens > 0 { own.pop() } else { None };
+        let tail = if tail_tokens > 0 { own.pop() } else { None };
         let complete = own.into_iter().zip(&keys[blocks_cached..]);
         let complete = complete.map(|(block, key)| block.complete(*key)).collect();
-        blocks.extend(self.0.manager.register_all(complete));
+        blocks.extend(self.manager.register_all(complete));
         let report = HandoffReport {
             blocks_pulled: count(missing),
             blocks_cached: count(blocks_cached),
-            bytes: (missing * self.0.manager.layout().block_bytes()) as u64,
+            bytes,
             micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         };
-        // The bytes are here; if the word does not get through, the owner's TTL ends the hold.
-        let told = self.0.agent.notify(&owner, ticket.id.encode());
-        match tokio::time::timeout_at(deadline, told).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "owner not told that its blocks were pulled"),
-            Err(_) => tracing::warn!("owner not told in time that its blocks were pulled"),
-        }
-        Ok(Pulled { blocks, tail, tail_tokens: ticket.tail_tokens, report })
+        Ok(Pulled { blocks, tail, tail_tokens, report })
     }
 
-    /// Checks that the ticket is for these blocks and for exactly this sequence.
-    fn check(&self, ticket: &Ticket, sequence: &TokenSequence) -> Result<()> {
-        let layout = self.0.manager.layout();
-        if ticket.layout != layout.fingerprint() || sequence.block_size() != layout.block_size() {
-            return Err(Error::invalid("hand-off ticket is for another block layout"));
+    /// Checks that the tickets are for blocks of this model, for all heads here, and for exactly this
+    /// sequence; returns its full blocks and the tokens behind them.
+    fn check(&self, tickets: &[Ticket], sequence: &TokenSequence) -> Result<(usize, usize)> {
+        let Some(first) = tickets.first() else {
+            return Err(Error::invalid("a hand-off without a ticket"));
+        };
+        let layout = &self.layout;
+        let is_ours = |ticket: &Ticket| ticket.layout.shape() == layout.shape();
+        let size = layout.shape().block_size();
+        if !tickets.iter().all(is_ours) || sequence.block_size() != size {
+            return Err(Error::invalid("hand-off ticket is for blocks of another shape"));
         }
-        let block_tokens = layout.block_size().tokens();
-        let staged = ticket.identities.len() * block_tokens + ticket.tail_tokens;
+        if !plan::make_up(tickets.iter().map(|ticket| &ticket.layout), layout) {
+            let heads = layout.heads();
+            let message = format!("hand-off tickets do not make up the KV heads {heads:?}");
+            return Err(Error::invalid(message));
+        }
+        let (full, tail_tokens) = (first.identities.len(), first.tail_tokens);
+        let staged = full * size.tokens() + tail_tokens;
         let ours = sequence.tokens().len();
-        if ticket.tail_tokens >= block_tokens || staged != ours {
+        if tail_tokens >= size.tokens() || staged != ours {
             let message = format!("hand-off ticket is for {staged} tokens, the prompt has {ours}");
             return Err(Error::invalid(message));
         }
-        let identities = sequence.keys().iter().map(|key| &key.identity);
-        if !ticket.identities.iter().eq(identities) {
+        let is_of_it = |ticket: &Ticket| {
+            let identities = sequence.keys().iter().map(|key| &key.identity);
+            ticket.tail_tokens == tail_tokens && ticket.identities.iter().eq(identities)
+        };
+        if !tickets.iter().all(is_of_it) {
             return Err(Error::invalid("hand-off ticket is for other tokens"));
         }
-        Ok(())
+        Ok((full, tail_tokens))
     }
 
-    /// Reads `count` staged blocks from index `first` on into blocks of our own.
+    /// Reads `count` staged blocks from index `first` on into blocks of our own, which are nobody else's
+    /// then; returns how many bytes that were.
     async fn read(
         &self,
-        owner: &RemoteAgent,
+        mut pulling: Pulling,
         first: usize,
         count: usize,
-        deadline: Instant,
-    ) -> Result<Vec<MutableBlock>> {
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        let blocks = self.0.manager.allocate(count).map_err(|error| {
+    ) -> Result<(Vec<MutableBlock>, u64)> {
+        let deadline = pulling.deadline();
+        let granted = pulling.reserve().await?;
+        let blocks = self.manager.allocate(count).map_err(|error| {
             Error::new(ErrorKind::Overloaded, "KV blocks for a hand-off").with_source(error)
         })?;
-        let block_bytes = self.0.manager.layout().block_bytes() as u64;
-        let (start, len) = (first as u64 * block_bytes, count as u64 * block_bytes);
-        let region = owner
-            .regions()
-            .first()
-            .ok_or_else(|| Error::new(ErrorKind::Protocol, "hand-off ticket names no region"))?;
-        let remote = region.descriptor([(start, len)]).map_err(transfer_error)?;
-        let local = self.0.agent.register_mut(blocks).map_err(transfer_error)?;
-        let target = local.descriptor([(0, len)]).map_err(transfer_error)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        let options = TransferOptions::default().with_deadline(left);
-        self.0.agent.read(target, remote, options).await.map_err(transfer_error)?;
-        Ok(local.close().await)
+        let local = self.agent.register_mut(blocks).map_err(transfer_error)?;
+        let mut reads = Reads::default();
+        for (ticket, region) in granted {
+            let pieces = plan::pieces(&ticket.layout, &self.layout, ticket.blocks(), first);
+            let pieces =
+                pieces.map_err(|error| Error::internal("plan of a hand-off").with_source(error))?;
+            self.post(&mut reads, &local, region, &pieces, deadline)?;
+        }
+        pulling.read(&mut reads).await?;
+        let bytes = reads.moved();
+        let blocks = local.close().await;
+        pulling.settle().await?;
+        Ok((blocks, bytes))
+    }
+
+    fn post(
+        &self,
+        reads: &mut Reads,
+        local: &RegisteredRegion<MutableBlock>,
+        remote: &dynamo_transfer::RemoteRegion,
+        pieces: &[Piece],
+        deadline: Instant,
+    ) -> Result<()> {
+        for pieces in pieces.chunks(PIECES_MAX) {
+            let range = |offset: usize, len: usize| (offset as u64, len as u64);
+            let from = pieces.iter().map(|piece| range(piece.from.offset, piece.len));
+            let to = pieces.iter().map(|piece| range(piece.to.offset, piece.len));
+            let remote = remote.descriptor(from).map_err(transfer_error)?;
+            let local = local.descriptor(to).map_err(transfer_error)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let options = TransferOptions::default().with_deadline(left);
+            reads.push(self.agent.read(local, remote, options));
+        }
+        Ok(())
     }
 }
 
@@ -144,6 +225,13 @@ pub(super) fn transfer_error(error: dynamo_transfer::Error) -> Error {
     Error::new(kind, "hand-off of KV blocks").with_source(error)
 }
 
+pub(super) fn late() -> Error {
+    Error::new(ErrorKind::DeadlineExceeded, "hand-off of KV blocks")
+}
+
 fn count(blocks: usize) -> u32 {
     u32::try_from(blocks).unwrap_or(u32::MAX)
 }
+
+/// Ranges of one transfer: a descriptor may have four times as many.
+const PIECES_MAX: usize = 1 << 18;

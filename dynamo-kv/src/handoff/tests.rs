@@ -1,9 +1,12 @@
-use dynamo_core::ErrorKind;
-use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, WorkerId};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dynamo_core::protocol::{BlockSize, CacheNamespace, HandoffTicket, InstanceId, WorkerId};
 use dynamo_transfer::{AgentConfig, MemoryFabric};
 
+use super::message::Attempt;
 use super::*;
-use crate::layout::{BlockLayout, DType};
+use crate::layout::{AxisOrder, BlockLayout, DType, KvShape, TpShard};
 use crate::manager::ManagerConfig;
 use crate::sequence::TokenSequence;
 
@@ -76,7 +79,7 @@ impl Worker {
 async fn a_hand_off_moves_every_byte_and_settles(prefill: Worker, decode: Worker) {
     let mut staged = prefill.stage(0);
     assert_eq!(prefill.handoff.staged_blocks(), 3);
-    let pulled = decode.handoff.pull(staged.ticket(), &sequence(0), None).await.unwrap();
+    let pulled = decode.handoff.pull([staged.ticket()], &sequence(0), None).await.unwrap();
     assert_eq!(staged.settled().await, Settlement::Pulled);
     prefill.assert_at_rest(2);
 
@@ -93,7 +96,7 @@ async fn a_hand_off_moves_every_byte_and_settles(prefill: Worker, decode: Worker
 
     // The second time only the tail is missing.
     let staged = prefill.stage(0);
-    let pulled = decode.handoff.pull(staged.ticket(), &sequence(0), None).await.unwrap();
+    let pulled = decode.handoff.pull([staged.ticket()], &sequence(0), None).await.unwrap();
     let report = pulled.report;
     assert_eq!((report.blocks_pulled, report.blocks_cached), (1, 2));
     assert_eq!(report.bytes, block_bytes);
@@ -126,7 +129,7 @@ async fn a_hold_that_has_ended_is_not_found_and_nothing_is_shared() {
     let ticket = staged.ticket().clone();
     drop(staged);
     prefill.assert_at_rest(2);
-    let error = decode.handoff.pull(&ticket, &sequence(0), None).await.unwrap_err();
+    let error = decode.handoff.pull([&ticket], &sequence(0), None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     decode.assert_at_rest(0);
 }
@@ -141,7 +144,7 @@ async fn nothing_is_staged_after_the_ttl() {
     assert_eq!(prefill.handoff.staged_blocks(), 3, "the later hold still stands");
     assert_eq!(second.settled().await, Settlement::Expired);
     assert_eq!(prefill.handoff.staged_blocks(), 0);
-    let error = decode.handoff.pull(first.ticket(), &sequence(0), None).await.unwrap_err();
+    let error = decode.handoff.pull([first.ticket()], &sequence(0), None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
@@ -155,32 +158,42 @@ async fn a_corrupted_ticket_is_refused_at_every_byte() {
         flipped[at] ^= 0x40;
         for bad in [good[..at].to_vec(), flipped] {
             let ticket = HandoffTicket::new(bad);
-            let error = decode.handoff.pull(&ticket, &sequence(0), None).await.unwrap_err();
+            let error = decode.handoff.pull([&ticket], &sequence(0), None).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Protocol, "byte {at}");
         }
     }
     decode.assert_at_rest(0);
-    decode.handoff.pull(staged.ticket(), &sequence(0), None).await.unwrap();
+    decode.handoff.pull([staged.ticket()], &sequence(0), None).await.unwrap();
 }
 
 /// A checksum without a key keeps accidents out, not a peer that means harm.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_spoilt_ticket_with_a_right_checksum_shares_nothing_wrong() {
     let (prefill, decode) = pair().await;
-    let staged = prefill.stage(0);
-    let good = staged.ticket().as_bytes();
-    let body = &good[..good.len() - 8];
+    let mut good = prefill.stage(0);
+    let signed_part = |staged: &Staged| {
+        let bytes = staged.ticket().as_bytes();
+        bytes[..bytes.len() - 8].to_vec()
+    };
+    let mut body = signed_part(&good);
     let signed = |body: &[u8]| HandoffTicket::new([body, &ticket::checksum(body)[..]].concat());
-    let (id, metadata) = (2..18, 18 + 8 + 4 + 4 + 2 * 32);
+    let (id, claim_ttl, metadata) = (2..26, 26..30, 30 + 31 + 4 + 4 + 2 * 32);
     for at in 0..body.len() {
-        let cut = decode.handoff.pull(&signed(&body[..at]), &sequence(0), None).await;
+        if claim_ttl.contains(&at) {
+            // The one before was pulled, or has expired.
+            good = prefill.stage(0);
+            body = signed_part(&good);
+        }
+        let cut = decode.handoff.pull([&signed(&body[..at])], &sequence(0), None).await;
         assert!(cut.is_err(), "cut at {at}");
-        let mut flipped = body.to_vec();
+        let mut flipped = body.clone();
         flipped[at] ^= 0x01;
-        let pulled = decode.handoff.pull(&signed(&flipped), &sequence(0), None).await;
-        // Another id only fails to tell the owner; everything else is refused.
+        let pulled = decode.handoff.pull([&signed(&flipped)], &sequence(0), None).await;
+        // An owner does not answer to another id; the pace is up to the puller; everything else is refused.
         let kind = pulled.as_ref().err().map(Error::kind);
         if id.contains(&at) {
+            assert_eq!(kind, Some(ErrorKind::DeadlineExceeded), "byte {at}");
+        } else if claim_ttl.contains(&at) {
             assert_eq!(kind, None, "byte {at}");
             drop(pulled);
             decode.manager.clear();
@@ -224,7 +237,7 @@ async fn a_ticket_for_other_tokens_or_another_layout_is_refused() {
     let mut longer = sequence(0);
     longer.push(1);
     for other in [sequence(1), longer] {
-        let error = decode.handoff.pull(staged.ticket(), &other, None).await.unwrap_err();
+        let error = decode.handoff.pull([staged.ticket()], &other, None).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     }
     let layout = BlockLayout::new(4, 1, 64, BlockSize::DEFAULT, DType::F32).unwrap();
@@ -232,7 +245,7 @@ async fn a_ticket_for_other_tokens_or_another_layout_is_refused() {
     let manager = BlockManager::new(ManagerConfig::new(layout, 8), id, Box::new(|_| {})).unwrap();
     let agent = Agent::start(AgentConfig::default()).await.unwrap();
     let other = Handoff::new(agent, manager, HandoffConfig::default()).unwrap();
-    let error = other.pull(staged.ticket(), &sequence(0), None).await.unwrap_err();
+    let error = other.pull([staged.ticket()], &sequence(0), None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     decode.assert_at_rest(0);
 }
@@ -243,29 +256,122 @@ async fn a_puller_without_room_is_overloaded_and_the_hold_stands() {
     let prefill = worker("prefill", Some(&fabric), 8).await;
     let decode = worker("decode", Some(&fabric), 2).await;
     let staged = prefill.stage(0);
-    let error = decode.handoff.pull(staged.ticket(), &sequence(0), None).await.unwrap_err();
+    let error = decode.handoff.pull([staged.ticket()], &sequence(0), None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Overloaded);
     decode.assert_at_rest(0);
     assert_eq!(prefill.handoff.staged_blocks(), 3);
 }
 
-#[tokio::test]
-async fn a_pull_that_is_dropped_shares_nothing_and_gives_its_memory_back() {
+/// Runs a pull until it reads, and stops it there.
+async fn until_it_reads(pull: &mut (impl Future<Output = Result<Pulled>> + Unpin), of: &Worker) {
+    while of.manager.stats().mutable == 0 {
+        tokio::select! {
+            biased;
+            _ = &mut *pull => unreachable!("the transfer is done by a thread"),
+            () = tokio::task::yield_now() => {}
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_that_is_dropped_shares_nothing_and_leaves_the_blocks_to_others() {
     let (prefill, decode) = pair().await;
     let staged = prefill.stage(0);
     let sequence = sequence(0);
-    let mut pull = Box::pin(decode.handoff.pull(staged.ticket(), &sequence, None));
-    tokio::select! {
-        biased;
-        _ = &mut pull => unreachable!("the transfer is done by a task that has not run"),
-        () = std::future::ready(()) => {}
-    }
-    assert_eq!(decode.manager.stats().mutable, 3);
+    let mut pull = Box::pin(decode.handoff.pull([staged.ticket()], &sequence, None));
+    until_it_reads(&mut pull, &decode).await;
     drop(pull);
-    // The agent's task drops the last hold on the memory; it has run when the agent has ended.
+    let before = Instant::now();
+    let pulled = decode.handoff.pull([staged.ticket()], &sequence, None).await.unwrap();
+    assert!(before.elapsed() < Duration::from_secs(2), "it need not wait for the lease");
+    assert_eq!(pulled.report.blocks_pulled, 3);
+    drop(pulled);
+    // The agent's tasks drop the last hold on the memory; they have run when the agent has ended.
     decode.agent.shutdown().await;
+    decode.assert_at_rest(2);
+    let stats = decode.handoff.stats();
+    assert_eq!((stats.pulls_dropped_total, stats.pulls_completed_total), (1, 1), "{stats:?}");
+    assert_eq!(prefill.handoff.stats().stages_pulled_total, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_move_along_is_overtaken_and_shares_nothing() {
+    let fabric = MemoryFabric::new();
+    let prefill = worker("prefill", Some(&fabric), 8).await;
+    let (frozen, other) =
+        (worker("frozen", Some(&fabric), 8).await, worker("other", Some(&fabric), 8).await);
+    let mut staged = prefill.stage(0);
+    let sequence = sequence(0);
+    let ticket = staged.ticket().clone();
+    let mut pull = Box::pin(frozen.handoff.pull([&ticket], &sequence, None));
+    until_it_reads(&mut pull, &frozen).await;
+    let pulled = other.handoff.pull([staged.ticket()], &sequence, None).await.unwrap();
+    assert!(pulled.blocks[1].iter().all(|&byte| byte == fill(0, 1)));
+    assert_eq!(staged.settled().await, Settlement::Pulled);
+    // Its bytes may have arrived: the owner has given them to somebody else.
+    assert_eq!(pull.await.unwrap_err().kind(), ErrorKind::NotFound);
+    frozen.agent.shutdown().await;
+    frozen.assert_at_rest(0);
+    assert_eq!(frozen.handoff.stats().pulls_refused_total, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_puller_is_refused_while_the_first_moves_along() {
+    let (prefill, decode) = pair().await;
+    let staged = prefill.stage(0);
+    let stage = Ticket::decode(staged.ticket()).unwrap().id;
+    let first_moves = |moved| {
+        let (attempt, from) = (Attempt([1; 16]), Bytes::new());
+        let claim = Message::Claim { stage, attempt, moved, from };
+        prefill.handoff.0.owner.asked(&prefill.agent, claim).unwrap()
+    };
+    first_moves(0);
+    let sequence = sequence(0);
+    let pull = decode.handoff.pull([staged.ticket()], &sequence, None);
+    let moves = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        first_moves(10);
+    };
+    let (refused, ()) = tokio::join!(pull, moves);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Conflict);
     decode.assert_at_rest(0);
     assert_eq!(prefill.handoff.staged_blocks(), 3);
+    assert_eq!(decode.handoff.stats().pulls_refused_total, 1);
+}
+
+#[tokio::test]
+async fn an_owner_that_has_gone_is_unavailable() {
+    let (prefill, decode) = (worker("p", None, 8).await, worker("d", None, 8).await);
+    let staged = prefill.stage(0);
+    prefill.agent.shutdown().await;
+    let error = decode.handoff.pull([staged.ticket()], &sequence(0), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    decode.assert_at_rest(0);
+}
+
+#[tokio::test]
+async fn tickets_that_do_not_make_up_the_heads_and_configurations_that_cannot_be_are_refused() {
+    let (prefill, decode) = pair().await;
+    let staged = prefill.stage(0);
+    let twice = [staged.ticket(), staged.ticket()];
+    let error = decode.handoff.pull(twice, &sequence(0), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    let error = decode.handoff.pull([], &sequence(0), None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+
+    let shape = KvShape::new(2, 2, 64, BlockSize::DEFAULT, DType::F32).unwrap();
+    let half = RankLayout::new(shape, AxisOrder::BLOCKS_NHD, TpShard::new(0, 2).unwrap()).unwrap();
+    let day = Duration::from_secs(24 * 60 * 60 + 1);
+    let configs = [
+        HandoffConfig::default().with_layout(half),
+        HandoffConfig::default().with_claim_ttl(Duration::ZERO),
+        HandoffConfig::default().with_ttl_max(day),
+    ];
+    for config in configs {
+        let agent = Agent::start(AgentConfig::default()).await.unwrap();
+        let error = Handoff::new(agent, decode.manager.clone(), config).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -274,7 +380,7 @@ async fn a_deadline_that_has_passed_ends_the_pull() {
     let staged = prefill.stage(0);
     let passed = Instant::now().into_std();
     let sequence = sequence(0);
-    let pull = decode.handoff.pull(staged.ticket(), &sequence, Some(passed));
+    let pull = decode.handoff.pull([staged.ticket()], &sequence, Some(passed));
     assert_eq!(pull.await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
     decode.agent.shutdown().await;
     decode.assert_at_rest(0);

@@ -2,6 +2,7 @@
 
 mod cache;
 mod order;
+mod rank;
 mod shape;
 mod shard;
 mod transform;
@@ -12,6 +13,7 @@ use dynamo_core::protocol::BlockSize;
 
 pub use cache::{CacheLayout, Index, Place};
 pub use order::{Axis, AxisOrder};
+pub use rank::RankLayout;
 pub use shape::KvShape;
 pub use shard::TpShard;
 pub use transform::{Piece, Transform};

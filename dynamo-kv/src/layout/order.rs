@@ -25,7 +25,8 @@ pub struct AxisOrder {
     regions: usize,
 }
 
-pub(super) const AXES: usize = 5;
+/// How many axes there are.
+pub(crate) const AXES: usize = 5;
 
 impl AxisOrder {
     /// Block after block in one region, tokens before heads (NHD).
@@ -74,7 +75,8 @@ impl AxisOrder {
         &self.axes[self.regions..]
     }
 
-    pub(super) fn axes(&self) -> &[Axis; AXES] {
+    /// Returns all axes, the outermost first.
+    pub fn axes(&self) -> &[Axis; AXES] {
         &self.axes
     }
 }

@@ -88,6 +88,16 @@ impl KvShape {
         self.block_size.tokens() * self.heads * self.vector_bytes()
     }
 
+    /// Returns the number of elements of a vector, of one head and token in one plane.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Returns the type of one element.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// Returns the axes of a block, for a number that tells shapes apart.
     pub(super) fn axes(&self) -> [usize; 6] {
         let tokens = self.block_size.tokens();

@@ -22,6 +22,16 @@ impl TpShard {
         }
     }
 
+    /// Returns which rank it is.
+    pub fn rank(self) -> usize {
+        self.rank
+    }
+
+    /// Returns how many ranks there are.
+    pub fn degree(self) -> usize {
+        self.degree
+    }
+
     /// Returns which of `heads` KV heads the rank has: as many as each other one; of fewer heads than
     /// ranks several have the same.
     ///

@@ -259,7 +259,7 @@ impl Inner {
         ticket: &HandoffTicket,
         sequence: &TokenSequence,
     ) -> Result<(SequenceKv, HandoffReport)> {
-        let pulled = self.handoff.pull(ticket, sequence, ctx.deadline()).await?;
+        let pulled = self.handoff.pull([ticket], sequence, ctx.deadline()).await?;
         let report = pulled.report;
         Ok((SequenceKv::pulled(self.manager.clone(), pulled), report))
     }

@@ -1,0 +1,114 @@
+use std::time::Duration;
+
+use dynamo_core::{Error, Result};
+
+use super::hold::Terms;
+use crate::layout::{BlockLayout, RankLayout};
+
+/// How hand-offs are held and pulled.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct HandoffConfig {
+    /// How long staged blocks are held for a puller that does not come.
+    pub ttl: Duration,
+    /// How long they stay reserved for a puller that does not move along: another one may have them then,
+    /// and behind the TTL the hold ends.
+    pub claim_ttl: Duration,
+    /// How long they are held in all, if pullers move along; never less than `ttl`.
+    pub ttl_max: Duration,
+    /// How long a pull may take, its transfer included.
+    pub pull_timeout: Duration,
+    /// How this worker's blocks lie; the manager's layout, of all heads, if `None`.
+    pub layout: Option<RankLayout>,
+}
+
+impl Default for HandoffConfig {
+    fn default() -> Self {
+        // A decode worker pulls at once or never; serving research puts the peers' 480 s at the
+        // root of stranded caches. Bytes that move do so at 1 MiB/s at least: two seconds without one is
+        // a worker that has died or hangs.
+        Self {
+            ttl: Duration::from_secs(30),
+            claim_ttl: Duration::from_secs(2),
+            ttl_max: Duration::from_secs(120),
+            pull_timeout: Duration::from_secs(10),
+            layout: None,
+        }
+    }
+}
+
+impl HandoffConfig {
+    /// Holds staged blocks for `ttl`.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Reserves them for a puller until it has not moved along for `claim_ttl`.
+    #[must_use]
+    pub fn with_claim_ttl(mut self, claim_ttl: Duration) -> Self {
+        self.claim_ttl = claim_ttl;
+        self
+    }
+
+    /// Limits the time that they are held in all.
+    #[must_use]
+    pub fn with_ttl_max(mut self, ttl_max: Duration) -> Self {
+        self.ttl_max = ttl_max;
+        self
+    }
+
+    /// Limits the time a pull may take.
+    #[must_use]
+    pub fn with_pull_timeout(mut self, pull_timeout: Duration) -> Self {
+        self.pull_timeout = pull_timeout;
+        self
+    }
+
+    /// Says how this worker's blocks lie: that of a rank of tensor parallelism has to.
+    #[must_use]
+    pub fn with_layout(mut self, layout: RankLayout) -> Self {
+        self.layout = Some(layout);
+        self
+    }
+
+    pub(super) fn terms(&self) -> Terms {
+        Terms { ttl: self.ttl, claim_ttl: self.claim_ttl, max: self.ttl_max }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let Self { ttl, claim_ttl, ttl_max, pull_timeout, .. } = *self;
+        let times = [("ttl_max", ttl_max), ("ttl", ttl), ("pull_timeout", pull_timeout)];
+        for (name, time) in times.into_iter().chain([("claim_ttl", claim_ttl)]) {
+            if time > TIME_MAX {
+                return Err(Error::invalid(format!("hand-off {name} of {time:?}")));
+            }
+        }
+        if claim_ttl.is_zero() {
+            return Err(Error::invalid("hand-off claim_ttl of no time"));
+        }
+        Ok(())
+    }
+
+    /// Returns how the blocks of a manager lie.
+    pub(super) fn layout_of(&self, managers: &BlockLayout) -> Result<RankLayout> {
+        let Some(layout) = &self.layout else { return Ok(RankLayout::from(*managers)) };
+        let ours = (layout.block_bytes(), layout.shape().block_size());
+        let theirs = (managers.block_bytes(), managers.block_size());
+        if ours != theirs {
+            let message = format!(
+                "hand-off of blocks of {} bytes and {} tokens, the manager's have {} and {}",
+                ours.0,
+                ours.1.tokens(),
+                theirs.0,
+                theirs.1.tokens()
+            );
+            return Err(Error::invalid(message));
+        }
+        Ok(layout.clone())
+    }
+}
+
+/// Far beyond any hold or pull; keeps arithmetic on times safe.
+const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
