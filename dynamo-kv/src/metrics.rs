@@ -1,9 +1,13 @@
-//! What a worker's transfers have come to, as metrics of its runtime.
+//! What a worker's transfers and hand-offs have come to, as metrics of its runtime.
+
+mod handoff;
 
 use std::fmt;
 
 use dynamo_core::metrics::{Kind, Metric, Sample, Source};
 use dynamo_transfer::{Agent, BackendKind};
+
+pub use handoff::{HandoffMetrics, PULLED_BYTES, PULLS, STAGED_BLOCKS, STAGES};
 
 /// Transfers of an agent that have ended, by outcome.
 pub const TRANSFERS: Metric = Metric::new(
@@ -38,7 +42,8 @@ pub const REGIONS: Metric =
     Metric::new("dynamo_transfer_regions", Kind::Gauge, "Regions that an agent has registered.");
 
 /// All metrics of this crate.
-pub const ALL: &[Metric] = &[TRANSFERS, BYTES, TIME, IN_FLIGHT, REGIONS];
+pub const ALL: &[Metric] =
+    &[TRANSFERS, BYTES, TIME, IN_FLIGHT, REGIONS, STAGED_BLOCKS, STAGES, PULLS, PULLED_BYTES];
 
 /// Counts an agent's transfers for the page of a runtime.
 ///

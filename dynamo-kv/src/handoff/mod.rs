@@ -60,6 +60,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 pub use config::HandoffConfig;
+pub(crate) use owner::Owner;
 pub use pull::Pulled;
 pub use staged::{Settlement, Staged};
 pub use stats::HandoffStats;
@@ -70,7 +71,6 @@ use crate::manager::BlockManager;
 use answers::Answers;
 use message::Message;
 use outbox::Outbox;
-use owner::Owner;
 use staged::Segment;
 use ticket::Ticket;
 
@@ -206,12 +206,12 @@ impl Handoff {
 
     /// Returns what hand-offs have come to so far.
     pub fn stats(&self) -> HandoffStats {
-        self.0.owner.counters.read(self.staged_blocks())
+        self.0.owner.stats()
     }
 
-    /// Returns the name of the agent that it hands over by.
-    pub fn agent_name(&self) -> &str {
-        self.0.agent.name()
+    /// Returns whose hand-offs are counted where.
+    pub(crate) fn counted(&self) -> (&str, &Arc<Owner>) {
+        (self.0.agent.name(), &self.0.owner)
     }
 
     /// Ends every hold and joins the tasks; what is to be said still is said within a second, or never.

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 use super::hold::{Holds, Terms, Time, Verdict};
 use super::message::{Attempt, Message, StageId, random};
 use super::staged::{Segment, Settlement};
-use super::stats::{Counters, StageOutcome};
+use super::stats::{Counters, HandoffStats, StageOutcome};
 
 /// What this worker has staged: [`Holds`], with the regions that they grant.
-pub(super) struct Owner {
+pub(crate) struct Owner {
     key: [u8; 32],
     numbers: AtomicU64,
     began: Instant,
@@ -24,7 +24,7 @@ pub(super) struct Owner {
     pub(super) counters: Counters,
 }
 
-pub(super) struct Held {
+struct Held {
     segments: Vec<Segment>,
     /// What the attempt that has reserved the blocks was given. Dropping it revokes it.
     region: Option<(RegisteredRegion<Segment>, Bytes)>,
@@ -156,6 +156,11 @@ impl Owner {
     /// Returns the number of blocks that are held.
     pub(super) fn staged_blocks(&self) -> usize {
         self.lock().iter().flat_map(Holds::iter).map(|held| held.segments.len()).sum()
+    }
+
+    /// Returns what the worker's hand-offs have come to so far.
+    pub(crate) fn stats(&self) -> HandoffStats {
+        self.counters.read(self.staged_blocks())
     }
 
     /// Gives blocks up before anyone is told.

@@ -2,7 +2,6 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::puller::Pull;
 use super::world::{Cells, Checked, Process, TERMS, Truth, What, Who, World, check, ms, right};
 use crate::handoff::hold::{Holds, Verdict};
 use crate::handoff::message::{Attempt, Message, StageId};
@@ -204,10 +203,15 @@ impl World {
         let truth = self.truth.get_mut(&stage).unwrap();
         if held.is_some() {
             truth.pulled_by = Some(attempt);
-            check(truth.holder == Some(attempt), "pulled by one that did not have it")?;
             check(!truth.released.contains(&attempt), "pulled by one that had released it")?;
-            let is_here = |pull: &Pull| pull.attempts.contains(&attempt) && pull.is_here();
-            check(self.pulls.iter().any(is_here), "pulled by one that has not all of it")?;
+            let pull = self.pulls.iter().find(|pull| pull.attempts.contains(&attempt)).unwrap();
+            if pull.outcome == Some("declined") {
+                let is_open = truth.holder.is_none_or(|holder| truth.released.contains(&holder));
+                check(is_open, "taken from one that has it")?;
+            } else {
+                check(truth.holder == Some(attempt), "pulled by one that did not have it")?;
+                check(pull.is_here(), "pulled by one that has not all of it")?;
+            }
         }
         check(is_theirs == (truth.pulled_by == Some(attempt)), "not what was said before")?;
         self.ended(at, held, "pulled")?;
@@ -215,7 +219,8 @@ impl World {
     }
 
     fn answer(&mut self, from: &[u8], answer: &Message) {
-        let at = usize::from(from[0]);
+        let Some(&at) = from.first() else { return };
+        let at = usize::from(at);
         let life = self.pullers[at].process.life;
         self.send(Who::Puller(at), life, &What::Notified(answer.encode()));
     }

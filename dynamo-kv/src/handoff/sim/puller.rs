@@ -65,6 +65,7 @@ impl World {
             return Ok(());
         };
         self.jobs[job].attempts_left = left;
+        let needs_nothing = !self.is_calm() && self.chance(5);
         let attempts = stages.iter().map(|_| {
             let mut attempt = [0; 16];
             attempt[..8].copy_from_slice(&self.random.next_u64().to_le_bytes());
@@ -83,7 +84,19 @@ impl World {
             deadline,
             outcome: None,
         });
-        self.drive(self.pulls.len() - 1)
+        let at = self.pulls.len() - 1;
+        if needs_nothing { self.decline(at) } else { self.drive(at) }
+    }
+
+    /// All blocks are there already: the owners may go, and are not waited for.
+    fn decline(&mut self, at: usize) -> Checked {
+        for shard in 0..self.pulls[at].attempts.len() {
+            let (stage, life) = self.jobs[self.pulls[at].job].stages[shard].unwrap();
+            let attempt = self.pulls[at].attempts[shard];
+            let done = Message::Done { stage, attempt, from: Bytes::new() };
+            self.send(Who::Owner(shard), life, &What::Notified(done.encode()));
+        }
+        self.pull_ended(at, "declined")
     }
 
     /// Does what a pull does next.
