@@ -35,10 +35,12 @@
 //! | [`group`] | models whose layers attend differently: a manager for each group of layers |
 //! | `pool`, [`evict`] | the state behind one short lock; which cached block goes first |
 //! | [`tier`] | blocks below memory: on a disk, in an object store |
+//! | `below` | how a manager's blocks go down to tiers and come up |
 //! | [`handoff`] | stage for a peer under a hold; reserve; pull; settle |
-//! | [`metrics`] | a worker's transfers on the page of its runtime |
+//! | [`metrics`] | a worker's blocks, transfers and hand-offs on the page of its runtime |
 #![forbid(unsafe_code)]
 
+mod below;
 pub mod block;
 pub mod evict;
 pub mod group;
@@ -51,6 +53,7 @@ mod pool;
 pub mod sequence;
 pub mod tier;
 
+pub use below::{Acquired, Offload, Sources, TierConfig, TierReport, TiersConfig, TiersStats};
 pub use block::{CompleteBlock, MutableBlock, PartialBlock, RegisteredBlock, WeakBlock};
 pub use group::{Attention, BlockGroups};
 pub use handoff::{Handoff, HandoffConfig, HandoffStats, Pulled, Settlement, Staged};

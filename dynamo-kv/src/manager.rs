@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dynamo_core::protocol::{KvChange, KvEvent, WorkerId};
 use dynamo_transfer::HostBuffer;
 
+use crate::below::{Acquired, Below, TiersConfig, TiersStats};
 use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
 use crate::evict::{Eviction, Lru};
 use crate::identity::BlockKey;
 use crate::layout::BlockLayout;
-use crate::pool::{Pool, Publisher};
+use crate::pool::{Pool, Published, Publisher};
 
 /// Owns a fixed number of blocks of host memory; cheap to clone.
 ///
@@ -29,6 +31,7 @@ pub struct ManagerConfig {
     epoch: u64,
     zero_on_allocate: bool,
     eviction: EvictionFactory,
+    tiers: TiersConfig,
 }
 
 /// Makes the policy of each shard.
@@ -38,7 +41,8 @@ impl ManagerConfig {
     /// Describes a pool of `blocks` blocks of `layout`, evicted least recently used first.
     pub fn new(layout: BlockLayout, blocks: usize) -> Self {
         let eviction: EvictionFactory = Box::new(|| Box::new(Lru::default()));
-        Self { layout, blocks, epoch: 1, zero_on_allocate: false, eviction }
+        let tiers = TiersConfig::default();
+        Self { layout, blocks, epoch: 1, zero_on_allocate: false, eviction, tiers }
     }
 
     /// Publishes events in `epoch`; a restarted worker takes a larger one than before.
@@ -55,6 +59,14 @@ impl ManagerConfig {
         self
     }
 
+    /// Puts tiers below the pool: then the manager is built within a tokio runtime, has tasks of its
+    /// own, and is ended by [`BlockManager::shutdown`].
+    #[must_use]
+    pub fn with_tiers(mut self, tiers: TiersConfig) -> Self {
+        self.tiers = tiers;
+        self
+    }
+
     /// Chooses the victims by policies that `eviction` makes, one for each shard of the pool.
     #[must_use]
     pub fn with_eviction<E: Eviction>(
@@ -68,20 +80,21 @@ impl ManagerConfig {
 
 impl fmt::Debug for ManagerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { layout, blocks, epoch, zero_on_allocate, eviction } = self;
+        let Self { layout, blocks, epoch, zero_on_allocate, eviction, tiers } = self;
         f.debug_struct("ManagerConfig")
             .field("layout", layout)
             .field("blocks", blocks)
             .field("epoch", epoch)
             .field("zero_on_allocate", zero_on_allocate)
             .field("eviction", &eviction())
+            .field("tiers", tiers)
             .finish()
     }
 }
 
 /// Where a block manager publishes its events.
 ///
-/// It is called in the order of the changes, under the pool's lock: it must neither block, nor
+/// It is called in the order of the changes, under the manager's locks: it must neither block, nor
 /// panic, nor call the manager.
 pub trait EventSink: Send + 'static {
     /// Takes the next event.
@@ -150,16 +163,28 @@ impl BlockManager {
         if config.blocks == 0 {
             return Err(dynamo_core::Error::invalid("a block pool of 0 blocks"));
         }
-        let layout = config.layout;
-        let bytes = layout.block_bytes().checked_mul(config.blocks);
+        config.tiers.check()?;
+        let (layout, has_tiers) = (config.layout, !config.tiers.tiers.is_empty());
+        let spares = if has_tiers { config.tiers.queue_blocks } else { 0 };
+        let bytes = config.blocks.checked_add(spares);
+        let bytes = bytes.and_then(|blocks| layout.block_bytes().checked_mul(blocks));
         let bytes = bytes.filter(|_| u32::try_from(config.blocks).is_ok()).ok_or_else(|| {
             dynamo_core::Error::invalid(format!("a block pool of {} blocks", config.blocks))
         })?;
-        let slots = HostBuffer::new(bytes).into_slots(layout.block_bytes());
+        let mut slots = HostBuffer::new(bytes).into_slots(layout.block_bytes());
+        let spares = slots.split_off(config.blocks);
         let publisher = Publisher::new(worker, config.epoch, events);
+        let publisher = Arc::new(Published::new(publisher));
+        let below = has_tiers.then(|| Below::new(config.tiers, spares, Arc::clone(&publisher)));
+        let (below, work) = below.unzip();
         let pool = Pool::new(slots, publisher, &config.eviction)
-            .with_zero_on_allocate(config.zero_on_allocate);
-        Ok(Self { pool: Arc::new(pool), layout })
+            .with_zero_on_allocate(config.zero_on_allocate)
+            .with_below(below);
+        let pool = Arc::new(pool);
+        if let (Some(below), Some(work)) = (pool.below(), work) {
+            below.start(work, &pool);
+        }
+        Ok(Self { pool, layout })
     }
 
     /// Returns the layout of every block.
@@ -196,10 +221,66 @@ impl BlockManager {
     /// A block registered while its parent is not stands alone: it is found again once the parent
     /// is back, and may be evicted in any order with it.
     pub fn register_all(&self, blocks: Vec<CompleteBlock>) -> Vec<RegisteredBlock> {
-        self.pool.register(blocks)
+        let Some(below) = self.pool.below() else { return self.pool.register(blocks) };
+        let keys: Vec<_> = blocks.iter().map(|block| *block.key()).collect();
+        let registered = self.pool.register(blocks);
+        below.write_through(&keys, &registered);
+        registered
     }
 
-    /// Evicts every cached block.
+    /// Returns the longest run of `keys`, from the first on, that is held here or in a tier below,
+    /// which is loaded first, as far as that is worth it and comes in time; without tiers it is
+    /// [`match_prefix`](Self::match_prefix).
+    ///
+    /// A block that a tier fails to give ends the run. What another call is loading is not loaded
+    /// twice. Loading takes blocks of the pool, and evicts others for it.
+    ///
+    /// # Cancel safety
+    /// If it is dropped, what was loaded by then is cached; targets of what was not are free when
+    /// nothing writes to them any more.
+    pub async fn acquire(&self, keys: &[BlockKey]) -> Acquired {
+        self.pool.acquire(keys).await
+    }
+
+    /// Has the blocks of `keys` loaded in the background, as by [`acquire`](Self::acquire), and left
+    /// cached; `false` if too many wait already, or there are no tiers.
+    pub fn prefetch(&self, keys: Vec<BlockKey>) -> bool {
+        self.pool.below().is_some_and(|below| below.prefetch(keys))
+    }
+
+    /// Allocates like [`allocate`](Self::allocate), but waits while blocks that have to go down have
+    /// no room in the queue, no longer than
+    /// [`reserve_timeout`](TiersConfig::reserve_timeout).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what was allocated by then is free again.
+    pub async fn reserve(&self, count: usize) -> Result<Vec<MutableBlock>, AllocateError> {
+        match self.pool.below() {
+            Some(below) => below.reserve(&self.pool, count).await,
+            None => self.allocate(count),
+        }
+    }
+
+    /// Returns what is in the tiers below and on its way there; `None` if there are none.
+    pub fn tiers(&self) -> Option<TiersStats> {
+        self.pool.below().map(Below::stats)
+    }
+
+    /// Writes what is on its way down, then shuts the tiers down; without tiers it does nothing.
+    ///
+    /// Fails with [`DeadlineExceeded`](dynamo_core::ErrorKind::DeadlineExceeded) if that takes longer
+    /// than `within`. What is evicted later is lost.
+    ///
+    /// # Cancel safety
+    /// Cancel safe, and may be called again.
+    pub async fn shutdown(&self, within: Duration) -> dynamo_core::Result<()> {
+        match self.pool.below() {
+            Some(below) => below.shutdown(within).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Evicts every cached block from memory; tiers keep theirs.
     pub fn clear(&self) {
         self.pool.clear();
     }

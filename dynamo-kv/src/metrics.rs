@@ -1,5 +1,6 @@
-//! What a worker's transfers and hand-offs have come to, as metrics of its runtime.
+//! What a worker's blocks, transfers and hand-offs have come to, as metrics of its runtime.
 
+mod blocks;
 mod handoff;
 
 use std::fmt;
@@ -7,6 +8,9 @@ use std::fmt;
 use dynamo_core::metrics::{Kind, Metric, Sample, Source};
 use dynamo_transfer::{Agent, BackendKind};
 
+pub use blocks::{
+    BLOCKS, BlockMetrics, DROPPED, EVICTIONS, HITS, MISSES, MOVE_TIME, MOVED_BYTES, MOVES, QUEUED,
+};
 pub use handoff::{HandoffMetrics, PULLED_BYTES, PULLS, STAGED_BLOCKS, STAGES};
 
 /// Transfers of an agent that have ended, by outcome.
@@ -42,8 +46,26 @@ pub const REGIONS: Metric =
     Metric::new("dynamo_transfer_regions", Kind::Gauge, "Regions that an agent has registered.");
 
 /// All metrics of this crate.
-pub const ALL: &[Metric] =
-    &[TRANSFERS, BYTES, TIME, IN_FLIGHT, REGIONS, STAGED_BLOCKS, STAGES, PULLS, PULLED_BYTES];
+pub const ALL: &[Metric] = &[
+    TRANSFERS,
+    BYTES,
+    TIME,
+    IN_FLIGHT,
+    REGIONS,
+    STAGED_BLOCKS,
+    STAGES,
+    PULLS,
+    PULLED_BYTES,
+    BLOCKS,
+    HITS,
+    MISSES,
+    EVICTIONS,
+    MOVES,
+    MOVED_BYTES,
+    MOVE_TIME,
+    QUEUED,
+    DROPPED,
+];
 
 /// Counts an agent's transfers for the page of a runtime.
 ///

@@ -14,15 +14,16 @@ mod shard;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use dynamo_core::protocol::{KvChange, SequenceHash};
+use dynamo_core::protocol::{KvChange, SequenceHash, Tier};
 use dynamo_transfer::Slot;
 
+use crate::below::{Acquired, Below};
 use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
 use crate::evict::{EntryId, Eviction};
 use crate::identity::BlockKey;
 use crate::manager::{AllocateError, PoolStats, Snapshot};
-pub(crate) use publisher::Publisher;
-use publisher::Shared as Published;
+pub(crate) use publisher::{Publisher, Shared as Published};
+pub(crate) use registry::Victim;
 pub(crate) use shard::Shard;
 
 /// The slots of one manager.
@@ -31,6 +32,7 @@ pub(crate) struct Pool {
     common: Arc<Common>,
     capacity: usize,
     zero_on_allocate: bool,
+    below: Option<Below>,
     /// Where the next allocation begins.
     next: AtomicUsize,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Pool {
 pub(crate) struct Common {
     /// Counts uses of blocks: what compares those in one shard with those in others.
     clock: AtomicU64,
-    publisher: Published,
+    publisher: Arc<Published>,
     evicted_total: AtomicU64,
     hits_total: AtomicU64,
     misses_total: AtomicU64,
@@ -48,13 +50,13 @@ pub(crate) struct Common {
 impl Pool {
     pub(crate) fn new(
         slots: Vec<Slot>,
-        publisher: Publisher,
+        publisher: Arc<Published>,
         eviction: &dyn Fn() -> Box<dyn Eviction>,
     ) -> Self {
         let capacity = slots.len();
         let common = Arc::new(Common {
             clock: AtomicU64::new(1),
-            publisher: Published::new(publisher),
+            publisher,
             evicted_total: AtomicU64::new(0),
             hits_total: AtomicU64::new(0),
             misses_total: AtomicU64::new(0),
@@ -68,7 +70,17 @@ impl Pool {
                 Arc::new(Shard::new(&common, free, eviction()))
             })
             .collect();
-        Self { shards, common, capacity, zero_on_allocate: false, next: AtomicUsize::new(0) }
+        let next = AtomicUsize::new(0);
+        Self { shards, common, capacity, zero_on_allocate: false, below: None, next }
+    }
+
+    pub(crate) fn with_below(mut self, below: Option<Below>) -> Self {
+        self.below = below;
+        self
+    }
+
+    pub(crate) fn below(&self) -> Option<&Below> {
+        self.below.as_ref()
     }
 
     pub(crate) fn with_zero_on_allocate(mut self, zero: bool) -> Self {
@@ -100,7 +112,7 @@ impl Pool {
         Ok(slots.into_iter().map(|slot| MutableBlock::new(home, slot)).collect())
     }
 
-    fn check(&self, requested: usize) -> Result<(), AllocateError> {
+    pub(crate) fn check(&self, requested: usize) -> Result<(), AllocateError> {
         let of = |shard: &Arc<Shard>| {
             let counts = &shard.counts;
             counts.free.load(Ordering::Relaxed) + counts.cached.load(Ordering::Relaxed)
@@ -113,6 +125,11 @@ impl Pool {
             }
         }
         Err(AllocateError { requested, available, capacity: self.capacity })
+    }
+
+    /// Returns how many slots nothing is in, as it was a moment ago.
+    pub(crate) fn free(&self) -> usize {
+        self.shards.iter().map(|shard| shard.counts.free.load(Ordering::Relaxed)).sum()
     }
 
     fn take_free(&self, first: usize, count: usize, slots: &mut Vec<Slot>) {
@@ -153,16 +170,28 @@ impl Pool {
             let mut evicted = Vec::new();
             while slots.len() < count
                 && state.registry.rank().is_some_and(|rank| rank <= next)
-                && let Some((sequence, slot)) = state.registry.evict()
+                && let Some(victim) = state.registry.evict()
             {
-                slots.push(slot);
-                evicted.push(sequence);
+                evicted.push(victim.key.sequence);
+                slots.push(match &self.below {
+                    Some(below) => below.leave(victim),
+                    None => victim.slot,
+                });
             }
             self.common.evicted(evicted);
         }
     }
 
     pub(crate) fn match_prefix(&self, keys: &[BlockKey]) -> Vec<RegisteredBlock> {
+        let found = self.find_prefix(keys);
+        self.common.hits_total.fetch_add(found.len() as u64, Ordering::Relaxed);
+        let misses = (keys.len() - found.len()) as u64;
+        self.common.misses_total.fetch_add(misses, Ordering::Relaxed);
+        found
+    }
+
+    /// Finds blocks like [`match_prefix`](Self::match_prefix), and counts nothing.
+    pub(crate) fn find_prefix(&self, keys: &[BlockKey]) -> Vec<RegisteredBlock> {
         self.common.tick(keys.len());
         let mut found = Vec::new();
         if let Some(first) = keys.first() {
@@ -174,10 +203,16 @@ impl Pool {
                 found.push(RegisteredBlock::new(shard, entry, slot, key.identity));
             }
         }
-        self.common.hits_total.fetch_add(found.len() as u64, Ordering::Relaxed);
-        let misses = (keys.len() - found.len()) as u64;
-        self.common.misses_total.fetch_add(misses, Ordering::Relaxed);
         found
+    }
+
+    /// Finds blocks in memory, then in tiers.
+    pub(crate) async fn acquire(&self, keys: &[BlockKey]) -> Acquired {
+        let mut acquired = Acquired::new(keys.len(), self.match_prefix(keys));
+        if let Some(below) = &self.below {
+            below.acquire(self, keys, &mut acquired).await;
+        }
+        acquired
     }
 
     /// Shares the blocks, each held once; a block that is there already frees the new slot.
@@ -206,7 +241,7 @@ impl Pool {
                             .filter(|(before, _)| Some(before.identity) == key.parent)
                             .map(|(_, entry)| entry);
                         if run.last().is_some_and(|last| Some(last.identity) != key.parent) {
-                            self.common.publisher.stored(&std::mem::take(&mut run));
+                            self.common.publisher.stored(&std::mem::take(&mut run), Tier::Host);
                         }
                         run.push(key);
                         (state.registry.insert(&key, slot.clone(), before), slot)
@@ -215,20 +250,21 @@ impl Pool {
                 before = Some((key, entry));
                 registered.push(RegisteredBlock::new(shard, entry, slot, key.identity));
             }
-            self.common.publisher.stored(&run);
+            self.common.publisher.stored(&run, Tier::Host);
         }
         registered
     }
 
     pub(crate) fn clear(&self) {
         let mut shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
-        let is_all = shards.iter().all(|shard| shard.registry.active() == 0);
+        let is_all =
+            self.below.is_none() && shards.iter().all(|shard| shard.registry.active() == 0);
         let mut all = 0;
         for shard in &mut shards {
             let mut evicted = Vec::with_capacity(shard.registry.cached());
-            while let Some((sequence, slot)) = shard.registry.evict() {
-                shard.free.push(slot);
-                evicted.push(sequence);
+            while let Some(victim) = shard.registry.evict() {
+                shard.free.push(victim.slot);
+                evicted.push(victim.key.sequence);
             }
             all += evicted.len();
             if !is_all {
@@ -265,7 +301,9 @@ impl Pool {
         // With all locks nothing is published.
         let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
         let stored = shards.iter().flat_map(|shard| shard.registry.parents_first());
-        let stored = stored.map(|block| publisher::one_stored(&block)).collect();
+        let mut stored: Vec<_> = stored.map(|block| publisher::one_stored(&block)).collect();
+        let below = self.below.as_ref().map(|below| below.catalog().lock());
+        stored.extend(below.iter().flat_map(|below| below.stored()));
         let (epoch, seq) = self.common.publisher.next();
         Snapshot { epoch, seq, stored }
     }
@@ -286,8 +324,7 @@ impl Common {
     fn evicted(&self, sequence_hashes: Vec<SequenceHash>) {
         if !sequence_hashes.is_empty() {
             self.evicted_total.fetch_add(sequence_hashes.len() as u64, Ordering::Relaxed);
-            let tier = dynamo_core::protocol::Tier::Host;
-            self.publisher.publish(KvChange::BlockRemoved { sequence_hashes, tier });
+            self.publisher.removed(sequence_hashes, Tier::Host);
         }
     }
 }

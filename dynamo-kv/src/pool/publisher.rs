@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use dynamo_core::protocol::{KvChange, KvEvent, StoredBlock, Tier, WorkerId};
+use dynamo_core::protocol::{KvChange, KvEvent, SequenceHash, StoredBlock, Tier, WorkerId};
 
 use super::registry::Held;
 use crate::identity::BlockKey;
@@ -16,7 +16,7 @@ pub(crate) struct Publisher {
 }
 
 /// One that all shards publish by, each under its own lock.
-pub(super) struct Shared(Mutex<Publisher>);
+pub(crate) struct Shared(Mutex<Publisher>);
 
 impl Publisher {
     pub(crate) fn new(worker: WorkerId, epoch: u64, events: Box<dyn EventSink>) -> Self {
@@ -25,16 +25,23 @@ impl Publisher {
 }
 
 impl Shared {
-    pub(super) fn new(publisher: Publisher) -> Self {
+    pub(crate) fn new(publisher: Publisher) -> Self {
         Self(Mutex::new(publisher))
     }
 
     /// Says that blocks were stored which follow each other.
-    pub(super) fn stored(&self, run: &[BlockKey]) {
+    pub(crate) fn stored(&self, run: &[BlockKey], tier: Tier) {
         let Some(first) = run.first() else { return };
         let block = |key: &BlockKey| StoredBlock { sequence: key.sequence, local: key.local };
         let blocks = run.iter().map(block).collect();
-        self.publish(stored(first.parent_sequence, blocks));
+        self.publish(KvChange::BlockStored { parent: first.parent_sequence, blocks, tier });
+    }
+
+    /// Says that blocks are there no more.
+    pub(crate) fn removed(&self, sequence_hashes: Vec<SequenceHash>, tier: Tier) {
+        if !sequence_hashes.is_empty() {
+            self.publish(KvChange::BlockRemoved { sequence_hashes, tier });
+        }
     }
 
     pub(super) fn publish(&self, change: KvChange) {
@@ -58,12 +65,6 @@ impl Shared {
 /// Says of one block that it is there.
 pub(super) fn one_stored(block: &Held) -> KvChange {
     let Held { parent, sequence, local } = *block;
-    stored(parent, vec![StoredBlock { sequence, local }])
-}
-
-fn stored(
-    parent: Option<dynamo_core::protocol::SequenceHash>,
-    blocks: Vec<StoredBlock>,
-) -> KvChange {
+    let blocks = vec![StoredBlock { sequence, local }];
     KvChange::BlockStored { parent, blocks, tier: Tier::Host }
 }

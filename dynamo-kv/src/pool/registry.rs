@@ -39,6 +39,7 @@ struct Entry {
     /// Registered blocks behind it, and how many of those are active.
     followers: u32,
     active_followers: u32,
+    chain: u64,
     position: u32,
     uses: u32,
     last_use: u64,
@@ -120,6 +121,7 @@ impl Registry {
             parent,
             followers: 0,
             active_followers: 0,
+            chain: key.chain,
             position: key.position,
             uses: 0,
             last_use: 0,
@@ -194,24 +196,25 @@ impl Registry {
     }
 
     /// Removes the block that goes first, and says which it was; `None` if none may go.
-    pub(super) fn evict(&mut self) -> Option<(SequenceHash, Slot)> {
+    pub(super) fn evict(&mut self) -> Option<Victim> {
         let victim = self.eviction.victim()?;
         let entry = &mut self.entries[victim.index()];
         let slot = entry.slot.take()?;
-        let (identity, sequence, parent) = (entry.identity, entry.sequence, entry.parent);
+        let (mut key, uses, parent) = (entry.key(), entry.uses, entry.parent);
         entry.parent = self.vacant;
         self.vacant = victim.0;
-        let removed = self.table.find_entry(hash(&identity), |&other| other == victim.0);
+        let removed = self.table.find_entry(hash(&key.identity), |&other| other == victim.0);
         removed.expect("an entry that names a block is in the table").remove();
         if parent != NONE {
             let before = &mut self.entries[parent as usize];
+            key.parent = Some(before.identity);
             before.followers -= 1;
             if before.followers == 0 && !before.is_active {
                 self.eviction.insert(EntryId::new(parent), before.usage());
             }
         }
         let slot = slot.into_owned().expect("nobody holds a block that may be evicted");
-        Some((sequence, slot))
+        Some(Victim { key, uses, slot })
     }
 
     /// Returns every block with the one before it, each behind the block it follows.
@@ -227,6 +230,15 @@ impl Registry {
     }
 }
 
+/// A block that was evicted.
+pub(crate) struct Victim {
+    /// Without its parent if that was not registered when the block was.
+    pub(crate) key: BlockKey,
+    /// How often it was found.
+    pub(crate) uses: u32,
+    pub(crate) slot: Slot,
+}
+
 /// A block as events name it.
 pub(super) struct Held {
     pub(super) parent: Option<SequenceHash>,
@@ -235,6 +247,19 @@ pub(super) struct Held {
 }
 
 impl Entry {
+    /// Returns what names it, but for its parent's identity, which the entry does not have.
+    fn key(&self) -> BlockKey {
+        BlockKey {
+            identity: self.identity,
+            parent: None,
+            sequence: self.sequence,
+            parent_sequence: (self.position > 0).then_some(self.parent_sequence),
+            local: self.local,
+            position: self.position,
+            chain: self.chain,
+        }
+    }
+
     fn usage(&self) -> Use {
         Use::new(hash(&self.identity), self.position, self.uses, self.last_use)
     }

@@ -1,22 +1,47 @@
 //! Blocks on their way down and up.
 
+use std::fmt;
+use std::sync::Arc;
+
+use crate::below::Leaving;
 use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
 use crate::identity::{BlockIdentity, BlockKey};
 use crate::tier::{Damage, Miss, MissReason};
 
 /// A block on its way down: its memory stays as it is until the last clone of this is dropped.
-#[derive(Debug, Clone)]
-pub struct Outgoing(RegisteredBlock);
+#[derive(Clone)]
+pub struct Outgoing(Memory);
+
+#[derive(Clone)]
+enum Memory {
+    Held(RegisteredBlock),
+    Evicted(Arc<Leaving>),
+}
+
+impl Outgoing {
+    pub(crate) fn leaving(block: &Arc<Leaving>) -> Self {
+        Self(Memory::Evicted(Arc::clone(block)))
+    }
+}
 
 impl From<RegisteredBlock> for Outgoing {
     fn from(block: RegisteredBlock) -> Self {
-        Self(block)
+        Self(Memory::Held(block))
     }
 }
 
 impl AsRef<[u8]> for Outgoing {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Memory::Held(block) => block,
+            Memory::Evicted(block) => (**block).as_ref(),
+        }
+    }
+}
+
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outgoing").finish_non_exhaustive()
     }
 }
 
@@ -65,6 +90,13 @@ impl Loaded<MutableBlock> {
     /// Declares the block full: what was loaded is all of it.
     pub fn complete(self) -> CompleteBlock {
         self.target.complete(self.key)
+    }
+
+    /// Declares the block full that is asked for by `key`; `None` if it is another one.
+    ///
+    /// Its identity was proven: what else names it, whoever asks knows best.
+    pub(crate) fn complete_as(self, key: &BlockKey) -> Option<CompleteBlock> {
+        (self.key.identity == key.identity).then(|| self.target.complete(*key))
     }
 }
 

@@ -179,11 +179,13 @@ impl Inner {
         let (written, held) = self.files.write(&self.blocks, &[place], held).await;
         written?;
         let Some(Held { bytes, hold }) = held else { return Err(StoreError::Closed) };
-        drop(bytes);
         let record = Record { key, generation, digest };
         let hold = self.write_record(hold, record.encode(slot, era, &self.geometry)).await?;
         let Some(hold) = hold else { return Err(StoreError::Closed) };
-        if self.shared.index().commit(slot, record) {
+        let is_there = self.shared.index().commit(slot, record);
+        // Whoever looks for the block finds it here or there.
+        drop(bytes);
+        if is_there {
             return Ok(Stored::Written);
         }
         // It was removed, and so must be what is on the disk; a clear has seen to that already.

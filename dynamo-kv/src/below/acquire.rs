@@ -1,0 +1,235 @@
+//! The way up.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dynamo_core::protocol;
+use futures::stream::{FuturesOrdered, StreamExt};
+use tokio::time::Instant;
+
+use super::claims::Claim;
+use super::plan::worth_loading;
+use super::{Below, Leaving};
+use crate::block::{CompleteBlock, RegisteredBlock};
+use crate::identity::BlockKey;
+use crate::pool::Pool;
+
+/// What [`BlockManager::acquire`](crate::BlockManager::acquire) found.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Acquired {
+    /// The blocks of the first keys, ready to be read.
+    pub blocks: Vec<RegisteredBlock>,
+    /// Where they were.
+    pub sources: Sources,
+    /// The other keys: what is to be computed.
+    pub compute: Range<usize>,
+}
+
+/// How many blocks came from where.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sources {
+    /// They were in memory, or on their way down from it.
+    pub host: usize,
+    /// They were loaded from a disk.
+    pub disk: usize,
+    /// They were loaded from another agent or an object store.
+    pub remote: usize,
+}
+
+impl Sources {
+    fn add(&mut self, tier: protocol::Tier, blocks: usize) {
+        match tier {
+            protocol::Tier::Disk => self.disk += blocks,
+            protocol::Tier::Remote => self.remote += blocks,
+            _ => self.host += blocks,
+        }
+    }
+}
+
+impl Acquired {
+    pub(crate) fn new(keys: usize, blocks: Vec<RegisteredBlock>) -> Self {
+        let (sources, compute) =
+            (Sources { host: blocks.len(), ..Sources::default() }, blocks.len()..keys);
+        Self { blocks, sources, compute }
+    }
+
+    /// Adds blocks that come next; tells whether there were any.
+    fn push(&mut self, tier: protocol::Tier, blocks: Vec<RegisteredBlock>) -> bool {
+        let is_any = !blocks.is_empty();
+        self.sources.add(tier, blocks.len());
+        self.blocks.extend(blocks);
+        self.compute.start = self.blocks.len();
+        is_any
+    }
+}
+
+/// Where the next blocks are.
+enum Source {
+    Leaving(Vec<Arc<Leaving>>),
+    Tier { level: usize, count: usize },
+}
+
+impl Source {
+    fn count(&self) -> usize {
+        match self {
+            Self::Leaving(blocks) => blocks.len(),
+            Self::Tier { count, .. } => *count,
+        }
+    }
+}
+
+impl Below {
+    /// Adds what tiers have of the keys that are not acquired, as far as it is worth it and comes in
+    /// time.
+    pub(crate) async fn acquire(&self, pool: &Pool, keys: &[BlockKey], acquired: &mut Acquired) {
+        let until = Instant::now() + self.acquire_timeout;
+        // What has come by then stands; what is under way is given up.
+        let _ = tokio::time::timeout_at(until, self.bring(pool, keys, acquired, until)).await;
+    }
+
+    async fn bring(&self, pool: &Pool, keys: &[BlockKey], acquired: &mut Acquired, until: Instant) {
+        while let Some(rest) = keys.get(acquired.compute.start..).filter(|rest| !rest.is_empty()) {
+            let Some(source) = self.source(rest).await else {
+                // Perhaps it has just come up.
+                if !acquired.push(protocol::Tier::Host, pool.find_prefix(rest)) {
+                    return;
+                }
+                continue;
+            };
+            let rest = &rest[..source.count()];
+            let claims = match self.claims.claim(rest) {
+                Ok(claims) => claims,
+                Err(other) => {
+                    self.merged_total.fetch_add(1, Ordering::Relaxed);
+                    other.ended().await;
+                    acquired.push(protocol::Tier::Host, pool.find_prefix(rest));
+                    continue;
+                }
+            };
+            // Whoever had a claim before has registered what it loaded.
+            let rest = &rest[..claims.len()];
+            if acquired.push(protocol::Tier::Host, pool.find_prefix(rest)) {
+                continue;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if !self.bring_from(source, pool, (rest, claims), left, acquired).await {
+                return;
+            }
+        }
+    }
+
+    /// Finds the first of the blocks, and as many behind it as are in the same place.
+    async fn source(&self, keys: &[BlockKey]) -> Option<Source> {
+        let leaving: Vec<_> =
+            keys.iter().map_while(|key| self.outbox.find(&key.identity)).collect();
+        if !leaving.is_empty() {
+            return Some(Source::Leaving(leaving));
+        }
+        for level in 0..self.levels.len() {
+            let count = self.tier(level).match_prefix(keys).await.min(keys.len());
+            if count > 0 {
+                return Some(Source::Tier { level, count });
+            }
+        }
+        None
+    }
+
+    /// Brings the blocks of one source; tells whether all came, so that there may be more.
+    async fn bring_from<'a>(
+        &'a self,
+        source: Source,
+        pool: &Pool,
+        (keys, mut claims): (&[BlockKey], Vec<Claim<'a>>),
+        left: Duration,
+        acquired: &mut Acquired,
+    ) -> bool {
+        let (level, count) = match source {
+            Source::Leaving(leaving) => return copy(&leaving, pool, keys, acquired),
+            Source::Tier { level, .. } => (level, keys.len()),
+        };
+        let (tier, depth) = (self.tier(level), keys[0].position);
+        let recompute = self.recompute.as_ref();
+        let planned = worth_loading(count, depth, left, recompute, |blocks| tier.estimate(blocks));
+        claims.truncate(planned);
+        let mut waves = keys[..planned].chunks(WAVE_BLOCKS);
+        let (mut loads, mut claims, mut came) = (FuturesOrdered::new(), claims.into_iter(), 0);
+        loop {
+            while loads.len() < WAVES
+                && let Some(wave) = waves.next()
+            {
+                loads.push_back(self.load(level, pool, wave));
+            }
+            let Some((wave, blocks)) = loads.next().await else { break };
+            let loaded = &wave[..blocks.len()];
+            let blocks = pool.register(blocks);
+            self.write_through(loaded, &blocks);
+            acquired.push(tier.kind(), blocks);
+            // Whoever waits for them finds them now.
+            claims.by_ref().take(loaded.len()).for_each(drop);
+            came += loaded.len();
+            self.drop_below(level, loaded).await;
+            if loaded.len() < wave.len() {
+                break;
+            }
+        }
+        came == count
+    }
+
+    /// Removes blocks that came up from a tier that is exclusive.
+    async fn drop_below(&self, level: usize, keys: &[BlockKey]) {
+        let level = &self.levels[level];
+        if level.is_exclusive()
+            && let Err(error) = level.tier().remove(keys).await
+        {
+            tracing::debug!(%error, tier = ?level.tier().kind(), "blocks that came up stay below");
+        }
+    }
+
+    /// Loads the first of the blocks, up to one that is missed or has no room.
+    async fn load<'a>(
+        &self,
+        level: usize,
+        pool: &Pool,
+        keys: &'a [BlockKey],
+    ) -> (&'a [BlockKey], Vec<CompleteBlock>) {
+        let room = match self.reserve(pool, keys.len()).await {
+            Err(error) => self.reserve(pool, error.available.min(keys.len())).await,
+            room => room,
+        };
+        let targets = keys.iter().copied().zip(room.unwrap_or_default()).collect();
+        let outcomes = self.tier(level).load(targets).await;
+        let hits = outcomes.into_iter().zip(keys).map_while(|(outcome, key)| match outcome {
+            Ok(loaded) => loaded.complete_as(key),
+            Err(miss) => {
+                tracing::debug!(reason = %miss.reason, "a block that was to come up does not");
+                None
+            }
+        });
+        (keys, hits.collect())
+    }
+}
+
+/// Copies blocks that have not gone; tells whether there was room for all.
+fn copy(leaving: &[Arc<Leaving>], pool: &Pool, keys: &[BlockKey], acquired: &mut Acquired) -> bool {
+    // Without waiting for a spare slot: it might be one of theirs.
+    let targets = pool.allocate(keys.len());
+    let targets = targets.or_else(|error| pool.allocate(error.available.min(keys.len())));
+    let targets = targets.unwrap_or_default();
+    let is_all = targets.len() == keys.len();
+    let blocks = targets.into_iter().zip(leaving).zip(keys).map(|((mut target, leaving), key)| {
+        target.copy_from_slice((**leaving).as_ref());
+        target.complete(*key)
+    });
+    acquired.push(protocol::Tier::Host, pool.register(blocks.collect()));
+    is_all
+}
+
+/// Loaded by one call, and registered before the next but one is loaded.
+const WAVE_BLOCKS: usize = 64;
+
+/// While one wave is registered the next is read.
+const WAVES: usize = 2;

@@ -1,0 +1,140 @@
+//! Which block is in which tier, as the tiers tell, and what is published of it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dynamo_core::protocol::{self, KvChange, LocalHash, SequenceHash, StoredBlock};
+
+use crate::identity::{BlockIdentity, BlockKey};
+use crate::pool::Published;
+use crate::tier::{Tier, TierChange};
+
+/// What all tiers of a manager hold.
+pub(crate) struct Catalog {
+    places: Mutex<HashMap<BlockIdentity, Place>>,
+    /// What events call each tier.
+    kinds: Vec<protocol::Tier>,
+    publisher: Arc<Published>,
+}
+
+/// Where a block is, and how events name it.
+struct Place {
+    sequence: SequenceHash,
+    local: LocalHash,
+    parent: Option<SequenceHash>,
+    position: u32,
+    /// A bit for each tier.
+    levels: u8,
+}
+
+/// The catalog while nothing changes in it, nor is published.
+pub(crate) struct Locked<'a> {
+    catalog: &'a Catalog,
+    places: MutexGuard<'a, HashMap<BlockIdentity, Place>>,
+}
+
+impl Catalog {
+    pub(super) fn new(kinds: Vec<protocol::Tier>, publisher: Arc<Published>) -> Self {
+        Self { places: Mutex::default(), kinds, publisher }
+    }
+
+    /// Takes note of what is in a tier, and of what changes in it.
+    pub(super) fn watch(self: &Arc<Self>, level: usize, tier: &Arc<dyn Tier>) {
+        let catalog = Arc::clone(self);
+        let there = tier.watch(Box::new(move |change| catalog.apply(level, change)));
+        let mut catalog = self.lock();
+        let mut run: Vec<BlockKey> = Vec::new();
+        for key in there {
+            if !catalog.add(level, &key) {
+                continue;
+            }
+            if run.last().is_some_and(|last| Some(last.identity) != key.parent) {
+                self.publisher.stored(&std::mem::take(&mut run), self.kinds[level]);
+            }
+            run.push(key);
+        }
+        self.publisher.stored(&run, self.kinds[level]);
+    }
+
+    fn apply(&self, level: usize, change: TierChange) {
+        let mut catalog = self.lock();
+        match change {
+            TierChange::Stored(key) => {
+                if catalog.add(level, &key) {
+                    self.publisher.stored(&[key], self.kinds[level]);
+                }
+            }
+            TierChange::Removed(key) => {
+                let gone = catalog.remove(level, &key.identity);
+                self.publisher.removed(gone.into_iter().collect(), self.kinds[level]);
+            }
+            TierChange::Cleared => {
+                let all: Vec<_> = catalog.places.keys().copied().collect();
+                let gone = all.iter().filter_map(|identity| catalog.remove(level, identity));
+                self.publisher.removed(gone.collect(), self.kinds[level]);
+            }
+        }
+    }
+
+    /// Returns which tiers have a block: a bit for each.
+    pub(super) fn levels(&self, identity: &BlockIdentity) -> u8 {
+        self.lock().places.get(identity).map_or(0, |place| place.levels)
+    }
+
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { catalog: self, places }
+    }
+
+    /// Returns the tiers that events call by the same name.
+    fn namesakes(&self, level: usize) -> u8 {
+        let same = self.kinds.iter().enumerate().filter(|(_, kind)| **kind == self.kinds[level]);
+        same.fold(0, |levels, (other, _)| levels | 1 << other)
+    }
+}
+
+impl Locked<'_> {
+    /// Adds a block; tells whether it is the first of that name.
+    fn add(&mut self, level: usize, key: &BlockKey) -> bool {
+        let namesakes = self.catalog.namesakes(level);
+        let place = self.places.entry(key.identity).or_insert_with(|| Place {
+            sequence: key.sequence,
+            local: key.local,
+            parent: key.parent_sequence,
+            position: key.position,
+            levels: 0,
+        });
+        let is_first = place.levels & namesakes == 0;
+        place.levels |= 1 << level;
+        is_first
+    }
+
+    /// Removes a block; returns it if it was the last of that name.
+    fn remove(&mut self, level: usize, identity: &BlockIdentity) -> Option<SequenceHash> {
+        let place =
+            self.places.get_mut(identity).filter(|place| place.levels & (1 << level) != 0)?;
+        place.levels &= !(1 << level);
+        let (levels, sequence) = (place.levels, place.sequence);
+        if levels == 0 {
+            self.places.remove(identity);
+        }
+        (levels & self.catalog.namesakes(level) == 0).then_some(sequence)
+    }
+
+    /// Returns what is stored in all tiers, parents before what follows them.
+    pub(crate) fn stored(&self) -> Vec<KvChange> {
+        let mut places: Vec<_> = self.places.values().collect();
+        places.sort_by_key(|place| place.position);
+        let stored = places.into_iter().flat_map(|place| {
+            let mut kinds: Vec<_> = self.catalog.kinds.iter().enumerate().collect();
+            kinds.retain(|(level, _)| place.levels & (1 << level) != 0);
+            kinds.dedup_by_key(|(_, kind)| **kind);
+            kinds.into_iter().map(|(_, tier)| KvChange::BlockStored {
+                parent: place.parent,
+                blocks: vec![StoredBlock { sequence: place.sequence, local: place.local }],
+                tier: *tier,
+            })
+        });
+        stored.collect()
+    }
+}

@@ -1,0 +1,256 @@
+//! What a manager does with the tiers below its memory: blocks go down, are found there, and come up.
+//!
+//! ```text
+//! allocate ─► victim ─► Outbox: its slot waits, a spare one takes its place ─┐
+//! register ─► guard, to tiers that are written through ─────────────────────┴► Level ─► Tier::store
+//! acquire  ─► host ─► Outbox ─► tiers in order: match, plan, claim ─► Tier::load ─► register
+//! tiers    ─► Catalog: what is where ─► events, snapshots
+//! ```
+//!
+//! Locks are taken in this order: a shard of the pool, or a tier's own; catalog; publisher. The outbox
+//! has one that is taken last.
+
+mod acquire;
+mod catalog;
+mod claims;
+mod config;
+mod level;
+mod outbox;
+mod plan;
+mod prefetch;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dynamo_core::time::{Clock, SystemClock};
+use dynamo_core::{Error, ErrorKind, protocol};
+use dynamo_transfer::Slot;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use acquire::{Acquired, Sources};
+pub(crate) use catalog::Catalog;
+pub use config::{Offload, TierConfig, TiersConfig};
+pub(crate) use outbox::Leaving;
+
+use crate::block::{MutableBlock, RegisteredBlock};
+use crate::evict::BlockCost;
+use crate::identity::BlockKey;
+use crate::manager::AllocateError;
+use crate::pool::{Pool, Published, Victim};
+use crate::tier::{Outgoing, Tier, TierStats};
+use claims::Claims;
+use level::Level;
+use outbox::Outbox;
+
+/// The tiers of a manager, and what is on its way to and from them.
+pub(crate) struct Below {
+    levels: Vec<Level>,
+    outbox: Arc<Outbox>,
+    catalog: Arc<Catalog>,
+    claims: Claims,
+    prefetches: mpsc::Sender<Vec<BlockKey>>,
+    recompute: Option<BlockCost>,
+    acquire_timeout: Duration,
+    reserve_timeout: Duration,
+    /// Those who wait for spare slots, one after the other.
+    reserving: tokio::sync::Mutex<()>,
+    merged_total: AtomicU64,
+    tasks: TaskTracker,
+    /// Nothing is queued any more.
+    closing: CancellationToken,
+    /// Whatever still runs is given up.
+    ended: CancellationToken,
+}
+
+/// What is below a manager's memory, tier by tier, and what happened so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TiersStats {
+    /// The tiers in their order.
+    pub tiers: Vec<TierReport>,
+    /// Spare slots: those that are missing hold blocks that are on their way down.
+    pub spares: usize,
+    /// How often an acquire waited for blocks that another one was loading.
+    pub merged_total: u64,
+}
+
+/// One tier of [`TiersStats`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TierReport {
+    /// What events call it.
+    pub kind: protocol::Tier,
+    /// What the tier says of itself.
+    pub stats: TierStats,
+    /// Blocks that wait for the tier.
+    pub queued: usize,
+    /// Blocks that should have gone to the tier and were evicted without: nothing was spare.
+    pub offload_dropped_total: u64,
+}
+
+/// What the tasks of a [`Below`] begin with.
+pub(crate) struct Work {
+    levels: Vec<level::Work>,
+    prefetches: mpsc::Receiver<Vec<BlockKey>>,
+}
+
+impl Below {
+    /// Connects the tiers; tasks begin with [`start`](Self::start).
+    pub(crate) fn new(
+        config: TiersConfig,
+        spares: Vec<Slot>,
+        publisher: Arc<Published>,
+    ) -> (Self, Work) {
+        let TiersConfig { tiers, queue_blocks, recompute, .. } = config;
+        let kinds = tiers.iter().map(|tier| tier.tier.kind()).collect();
+        let catalog = Arc::new(Catalog::new(kinds, publisher));
+        let queue = queue_blocks.max(1);
+        let (mut levels, mut work) = (Vec::new(), Vec::new());
+        for (number, tier) in tiers.into_iter().enumerate() {
+            catalog.watch(number, &tier.tier);
+            let (level, its_work) = Level::new(tier, queue);
+            levels.push(level);
+            work.push(its_work);
+        }
+        let (prefetches, receiver) = mpsc::channel(config.prefetches.max(1));
+        let below = Self {
+            levels,
+            outbox: Outbox::new(spares),
+            catalog,
+            claims: Claims::default(),
+            prefetches,
+            recompute,
+            acquire_timeout: config.acquire_timeout,
+            reserve_timeout: config.reserve_timeout,
+            reserving: tokio::sync::Mutex::new(()),
+            merged_total: AtomicU64::new(0),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            ended: CancellationToken::new(),
+        };
+        (below, Work { levels: work, prefetches: receiver })
+    }
+
+    /// Starts the tasks, within a runtime; they end when the pool is dropped, or at a shutdown.
+    pub(crate) fn start(&self, work: Work, pool: &Arc<Pool>) {
+        for level in work.levels {
+            let (closing, ended) = (self.closing.clone(), self.ended.clone());
+            self.tasks.spawn(async move { ended.run_until_cancelled(level.run(closing)).await });
+        }
+        let (pool, closing) = (Arc::downgrade(pool), self.closing.clone());
+        let prefetching = prefetch::run(work.prefetches, pool);
+        self.tasks.spawn(async move { closing.run_until_cancelled(prefetching).await });
+    }
+
+    pub(crate) fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Takes a block that is evicted on its way to the tiers that want it; returns a slot in place of
+    /// its own. Called under the lock of its shard.
+    pub(crate) fn leave(&self, victim: Victim) -> Slot {
+        let Victim { key, uses, slot } = victim;
+        let there = self.catalog.levels(&key.identity);
+        let wants = |(number, level): &(usize, &Level)| {
+            there & (1 << number) == 0 && level.offload().takes_evicted(uses)
+        };
+        let mut wanted =
+            self.levels.iter().enumerate().filter(wants).map(|(_, level)| level).peekable();
+        if wanted.peek().is_none() {
+            return slot;
+        }
+        match self.outbox.exchange(key.identity, slot) {
+            Ok((spare, leaving)) => {
+                wanted.for_each(|level| level.push(key, Outgoing::leaving(&leaving)));
+                spare
+            }
+            Err(slot) => {
+                wanted.for_each(Level::count_dropped);
+                slot
+            }
+        }
+    }
+
+    /// Sends blocks that were registered to tiers that are written through.
+    ///
+    /// What there is no room for in a queue goes when it is evicted.
+    pub(crate) fn write_through(&self, keys: &[BlockKey], blocks: &[RegisteredBlock]) {
+        for (number, level) in self.levels.iter().enumerate() {
+            if level.offload() != Offload::WriteThrough {
+                continue;
+            }
+            for (key, block) in keys.iter().zip(blocks) {
+                if self.catalog.levels(&key.identity) & (1 << number) == 0 {
+                    level.offer(key, block);
+                }
+            }
+        }
+    }
+
+    /// Allocates blocks, and waits while what has to go has no spare slot to leave by.
+    pub(crate) async fn reserve(
+        &self,
+        pool: &Pool,
+        count: usize,
+    ) -> Result<Vec<MutableBlock>, AllocateError> {
+        let deadline = Instant::now() + self.reserve_timeout;
+        let turn = tokio::time::timeout_at(deadline, self.reserving.lock()).await;
+        let mut blocks = Vec::with_capacity(count);
+        while blocks.len() < count {
+            let left = count - blocks.len();
+            let lacks = |error| AllocateError { requested: count, ..error };
+            pool.check(left).map_err(lacks)?;
+            let step = left.min(pool.free() + self.outbox.spares());
+            let is_late = turn.is_err() || Instant::now() >= deadline;
+            let step = if is_late { left } else { step };
+            if step == 0 {
+                // Late or not is seen above.
+                let _ = tokio::time::timeout_at(deadline, self.outbox.returned()).await;
+                continue;
+            }
+            blocks.extend(pool.allocate(step).map_err(lacks)?);
+        }
+        Ok(blocks)
+    }
+
+    /// Puts keys in the queue of those to be loaded; `false` if that is full.
+    pub(crate) fn prefetch(&self, keys: Vec<BlockKey>) -> bool {
+        !self.closing.is_cancelled() && self.prefetches.try_send(keys).is_ok()
+    }
+
+    pub(crate) fn stats(&self) -> TiersStats {
+        TiersStats {
+            tiers: self.levels.iter().map(Level::report).collect(),
+            spares: self.outbox.spares(),
+            merged_total: self.merged_total.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Writes what is queued, ends the tasks and shuts the tiers down.
+    pub(crate) async fn shutdown(&self, within: Duration) -> dynamo_core::Result<()> {
+        let until = Instant::from_std(SystemClock.now()) + within;
+        self.closing.cancel();
+        self.tasks.close();
+        let drained = tokio::time::timeout_at(until, self.tasks.wait()).await;
+        self.ended.cancel();
+        self.tasks.wait().await;
+        let mut outcome = drained.map_err(|_| {
+            Error::new(ErrorKind::DeadlineExceeded, "blocks were still on their way to a tier")
+        });
+        for level in &self.levels {
+            let left = until.saturating_duration_since(Instant::now());
+            outcome = outcome.and(level.tier().shutdown(left).await);
+        }
+        outcome
+    }
+}
+
+impl Below {
+    fn tier(&self, level: usize) -> &dyn Tier {
+        self.levels[level].tier()
+    }
+}

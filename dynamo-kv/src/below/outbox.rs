@@ -1,0 +1,87 @@
+//! Evicted blocks on their way down, in their own memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use dynamo_transfer::Slot;
+use tokio::sync::Notify;
+
+use crate::identity::BlockIdentity;
+
+/// Exchanges slots of blocks that leave for spare ones, so that nothing is copied and nobody waits.
+pub(super) struct Outbox {
+    state: Mutex<State>,
+    returned: Notify,
+}
+
+struct State {
+    spares: Vec<Slot>,
+    leaving: HashMap<BlockIdentity, Weak<Leaving>>,
+}
+
+/// A block that was evicted and is on its way down; its slot is spare when the last holder has gone.
+pub(crate) struct Leaving {
+    identity: BlockIdentity,
+    /// `None` only while being dropped.
+    slot: Option<Slot>,
+    outbox: Weak<Outbox>,
+}
+
+impl Outbox {
+    pub(super) fn new(spares: Vec<Slot>) -> Arc<Self> {
+        let state = Mutex::new(State { spares, leaving: HashMap::new() });
+        Arc::new(Self { state, returned: Notify::new() })
+    }
+
+    /// Takes a block's slot for a spare one; fails with the slot if none is spare.
+    pub(super) fn exchange(
+        self: &Arc<Self>,
+        identity: BlockIdentity,
+        slot: Slot,
+    ) -> Result<(Slot, Arc<Leaving>), Slot> {
+        let mut state = self.lock();
+        let Some(spare) = state.spares.pop() else { return Err(slot) };
+        let leaving = Leaving { identity, slot: Some(slot), outbox: Arc::downgrade(self) };
+        let leaving = Arc::new(leaving);
+        state.leaving.insert(identity, Arc::downgrade(&leaving));
+        Ok((spare, leaving))
+    }
+
+    /// Returns a block that has not gone yet.
+    pub(super) fn find(&self, identity: &BlockIdentity) -> Option<Arc<Leaving>> {
+        self.lock().leaving.get(identity)?.upgrade()
+    }
+
+    pub(super) fn spares(&self) -> usize {
+        self.lock().spares.len()
+    }
+
+    /// Waits until a slot is spare again; for one waiter at a time.
+    pub(super) async fn returned(&self) {
+        self.returned.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsRef<[u8]> for Leaving {
+    fn as_ref(&self) -> &[u8] {
+        self.slot.as_deref().expect("the slot is given up only in drop")
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let (Some(slot), Some(outbox)) = (self.slot.take(), self.outbox.upgrade()) else { return };
+        let mut state = outbox.lock();
+        // It may have come up and left again meanwhile: then the later one is there.
+        if state.leaving.get(&self.identity).is_some_and(|known| known.strong_count() == 0) {
+            state.leaving.remove(&self.identity);
+        }
+        state.spares.push(slot);
+        drop(state);
+        outbox.returned.notify_one();
+    }
+}

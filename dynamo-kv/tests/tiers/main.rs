@@ -1,0 +1,9 @@
+//! A manager with tiers below it: what goes down comes up as it was, or not at all.
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod down;
+mod events;
+mod oracle;
+mod support;
+mod up;
