@@ -41,7 +41,7 @@ use std::ops::Range;
 use dynamo_core::protocol::BlockSize;
 use dynamo_core::{Error, Result};
 
-use crate::block::{MutableBlock, RegisteredBlock};
+use crate::block::{BlockRun, MutableBlock, RegisteredBlock};
 use crate::identity::BlockKey;
 use crate::manager::{AllocateError, BlockManager};
 
@@ -193,11 +193,7 @@ impl BlockGroups {
     ///
     /// # Panics
     /// If there is no such group.
-    pub fn register(
-        &self,
-        group: usize,
-        blocks: Vec<(MutableBlock, BlockKey)>,
-    ) -> Vec<RegisteredBlock> {
+    pub fn register(&self, group: usize, blocks: Vec<(MutableBlock, BlockKey)>) -> BlockRun {
         let Group { attention, manager } = &self.groups[group];
         let complete = |(block, key): (MutableBlock, BlockKey)| block.complete(attention.key(key));
         manager.register_all(blocks.into_iter().map(complete).collect())
@@ -233,7 +229,7 @@ enum Looked {
 impl Found {
     fn new(group: &Group, keys: &[BlockKey]) -> Self {
         match group.attention {
-            Attention::Full => Self::Prefix(group.manager.match_prefix(keys)),
+            Attention::Full => Self::Prefix(group.manager.match_prefix(keys).into()),
             Attention::Window { .. } => Self::Each(keys.iter().map(|_| Looked::NotYet).collect()),
         }
     }

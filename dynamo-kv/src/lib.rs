@@ -54,7 +54,7 @@ pub mod sequence;
 pub mod tier;
 
 pub use below::{Acquired, Offload, Sources, TierConfig, TierReport, TiersConfig, TiersStats};
-pub use block::{CompleteBlock, MutableBlock, PartialBlock, RegisteredBlock, WeakBlock};
+pub use block::{BlockRun, CompleteBlock, MutableBlock, PartialBlock, RegisteredBlock, WeakBlock};
 pub use group::{Attention, BlockGroups};
 pub use handoff::{Handoff, HandoffConfig, HandoffStats, Pulled, Settlement, Staged};
 pub use identity::{BlockIdentity, BlockKey};

@@ -8,11 +8,11 @@ use dynamo_core::protocol::{KvChange, KvEvent, WorkerId};
 use dynamo_transfer::HostBuffer;
 
 use crate::below::{Acquired, Below, TiersConfig, TiersStats};
-use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
+use crate::block::{BlockRun, CompleteBlock, MutableBlock, RegisteredBlock};
 use crate::evict::{Eviction, Lru};
 use crate::identity::BlockKey;
 use crate::layout::BlockLayout;
-use crate::pool::{Pool, Published, Publisher};
+use crate::pool::{Pool, PoolConfig, Publisher};
 
 /// Owns a fixed number of blocks of host memory; cheap to clone.
 ///
@@ -171,19 +171,16 @@ impl BlockManager {
         let bytes = bytes.filter(|_| u32::try_from(config.blocks).is_ok()).ok_or_else(|| {
             dynamo_core::Error::invalid(format!("a block pool of {} blocks", config.blocks))
         })?;
-        let mut slots = HostBuffer::new(bytes).into_slots(layout.block_bytes());
-        let spares = slots.split_off(config.blocks);
-        let publisher = Publisher::new(worker, config.epoch, events);
-        let publisher = Arc::new(Published::new(publisher));
-        let below = has_tiers.then(|| Below::new(config.tiers, spares, Arc::clone(&publisher)));
-        let (below, work) = below.unzip();
-        let pool = Pool::new(slots, publisher, &config.eviction)
-            .with_zero_on_allocate(config.zero_on_allocate)
-            .with_below(below);
-        let pool = Arc::new(pool);
-        if let (Some(below), Some(work)) = (pool.below(), work) {
-            below.start(work, &pool);
-        }
+        let ManagerConfig { blocks, epoch, zero_on_allocate, eviction, tiers, .. } = config;
+        let pool = Pool::new(PoolConfig {
+            buffer: HostBuffer::new(bytes),
+            block_bytes: layout.block_bytes(),
+            blocks,
+            publisher: Publisher::new(worker, epoch, events),
+            eviction: &eviction,
+            zero_on_allocate,
+            tiers: has_tiers.then_some(tiers),
+        });
         Ok(Self { pool, layout })
     }
 
@@ -202,8 +199,9 @@ impl BlockManager {
 
     /// Returns the longest run of `keys`, from the first on, that is held here.
     ///
-    /// The blocks stay as they are while the guards live.
-    pub fn match_prefix(&self, keys: &[BlockKey]) -> Vec<RegisteredBlock> {
+    /// `keys` are those of one sequence: the run ends where a key does not follow the one before. The
+    /// blocks stay as they are while the run lives.
+    pub fn match_prefix(&self, keys: &[BlockKey]) -> BlockRun {
         self.pool.match_prefix(keys)
     }
 
@@ -212,15 +210,15 @@ impl BlockManager {
     /// If its identity is held already, that block is returned and this one is freed.
     #[expect(clippy::missing_panics_doc, reason = "only if an invariant of ours is broken")]
     pub fn register(&self, block: CompleteBlock) -> RegisteredBlock {
-        let mut registered = self.register_all(vec![block]);
-        registered.pop().expect("one block in, one block out")
+        let registered = self.register_all(vec![block]);
+        registered.into_iter().next().expect("one block in, one block out")
     }
 
     /// Makes full blocks findable and shared, in order; runs are published as one event.
     ///
     /// A block registered while its parent is not stands alone: it is found again once the parent
     /// is back, and may be evicted in any order with it.
-    pub fn register_all(&self, blocks: Vec<CompleteBlock>) -> Vec<RegisteredBlock> {
+    pub fn register_all(&self, blocks: Vec<CompleteBlock>) -> BlockRun {
         let Some(below) = self.pool.below() else { return self.pool.register(blocks) };
         let keys: Vec<_> = blocks.iter().map(|block| *block.key()).collect();
         let registered = self.pool.register(blocks);

@@ -82,7 +82,10 @@ pub use backend::file;
 pub use config::AgentConfig;
 pub use descriptor::{BlockIndices, BlockLayout, LocalDescriptor, RemoteDescriptor};
 pub use error::{Error, ErrorKind, RemoteMemory, Result};
-pub use memory::{Grant, HostBuffer, MemoryKind, RegisteredRegion, Rights, SharedSlot, Slot};
+pub use memory::{
+    Grant, HostBuffer, MemoryKind, RegisteredRegion, Rights, SharedSlot, SharedSlots, Slot,
+    SlotList, SlotRun,
+};
 pub use notify::{Notification, Notifications};
 pub use peer::{RemoteAgent, RemoteRegion};
 pub use transfer::{

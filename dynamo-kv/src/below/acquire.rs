@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::claims::Claim;
 use super::plan::worth_loading;
 use super::{Below, Leaving};
-use crate::block::{CompleteBlock, RegisteredBlock};
+use crate::block::{BlockRun, CompleteBlock};
 use crate::identity::BlockKey;
 use crate::pool::Pool;
 
@@ -21,7 +21,7 @@ use crate::pool::Pool;
 #[non_exhaustive]
 pub struct Acquired {
     /// The blocks of the first keys, ready to be read.
-    pub blocks: Vec<RegisteredBlock>,
+    pub blocks: BlockRun,
     /// Where they were.
     pub sources: Sources,
     /// The other keys: what is to be computed.
@@ -51,17 +51,17 @@ impl Sources {
 }
 
 impl Acquired {
-    pub(crate) fn new(keys: usize, blocks: Vec<RegisteredBlock>) -> Self {
+    pub(crate) fn new(keys: usize, blocks: BlockRun) -> Self {
         let (sources, compute) =
             (Sources { host: blocks.len(), ..Sources::default() }, blocks.len()..keys);
         Self { blocks, sources, compute }
     }
 
     /// Adds blocks that come next; tells whether there were any.
-    fn push(&mut self, tier: protocol::Tier, blocks: Vec<RegisteredBlock>) -> bool {
+    fn push(&mut self, tier: protocol::Tier, blocks: BlockRun) -> bool {
         let is_any = !blocks.is_empty();
         self.sources.add(tier, blocks.len());
-        self.blocks.extend(blocks);
+        self.blocks.append(blocks);
         self.compute.start = self.blocks.len();
         is_any
     }
@@ -85,13 +85,24 @@ impl Source {
 impl Below {
     /// Adds what tiers have of the keys that are not acquired, as far as it is worth it and comes in
     /// time.
-    pub(crate) async fn acquire(&self, pool: &Pool, keys: &[BlockKey], acquired: &mut Acquired) {
+    pub(crate) async fn acquire(
+        &self,
+        pool: &Arc<Pool>,
+        keys: &[BlockKey],
+        acquired: &mut Acquired,
+    ) {
         let until = Instant::now() + self.acquire_timeout;
         // What has come by then stands; what is under way is given up.
         let _ = tokio::time::timeout_at(until, self.bring(pool, keys, acquired, until)).await;
     }
 
-    async fn bring(&self, pool: &Pool, keys: &[BlockKey], acquired: &mut Acquired, until: Instant) {
+    async fn bring(
+        &self,
+        pool: &Arc<Pool>,
+        keys: &[BlockKey],
+        acquired: &mut Acquired,
+        until: Instant,
+    ) {
         while let Some(rest) = keys.get(acquired.compute.start..).filter(|rest| !rest.is_empty()) {
             let Some(source) = self.source(rest).await else {
                 // Perhaps it has just come up.
@@ -142,7 +153,7 @@ impl Below {
     async fn bring_from<'a>(
         &'a self,
         source: Source,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         (keys, mut claims): (&[BlockKey], Vec<Claim<'a>>),
         left: Duration,
         acquired: &mut Acquired,
@@ -193,7 +204,7 @@ impl Below {
     async fn load<'a>(
         &self,
         level: usize,
-        pool: &Pool,
+        pool: &Arc<Pool>,
         keys: &'a [BlockKey],
     ) -> (&'a [BlockKey], Vec<CompleteBlock>) {
         let room = match self.reserve(pool, keys.len()).await {
@@ -214,7 +225,12 @@ impl Below {
 }
 
 /// Copies blocks that have not gone; tells whether there was room for all.
-fn copy(leaving: &[Arc<Leaving>], pool: &Pool, keys: &[BlockKey], acquired: &mut Acquired) -> bool {
+fn copy(
+    leaving: &[Arc<Leaving>],
+    pool: &Arc<Pool>,
+    keys: &[BlockKey],
+    acquired: &mut Acquired,
+) -> bool {
     // Without waiting for a spare slot: it might be one of theirs.
     let targets = pool.allocate(keys.len());
     let targets = targets.or_else(|error| pool.allocate(error.available.min(keys.len())));

@@ -49,11 +49,11 @@ impl Catalog {
                 continue;
             }
             if run.last().is_some_and(|last| Some(last.identity) != key.parent) {
-                self.publisher.stored(&std::mem::take(&mut run), self.kinds[level]);
+                self.publish_stored(level, &std::mem::take(&mut run));
             }
             run.push(key);
         }
-        self.publisher.stored(&run, self.kinds[level]);
+        self.publish_stored(level, &run);
     }
 
     fn apply(&self, level: usize, change: TierChange) {
@@ -61,7 +61,7 @@ impl Catalog {
         match change {
             TierChange::Stored(key) => {
                 if catalog.add(level, &key) {
-                    self.publisher.stored(&[key], self.kinds[level]);
+                    self.publish_stored(level, &[key]);
                 }
             }
             TierChange::Removed(key) => {
@@ -74,6 +74,13 @@ impl Catalog {
                 self.publisher.removed(gone.collect(), self.kinds[level]);
             }
         }
+    }
+
+    /// Says that blocks which follow each other are in a tier.
+    fn publish_stored(&self, level: usize, run: &[BlockKey]) {
+        let parent = run.first().and_then(|first| first.parent_sequence);
+        let block = |key: &BlockKey| StoredBlock { sequence: key.sequence, local: key.local };
+        self.publisher.stored(parent, run.iter().map(block).collect(), self.kinds[level]);
     }
 
     /// Returns which tiers have a block: a bit for each.

@@ -53,9 +53,9 @@ impl Level {
     }
 
     /// Queues a block that is held, if there is room.
-    pub(super) fn offer(&self, key: &BlockKey, block: &RegisteredBlock) {
+    pub(super) fn offer(&self, key: &BlockKey, block: RegisteredBlock) {
         if let Ok(place) = self.queue.try_reserve() {
-            place.send((*key, Outgoing::from(block.clone())));
+            place.send((*key, Outgoing::from(block)));
         }
     }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use dynamo_core::time::{Clock, SystemClock};
 use dynamo_core::{Error, ErrorKind, protocol};
-use dynamo_transfer::Slot;
+use dynamo_transfer::{Slot, SlotList};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,11 +36,11 @@ pub(crate) use catalog::Catalog;
 pub use config::{Offload, TierConfig, TiersConfig};
 pub(crate) use outbox::Leaving;
 
-use crate::block::{MutableBlock, RegisteredBlock};
+use crate::block::{BlockRun, MutableBlock};
 use crate::evict::BlockCost;
 use crate::identity::BlockKey;
 use crate::manager::AllocateError;
-use crate::pool::{Pool, Published, Victim};
+use crate::pool::{Home, Pool, Published, Victim};
 use crate::tier::{Outgoing, Tier, TierStats};
 use claims::Claims;
 use level::Level;
@@ -102,7 +102,7 @@ impl Below {
     /// Connects the tiers; tasks begin with [`start`](Self::start).
     pub(crate) fn new(
         config: TiersConfig,
-        spares: Vec<Slot>,
+        spares: SlotList<Home>,
         publisher: Arc<Published>,
     ) -> (Self, Work) {
         let TiersConfig { tiers, queue_blocks, recompute, .. } = config;
@@ -152,8 +152,8 @@ impl Below {
 
     /// Takes a block that is evicted on its way to the tiers that want it; returns a slot in place of
     /// its own. Called under the lock of its shard.
-    pub(crate) fn leave(&self, victim: Victim) -> Slot {
-        let Victim { key, uses, slot } = victim;
+    pub(crate) fn leave(&self, victim: Victim, slot: Slot<Home>) -> Slot<Home> {
+        let Victim { key, uses } = victim;
         let there = self.catalog.levels(&key.identity);
         let wants = |(number, level): &(usize, &Level)| {
             there & (1 << number) == 0 && level.offload().takes_evicted(uses)
@@ -178,12 +178,12 @@ impl Below {
     /// Sends blocks that were registered to tiers that are written through.
     ///
     /// What there is no room for in a queue goes when it is evicted.
-    pub(crate) fn write_through(&self, keys: &[BlockKey], blocks: &[RegisteredBlock]) {
+    pub(crate) fn write_through(&self, keys: &[BlockKey], blocks: &BlockRun) {
         for (number, level) in self.levels.iter().enumerate() {
             if level.offload() != Offload::WriteThrough {
                 continue;
             }
-            for (key, block) in keys.iter().zip(blocks) {
+            for (key, block) in keys.iter().zip(blocks.clone()) {
                 if self.catalog.levels(&key.identity) & (1 << number) == 0 {
                     level.offer(key, block);
                 }
@@ -204,7 +204,7 @@ impl Below {
             let left = count - blocks.len();
             let lacks = |error| AllocateError { requested: count, ..error };
             pool.check(left).map_err(lacks)?;
-            let step = left.min(pool.free() + self.outbox.spares());
+            let step = left.min(pool.free_count() + self.outbox.spares());
             let is_late = turn.is_err() || Instant::now() >= deadline;
             let step = if is_late { left } else { step };
             if step == 0 {

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use dynamo_transfer::Slot;
+use dynamo_transfer::{Slot, SlotList};
 use tokio::sync::Notify;
 
 use crate::identity::BlockIdentity;
+use crate::pool::Home;
 
 /// Exchanges slots of blocks that leave for spare ones, so that nothing is copied and nobody waits.
 pub(super) struct Outbox {
@@ -15,7 +16,7 @@ pub(super) struct Outbox {
 }
 
 struct State {
-    spares: Vec<Slot>,
+    spares: SlotList<Home>,
     leaving: HashMap<BlockIdentity, Weak<Leaving>>,
 }
 
@@ -23,12 +24,12 @@ struct State {
 pub(crate) struct Leaving {
     identity: BlockIdentity,
     /// `None` only while being dropped.
-    slot: Option<Slot>,
+    slot: Option<Slot<Home>>,
     outbox: Weak<Outbox>,
 }
 
 impl Outbox {
-    pub(super) fn new(spares: Vec<Slot>) -> Arc<Self> {
+    pub(super) fn new(spares: SlotList<Home>) -> Arc<Self> {
         let state = Mutex::new(State { spares, leaving: HashMap::new() });
         Arc::new(Self { state, returned: Notify::new() })
     }
@@ -37,8 +38,8 @@ impl Outbox {
     pub(super) fn exchange(
         self: &Arc<Self>,
         identity: BlockIdentity,
-        slot: Slot,
-    ) -> Result<(Slot, Arc<Leaving>), Slot> {
+        slot: Slot<Home>,
+    ) -> Result<(Slot<Home>, Arc<Leaving>), Slot<Home>> {
         let mut state = self.lock();
         let Some(spare) = state.spares.pop() else { return Err(slot) };
         let leaving = Leaving { identity, slot: Some(slot), outbox: Arc::downgrade(self) };

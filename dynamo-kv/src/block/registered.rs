@@ -2,39 +2,47 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
-use dynamo_transfer::SharedSlot;
+use dynamo_transfer::{SharedSlot, SlotRun};
 
-use crate::evict::EntryId;
 use crate::identity::BlockIdentity;
-use crate::pool::Shard;
+use crate::pool::{Home, Place, Pool};
 
 /// A shared block: findable, immutable, and kept while any guard lives.
 ///
 /// When the last guard goes the block is cached: still findable, and evicted when room is needed.
 pub struct RegisteredBlock {
-    shard: Arc<Shard>,
-    entry: EntryId,
+    pool: Arc<Pool>,
+    place: Place,
     /// `None` only while being dropped.
-    slot: Option<SharedSlot>,
+    slot: Option<SharedSlot<Home>>,
     identity: BlockIdentity,
 }
 
 /// A block that is not kept by this: it may be evicted at any time.
 #[derive(Clone)]
 pub struct WeakBlock {
-    shard: Weak<Shard>,
-    entry: EntryId,
+    pool: Weak<Pool>,
+    place: Place,
     identity: BlockIdentity,
 }
 
 impl RegisteredBlock {
     pub(crate) fn new(
-        shard: &Arc<Shard>,
-        entry: EntryId,
-        slot: SharedSlot,
+        pool: &Arc<Pool>,
+        place: Place,
+        slot: SharedSlot<Home>,
         identity: BlockIdentity,
     ) -> Self {
-        Self { shard: Arc::clone(shard), entry, slot: Some(slot), identity }
+        Self { pool: Arc::clone(pool), place, slot: Some(slot), identity }
+    }
+
+    /// Returns a hold of the block as a run.
+    pub(super) fn as_run(&self) -> (&Arc<Pool>, Place, SlotRun<Home>) {
+        (&self.pool, self.place, self.held().clone().into_run(1))
+    }
+
+    fn held(&self) -> &SharedSlot<Home> {
+        self.slot.as_ref().expect("the memory is given up only in drop")
     }
 
     /// Returns which block it is.
@@ -44,8 +52,8 @@ impl RegisteredBlock {
 
     /// Returns a handle that finds the block again without a search, and does not keep it.
     pub fn downgrade(&self) -> WeakBlock {
-        let Self { shard, entry, identity, .. } = self;
-        WeakBlock { shard: Arc::downgrade(shard), entry: *entry, identity: *identity }
+        let Self { pool, place, identity, .. } = self;
+        WeakBlock { pool: Arc::downgrade(pool), place: *place, identity: *identity }
     }
 }
 
@@ -57,25 +65,26 @@ impl WeakBlock {
 
     /// Returns the block if it was not evicted.
     pub fn upgrade(&self) -> Option<RegisteredBlock> {
-        let shard = self.shard.upgrade()?;
-        let slot = shard.hold(self.entry, &self.identity)?;
-        Some(RegisteredBlock::new(&shard, self.entry, slot, self.identity))
+        let pool = self.pool.upgrade()?;
+        let slot = pool.hold(self.place, &self.identity)?;
+        Some(RegisteredBlock::new(&pool, self.place, slot, self.identity))
     }
 }
 
 impl Clone for RegisteredBlock {
     fn clone(&self) -> Self {
         // It is held already: only the slot counts who holds it.
-        let Self { shard, entry, slot, identity } = self;
-        let (shard, slot) = (Arc::clone(shard), slot.clone());
-        Self { shard, entry: *entry, slot, identity: *identity }
+        let Self { pool, place, slot, identity } = self;
+        let (pool, slot) = (Arc::clone(pool), slot.clone());
+        Self { pool, place: *place, slot, identity: *identity }
     }
 }
 
 impl Drop for RegisteredBlock {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.shard.release(self.entry, slot);
+            drop(slot);
+            self.pool.settle(self.place);
         }
     }
 }
@@ -84,7 +93,7 @@ impl Deref for RegisteredBlock {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.slot.as_deref().expect("the memory is given up only in drop")
+        self.held()
     }
 }
 

@@ -1,29 +1,27 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 
 use dynamo_transfer::Slot;
 
 use crate::identity::BlockKey;
-use crate::pool::Shard;
+use crate::pool::Home;
 
 /// A block being written by one owner; dropping it frees the slot.
 pub struct MutableBlock {
-    shard: Arc<Shard>,
     /// `None` only after the memory has moved on to the next state.
-    slot: Option<Slot>,
+    slot: Option<Slot<Home>>,
 }
 
 impl MutableBlock {
-    pub(crate) fn new(shard: &Arc<Shard>, slot: Slot) -> Self {
-        Self { shard: Arc::clone(shard), slot: Some(slot) }
+    pub(crate) fn new(slot: Slot<Home>) -> Self {
+        Self { slot: Some(slot) }
     }
 
     /// Declares that every token of the block is written, and which block it is.
     pub fn complete(mut self, key: BlockKey) -> CompleteBlock {
         let slot = self.slot.take();
-        self.shard.completed();
-        CompleteBlock { shard: Arc::clone(&self.shard), slot, key }
+        slot.iter().for_each(|slot| Home::set_complete(slot, true));
+        CompleteBlock { slot, key }
     }
 
     /// Declares that the first `tokens` tokens of the block are written and no more will be.
@@ -31,7 +29,7 @@ impl MutableBlock {
         PartialBlock { block: self, tokens }
     }
 
-    fn bytes(&self) -> &Slot {
+    fn bytes(&self) -> &Slot<Home> {
         self.slot.as_ref().expect("the memory moves on only with the block")
     }
 }
@@ -65,7 +63,7 @@ impl AsMut<[u8]> for MutableBlock {
 impl Drop for MutableBlock {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.shard.free(slot, false);
+            Home::free(slot);
         }
     }
 }
@@ -78,8 +76,7 @@ impl fmt::Debug for MutableBlock {
 
 /// A block that is full and not shared yet; dropping it frees the slot.
 pub struct CompleteBlock {
-    shard: Arc<Shard>,
-    slot: Option<Slot>,
+    slot: Option<Slot<Home>>,
     key: BlockKey,
 }
 
@@ -89,16 +86,18 @@ impl CompleteBlock {
         &self.key
     }
 
-    pub(crate) fn into_parts(mut self) -> (Arc<Shard>, BlockKey, Slot) {
+    pub(crate) fn into_parts(mut self) -> (BlockKey, Slot<Home>) {
         let slot = self.slot.take().expect("the memory moves on only with the block");
-        (Arc::clone(&self.shard), self.key, slot)
+        Home::set_complete(&slot, false);
+        (self.key, slot)
     }
 }
 
 impl Drop for CompleteBlock {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.shard.free(slot, true);
+            Home::set_complete(&slot, false);
+            Home::free(slot);
         }
     }
 }

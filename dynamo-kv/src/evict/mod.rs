@@ -74,7 +74,7 @@ pub struct Use {
     pub hash: u64,
     /// How many blocks stand before it in its sequence.
     pub depth: u32,
-    /// How often it was found since it was registered.
+    /// How often it was found since it was registered, or a block behind it that kept it.
     pub uses: u32,
     /// When it was used last: a count of uses, which blocks of one batch may share.
     pub last_use: u64,

@@ -153,6 +153,11 @@ impl Nodes {
     fn reach(&mut self, entry: EntryId) {
         assert!(entry.0 < EntryId::COUNT_MAX, "{entry:?} is out of bounds");
         if entry.index() >= self.0.len() {
+            if entry.index() >= self.0.capacity() {
+                // Not twice as many: a pool's part has about as many entries as it ever will.
+                self.0
+                    .reserve_exact(entry.index() + 1 - self.0.len() + (self.0.len() / 16).max(64));
+            }
             self.0.resize(entry.index() + 1, Node { key: 0, before: NONE, after: AWAY });
         }
     }

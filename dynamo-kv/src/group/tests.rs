@@ -36,7 +36,7 @@ fn store(
 ) -> RegisteredBlock {
     let mut block = groups.manager(group).allocate(1).unwrap().remove(0);
     block.fill(content(group, position));
-    groups.register(group, vec![(block, keys[position])]).remove(0)
+    groups.register(group, vec![(block, keys[position])]).into_iter().next().unwrap()
 }
 
 /// Tells whether whatever the tokens behind the first `blocks` attend to is there.

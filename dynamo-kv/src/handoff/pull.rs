@@ -99,7 +99,7 @@ impl Inner {
         let pulling = Pulling::new(self, tickets, deadline)?;
 
         let keys = &sequence.keys()[..full];
-        let mut blocks = self.manager.match_prefix(keys);
+        let mut blocks = Vec::from(self.manager.match_prefix(keys));
         let blocks_cached = blocks.len();
         let missing = keys.len() - blocks_cached + usize::from(tail_tokens > 0);
         let (mut own, bytes) = if missing > 0 {

@@ -59,7 +59,7 @@ impl Worker {
         let tail = blocks.pop().unwrap().into_partial(TOKENS - 32);
         let complete = blocks.into_iter().zip(sequence.keys());
         let complete = complete.map(|(block, key)| block.complete(*key)).collect();
-        (self.manager.register_all(complete), tail)
+        (self.manager.register_all(complete).into(), tail)
     }
 
     fn stage(&self, first: u32) -> Staged {

@@ -1,10 +1,12 @@
-use std::collections::{BTreeMap, BTreeSet};
+mod model;
+mod state_machine;
+
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use dynamo_core::protocol::{
     BlockSize, CacheNamespace, InstanceId, KvChange, KvEvent, SequenceHash, WorkerId,
 };
-use proptest::prelude::*;
 
 use super::*;
 use crate::identity::BlockIdentity;
@@ -15,14 +17,21 @@ const CAPACITY: usize = 6;
 const DEPTH: usize = 3;
 
 fn manager(blocks: usize) -> (BlockManager, Arc<Mutex<Vec<KvEvent>>>) {
+    manager_with(blocks, Lru::default)
+}
+
+fn manager_with<E: Eviction>(
+    blocks: usize,
+    eviction: impl Fn() -> E + Send + Sync + 'static,
+) -> (BlockManager, Arc<Mutex<Vec<KvEvent>>>) {
     let events = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&events);
     let size = BlockSize::new(1).unwrap();
     let layout = BlockLayout::new(1, 1, 4, size, DType::F32).unwrap();
     let sink = move |event| sink.lock().unwrap().push(event);
     let worker = WorkerId::new(InstanceId(1));
-    let manager = BlockManager::new(ManagerConfig::new(layout, blocks), worker, Box::new(sink));
-    (manager.unwrap(), events)
+    let config = ManagerConfig::new(layout, blocks).with_eviction(eviction);
+    (BlockManager::new(config, worker, Box::new(sink)).unwrap(), events)
 }
 
 /// One of eight sequences of three blocks: the paths of a binary tree, so that prefixes are shared.
@@ -37,135 +46,16 @@ fn content(identity: &BlockIdentity) -> u8 {
     identity.0[0]
 }
 
-/// Finds what is there of a sequence, allocates and registers the rest; the guards in order.
-fn store(manager: &BlockManager, keys: &[BlockKey]) -> Result<Vec<RegisteredBlock>, AllocateError> {
+/// Finds what is there of a sequence, allocates and registers the rest.
+fn store(manager: &BlockManager, keys: &[BlockKey]) -> Result<BlockRun, AllocateError> {
     let mut held = manager.match_prefix(keys);
     let mut missing = manager.allocate(keys.len() - held.len())?;
     let complete = missing.drain(..).zip(&keys[held.len()..]).map(|(mut block, key)| {
         block.fill(content(&key.identity));
         block.complete(*key)
     });
-    held.extend(manager.register_all(complete.collect()));
+    held.append(manager.register_all(complete.collect()));
     Ok(held)
-}
-
-#[derive(Debug, Clone)]
-enum Op {
-    /// Stores the first blocks of a path and keeps the guards.
-    Store {
-        path: usize,
-        depth: usize,
-    },
-    Match {
-        path: usize,
-    },
-    Drop {
-        index: usize,
-    },
-    Clone {
-        index: usize,
-    },
-    Allocate {
-        count: usize,
-    },
-    Free,
-    Clear,
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        4 => (0..8usize, 1..=DEPTH).prop_map(|(path, depth)| Op::Store { path, depth }),
-        2 => (0..8usize).prop_map(|path| Op::Match { path }),
-        6 => any::<prop::sample::Index>().prop_map(|i| Op::Drop { index: i.index(1 << 16) }),
-        1 => any::<prop::sample::Index>().prop_map(|i| Op::Clone { index: i.index(1 << 16) }),
-        1 => (0..4usize).prop_map(|count| Op::Allocate { count }),
-        2 => Just(Op::Free),
-        1 => Just(Op::Clear),
-    ]
-}
-
-/// The pool as its contract says it, computed the slow way.
-#[derive(Default)]
-struct Model {
-    blocks: BTreeMap<BlockIdentity, ModelBlock>,
-    unshared: usize,
-    clock: u64,
-}
-
-struct ModelBlock {
-    key: BlockKey,
-    guards: usize,
-    last_use: u64,
-}
-
-impl Model {
-    fn is_active(&self, identity: BlockIdentity) -> bool {
-        self.blocks[&identity].guards > 0
-            || self.followers(identity).any(|follower| self.is_active(follower))
-    }
-
-    fn followers(&self, identity: BlockIdentity) -> impl Iterator<Item = BlockIdentity> + '_ {
-        let follows = move |block: &&ModelBlock| block.key.parent == Some(identity);
-        self.blocks.values().filter(follows).map(|block| block.key.identity)
-    }
-
-    fn active(&self) -> BTreeSet<BlockIdentity> {
-        self.blocks.keys().copied().filter(|&identity| self.is_active(identity)).collect()
-    }
-
-    fn cached(&self) -> usize {
-        self.blocks.len() - self.active().len()
-    }
-
-    fn free(&self) -> usize {
-        CAPACITY - self.blocks.len() - self.unshared
-    }
-
-    fn matched(&self, keys: &[BlockKey]) -> usize {
-        keys.iter().take_while(|key| self.blocks.contains_key(&key.identity)).count()
-    }
-
-    fn pin(&mut self, key: &BlockKey) {
-        let key = *key;
-        let block = ModelBlock { key, guards: 0, last_use: 0 };
-        self.blocks.entry(key.identity).or_insert(block).guards += 1;
-    }
-
-    fn unpin(&mut self, identity: BlockIdentity) {
-        self.blocks.get_mut(&identity).unwrap().guards -= 1;
-        // What is released by this, leaf first: the block and then what it was alone in keeping.
-        let mut next = Some(identity);
-        while let Some(identity) = next {
-            if !self.blocks.contains_key(&identity) || self.is_active(identity) {
-                return;
-            }
-            self.clock += 1;
-            let block = self.blocks.get_mut(&identity).unwrap();
-            block.last_use = self.clock;
-            next = block.key.parent;
-        }
-    }
-
-    /// Makes room for `count` blocks; false if that is impossible.
-    fn allocate(&mut self, count: usize) -> bool {
-        if count > self.free() + self.cached() {
-            return false;
-        }
-        while self.free() < count {
-            let active = self.active();
-            let victim = self
-                .blocks
-                .values()
-                .filter(|block| !active.contains(&block.key.identity))
-                .filter(|block| self.followers(block.key.identity).next().is_none())
-                .min_by_key(|block| block.last_use)
-                .map(|block| block.key.identity)
-                .unwrap();
-            self.blocks.remove(&victim);
-        }
-        self.unshared += count;
-        true
-    }
 }
 
 /// Replays events into the set of what is stored, checking that they say nothing twice.
@@ -175,7 +65,6 @@ fn replay(events: &[KvEvent]) -> BTreeSet<SequenceHash> {
         assert_eq!((event.epoch, event.seq), (1, index as u64));
         match &event.change {
             KvChange::BlockStored { parent, blocks, .. } => {
-                assert!(parent.is_none_or(|parent| stored.contains(&parent)), "parents come first");
                 for (index, block) in blocks.iter().enumerate() {
                     let before = index.checked_sub(1).map_or(*parent, |i| Some(blocks[i].sequence));
                     assert_eq!(block.sequence, SequenceHash::chain(before, block.local));
@@ -192,89 +81,11 @@ fn replay(events: &[KvEvent]) -> BTreeSet<SequenceHash> {
     stored
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    #[test]
-    fn the_pool_does_what_the_naive_model_does(ops in prop::collection::vec(op(), 1..250)) {
-        let (manager, events) = manager(CAPACITY);
-        let mut model = Model::default();
-        let mut guards: Vec<RegisteredBlock> = Vec::new();
-        let mut unshared: Vec<Vec<MutableBlock>> = Vec::new();
-        for op in ops {
-            match op {
-                Op::Store { path, depth } => {
-                    let keys = sequence(path).keys()[..depth].to_vec();
-                    let found = model.matched(&keys);
-                    keys[..found].iter().for_each(|key| model.pin(key));
-                    let possible = model.allocate(depth - found);
-                    let stored = store(&manager, &keys);
-                    prop_assert_eq!(stored.is_ok(), possible);
-                    match stored {
-                        Ok(stored) => {
-                            model.unshared -= depth - found;
-                            keys[found..].iter().for_each(|key| model.pin(key));
-                            guards.extend(stored);
-                        }
-                        // The guards of what was found went in the order of a vector.
-                        Err(_) => keys[..found].iter().for_each(|key| model.unpin(key.identity)),
-                    }
-                }
-                Op::Match { path } => {
-                    let keys = sequence(path).keys().to_vec();
-                    let found = manager.match_prefix(&keys);
-                    prop_assert_eq!(found.len(), model.matched(&keys));
-                    keys[..found.len()].iter().for_each(|key| model.pin(key));
-                    guards.extend(found);
-                }
-                Op::Drop { index } if !guards.is_empty() => {
-                    let index = index % guards.len();
-                    let guard = guards.swap_remove(index);
-                    let identity = *guard.identity();
-                    drop(guard);
-                    model.unpin(identity);
-                }
-                Op::Clone { index } if !guards.is_empty() => {
-                    let guard = guards[index % guards.len()].clone();
-                    model.blocks.get_mut(guard.identity()).unwrap().guards += 1;
-                    guards.push(guard);
-                }
-                Op::Allocate { count } => {
-                    let possible = model.allocate(count);
-                    let blocks = manager.allocate(count);
-                    prop_assert_eq!(blocks.is_ok(), possible);
-                    unshared.extend(blocks);
-                }
-                Op::Free => {
-                    model.unshared -= unshared.pop().map_or(0, |blocks| blocks.len());
-                }
-                Op::Clear => {
-                    manager.clear();
-                    let active = model.active();
-                    model.blocks.retain(|identity, _| active.contains(identity));
-                }
-                Op::Drop { .. } | Op::Clone { .. } => {}
-            }
-            let stats = manager.stats();
-            let states = stats.free + stats.mutable + stats.complete + stats.active + stats.cached;
-            prop_assert_eq!(states, CAPACITY);
-            prop_assert_eq!(stats.free, model.free());
-            prop_assert_eq!((stats.mutable, stats.complete), (model.unshared, 0));
-            prop_assert_eq!(stats.cached, model.cached());
-            for guard in &guards {
-                prop_assert!(guard.iter().all(|&byte| byte == content(guard.identity())));
-            }
-            let stored: BTreeSet<_> = model.blocks.values().map(|block| block.key.sequence).collect();
-            prop_assert_eq!(replay(&events.lock().unwrap()), stored);
-        }
-    }
-}
-
 #[test]
 fn a_block_is_found_with_its_bytes_by_whoever_has_the_same_tokens() {
     let (manager, _) = manager(4);
     drop(store(&manager, sequence(0).keys()).unwrap());
-    let found = manager.match_prefix(sequence(1).keys());
+    let found = Vec::from(manager.match_prefix(sequence(1).keys()));
     assert_eq!(found.len(), 2, "sequences 0 and 1 differ in the last block");
     assert!(found.iter().all(|block| block.iter().all(|&byte| byte == content(block.identity()))));
     let stats = manager.stats();
@@ -302,8 +113,9 @@ fn many_threads_find_what_each_of_them_wrote_and_no_block_is_lost() {
                         (0..64 + round % 64).map(|at| first * 1000 + at).collect();
                     let sequence = TokenSequence::new(namespace, size, &tokens);
                     let stored = store(manager, sequence.keys()).unwrap();
-                    for (block, key) in stored.iter().zip(sequence.keys()) {
-                        assert_eq!(*block.identity(), key.identity);
+                    let names = stored.identities();
+                    for ((block, name), key) in stored.iter().zip(names).zip(sequence.keys()) {
+                        assert_eq!(name, key.identity);
                         assert!(block.iter().all(|&byte| byte == content(&key.identity)));
                     }
                     held.push(stored);
@@ -327,8 +139,7 @@ fn many_threads_find_what_each_of_them_wrote_and_no_block_is_lost() {
 fn a_weak_handle_finds_its_block_until_that_is_evicted() {
     let (manager, _) = manager(2);
     let held = store(&manager, &sequence(0).keys()[..2]).unwrap();
-    let weak: Vec<_> = held.iter().map(RegisteredBlock::downgrade).collect();
-    drop(held);
+    let weak: Vec<_> = held.into_iter().map(|block| block.downgrade()).collect();
     let back = weak[0].upgrade().unwrap();
     assert_eq!(back.identity(), &sequence(0).keys()[0].identity);
     assert_eq!(back[0], content(back.identity()));
@@ -340,6 +151,41 @@ fn a_weak_handle_finds_its_block_until_that_is_evicted() {
     drop((evicting, back));
     drop(store(&manager, &sequence(7).keys()[..2]).unwrap());
     assert!(weak.iter().all(|weak| weak.upgrade().is_none()), "others are in their places");
+}
+
+#[test]
+fn keys_that_do_not_follow_each_other_find_no_more_than_do() {
+    let (manager, _) = manager(8);
+    let (one, other) = (sequence(0), sequence(7));
+    let (held, others) =
+        (store(&manager, one.keys()).unwrap(), store(&manager, other.keys()).unwrap());
+    let [first, second, third] = [0, 1, 2].map(|at| one.keys()[at]);
+    let strange = other.keys()[2];
+    for (keys, found) in [
+        (vec![first, second, third], 3),
+        (vec![second, third], 2),
+        (vec![first, second, strange], 2),
+        (vec![first, third], 1),
+        (vec![third, second, first], 1),
+    ] {
+        let identities: Vec<_> = keys[..found].iter().map(|key| key.identity).collect();
+        assert_eq!(manager.match_prefix(&keys).identities(), identities);
+    }
+    drop((held, others));
+}
+
+#[test]
+fn a_run_reads_its_blocks_wherever_they_are_joined_and_outlives_its_manager() {
+    let (manager, _) = manager(8);
+    let mut run = store(&manager, &sequence(0).keys()[..1]).unwrap();
+    run.append(store(&manager, sequence(7).keys()).unwrap());
+    run.append(store(&manager, sequence(0).keys()).unwrap());
+    let names = run.identities();
+    assert_eq!((run.len(), run.iter().count(), run.get(7)), (7, 7, None));
+    drop(manager);
+    assert!(run.iter().zip(&names).all(|(bytes, name)| bytes[0] == content(name)));
+    let blocks = Vec::from(run);
+    assert!(blocks.iter().map(RegisteredBlock::identity).eq(&names));
 }
 
 #[test]

@@ -4,210 +4,116 @@
 //! allocate ─► free slots of one shard, of the others, then victims: oldest shard first
 //! register ─► the shard of the sequence   (blocks of one sequence are in one shard, so that
 //! match    ─► the shard of the sequence    a block and those before it are under one lock)
-//! drop     ─► the slot's own count; the last guard locks the shard
+//! drop     ─► the shard of the sequence, once for all blocks of a run
 //! ```
 
+mod home;
 mod publisher;
+mod register;
 mod registry;
 mod shard;
+mod sync;
+mod take;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
-use dynamo_core::protocol::{KvChange, SequenceHash, Tier};
-use dynamo_transfer::Slot;
+use dynamo_core::protocol::{KvChange, Tier};
+use dynamo_transfer::{HostBuffer, SharedSlot, Slot};
 
-use crate::below::{Acquired, Below};
-use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
+use crate::below::{Acquired, Below, TiersConfig};
+use crate::block::BlockRun;
 use crate::evict::{EntryId, Eviction};
-use crate::identity::BlockKey;
-use crate::manager::{AllocateError, PoolStats, Snapshot};
+use crate::identity::{BlockIdentity, BlockKey};
+use crate::manager::{PoolStats, Snapshot};
+use home::Complete;
+pub(crate) use home::Home;
 pub(crate) use publisher::{Publisher, Shared as Published};
+use registry::Registry;
 pub(crate) use registry::Victim;
-pub(crate) use shard::Shard;
+use shard::Shard;
+use sync::{AtomicU64, AtomicUsize, Ordering};
 
 /// The slots of one manager.
 pub(crate) struct Pool {
-    shards: Vec<Arc<Shard>>,
-    common: Arc<Common>,
+    shards: Box<[Shard]>,
+    complete: Arc<Complete>,
     capacity: usize,
     zero_on_allocate: bool,
     below: Option<Below>,
-    /// Where the next allocation begins.
+    /// Where the next allocation of free slots begins.
     next: AtomicUsize,
-}
-
-/// What all shards share.
-pub(crate) struct Common {
     /// Counts uses of blocks: what compares those in one shard with those in others.
     clock: AtomicU64,
     publisher: Arc<Published>,
-    evicted_total: AtomicU64,
-    hits_total: AtomicU64,
-    misses_total: AtomicU64,
+}
+
+/// What a pool is made of.
+pub(crate) struct PoolConfig<'a> {
+    /// With room for the blocks, and for the spare slots of tiers.
+    pub(crate) buffer: HostBuffer,
+    pub(crate) block_bytes: usize,
+    pub(crate) blocks: usize,
+    pub(crate) publisher: Publisher,
+    pub(crate) eviction: &'a dyn Fn() -> Box<dyn Eviction>,
+    pub(crate) zero_on_allocate: bool,
+    pub(crate) tiers: Option<TiersConfig>,
+}
+
+/// Where a registered block is.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    shard: u32,
+    entry: EntryId,
 }
 
 impl Pool {
-    pub(crate) fn new(
-        slots: Vec<Slot>,
-        publisher: Arc<Published>,
-        eviction: &dyn Fn() -> Box<dyn Eviction>,
-    ) -> Self {
-        let capacity = slots.len();
-        let common = Arc::new(Common {
-            clock: AtomicU64::new(1),
-            publisher,
-            evicted_total: AtomicU64::new(0),
-            hits_total: AtomicU64::new(0),
-            misses_total: AtomicU64::new(0),
-        });
-        let count = (capacity / BLOCKS_PER_SHARD).clamp(1, SHARDS_MAX);
-        let mut slots = slots.into_iter();
-        let shards = (0..count)
-            .map(|index| {
+    /// Creates a pool; with tiers within a runtime, where their tasks begin.
+    pub(crate) fn new(config: PoolConfig<'_>) -> Arc<Self> {
+        let PoolConfig { buffer, block_bytes, blocks: capacity, eviction, tiers, .. } = config;
+        let publisher = Arc::new(Published::new(config.publisher));
+        let mut work = None;
+        let pool = Arc::new_cyclic(|pool: &Weak<Self>| {
+            let complete = Arc::new(Complete::new(buffer.len() / block_bytes));
+            let home = Home::new(Weak::clone(pool), Arc::clone(&complete));
+            let mut slots = buffer.into_slots_of(block_bytes, home);
+            let spares = slots.split_off(capacity);
+            let is_named = tiers.is_some();
+            let count = (capacity / BLOCKS_PER_SHARD).clamp(1, SHARDS_MAX);
+            let shard = |index: usize| {
                 let own = capacity / count + usize::from(index < capacity % count);
-                let free = slots.by_ref().take(own).collect();
-                Arc::new(Shard::new(&common, free, eviction()))
-            })
-            .collect();
-        let next = AtomicUsize::new(0);
-        Self { shards, common, capacity, zero_on_allocate: false, below: None, next }
-    }
-
-    pub(crate) fn with_below(mut self, below: Option<Below>) -> Self {
-        self.below = below;
-        self
+                Shard::new(slots.split_off(slots.len() - own), eviction(), is_named)
+            };
+            let shards = (0..count).map(shard).collect();
+            let below = tiers.map(|tiers| {
+                let (below, its_work) = Below::new(tiers, spares, Arc::clone(&publisher));
+                work = Some(its_work);
+                below
+            });
+            let (next, clock) = (AtomicUsize::new(0), AtomicU64::new(1));
+            let zero_on_allocate = config.zero_on_allocate;
+            Self { shards, complete, capacity, zero_on_allocate, below, next, clock, publisher }
+        });
+        if let (Some(below), Some(work)) = (&pool.below, work) {
+            below.start(work, &pool);
+        }
+        pool
     }
 
     pub(crate) fn below(&self) -> Option<&Below> {
         self.below.as_ref()
     }
 
-    pub(crate) fn with_zero_on_allocate(mut self, zero: bool) -> Self {
-        self.zero_on_allocate = zero;
-        self
+    pub(crate) fn match_prefix(self: &Arc<Self>, keys: &[BlockKey]) -> BlockRun {
+        self.prefix(keys, true)
     }
 
-    pub(crate) fn allocate(&self, count: usize) -> Result<Vec<MutableBlock>, AllocateError> {
-        self.check(count)?;
-        let first = self.next.fetch_add(1, Ordering::Relaxed) % self.shards.len();
-        let mut slots = Vec::with_capacity(count);
-        // Once more, for what others have freed behind the first look.
-        for _ in 0..2 {
-            self.take_free(first, count, &mut slots);
-            self.take_cached(count, &mut slots);
-        }
-        let home = &self.shards[first];
-        if slots.len() < count {
-            // Others were faster.
-            let available = slots.len();
-            home.lock().free.append(&mut slots);
-            let capacity = self.capacity;
-            return Err(AllocateError { requested: count, available, capacity });
-        }
-        home.counts.unshared.fetch_add(count, Ordering::Relaxed);
-        if self.zero_on_allocate {
-            slots.iter_mut().for_each(|slot| slot.fill(0));
-        }
-        Ok(slots.into_iter().map(|slot| MutableBlock::new(home, slot)).collect())
-    }
-
-    pub(crate) fn check(&self, requested: usize) -> Result<(), AllocateError> {
-        let of = |shard: &Arc<Shard>| {
-            let counts = &shard.counts;
-            counts.free.load(Ordering::Relaxed) + counts.cached.load(Ordering::Relaxed)
-        };
-        let mut available = 0;
-        for shard in &self.shards {
-            available += of(shard);
-            if available >= requested {
-                return Ok(());
-            }
-        }
-        Err(AllocateError { requested, available, capacity: self.capacity })
-    }
-
-    /// Returns how many slots nothing is in, as it was a moment ago.
-    pub(crate) fn free(&self) -> usize {
-        self.shards.iter().map(|shard| shard.counts.free.load(Ordering::Relaxed)).sum()
-    }
-
-    fn take_free(&self, first: usize, count: usize, slots: &mut Vec<Slot>) {
-        let shards = self.shards[first..].iter().chain(&self.shards[..first]);
-        for shard in shards {
-            if slots.len() == count {
-                return;
-            }
-            if shard.counts.free.load(Ordering::Relaxed) > 0 {
-                let mut shard = shard.lock();
-                let left = shard.free.len().saturating_sub(count - slots.len());
-                slots.extend(shard.free.drain(left..).rev());
-                if shard.free.capacity() > 4 * left.max(64) {
-                    shard.free.shrink_to(2 * left);
-                }
-            }
-        }
-    }
-
-    /// Evicts until there are so many, from the shard whose next victim goes first.
-    fn take_cached(&self, count: usize, slots: &mut Vec<Slot>) {
-        while slots.len() < count {
-            let ranks = self.shards.iter().map(|shard| shard.counts.rank.load(Ordering::Relaxed));
-            let (mut oldest, mut next) = ((u64::MAX, 0), u64::MAX);
-            for (index, rank) in ranks.enumerate() {
-                if rank < oldest.0 {
-                    next = oldest.0;
-                    oldest = (rank, index);
-                } else {
-                    next = next.min(rank);
-                }
-            }
-            if oldest.0 == u64::MAX {
-                return;
-            }
-            let shard = &self.shards[oldest.1];
-            let mut state = shard.lock();
-            let mut evicted = Vec::new();
-            while slots.len() < count
-                && state.registry.rank().is_some_and(|rank| rank <= next)
-                && let Some(victim) = state.registry.evict()
-            {
-                evicted.push(victim.key.sequence);
-                slots.push(match &self.below {
-                    Some(below) => below.leave(victim),
-                    None => victim.slot,
-                });
-            }
-            self.common.evicted(evicted);
-        }
-    }
-
-    pub(crate) fn match_prefix(&self, keys: &[BlockKey]) -> Vec<RegisteredBlock> {
-        let found = self.find_prefix(keys);
-        self.common.hits_total.fetch_add(found.len() as u64, Ordering::Relaxed);
-        let misses = (keys.len() - found.len()) as u64;
-        self.common.misses_total.fetch_add(misses, Ordering::Relaxed);
-        found
-    }
-
-    /// Finds blocks like [`match_prefix`](Self::match_prefix), and counts nothing.
-    pub(crate) fn find_prefix(&self, keys: &[BlockKey]) -> Vec<RegisteredBlock> {
-        self.common.tick(keys.len());
-        let mut found = Vec::new();
-        if let Some(first) = keys.first() {
-            let shard = self.shard(first);
-            let mut state = shard.lock();
-            for key in keys {
-                let Some(entry) = state.registry.find(&key.identity) else { break };
-                let slot = state.registry.hold(entry);
-                found.push(RegisteredBlock::new(shard, entry, slot, key.identity));
-            }
-        }
-        found
+    /// Finds blocks as [`match_prefix`](Self::match_prefix) does, and counts neither hits nor misses.
+    pub(crate) fn find_prefix(self: &Arc<Self>, keys: &[BlockKey]) -> BlockRun {
+        self.prefix(keys, false)
     }
 
     /// Finds blocks in memory, then in tiers.
-    pub(crate) async fn acquire(&self, keys: &[BlockKey]) -> Acquired {
+    pub(crate) async fn acquire(self: &Arc<Self>, keys: &[BlockKey]) -> Acquired {
         let mut acquired = Acquired::new(keys.len(), self.match_prefix(keys));
         if let Some(below) = &self.below {
             below.acquire(self, keys, &mut acquired).await;
@@ -215,117 +121,109 @@ impl Pool {
         acquired
     }
 
-    /// Shares the blocks, each held once; a block that is there already frees the new slot.
-    pub(crate) fn register(&self, blocks: Vec<CompleteBlock>) -> Vec<RegisteredBlock> {
-        self.common.tick(blocks.len());
-        let mut registered = Vec::with_capacity(blocks.len());
-        let mut blocks = blocks.into_iter().peekable();
-        while let Some(first) = blocks.peek() {
-            let shard = self.shard(first.key());
-            let chain = first.key().chain;
-            let mut state = shard.lock();
-            let mut run: Vec<BlockKey> = Vec::new();
-            let mut before: Option<(BlockKey, EntryId)> = None;
-            while let Some(block) = blocks.next_if(|block| block.key().chain == chain) {
-                let (home, key, slot) = block.into_parts();
-                home.counts.unshared.fetch_sub(1, Ordering::Relaxed);
-                home.counts.complete.fetch_sub(1, Ordering::Relaxed);
-                let (entry, slot) = match state.registry.find(&key.identity) {
-                    Some(entry) => {
-                        state.free.push(slot);
-                        (entry, state.registry.hold(entry))
-                    }
-                    None => {
-                        let slot = slot.share();
-                        let before = before
-                            .filter(|(before, _)| Some(before.identity) == key.parent)
-                            .map(|(_, entry)| entry);
-                        if run.last().is_some_and(|last| Some(last.identity) != key.parent) {
-                            self.common.publisher.stored(&std::mem::take(&mut run), Tier::Host);
-                        }
-                        run.push(key);
-                        (state.registry.insert(&key, slot.clone(), before), slot)
-                    }
-                };
-                before = Some((key, entry));
-                registered.push(RegisteredBlock::new(shard, entry, slot, key.identity));
-            }
-            self.common.publisher.stored(&run, Tier::Host);
+    fn prefix(self: &Arc<Self>, keys: &[BlockKey], is_counted: bool) -> BlockRun {
+        let mut found = BlockRun::default();
+        let Some(first) = keys.first() else { return found };
+        self.tick(keys.len());
+        let index = self.shard_of(first);
+        let mut shard = self.shards[index as usize].lock();
+        for (entry, slots) in shard.registry.hold_prefix(keys) {
+            found.push(self, Place { shard: index, entry }, slots);
         }
-        registered
+        if is_counted {
+            shard.hits_total += found.len() as u64;
+            shard.misses_total += (keys.len() - found.len()) as u64;
+        }
+        drop(shard);
+        found
+    }
+
+    /// Takes back a slot that nobody shares.
+    fn free(&self, slot: Slot<Home>) {
+        let shard = slot.index() * self.shards.len() / self.capacity;
+        // Slots that were spare have the last numbers.
+        self.shards[shard.min(self.shards.len() - 1)].lock().free.push(slot);
+    }
+
+    /// Looks whether a block may be evicted now that a guard of it is gone, and those before it.
+    pub(crate) fn settle(&self, Place { shard, entry }: Place) {
+        let now = self.clock.load(Ordering::Relaxed);
+        self.shards[shard as usize].lock().registry.settle(entry, now);
+    }
+
+    /// Takes a hold of a block, if it is there still.
+    pub(crate) fn hold(&self, at: Place, identity: &BlockIdentity) -> Option<SharedSlot<Home>> {
+        self.shards[at.shard as usize].lock().registry.hold(at.entry, identity)
+    }
+
+    /// Returns what names a block that is held and those before it, `count` in all, the first first.
+    pub(crate) fn names(&self, last: Place, count: usize) -> Vec<(Place, BlockIdentity)> {
+        let Place { shard, entry } = last;
+        let names = self.shards[shard as usize].lock().registry.names(entry, count);
+        names.into_iter().map(|(entry, identity)| (Place { shard, entry }, identity)).collect()
     }
 
     pub(crate) fn clear(&self) {
-        let mut shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        let mut shards: Vec<_> = self.shards.iter().map(Shard::lock).collect();
         let is_all =
             self.below.is_none() && shards.iter().all(|shard| shard.registry.active() == 0);
-        let mut all = 0;
+        let mut is_any = false;
         for shard in &mut shards {
             let mut evicted = Vec::with_capacity(shard.registry.cached());
-            while let Some(victim) = shard.registry.evict() {
-                shard.free.push(victim.slot);
-                evicted.push(victim.key.sequence);
+            let shard = &mut **shard;
+            for (sequence, slot) in shard.registry.evict(usize::MAX, u64::MAX, Registry::sequence) {
+                shard.free.push(slot);
+                evicted.push(sequence);
             }
-            all += evicted.len();
+            is_any |= !evicted.is_empty();
+            shard.evicted_total += evicted.len() as u64;
             if !is_all {
-                self.common.evicted(evicted);
+                self.publisher.removed(evicted, Tier::Host);
             }
         }
-        if is_all && all > 0 {
+        if is_all && is_any {
             // Nothing stays: one word says it all.
-            self.common.evicted_total.fetch_add(all as u64, Ordering::Relaxed);
-            self.common.publisher.publish(KvChange::AllBlocksCleared);
+            self.publisher.publish(KvChange::AllBlocksCleared);
         }
     }
 
     pub(crate) fn stats(&self) -> PoolStats {
-        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
-        let count = |count: fn(&shard::Counts) -> &AtomicUsize| -> usize {
-            self.shards.iter().map(|shard| count(&shard.counts).load(Ordering::Relaxed)).sum()
-        };
-        let complete = count(|counts| &counts.complete);
-        PoolStats {
-            capacity: self.capacity,
-            free: shards.iter().map(|shard| shard.free.len()).sum(),
-            mutable: count(|counts| &counts.unshared) - complete,
-            complete,
-            active: shards.iter().map(|shard| shard.registry.active()).sum(),
-            cached: shards.iter().map(|shard| shard.registry.cached()).sum(),
-            evicted_total: self.common.evicted_total.load(Ordering::Relaxed),
-            hits_total: self.common.hits_total.load(Ordering::Relaxed),
-            misses_total: self.common.misses_total.load(Ordering::Relaxed),
+        let mut stats = PoolStats { capacity: self.capacity, ..PoolStats::default() };
+        let shards: Vec<_> = self.shards.iter().map(Shard::lock).collect();
+        for shard in &shards {
+            stats.free += shard.free.len();
+            stats.active += shard.registry.active();
+            stats.cached += shard.registry.cached();
+            stats.evicted_total += shard.evicted_total;
+            stats.hits_total += shard.hits_total;
+            stats.misses_total += shard.misses_total;
         }
+        // Whatever is in no shard.
+        let unshared = self.capacity - stats.free - stats.active - stats.cached;
+        stats.complete = self.complete.count().min(unshared);
+        stats.mutable = unshared - stats.complete;
+        stats
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         // With all locks nothing is published.
-        let shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
+        let shards: Vec<_> = self.shards.iter().map(Shard::lock).collect();
         let stored = shards.iter().flat_map(|shard| shard.registry.parents_first());
         let mut stored: Vec<_> = stored.map(|block| publisher::one_stored(&block)).collect();
         let below = self.below.as_ref().map(|below| below.catalog().lock());
         stored.extend(below.iter().flat_map(|below| below.stored()));
-        let (epoch, seq) = self.common.publisher.next();
+        let (epoch, seq) = self.publisher.next();
         Snapshot { epoch, seq, stored }
     }
 
-    /// Returns where the blocks of a sequence are.
-    fn shard(&self, key: &BlockKey) -> &Arc<Shard> {
-        &self.shards[usize::try_from(key.chain % self.shards.len() as u64).unwrap_or(0)]
-    }
-}
-
-impl Common {
     /// Takes note that so many blocks are about to be used, each of which has a time of its own.
     fn tick(&self, uses: usize) {
         self.clock.fetch_add(uses as u64, Ordering::Relaxed);
     }
 
-    /// Says which blocks were evicted, of one shard, under its lock.
-    fn evicted(&self, sequence_hashes: Vec<SequenceHash>) {
-        if !sequence_hashes.is_empty() {
-            self.evicted_total.fetch_add(sequence_hashes.len() as u64, Ordering::Relaxed);
-            self.publisher.removed(sequence_hashes, Tier::Host);
-        }
+    /// Returns where the blocks of a sequence are.
+    fn shard_of(&self, key: &BlockKey) -> u32 {
+        u32::try_from(key.chain % self.shards.len() as u64).unwrap_or(0)
     }
 }
 

@@ -1,11 +1,11 @@
 //! Events, in the order of the changes.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use dynamo_core::protocol::{KvChange, KvEvent, SequenceHash, StoredBlock, Tier, WorkerId};
 
 use super::registry::Held;
-use crate::identity::BlockKey;
+use super::sync::{Mutex, MutexGuard};
 use crate::manager::EventSink;
 
 pub(crate) struct Publisher {
@@ -29,12 +29,16 @@ impl Shared {
         Self(Mutex::new(publisher))
     }
 
-    /// Says that blocks were stored which follow each other.
-    pub(crate) fn stored(&self, run: &[BlockKey], tier: Tier) {
-        let Some(first) = run.first() else { return };
-        let block = |key: &BlockKey| StoredBlock { sequence: key.sequence, local: key.local };
-        let blocks = run.iter().map(block).collect();
-        self.publish(KvChange::BlockStored { parent: first.parent_sequence, blocks, tier });
+    /// Says that blocks were stored which follow each other, the first of them `parent`.
+    pub(crate) fn stored(
+        &self,
+        parent: Option<SequenceHash>,
+        blocks: Vec<StoredBlock>,
+        tier: Tier,
+    ) {
+        if !blocks.is_empty() {
+            self.publish(KvChange::BlockStored { parent, blocks, tier });
+        }
     }
 
     /// Says that blocks are there no more.

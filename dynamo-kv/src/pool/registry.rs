@@ -1,21 +1,32 @@
 //! Identity → block within one shard, with what keeps each one; pure but for the slots' counts.
 
-use dynamo_core::protocol::{LocalHash, SequenceHash};
-use dynamo_transfer::{SharedSlot, Slot};
-use hashbrown::HashTable;
+use std::collections::BTreeMap;
 
+use dynamo_core::protocol::{LocalHash, SequenceHash};
+use dynamo_transfer::{SharedSlot, SharedSlots, Slot, SlotRun};
+use hashbrown::HashTable;
+use hashbrown::hash_table;
+
+use super::Home;
 use crate::evict::{EntryId, Eviction, Use};
 use crate::identity::{BlockIdentity, BlockKey};
 
 /// The blocks of one shard.
 ///
 /// A block is *active* while guards hold it or a block that follows it is active, so that whatever
-/// is not active can be evicted, leaf after leaf. Guards are counted by the slot itself, which the
-/// registry holds once: what they leave is seen when [`settle`](Self::settle) looks.
+/// is not active can be evicted, leaf after leaf. A slot holds that of the block before it, and counts
+/// by itself who holds it; the registry's holds are in `slots`. What guards leave is seen when
+/// [`settle`](Self::settle) looks.
 pub(super) struct Registry {
     /// Which entry has an identity.
     table: HashTable<u32>,
     entries: Vec<Entry>,
+    /// Of each entry, unless it is vacant.
+    slots: SharedSlots<Home>,
+    /// What stands before the blocks that were registered while it was not.
+    orphans: BTreeMap<u32, SequenceHash>,
+    /// [`BlockKey::chain`] of each entry, if [`victim`](Self::victim) is to be asked.
+    chains: Option<Vec<u64>>,
     /// The first entry that names no block; each names the next.
     vacant: u32,
     eviction: Box<dyn Eviction>,
@@ -29,28 +40,37 @@ struct Entry {
     identity: BlockIdentity,
     sequence: SequenceHash,
     local: LocalHash,
-    /// Of the block before it; means nothing for the first of a sequence.
-    parent_sequence: SequenceHash,
-    /// `None` if the entry is vacant.
-    slot: Option<SharedSlot>,
+    last_use: u64,
     /// The entry of the block before it, if that was registered when this one was; of a vacant entry,
     /// the next one.
     parent: u32,
     /// Registered blocks behind it, and how many of those are active.
     followers: u32,
     active_followers: u32,
-    chain: u64,
     position: u32,
+    /// How often it was the last of what was found, and blocks behind it were that are gone.
     uses: u32,
-    last_use: u64,
     is_active: bool,
 }
 
+/// The entry of the block before another, and a hold of it that can be given up.
+pub(super) type Before = Option<(EntryId, Option<SharedSlot<Home>>)>;
+
+/// A new block and a hold of it, or the one that was there and the slot that is not needed.
+pub(super) type Inserted = Result<(EntryId, SharedSlot<Home>), (EntryId, Slot<Home>)>;
+
+/// Blocks of which each follows the one before, with the entry of the last.
+pub(super) type Linked = (EntryId, SlotRun<Home>);
+
 impl Registry {
-    pub(super) fn new(eviction: Box<dyn Eviction>) -> Self {
+    /// Creates one that knows all that names its blocks if it `is_named`.
+    pub(super) fn new(eviction: Box<dyn Eviction>, is_named: bool) -> Self {
         Self {
             table: HashTable::new(),
             entries: Vec::new(),
+            slots: SharedSlots::default(),
+            orphans: BTreeMap::new(),
+            chains: is_named.then(Vec::new),
             vacant: NONE,
             eviction,
             active: 0,
@@ -76,77 +96,167 @@ impl Registry {
         self.eviction.rank()
     }
 
-    pub(super) fn find(&self, identity: &BlockIdentity) -> Option<EntryId> {
+    fn find(&self, identity: &BlockIdentity) -> Option<EntryId> {
         let is_it = |&entry: &u32| self.entries[entry as usize].identity == *identity;
         self.table.find(hash(identity), is_it).map(|&entry| EntryId::new(entry))
     }
 
-    /// Tells whether an entry names that block.
-    pub(super) fn names(&self, entry: EntryId, identity: &BlockIdentity) -> bool {
-        let entry = self.entries.get(entry.index());
-        entry.is_some_and(|entry| entry.slot.is_some() && entry.identity == *identity)
-    }
-
-    /// Takes a hold of a block.
-    pub(super) fn hold(&mut self, entry: EntryId) -> SharedSlot {
-        self.activate(entry.index());
-        let entry = &mut self.entries[entry.index()];
-        entry.uses = entry.uses.saturating_add(1);
-        entry.slot.clone().expect("a block that was found has a slot")
-    }
-
-    /// Adds a block that is held once; it must not be there. `before` is the entry of the block before
-    /// it, as far as whoever adds a run knows it.
-    pub(super) fn insert(
+    /// Takes a hold of a block, if the entry still names it.
+    pub(super) fn hold(
         &mut self,
-        key: &BlockKey,
-        slot: SharedSlot,
-        before: Option<EntryId>,
-    ) -> EntryId {
+        at: EntryId,
+        identity: &BlockIdentity,
+    ) -> Option<SharedSlot<Home>> {
+        let entry = self.entries.get(at.index())?;
+        let slot = self.slots.get(at.index()).filter(|_| entry.identity == *identity)?.clone();
+        self.found(at);
+        Some(slot)
+    }
+
+    /// Takes a hold of the longest run of `keys` from the first on.
+    pub(super) fn hold_prefix(&mut self, keys: &[BlockKey]) -> Vec<Linked> {
+        let (mut parts, mut keys) = (Vec::new(), keys);
+        while let Some((length, last)) = self.reach(keys) {
+            keys = &keys[..length];
+            let follows = |pair: &[BlockKey]| pair[1].parent == Some(pair[0].identity);
+            if let Some(end) = keys.windows(2).position(|pair| !follows(pair)) {
+                // Not of one sequence: what was found last says nothing of the first ones.
+                keys = &keys[..=end];
+                continue;
+            }
+            match self.linked_up_to(keys, last) {
+                Ok(found) => {
+                    parts = found;
+                    break;
+                }
+                Err(missing) => keys = &keys[..missing],
+            }
+        }
+        parts.iter().for_each(|(last, _)| self.found(*last));
+        parts
+    }
+
+    /// Finds a key that is there while the one behind it is not, and says how many end with it; `None`
+    /// if the first is not there.
+    ///
+    /// That those before it are there is likely and not known: a block may stand alone.
+    fn reach(&self, keys: &[BlockKey]) -> Option<(usize, EntryId)> {
+        let mut last = self.find(&keys.first()?.identity)?;
+        let (mut found, mut missing) = (0, keys.len());
+        // All of them is what is asked for most.
+        let mut probe = keys.len() - 1;
+        while missing - found > 1 {
+            match self.find(&keys[probe].identity) {
+                Some(entry) => (found, last) = (probe, entry),
+                None => missing = probe,
+            }
+            probe = found.midpoint(missing);
+        }
+        Some((found + 1, last))
+    }
+
+    /// Returns the blocks of `keys`, which follow each other and of which `last` is the last one: in one
+    /// part, or in several where a block stands alone. Fails with the number of a key that is not there.
+    fn linked_up_to(&self, keys: &[BlockKey], last: EntryId) -> Result<Vec<Linked>, usize> {
+        let (mut parts, mut last, mut left) = (Vec::new(), last, keys.len());
+        loop {
+            let slots = self.run(last, left);
+            left -= slots.len();
+            parts.push((last, slots));
+            if left == 0 {
+                parts.reverse();
+                return Ok(parts);
+            }
+            last = self.find(&keys[left - 1].identity).ok_or(left - 1)?;
+        }
+    }
+
+    /// Returns a block and those that it keeps, `blocks_max` at most; it has to be
+    /// [`found`](Self::found) before the lock is let go.
+    pub(super) fn run(&self, last: EntryId, blocks_max: usize) -> SlotRun<Home> {
+        let last = self.slots.get(last.index()).expect("an entry that was found has a slot");
+        SharedSlot::clone(&last).into_run(blocks_max)
+    }
+
+    /// Takes note that a block was asked for, and with it those that it follows.
+    pub(super) fn found(&mut self, last: EntryId) {
+        self.activate(last.index());
+        let entry = &mut self.entries[last.index()];
+        entry.uses = entry.uses.saturating_add(1);
+    }
+
+    /// Adds a block that follows `before`, as far as whoever adds a run knows it with a hold to give up.
+    pub(super) fn insert(&mut self, key: &BlockKey, slot: Slot<Home>, before: Before) -> Inserted {
+        let (before, hold) = before.map_or((None, None), |(before, hold)| (Some(before), hold));
         let before = before.or_else(|| key.parent.as_ref().and_then(|parent| self.find(parent)));
-        let parent = before.map_or(NONE, |before| before.0);
+        let (hash, identity) = (hash(&key.identity), &key.identity);
+        let is_it = |&entry: &u32| self.entries[entry as usize].identity == *identity;
+        let hash_of = |&entry: &u32| self::hash(&self.entries[entry as usize].identity);
+        let place = match self.table.entry(hash, is_it, hash_of) {
+            hash_table::Entry::Occupied(there) => return Err((EntryId::new(*there.get()), slot)),
+            hash_table::Entry::Vacant(place) => place,
+        };
+        let at = if self.vacant == NONE { id(self.entries.len()) } else { EntryId(self.vacant) };
+        place.insert(at.0);
+        self.fill(at, key, before);
+        let stored = |before: EntryId| self.slots.get(before.index()).map(|slot| slot.clone());
+        let [slot, hold] = slot.share_behind(hold.or_else(|| before.and_then(stored)));
+        self.slots.insert(at.index(), slot);
+        Ok((at, hold))
+    }
+
+    /// Writes the entry of a new block.
+    fn fill(&mut self, at: EntryId, key: &BlockKey, before: Option<EntryId>) {
         if let Some(before) = before {
             // Active before it gains a follower: whatever is offered for eviction is a leaf.
             self.activate(before.index());
             let before = &mut self.entries[before.index()];
             before.followers += 1;
             before.active_followers += 1;
+        } else if let Some(parent) = key.parent_sequence {
+            self.orphans.insert(at.0, parent);
         }
-        let entry = self.place(Entry {
+        let entry = Entry {
             identity: key.identity,
             sequence: key.sequence,
             local: key.local,
-            parent_sequence: key.parent_sequence.unwrap_or(key.sequence),
-            slot: Some(slot),
-            parent,
+            last_use: 0,
+            parent: before.map_or(NONE, |before| before.0),
             followers: 0,
             active_followers: 0,
-            chain: key.chain,
             position: key.position,
             uses: 0,
-            last_use: 0,
             is_active: true,
-        });
+        };
         self.active += 1;
-        let (table, entries) = (&mut self.table, &self.entries);
-        let hash_of = |&entry: &u32| hash(&entries[entry as usize].identity);
-        table.insert_unique(hash(&key.identity), entry.0, hash_of);
-        entry
+        if let Some(chains) = &mut self.chains {
+            chains.resize(chains.len().max(at.index() + 1), 0);
+            chains[at.index()] = key.chain;
+        }
+        match self.entries.get_mut(at.index()) {
+            Some(vacant) => self.vacant = std::mem::replace(vacant, entry).parent,
+            None => {
+                if self.entries.len() == self.entries.capacity() {
+                    // Not twice as many: shards fill up evenly.
+                    self.entries.reserve_exact((self.entries.len() / 16).max(64));
+                }
+                self.entries.push(entry);
+            }
+        }
     }
 
-    fn place(&mut self, entry: Entry) -> EntryId {
-        if self.vacant != NONE {
-            let at = self.vacant;
-            self.vacant = self.entries[at as usize].parent;
-            self.entries[at as usize] = entry;
-            return EntryId::new(at);
-        }
-        if self.entries.len() == self.entries.capacity() {
-            // Not twice as many: shards fill up evenly.
-            self.entries.reserve_exact((self.entries.len() / 8).max(64));
-        }
-        self.entries.push(entry);
-        id(self.entries.len() - 1)
+    /// Returns the entry of the block before it, if they are linked.
+    pub(super) fn before(&self, entry: EntryId) -> Option<EntryId> {
+        Some(self.entries[entry.index()].parent).filter(|parent| *parent != NONE).map(EntryId)
+    }
+
+    /// Returns what names a block and those before it, `count` in all, first block first.
+    pub(super) fn names(&self, last: EntryId, count: usize) -> Vec<(EntryId, BlockIdentity)> {
+        let up = std::iter::successors(Some(last), |entry| self.before(*entry)).take(count);
+        let mut names: Vec<_> =
+            up.map(|entry| (entry, self.entries[entry.index()].identity)).collect();
+        names.reverse();
+        names
     }
 
     /// Makes a block active, and those before it.
@@ -175,11 +285,13 @@ impl Registry {
     pub(super) fn settle(&mut self, entry: EntryId, now: u64) {
         let mut at = entry.index();
         while let Some(entry) = self.entries.get_mut(at)
-            && let Some(slot) = &entry.slot
             && entry.is_active
             && entry.active_followers == 0
-            && slot.holders_count() == 1
+            && let Some(slot) = self.slots.get(at)
+            // By this registry, and by the blocks behind it.
+            && slot.holders_count() == 1 + entry.followers as usize
         {
+            drop(slot);
             entry.is_active = false;
             self.active -= 1;
             self.last_use = now.max(self.last_use + 1);
@@ -195,48 +307,96 @@ impl Registry {
         }
     }
 
-    /// Removes the block that goes first, and says which it was; `None` if none may go.
-    pub(super) fn evict(&mut self) -> Option<Victim> {
+    /// Removes the blocks that go first, `count` at most, while they rank up to `limit`; says which by
+    /// `name`.
+    pub(super) fn evict<N>(
+        &mut self,
+        count: usize,
+        limit: u64,
+        name: fn(&Self, EntryId) -> N,
+    ) -> impl Iterator<Item = (N, Slot<Home>)> {
+        // What one held is often the next: its hold goes with it.
+        let mut before = None;
+        let next = move || {
+            self.rank().filter(|rank| *rank <= limit)?;
+            self.evict_one(&mut before, name)
+        };
+        std::iter::from_fn(next).take(count)
+    }
+
+    fn evict_one<N>(
+        &mut self,
+        hold: &mut Option<SharedSlot<Home>>,
+        name: fn(&Self, EntryId) -> N,
+    ) -> Option<(N, Slot<Home>)> {
         let victim = self.eviction.victim()?;
+        let named = name(self, victim);
+        let slot = self.slots.take(victim.index())?;
         let entry = &mut self.entries[victim.index()];
-        let slot = entry.slot.take()?;
-        let (mut key, uses, parent) = (entry.key(), entry.uses, entry.parent);
-        entry.parent = self.vacant;
+        let (hash, uses) = (hash(&entry.identity), entry.uses);
+        let parent = std::mem::replace(&mut entry.parent, self.vacant);
         self.vacant = victim.0;
-        let removed = self.table.find_entry(hash(&key.identity), |&other| other == victim.0);
+        let removed = self.table.find_entry(hash, |&other| other == victim.0);
         removed.expect("an entry that names a block is in the table").remove();
-        if parent != NONE {
-            let before = &mut self.entries[parent as usize];
-            key.parent = Some(before.identity);
-            before.followers -= 1;
-            if before.followers == 0 && !before.is_active {
-                self.eviction.insert(EntryId::new(parent), before.usage());
-            }
+        let owned = slot.into_owned(hold.take());
+        let (slot, before) = owned.expect("nobody holds a block that may be evicted");
+        *hold = before;
+        if parent == NONE {
+            self.orphans.remove(&victim.0);
+            return Some((named, slot));
         }
-        let slot = slot.into_owned().expect("nobody holds a block that may be evicted");
-        Some(Victim { key, uses, slot })
+        let before = &mut self.entries[parent as usize];
+        before.uses = before.uses.saturating_add(uses);
+        before.followers -= 1;
+        if before.followers == 0 && !before.is_active {
+            self.eviction.insert(EntryId::new(parent), before.usage());
+        }
+        Some((named, slot))
+    }
+
+    /// Returns what events call a block.
+    pub(super) fn sequence(&self, entry: EntryId) -> SequenceHash {
+        self.entries[entry.index()].sequence
+    }
+
+    /// Returns all that names a block.
+    pub(super) fn victim(&self, at: EntryId) -> Victim {
+        let entry = &self.entries[at.index()];
+        let parent = self.before(at).map(|before| &self.entries[before.index()]);
+        let orphan = || self.orphans.get(&at.0).copied();
+        let key = BlockKey {
+            identity: entry.identity,
+            parent: parent.map(|parent| parent.identity),
+            sequence: entry.sequence,
+            parent_sequence: parent.map(|parent| parent.sequence).or_else(orphan),
+            local: entry.local,
+            position: entry.position,
+            chain: self.chains.as_ref().map_or(0, |chains| chains[at.index()]),
+        };
+        Victim { key, uses: entry.uses }
     }
 
     /// Returns every block with the one before it, each behind the block it follows.
     pub(super) fn parents_first(&self) -> Vec<Held> {
-        let mut blocks: Vec<_> = self.entries.iter().filter(|entry| entry.slot.is_some()).collect();
+        let is_there = |(at, _): &(usize, &Entry)| self.slots.get(*at).is_some();
+        let mut blocks: Vec<_> = self.entries.iter().enumerate().filter(is_there).collect();
         // What follows a block stands behind it in every sequence.
-        blocks.sort_by_key(|entry| entry.position);
-        let held = |entry: &Entry| {
-            let parent = (entry.position > 0).then_some(entry.parent_sequence);
-            Held { parent, sequence: entry.sequence, local: entry.local }
+        blocks.sort_by_key(|(_, entry)| entry.position);
+        let held = |(at, entry): (usize, &Entry)| {
+            let parent = self.entries.get(entry.parent as usize).map(|parent| parent.sequence);
+            let alone = || self.orphans.get(&u32::try_from(at).ok()?).copied();
+            Held { parent: parent.or_else(alone), sequence: entry.sequence, local: entry.local }
         };
         blocks.into_iter().map(held).collect()
     }
 }
 
-/// A block that was evicted.
+/// A block that is evicted.
 pub(crate) struct Victim {
     /// Without its parent if that was not registered when the block was.
     pub(crate) key: BlockKey,
-    /// How often it was found.
+    /// How often it, or what followed it, was found.
     pub(crate) uses: u32,
-    pub(crate) slot: Slot,
 }
 
 /// A block as events name it.
@@ -247,19 +407,6 @@ pub(super) struct Held {
 }
 
 impl Entry {
-    /// Returns what names it, but for its parent's identity, which the entry does not have.
-    fn key(&self) -> BlockKey {
-        BlockKey {
-            identity: self.identity,
-            parent: None,
-            sequence: self.sequence,
-            parent_sequence: (self.position > 0).then_some(self.parent_sequence),
-            local: self.local,
-            position: self.position,
-            chain: self.chain,
-        }
-    }
-
     fn usage(&self) -> Use {
         Use::new(hash(&self.identity), self.position, self.uses, self.last_use)
     }

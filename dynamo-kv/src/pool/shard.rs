@@ -1,38 +1,37 @@
 //! A part of a pool behind a lock of its own.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, TryLockError};
 
-use dynamo_transfer::{SharedSlot, Slot};
+use dynamo_transfer::SlotList;
 
-use super::Common;
+use super::Home;
 use super::registry::Registry;
-use crate::evict::{EntryId, Eviction};
-use crate::identity::BlockIdentity;
+use super::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::evict::Eviction;
 
-/// The blocks of some sequences, and some of the free ones.
-pub(crate) struct Shard {
-    pub(super) common: Arc<Common>,
+/// The blocks of some sequences, and some of the free ones; on cache lines of its own.
+#[repr(align(128))]
+pub(super) struct Shard {
     state: Mutex<State>,
     pub(super) counts: Counts,
 }
 
 pub(super) struct State {
     /// The next one to be taken is the last.
-    pub(super) free: Vec<Slot>,
+    pub(super) free: SlotList<Home>,
     pub(super) registry: Registry,
+    pub(super) evicted_total: u64,
+    pub(super) hits_total: u64,
+    pub(super) misses_total: u64,
 }
 
-/// What others see without the lock, as it was when the lock was last let go; and the blocks that were
-/// taken here and are not shared yet.
+/// What others see without the lock, as it was when the lock was last let go.
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) free: AtomicUsize,
     pub(super) cached: AtomicUsize,
     /// [`Registry::rank`]; `u64::MAX` if there is no victim.
     pub(super) rank: AtomicU64,
-    pub(super) unshared: AtomicUsize,
-    pub(super) complete: AtomicUsize,
 }
 
 /// The state of a shard, locked; what others see of it is told when it is let go.
@@ -42,14 +41,10 @@ pub(super) struct Locked<'a> {
 }
 
 impl Shard {
-    pub(super) fn new(
-        common: &Arc<Common>,
-        mut free: Vec<Slot>,
-        eviction: Box<dyn Eviction>,
-    ) -> Self {
-        free.reverse();
-        let state = Mutex::new(State { free, registry: Registry::new(eviction) });
-        let shard = Self { common: Arc::clone(common), state, counts: Counts::default() };
+    pub(super) fn new(free: SlotList<Home>, eviction: Box<dyn Eviction>, is_named: bool) -> Self {
+        let registry = Registry::new(eviction, is_named);
+        let state = State { free, registry, evicted_total: 0, hits_total: 0, misses_total: 0 };
+        let shard = Self { state: Mutex::new(state), counts: Counts::default() };
         drop(shard.lock());
         shard
     }
@@ -60,32 +55,19 @@ impl Shard {
         Locked { state, counts: &self.counts }
     }
 
-    /// Takes back a block that nobody shares.
-    pub(crate) fn free(&self, slot: Slot, is_complete: bool) {
-        self.counts.unshared.fetch_sub(1, Ordering::Relaxed);
-        if is_complete {
-            self.counts.complete.fetch_sub(1, Ordering::Relaxed);
-        }
-        self.lock().free.push(slot);
+    /// Locks it unless somebody else has.
+    pub(super) fn try_lock(&self) -> Option<Locked<'_>> {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(Locked { state, counts: &self.counts })
     }
 
-    pub(crate) fn completed(&self) {
-        self.counts.complete.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Takes a hold of a block, if the entry still names it.
-    pub(crate) fn hold(&self, entry: EntryId, identity: &BlockIdentity) -> Option<SharedSlot> {
-        let mut state = self.lock();
-        state.registry.names(entry, identity).then(|| state.registry.hold(entry))
-    }
-
-    /// Lets go of a block; the last guard of it makes it evictable, and perhaps those before it.
-    pub(crate) fn release(&self, entry: EntryId, slot: SharedSlot) {
-        // The registry's is the one that is left.
-        if slot.release() <= 1 {
-            let now = self.common.clock.load(Ordering::Relaxed);
-            self.lock().registry.settle(entry, now);
-        }
+    /// Returns [`Registry::rank`] as it was when the lock was last let go.
+    pub(super) fn rank(&self) -> u64 {
+        self.counts.rank.load(Ordering::Relaxed)
     }
 }
 
@@ -105,7 +87,7 @@ impl std::ops::DerefMut for Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let Counts { free, cached, rank, .. } = self.counts;
+        let Counts { free, cached, rank } = self.counts;
         free.store(self.state.free.len(), Ordering::Relaxed);
         cached.store(self.state.registry.cached(), Ordering::Relaxed);
         rank.store(self.state.registry.rank().unwrap_or(u64::MAX), Ordering::Relaxed);

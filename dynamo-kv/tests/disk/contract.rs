@@ -31,7 +31,7 @@ fn fill(manager: &BlockManager, keys: &[BlockKey]) -> Vec<RegisteredBlock> {
         block.fill(u8::try_from(key.position).unwrap());
         block.complete(*key)
     });
-    manager.register_all(blocks.collect())
+    manager.register_all(blocks.collect()).into()
 }
 
 #[tokio::test]

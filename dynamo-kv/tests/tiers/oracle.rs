@@ -164,7 +164,7 @@ async fn step(
                 _ => manager.reserve(rest.len()).await,
             };
             if let Ok(blocks) = blocks {
-                acquired.blocks.extend(manager.register_all(compute(blocks, rest)));
+                acquired.blocks.append(manager.register_all(compute(blocks, rest)));
             }
             tokio::task::yield_now().await;
             check(&acquired.blocks, &keys);

@@ -13,8 +13,8 @@ use dynamo_core::random::Random;
 use dynamo_kv::tier::disk::{DiskConfig, DiskTier};
 use dynamo_kv::tier::{Loaded, Miss, Outgoing, StoreError, Stored, Tier, TierSink, TierStats};
 use dynamo_kv::{
-    Acquired, BlockIdentity, BlockKey, BlockLayout, BlockManager, DType, ManagerConfig,
-    MutableBlock, RegisteredBlock, TierConfig, TiersConfig, TokenSequence,
+    Acquired, BlockIdentity, BlockKey, BlockLayout, BlockManager, BlockRun, DType, ManagerConfig,
+    MutableBlock, TierConfig, TiersConfig, TokenSequence,
 };
 use tokio::sync::Semaphore;
 
@@ -67,12 +67,12 @@ pub(crate) fn write(identity: &BlockIdentity, bytes: &mut [u8]) {
     bytes.chunks_mut(32).for_each(|bytes| bytes.copy_from_slice(&identity.0[..bytes.len()]));
 }
 
-pub(crate) fn check(blocks: &[RegisteredBlock], keys: &[BlockKey]) {
-    for (block, key) in blocks.iter().zip(keys) {
-        assert_eq!(*block.identity(), key.identity, "another block");
+pub(crate) fn check(blocks: &BlockRun, keys: &[BlockKey]) {
+    for ((block, identity), key) in blocks.iter().zip(blocks.identities()).zip(keys) {
+        assert_eq!(identity, key.identity, "another block");
         let mut truth = vec![0; block.len()];
         write(&key.identity, &mut truth);
-        assert!(block[..] == truth[..], "wrong bytes of {key:?}");
+        assert!(*block == truth[..], "wrong bytes of {key:?}");
     }
 }
 
@@ -100,7 +100,7 @@ pub(crate) async fn serve(manager: &BlockManager, keys: &[BlockKey]) -> Acquired
     assert_eq!(acquired.compute, acquired.blocks.len()..keys.len());
     let rest = &keys[acquired.compute.clone()];
     let blocks = compute(manager.reserve(rest.len()).await.unwrap(), rest);
-    acquired.blocks.extend(manager.register_all(blocks));
+    acquired.blocks.append(manager.register_all(blocks));
     acquired
 }
 

@@ -20,7 +20,7 @@ mod token;
 pub use buffer::HostBuffer;
 pub use kind::MemoryKind;
 pub use region::{Grant, RegisteredRegion};
-pub use slots::{SharedSlot, Slot};
+pub use slots::{SharedSlot, SharedSlots, Slot, SlotList, SlotRun};
 pub use table::Rights;
 
 #[cfg(target_os = "linux")]

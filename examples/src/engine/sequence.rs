@@ -26,7 +26,7 @@ impl SequenceKv {
         let block_tokens = sequence.block_size().tokens();
         let reusable = sequence.tokens().len().saturating_sub(1) / block_tokens;
         let keys = &sequence.keys()[..reusable.min(sequence.keys().len())];
-        let registered = manager.match_prefix(keys);
+        let registered = Vec::from(manager.match_prefix(keys));
         let tokens = registered.len() * block_tokens;
         Self { manager: manager.clone(), registered, own: Vec::new(), tokens }
     }

@@ -84,7 +84,7 @@ impl<M: Manager> Full<M> {
         let [mut first, mut again] = [Duration::ZERO; 2];
         for keys in sequences {
             let found = timed(&mut first, || self.manager.find(keys));
-            ensure!(found.len() == self.depth, "all are there");
+            ensure!(M::count(&found) == self.depth, "all are there");
             drop(found);
             for _ in 0..AGAIN {
                 drop(timed(&mut again, || self.manager.find(keys)));

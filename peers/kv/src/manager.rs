@@ -6,8 +6,11 @@ pub trait Manager: Sync {
     type Keys: Sync;
     /// A block to be written.
     type Block;
-    /// Keeps a registered block.
-    type Guard;
+    /// Keeps registered blocks.
+    type Guards;
+
+    /// Returns how many blocks are kept.
+    fn count(guards: &Self::Guards) -> usize;
 
     /// Names the blocks of a sequence, whose length is a multiple of [`BLOCK_TOKENS`].
     fn keys(tokens: &[u32]) -> Self::Keys;
@@ -16,10 +19,10 @@ pub trait Manager: Sync {
     fn allocate(&self, count: usize) -> Vec<Self::Block>;
 
     /// Completes as many blocks as there are keys and registers them, at once if it can.
-    fn register(&self, blocks: Vec<Self::Block>, keys: &Self::Keys) -> Vec<Self::Guard>;
+    fn register(&self, blocks: Vec<Self::Block>, keys: &Self::Keys) -> Self::Guards;
 
     /// Finds the blocks of a sequence.
-    fn find(&self, keys: &Self::Keys) -> Vec<Self::Guard>;
+    fn find(&self, keys: &Self::Keys) -> Self::Guards;
 
     /// Returns how many blocks were evicted so far.
     fn evicted(&self) -> u64;

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, KvEvent, WorkerId};
 use dynamo_kv::{
-    BlockLayout, BlockManager, DType, ManagerConfig, MutableBlock, RegisteredBlock, TokenSequence,
+    BlockLayout, BlockManager, BlockRun, DType, ManagerConfig, MutableBlock, TokenSequence,
 };
 
 use crate::manager::{BLOCK_TOKENS, Manager};
@@ -22,7 +22,11 @@ pub fn manager(blocks: usize) -> Result<BlockManager> {
 impl Manager for BlockManager {
     type Keys = TokenSequence;
     type Block = MutableBlock;
-    type Guard = RegisteredBlock;
+    type Guards = BlockRun;
+
+    fn count(guards: &BlockRun) -> usize {
+        guards.len()
+    }
 
     fn keys(tokens: &[u32]) -> TokenSequence {
         TokenSequence::new(&CacheNamespace::default(), BLOCK_SIZE, tokens)
@@ -32,12 +36,12 @@ impl Manager for BlockManager {
         self.allocate(count).expect("as many can be evicted")
     }
 
-    fn register(&self, blocks: Vec<MutableBlock>, keys: &TokenSequence) -> Vec<RegisteredBlock> {
+    fn register(&self, blocks: Vec<MutableBlock>, keys: &TokenSequence) -> BlockRun {
         let complete = blocks.into_iter().zip(keys.keys()).map(|(block, key)| block.complete(*key));
         self.register_all(complete.collect())
     }
 
-    fn find(&self, keys: &TokenSequence) -> Vec<RegisteredBlock> {
+    fn find(&self, keys: &TokenSequence) -> BlockRun {
         self.match_prefix(keys.keys())
     }
 

@@ -33,7 +33,11 @@ fn builder(blocks: usize) -> BlockManagerConfigBuilder<()> {
 impl Manager for Kvbm {
     type Keys = Vec<SequenceHash>;
     type Block = MutableBlock<()>;
-    type Guard = ImmutableBlock<()>;
+    type Guards = Vec<ImmutableBlock<()>>;
+
+    fn count(guards: &Vec<ImmutableBlock<()>>) -> usize {
+        guards.len()
+    }
 
     fn keys(tokens: &[u32]) -> Vec<SequenceHash> {
         let sequence = TokenBlockSequence::from_slice(tokens, BLOCK_TOKENS, None);

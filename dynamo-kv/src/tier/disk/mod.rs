@@ -176,7 +176,7 @@ impl DiskTier {
 
     /// Removes a block, and its record; tells whether it was there.
     ///
-    /// A store of it that is under way ends with [`StoreError::Removed`]. Fails if the record cannot
+    /// A store of it that is under way ends with [`StoreError::Removed`](crate::tier::StoreError::Removed). Fails if the record cannot
     /// be written: then the block may be found again after a restart.
     ///
     /// # Cancel safety
@@ -192,7 +192,7 @@ impl DiskTier {
     }
 
     /// Removes all blocks, for good: none is found again after a restart, nor is one whose store is
-    /// under way, which ends with [`StoreError::Removed`].
+    /// under way, which ends with [`StoreError::Removed`](crate::tier::StoreError::Removed).
     ///
     /// Begins an era, with one write that is synced, and fails with the error of that.
     ///

@@ -1,0 +1,129 @@
+//! Sharing what is full.
+
+use std::sync::Arc;
+
+use dynamo_core::protocol::{SequenceHash, StoredBlock, Tier};
+use dynamo_transfer::{SharedSlot, Slot};
+
+use super::shard::Locked;
+use super::{Home, Place, Pool};
+use crate::block::{BlockRun, CompleteBlock};
+use crate::evict::EntryId;
+use crate::identity::{BlockIdentity, BlockKey};
+
+impl Pool {
+    /// Shares the blocks, each held once; a block that is there already frees the new slot.
+    pub(crate) fn register(self: &Arc<Self>, blocks: Vec<CompleteBlock>) -> BlockRun {
+        self.tick(blocks.len());
+        let mut registered = BlockRun::default();
+        let mut blocks = blocks.into_iter().peekable();
+        while let Some(first) = blocks.peek() {
+            let (shard, chain) = (self.shard_of(first.key()), first.key().chain);
+            let mut registering = Registering {
+                pool: self,
+                shard,
+                locked: self.shards[shard as usize].lock(),
+                registered: &mut registered,
+                linked: None,
+                stored: Vec::new(),
+                parent: None,
+                last_stored: None,
+            };
+            while let Some(block) = blocks.next_if(|block| block.key().chain == chain) {
+                let (key, slot) = block.into_parts();
+                registering.add(&key, slot, blocks.len());
+            }
+            registering.end();
+        }
+        registered
+    }
+}
+
+/// Blocks that are registered in one shard, under its lock.
+struct Registering<'a> {
+    pool: &'a Arc<Pool>,
+    shard: u32,
+    locked: Locked<'a>,
+    registered: &'a mut BlockRun,
+    /// Those that are not in `registered` yet.
+    linked: Option<Linked>,
+    /// Those that were not said to be stored yet, and what stands before them.
+    stored: Vec<StoredBlock>,
+    parent: Option<SequenceHash>,
+    last_stored: Option<BlockIdentity>,
+}
+
+/// Blocks of which each follows the one before.
+struct Linked {
+    last: EntryId,
+    identity: BlockIdentity,
+    count: usize,
+    /// The last was there already.
+    is_found: bool,
+    /// Of the last, if it is new and nothing was added behind it.
+    hold: Option<SharedSlot<Home>>,
+}
+
+impl Registering<'_> {
+    /// Adds a block, of which `behind` more may come.
+    fn add(&mut self, key: &BlockKey, slot: Slot<Home>, behind: usize) {
+        let follows = |linked: &&mut Linked| Some(linked.identity) == key.parent;
+        let linked = self.linked.as_mut().filter(follows);
+        let before = linked.map(|linked| (linked.last, linked.hold.take()));
+        let (last, hold) = match self.locked.registry.insert(key, slot, before) {
+            Ok((entry, hold)) => {
+                self.say_stored(key, behind);
+                (entry, Some(hold))
+            }
+            Err((entry, slot)) => {
+                self.locked.free.push(slot);
+                (entry, None)
+            }
+        };
+        let before = self.locked.registry.before(last);
+        let linked = self.linked.take_if(|linked| before == Some(linked.last));
+        let count = linked.as_ref().map_or(0, |linked| linked.count) + 1;
+        match linked {
+            // What follows it was there too: a use of that is one of this.
+            Some(linked) if linked.is_found && hold.is_some() => {
+                self.locked.registry.found(linked.last);
+            }
+            Some(_) => {}
+            None => self.hold(),
+        }
+        let (identity, is_found) = (key.identity, hold.is_none());
+        self.linked = Some(Linked { last, identity, count, is_found, hold });
+    }
+
+    /// Holds the blocks that are linked to the last one.
+    fn hold(&mut self) {
+        let Some(Linked { last, count, is_found, hold, .. }) = self.linked.take() else { return };
+        if is_found {
+            self.locked.registry.found(last);
+        }
+        let slots = match hold {
+            Some(hold) => hold.into_run(count),
+            None => self.locked.registry.run(last, count),
+        };
+        self.registered.push(self.pool, Place { shard: self.shard, entry: last }, slots);
+    }
+
+    fn say_stored(&mut self, key: &BlockKey, behind: usize) {
+        if self.last_stored != key.parent || self.stored.is_empty() {
+            self.publish();
+            self.parent = key.parent_sequence;
+            self.stored.reserve_exact(1 + behind);
+        }
+        self.stored.push(StoredBlock { sequence: key.sequence, local: key.local });
+        self.last_stored = Some(key.identity);
+    }
+
+    fn publish(&mut self) {
+        self.pool.publisher.stored(self.parent, std::mem::take(&mut self.stored), Tier::Host);
+    }
+
+    fn end(mut self) {
+        self.hold();
+        self.publish();
+    }
+}
