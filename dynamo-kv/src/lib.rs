@@ -43,6 +43,8 @@
 mod below;
 pub mod block;
 pub mod evict;
+#[cfg(any(test, feature = "test-util"))]
+pub mod fuzz;
 pub mod group;
 pub mod handoff;
 pub mod identity;

@@ -37,6 +37,8 @@ mod answers;
 mod attempt;
 mod claim;
 mod config;
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) mod fuzz;
 mod hold;
 mod message;
 mod outbox;
