@@ -9,8 +9,9 @@ use super::message::{Attempt, Message};
 #[derive(Debug, Default)]
 pub(super) struct Answers(Mutex<BTreeMap<Attempt, (usize, Sender)>>);
 
-/// With which of a pull's owners it is from.
-pub(super) type Sender = mpsc::Sender<(usize, Message)>;
+/// What comes of a word to an owner: its answer, or why it could not be said. With which of a pull's owners
+/// that is.
+pub(super) type Sender = mpsc::Sender<(usize, dynamo_transfer::Result<Message>)>;
 
 impl Answers {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Attempt, (usize, Sender)>> {
@@ -29,7 +30,7 @@ impl Answers {
     /// Passes an answer on; it is lost if nobody waits, or if that one has too many already.
     pub(super) fn pass(&self, answer: Message) {
         if let Some((owner, answers)) = self.lock().get(answer.attempt()) {
-            let _ = answers.try_send((*owner, answer));
+            let _ = answers.try_send((*owner, Ok(answer)));
         }
     }
 }

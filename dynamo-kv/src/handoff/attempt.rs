@@ -3,16 +3,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dynamo_core::{Error, ErrorKind, Result};
 use dynamo_transfer::{RemoteAgent, RemoteRegion};
-use futures::StreamExt;
-use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Inner;
+use super::answers;
 use super::claim::{Claims, Refusal, Say};
 use super::message::{Attempt, Message};
-use super::pull::{late, transfer_error};
+use super::pull::transfer_error;
 use super::reads::Reads;
 use super::ticket::Ticket;
 
@@ -22,8 +20,8 @@ pub(super) struct Pulling {
     inner: Arc<Inner>,
     shares: Vec<Share>,
     claims: Claims,
-    answers: mpsc::Receiver<(usize, Message)>,
-    said: FuturesUnordered<BoxFuture<'static, dynamo_transfer::Result<()>>>,
+    answers: mpsc::Receiver<(usize, dynamo_transfer::Result<Message>)>,
+    sayer: answers::Sender,
     /// Where owners answer.
     from: Bytes,
     began: Instant,
@@ -48,27 +46,13 @@ impl Pulling {
             Ok(Share { ticket, owner, attempt: Attempt::random()?, granted: None })
         };
         let shares = tickets.into_iter().map(share).collect::<Result<Vec<_>>>()?;
-        let (sender, answers) = mpsc::channel(ANSWERS_MAX * shares.len().max(1));
+        let from = inner.agent.metadata([]).map_err(transfer_error)?;
+        let (sayer, answers) = mpsc::channel(ANSWERS_MAX * shares.len().max(1));
         for (at, share) in shares.iter().enumerate() {
-            inner.answers.wait(share.attempt, at, sender.clone());
+            inner.answers.wait(share.attempt, at, sayer.clone());
         }
-        let from = inner.agent.metadata([]).map_err(transfer_error);
-        let (inner, began) = (Arc::clone(inner), Instant::now());
-        let said = FuturesUnordered::new();
-        // Whatever fails from here on, dropping it forgets the attempts.
-        let mut pulling = Self {
-            inner,
-            shares,
-            claims,
-            answers,
-            said,
-            from: Bytes::new(),
-            began,
-            deadline,
-            is_settled: false,
-        };
-        pulling.from = from?;
-        Ok(pulling)
+        let (inner, began, is_settled) = (Arc::clone(inner), Instant::now(), false);
+        Ok(Self { inner, shares, claims, answers, sayer, from, began, deadline, is_settled })
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -132,14 +116,25 @@ impl Pulling {
         let next = self.claims.next().map_or(self.deadline, |next| self.began + next);
         tokio::select! {
             biased;
-            Some((at, answer)) = self.answers.recv() => self.hear(at, &answer),
-            Some(Err(error)) = self.said.next() => {
-                if may_be_lost(&error) { Ok(()) } else { Err(transfer_error(error)) }
-            }
+            Some((at, answer)) = self.answers.recv() => match answer {
+                Ok(answer) => self.hear(at, &answer),
+                Err(error) if may_be_lost(&error) => Ok(()),
+                Err(error) => Err(transfer_error(error)),
+            },
             () = tokio::time::sleep_until(next.min(self.deadline)) => {
-                if Instant::now() < self.deadline { Ok(()) } else { Err(late()) }
+                if Instant::now() < self.deadline { Ok(()) } else { Err(self.late()) }
             }
         }
+    }
+
+    fn late(&self) -> Error {
+        let silent = self.shares.iter().filter(|share| share.granted.is_none());
+        let silent: Vec<_> = silent.map(|share| share.owner.name()).collect();
+        let message = match &silent[..] {
+            [] => "hand-off of KV blocks".to_owned(),
+            owners => format!("hand-off of KV blocks: no leave of {owners:?} to read them"),
+        };
+        Error::new(ErrorKind::DeadlineExceeded, message)
     }
 
     fn say(&mut self, at: usize, say: Say) {
@@ -149,8 +144,7 @@ impl Pulling {
             Say::Claim(moved) => Message::Claim { stage, attempt, moved, from },
             Say::Done => Message::Done { stage, attempt, from },
         };
-        let (agent, owner) = (self.inner.agent.clone(), owner.clone());
-        self.said.push(Box::pin(async move { agent.notify(&owner, message.encode()).await }));
+        self.inner.outbox.ask(owner.clone(), message.encode(), at, &self.sayer);
     }
 
     fn hear(&mut self, at: usize, answer: &Message) -> Result<()> {

@@ -225,10 +225,6 @@ pub(super) fn transfer_error(error: dynamo_transfer::Error) -> Error {
     Error::new(kind, "hand-off of KV blocks").with_source(error)
 }
 
-pub(super) fn late() -> Error {
-    Error::new(ErrorKind::DeadlineExceeded, "hand-off of KV blocks")
-}
-
 fn count(blocks: usize) -> u32 {
     u32::try_from(blocks).unwrap_or(u32::MAX)
 }

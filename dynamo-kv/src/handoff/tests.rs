@@ -19,6 +19,15 @@ struct Worker {
 }
 
 async fn worker(name: &str, fabric: Option<&MemoryFabric>, blocks: usize) -> Worker {
+    worker_with(name, fabric, blocks, HandoffConfig::default()).await
+}
+
+async fn worker_with(
+    name: &str,
+    fabric: Option<&MemoryFabric>,
+    blocks: usize,
+    handoff: HandoffConfig,
+) -> Worker {
     let mut config = AgentConfig::default().with_name(name);
     config = match fabric {
         Some(fabric) => config.with_fabric(fabric.clone()),
@@ -29,7 +38,7 @@ async fn worker(name: &str, fabric: Option<&MemoryFabric>, blocks: usize) -> Wor
     let id = WorkerId::new(InstanceId::random());
     let manager = BlockManager::new(ManagerConfig::new(layout, blocks), id, Box::new(|_| {}));
     let manager = manager.unwrap();
-    let handoff = Handoff::new(agent.clone(), manager.clone(), HandoffConfig::default()).unwrap();
+    let handoff = Handoff::new(agent.clone(), manager.clone(), handoff).unwrap();
     Worker { handoff, manager, agent }
 }
 
@@ -120,6 +129,22 @@ async fn a_hand_off_over_memcpy_moves_every_byte() {
 async fn a_hand_off_over_tcp_moves_every_byte() {
     let (prefill, decode) = (worker("p", None, 8).await, worker("d", None, 8).await);
     a_hand_off_moves_every_byte_and_settles(prefill, decode).await;
+}
+
+/// Nothing is said twice within a pull's time here: a word that is lost fails it.
+#[tokio::test]
+async fn no_word_is_lost_where_connections_hold() {
+    let slow = HandoffConfig::default().with_claim_ttl(Duration::from_secs(400));
+    let prefill = worker_with("p", None, 8, slow.clone()).await;
+    let decode = worker_with("d", None, 8, slow).await;
+    for _ in 0..100 {
+        let staged = prefill.stage(0);
+        let pulled = decode.handoff.pull([staged.ticket()], &sequence(0), None).await.unwrap();
+        assert_eq!(pulled.report.blocks_pulled, 3);
+        drop((pulled, staged));
+        decode.manager.clear();
+        prefill.manager.clear();
+    }
 }
 
 #[tokio::test]
