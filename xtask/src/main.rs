@@ -1,4 +1,4 @@
-//! The repository's own commands: `cargo xtask demo | test | miri | asan | bench | device-test | setup | model`.
+//! The repository's own commands: `cargo xtask demo | test | miri | asan | loom | bench | device-test | setup | model`.
 #![expect(clippy::print_stdout, reason = "commands say what they do")]
 #![forbid(unsafe_code)]
 
@@ -28,6 +28,10 @@ fn main() -> Result<ExitCode> {
         "test" => test::run(),
         "miri" => sanitize::miri(),
         "asan" => sanitize::asan(),
+        "loom" => {
+            sanitize::loom()?;
+            Ok(ExitCode::SUCCESS)
+        }
         "bench" => {
             bench::run(&args)?;
             Ok(ExitCode::SUCCESS)
@@ -53,6 +57,7 @@ usage: cargo xtask demo [--processes | --aggregated] [--backend tcp|shm|ucx|memo
        cargo xtask test     pass the tests; sets up what they need
        cargo xtask miri     the transfer engine's tests of registered memory and memcpy under Miri, where a nightly toolchain has it
        cargo xtask asan     the transfer engine's tests of memory under AddressSanitizer, where there is a nightly toolchain
+       cargo xtask loom     models of slots and of the pool of blocks, in every order of their threads
        cargo xtask bench NAME   our figures beside the peers': kv, request-plane, transfer; what comes of faults and in the long run: faults, soak, transfer-soak; which blocks of a trace are found again: eviction
        cargo xtask device-test   pack the tests and the bench of a GPU for a machine that has one
        cargo xtask setup    install the Debian packages that builds with all features and tests need

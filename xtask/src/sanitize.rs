@@ -1,7 +1,9 @@
-//! `cargo xtask miri | asan`: the transfer engine's tests where every access to memory is looked at.
+//! `cargo xtask miri | asan | loom`: tests where every access to memory, or every order of threads, is
+//! looked at.
 //!
-//! Miri interprets what needs neither the kernel nor another process; AddressSanitizer looks at the
-//! rest as it runs, but only at bounds and lifetimes. Both are of nightly toolchains.
+//! Loom runs small models of slots and of the pool of blocks in every order that threads may take. Miri
+//! interprets what needs neither the kernel nor another process; AddressSanitizer looks at the
+//! rest as it runs, but only at bounds and lifetimes. Those two are of nightly toolchains.
 
 use std::process::{Command, ExitCode};
 
@@ -41,6 +43,16 @@ pub(crate) fn asan() -> Result<ExitCode> {
     tests.env("UCX_MEM_MMAP_HOOK_MODE", "none");
     shell::run(&mut tests)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the models of slots, and of a shard of the pool, in every order of their threads.
+pub(crate) fn loom() -> Result<()> {
+    step("cargo test with loom: dynamo-transfer, slots; dynamo-kv, pool");
+    let mut models = Command::new("cargo");
+    models.args(["test", "--release", "--lib", "--locked", "--target-dir", "target/loom"]);
+    models.args(["--package", "dynamo-transfer", "--package", "dynamo-kv", "--"]);
+    models.args(["slots::tests::models::", "pool::tests::"]);
+    shell::run(models.env("RUSTFLAGS", "--cfg dynamo_loom"))
 }
 
 /// Cargo of the nightly toolchain, whatever this repository is pinned to.

@@ -232,3 +232,6 @@ const BLOCKS_PER_SHARD: usize = 256;
 
 /// Several times the threads that allocate and register at once.
 const SHARDS_MAX: usize = 16;
+
+#[cfg(all(test, dynamo_loom))]
+mod tests;

@@ -190,5 +190,5 @@ impl<H> fmt::Debug for Slot<H> {
     }
 }
 
-#[cfg(all(test, not(dynamo_loom)))]
+#[cfg(test)]
 mod tests;

@@ -1,3 +1,6 @@
+#[cfg(dynamo_loom)]
+mod models;
+
 use std::sync::Arc;
 use std::thread;
 
