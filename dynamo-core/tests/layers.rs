@@ -46,7 +46,12 @@ fn counting(
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 Ok(GenerateChunk { token_ids: vec![last + n], ..Default::default() })
             });
-            let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: left };
+            let usage = Usage {
+                prompt_tokens,
+                cached_tokens: 0,
+                completion_tokens: left,
+                ..Usage::default()
+            };
             let finish = Some(FinishReason::Length);
             let end = GenerateChunk { finish, usage: Some(usage), ..Default::default() };
             Ok(ResponseStream::new(&ctx, tokens.chain(stream::iter([Ok(end)]))))
@@ -83,7 +88,12 @@ async fn no_token_is_lost_or_said_twice_when_instances_leave_in_mid_stream() {
         }
         let expected: Vec<_> = (1..=TOKENS).map(|n| index * 1000 + n).collect();
         assert_eq!(tokens, expected);
-        let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: TOKENS };
+        let usage = Usage {
+            prompt_tokens: 2,
+            cached_tokens: 0,
+            completion_tokens: TOKENS,
+            ..Usage::default()
+        };
         assert_eq!(end, Some((FinishReason::Length, usage)));
     };
     let ended = AtomicU32::new(0);

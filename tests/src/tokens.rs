@@ -29,7 +29,12 @@ pub fn engine(pace: Duration) -> impl Engine<Request = GenerateRequest, Response
             tokio::time::sleep(pace).await;
             Ok(GenerateChunk { token_ids: vec![token], ..GenerateChunk::default() })
         });
-        let usage = Usage { prompt_tokens: prompt, cached_tokens: 0, completion_tokens: left };
+        let usage = Usage {
+            prompt_tokens: prompt,
+            cached_tokens: 0,
+            completion_tokens: left,
+            ..Usage::default()
+        };
         let (finish, usage) = (Some(FinishReason::Length), Some(usage));
         let end = GenerateChunk { finish, usage, ..GenerateChunk::default() };
         Ok(ResponseStream::new(&ctx, tokens.chain(stream::iter([Ok(end)]))))
@@ -92,7 +97,12 @@ impl Checker {
     /// Returns what is wrong with an answer that has ended.
     pub fn finish(mut self) -> Wrong {
         let completion_tokens = count(self.expected.len());
-        let usage = Usage { prompt_tokens: self.prompt, cached_tokens: 0, completion_tokens };
+        let usage = Usage {
+            prompt_tokens: self.prompt,
+            cached_tokens: 0,
+            completion_tokens,
+            ..Usage::default()
+        };
         self.wrong.missing += (self.expected.len() - self.next) as u64;
         self.wrong.other += u64::from(self.end != Some(usage));
         self.wrong

@@ -119,6 +119,17 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens generated.
     pub completion_tokens: u32,
+    /// Those of the cached tokens that were not in the worker's memory.
+    pub loaded: LoadedTokens,
+}
+
+/// Cached tokens whose KV came from a tier below a worker's memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LoadedTokens {
+    /// From a disk.
+    pub disk: u32,
+    /// From another agent or an object store.
+    pub remote: u32,
 }
 
 /// What a hand-off moved.

@@ -13,7 +13,8 @@ mod trace;
 mod worker;
 
 pub use generate::{
-    FinishReason, GenerateChunk, GenerateRequest, HandoffReport, Sampling, Stage, Usage,
+    FinishReason, GenerateChunk, GenerateRequest, HandoffReport, LoadedTokens, Sampling, Stage,
+    Usage,
 };
 pub use handoff::HandoffTicket;
 pub use hash::{CacheNamespace, LocalHash, PromptBlocks, SequenceHash};

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dynamo_core::protocol::{GenerateChunk, GenerateRequest, HandoffReport, WorkerId};
+use dynamo_core::protocol::{
+    GenerateChunk, GenerateRequest, HandoffReport, LoadedTokens, WorkerId,
+};
 use dynamo_core::time::Clock;
 use dynamo_core::{Context, Error, ErrorKind, RequestId};
 
@@ -22,6 +24,8 @@ pub struct DisaggReport {
     pub prompt_tokens: usize,
     /// Prompt tokens that the prefill worker said it had cached.
     pub cached_tokens: usize,
+    /// Those of them that it loaded from a tier below its memory.
+    pub loaded: LoadedTokens,
     /// What the hand-off moved.
     pub handoff: Option<HandoffReport>,
     /// Time from the request to its first token.
@@ -98,6 +102,7 @@ impl Report {
             decode: None,
             prompt_tokens: request.token_ids.len(),
             cached_tokens: 0,
+            loaded: LoadedTokens::default(),
             handoff: None,
             ttft: None,
             itl: None,
@@ -118,7 +123,9 @@ impl Report {
 
     pub(super) fn first_token(&mut self, chunk: &GenerateChunk) {
         self.first_token = Some(self.clock.now());
-        self.report.cached_tokens = chunk.usage.map_or(0, |usage| usage.cached_tokens as usize);
+        let usage = chunk.usage.unwrap_or_default();
+        self.report.cached_tokens = usage.cached_tokens as usize;
+        self.report.loaded = usage.loaded;
     }
 
     pub(super) fn chunk(&mut self, chunk: &GenerateChunk) {

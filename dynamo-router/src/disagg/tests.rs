@@ -122,7 +122,8 @@ fn ticket() -> HandoffTicket {
 }
 
 fn prefilled() -> GenerateChunk {
-    let usage = Usage { prompt_tokens: 40, cached_tokens: 16, completion_tokens: 1 };
+    let usage =
+        Usage { prompt_tokens: 40, cached_tokens: 16, completion_tokens: 1, ..Usage::default() };
     GenerateChunk {
         token_ids: vec![7],
         usage: Some(usage),
@@ -166,7 +167,8 @@ async fn a_request_is_prefilled_handed_over_and_decoded() {
     decode.finish();
     let rest = stream.collect().await.unwrap();
     assert_eq!(rest.iter().flat_map(|chunk| chunk.token_ids.clone()).collect::<Vec<_>>(), [8, 9]);
-    let usage = Usage { prompt_tokens: 40, cached_tokens: 16, completion_tokens: 3 };
+    let usage =
+        Usage { prompt_tokens: 40, cached_tokens: 16, completion_tokens: 3, ..Usage::default() };
     assert_eq!(rest.last().unwrap().usage, Some(usage));
     graph.assert_at_rest(Outcome::Complete);
     let reports = graph.reports.lock().unwrap();

@@ -1,6 +1,6 @@
 use super::{Progress, Rest, Resumable};
 use crate::protocol::{
-    FinishReason, GenerateChunk, GenerateRequest, Sampling, Stage, TokenId, Usage,
+    FinishReason, GenerateChunk, GenerateRequest, LoadedTokens, Sampling, Stage, TokenId, Usage,
 };
 
 /// The whole work can be resumed; the parts of a hand-off cannot, because they are tied to blocks
@@ -20,7 +20,7 @@ impl Resumable for GenerateRequest {
             request: self.clone(),
             delivered: Vec::new(),
             before: 0,
-            cached_tokens: None,
+            cached: None,
             has_handoff: false,
             is_finished: false,
         })
@@ -39,7 +39,7 @@ pub struct GenerateProgress {
     delivered: Vec<TokenId>,
     /// Tokens delivered by the parts before the one that runs.
     before: usize,
-    cached_tokens: Option<u32>,
+    cached: Option<(u32, LoadedTokens)>,
     has_handoff: bool,
     is_finished: bool,
 }
@@ -50,10 +50,12 @@ impl GenerateProgress {
             0 => of_part.prompt_tokens,
             _ => count(self.request.token_ids.len()),
         };
+        let (cached, loaded) = self.cached.unwrap_or((of_part.cached_tokens, of_part.loaded));
         Usage {
             prompt_tokens,
-            cached_tokens: self.cached_tokens.unwrap_or(of_part.cached_tokens).min(prompt_tokens),
+            cached_tokens: cached.min(prompt_tokens),
             completion_tokens: of_part.completion_tokens.saturating_add(count(self.before)),
+            loaded,
         }
     }
 
@@ -71,7 +73,7 @@ impl Progress for GenerateProgress {
         self.is_finished |= chunk.finish.is_some();
         if let Some(of_part) = chunk.usage {
             let usage = self.usage(of_part);
-            self.cached_tokens = Some(usage.cached_tokens);
+            self.cached = Some((usage.cached_tokens, usage.loaded));
             chunk.usage = Some(usage);
         }
         if self.has_handoff {

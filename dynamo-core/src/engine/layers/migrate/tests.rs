@@ -50,7 +50,12 @@ fn chunks(request: &GenerateRequest, cached_tokens: u32) -> Vec<GenerateChunk> {
         }
     }
     let prompt_tokens = u32::try_from(request.token_ids.len()).unwrap();
-    let usage = Some(Usage { prompt_tokens, cached_tokens, completion_tokens: generated });
+    let usage = Some(Usage {
+        prompt_tokens,
+        cached_tokens,
+        completion_tokens: generated,
+        ..Usage::default()
+    });
     chunks.push(GenerateChunk { finish: Some(finish), usage, ..Default::default() });
     chunks
 }
@@ -261,11 +266,17 @@ fn counts_are_those_of_the_callers_request_and_a_hand_off_is_reported_once() {
     assert_eq!((rest.token_ids.len(), rest.sampling.max_tokens), (9, 6));
 
     // The other worker found more in its cache than the caller's prompt has.
-    let usage = Some(Usage { prompt_tokens: 9, cached_tokens: 8, completion_tokens: 2 });
+    let usage = Some(Usage {
+        prompt_tokens: 9,
+        cached_tokens: 8,
+        completion_tokens: 2,
+        ..Usage::default()
+    });
     let (token_ids, finish) = (vec![1, 2], Some(FinishReason::Stop));
     let mut chunk = GenerateChunk { token_ids, finish, usage, handoff, ..Default::default() };
     progress.deliver(&mut chunk);
-    let expected = Usage { prompt_tokens: 6, cached_tokens: 6, completion_tokens: 5 };
+    let expected =
+        Usage { prompt_tokens: 6, cached_tokens: 6, completion_tokens: 5, ..Usage::default() };
     assert_eq!((chunk.usage, chunk.handoff), (Some(expected), None));
     assert_eq!(progress.rest(), Rest::Nothing(None));
 }
