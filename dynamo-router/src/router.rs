@@ -198,11 +198,11 @@ impl KvRouter {
             }
         }
         match &event.change {
-            KvChange::BlockStored { blocks, .. } => {
-                state.index.store(worker, blocks.iter().map(|block| block.sequence));
+            KvChange::BlockStored { blocks, tier, .. } => {
+                state.index.store(worker, *tier, blocks.iter().map(|block| block.sequence));
             }
-            KvChange::BlockRemoved { sequence_hashes, .. } => {
-                state.index.remove(worker, sequence_hashes.iter().copied());
+            KvChange::BlockRemoved { sequence_hashes, tier } => {
+                state.index.remove(worker, *tier, sequence_hashes.iter().copied());
             }
             KvChange::AllBlocksCleared => state.index.clear(worker),
             _ => tracing::warn!(%worker, "KV event of an unknown kind"),

@@ -1,8 +1,9 @@
 //! Who holds which prefix: exact, fed by events; pure.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
-use dynamo_core::protocol::{SequenceHash, WorkerId};
+use dynamo_core::protocol::{SequenceHash, Tier, WorkerId};
 
 /// One table from sequence hash to the workers that hold the block, shared by all workers.
 ///
@@ -22,7 +23,8 @@ type Coverage = Vec<u64>;
 #[derive(Debug)]
 struct Held {
     worker: WorkerId,
-    blocks: HashSet<SequenceHash>,
+    /// The tiers that have each block: a bit for each.
+    blocks: HashMap<SequenceHash, u8>,
 }
 
 /// The answer to [`PrefixIndex::find`]; reuse it, and a query allocates nothing.
@@ -45,23 +47,39 @@ impl Matches {
 }
 
 impl PrefixIndex {
-    /// Records that `worker` holds the blocks.
-    pub fn store(&mut self, worker: WorkerId, hashes: impl IntoIterator<Item = SequenceHash>) {
+    /// Records that `worker` holds the blocks in `tier`; in which does not matter to who asks.
+    pub fn store(
+        &mut self,
+        worker: WorkerId,
+        tier: Tier,
+        hashes: impl IntoIterator<Item = SequenceHash>,
+    ) {
         let slot = self.slot(worker);
         let Some(held) = &mut self.workers[slot] else { return };
         for hash in hashes {
-            if held.blocks.insert(hash) {
+            let tiers = held.blocks.entry(hash).or_default();
+            let was_held = *tiers != 0;
+            *tiers |= bit(tier);
+            if !was_held {
                 set(self.blocks.entry(hash).or_default(), slot);
             }
         }
     }
 
-    /// Records that `worker` no longer holds the blocks.
-    pub fn remove(&mut self, worker: WorkerId, hashes: impl IntoIterator<Item = SequenceHash>) {
+    /// Records that `worker` no longer holds the blocks in `tier`.
+    pub fn remove(
+        &mut self,
+        worker: WorkerId,
+        tier: Tier,
+        hashes: impl IntoIterator<Item = SequenceHash>,
+    ) {
         let Some(&slot) = self.slots.get(&worker) else { return };
         let Some(held) = &mut self.workers[slot] else { return };
         for hash in hashes {
-            if held.blocks.remove(&hash) {
+            let Entry::Occupied(mut tiers) = held.blocks.entry(hash) else { continue };
+            *tiers.get_mut() &= !bit(tier);
+            if *tiers.get() == 0 {
+                tiers.remove();
                 uncover(&mut self.blocks, hash, slot);
             }
         }
@@ -71,7 +89,7 @@ impl PrefixIndex {
     pub fn clear(&mut self, worker: WorkerId) {
         let Some(slot) = self.slots.remove(&worker) else { return };
         let held = self.workers[slot].take();
-        for hash in held.into_iter().flat_map(|held| held.blocks) {
+        for hash in held.into_iter().flat_map(|held| held.blocks.into_keys()) {
             uncover(&mut self.blocks, hash, slot);
         }
     }
@@ -119,7 +137,7 @@ impl PrefixIndex {
 
     fn slot(&mut self, worker: WorkerId) -> usize {
         *self.slots.entry(worker).or_insert_with(|| {
-            let held = Some(Held { worker, blocks: HashSet::new() });
+            let held = Some(Held { worker, blocks: HashMap::new() });
             if let Some(free) = self.workers.iter().position(Option::is_none) {
                 self.workers[free] = held;
                 return free;
@@ -142,6 +160,11 @@ impl PrefixIndex {
             depths.extend(self.workers[slot].as_ref().map(|held| (held.worker, depth)));
         }
     }
+}
+
+/// A tier's bit in what a worker holds.
+fn bit(tier: Tier) -> u8 {
+    1 << tier as u8
 }
 
 fn set(coverage: &mut Coverage, slot: usize) {

@@ -2,20 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dynamo_core::protocol::{SequenceHash, WorkerId};
+use dynamo_core::protocol::{SequenceHash, Tier, WorkerId};
 
 #[derive(Debug, Default)]
-pub(crate) struct Reference(BTreeMap<WorkerId, BTreeSet<SequenceHash>>);
+pub(crate) struct Reference(BTreeMap<WorkerId, BTreeSet<(SequenceHash, Tier)>>);
 
 impl Reference {
-    pub(crate) fn store(&mut self, worker: WorkerId, hashes: &[SequenceHash]) {
-        self.0.entry(worker).or_default().extend(hashes);
+    pub(crate) fn store(&mut self, worker: WorkerId, tier: Tier, hashes: &[SequenceHash]) {
+        let held = self.0.entry(worker).or_default();
+        held.extend(hashes.iter().map(|hash| (*hash, tier)));
     }
 
-    pub(crate) fn remove(&mut self, worker: WorkerId, hashes: &[SequenceHash]) {
+    pub(crate) fn remove(&mut self, worker: WorkerId, tier: Tier, hashes: &[SequenceHash]) {
         let held = self.0.entry(worker).or_default();
         hashes.iter().for_each(|hash| {
-            held.remove(hash);
+            held.remove(&(*hash, tier));
         });
     }
 
@@ -24,15 +25,21 @@ impl Reference {
     }
 
     pub(crate) fn depth(&self, worker: WorkerId, hashes: &[SequenceHash]) -> usize {
-        let held = self.0.get(&worker);
-        hashes.iter().take_while(|hash| held.is_some_and(|held| held.contains(hash))).count()
+        let held = self.distinct(worker);
+        hashes.iter().take_while(|hash| held.contains(hash)).count()
     }
 
     pub(crate) fn held(&self, worker: WorkerId) -> usize {
-        self.0.get(&worker).map_or(0, BTreeSet::len)
+        self.distinct(worker).len()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.values().flatten().collect::<BTreeSet<_>>().len()
+        let all = self.0.values().flatten().map(|(hash, _)| hash);
+        all.collect::<BTreeSet<_>>().len()
+    }
+
+    /// Returns the blocks that a worker has in any tier.
+    fn distinct(&self, worker: WorkerId) -> BTreeSet<SequenceHash> {
+        self.0.get(&worker).into_iter().flatten().map(|(hash, _)| *hash).collect()
     }
 }

@@ -8,18 +8,23 @@ const WORKERS: u64 = 130;
 
 #[derive(Debug, Clone)]
 enum Op {
-    Store { worker: u64, prompt: u32, from: usize, to: usize },
-    Remove { worker: u64, prompt: u32, from: usize, to: usize },
+    Store { worker: u64, tier: Tier, prompt: u32, from: usize, to: usize },
+    Remove { worker: u64, tier: Tier, prompt: u32, from: usize, to: usize },
     Clear { worker: u64 },
 }
 
 fn op() -> impl Strategy<Value = Op> {
     // Few distinct workers in different bitset words, so that they meet on the same blocks.
     let worker = prop_oneof![Just(0u64), Just(1), Just(70), Just(WORKERS - 1)];
-    let run = (worker.clone(), 0..8u32, 0..6usize, 0..6usize);
+    let tier = prop_oneof![Just(Tier::Host), Just(Tier::Remote)];
+    let run = (worker.clone(), tier, 0..8u32, 0..6usize, 0..6usize);
     prop_oneof![
-        4 => run.clone().prop_map(|(worker, prompt, from, to)| Op::Store { worker, prompt, from, to }),
-        2 => run.prop_map(|(worker, prompt, from, to)| Op::Remove { worker, prompt, from, to }),
+        4 => run.clone().prop_map(|(worker, tier, prompt, from, to)| {
+            Op::Store { worker, tier, prompt, from, to }
+        }),
+        2 => run.prop_map(|(worker, tier, prompt, from, to)| {
+            Op::Remove { worker, tier, prompt, from, to }
+        }),
         1 => worker.prop_map(|worker| Op::Clear { worker }),
     ]
 }
@@ -42,19 +47,19 @@ proptest! {
     fn the_index_agrees_with_the_naive_model(ops in prop::collection::vec(op(), 0..120)) {
         let (mut index, mut reference) = (PrefixIndex::default(), Reference::default());
         // Takes every slot once, so that the interesting workers stand in different words.
-        (0..WORKERS).for_each(|id| index.store(worker(id), []));
+        (0..WORKERS).for_each(|id| index.store(worker(id), Tier::Host, []));
         let mut matches = Matches::default();
         for op in ops {
             match op {
-                Op::Store { worker: id, prompt: path, from, to } => {
+                Op::Store { worker: id, tier, prompt: path, from, to } => {
                     let hashes = prompt(path)[from.min(to)..to].to_vec();
-                    index.store(worker(id), hashes.iter().copied());
-                    reference.store(worker(id), &hashes);
+                    index.store(worker(id), tier, hashes.iter().copied());
+                    reference.store(worker(id), tier, &hashes);
                 }
-                Op::Remove { worker: id, prompt: path, from, to } => {
+                Op::Remove { worker: id, tier, prompt: path, from, to } => {
                     let hashes = prompt(path)[from.min(to)..to].to_vec();
-                    index.remove(worker(id), hashes.iter().copied());
-                    reference.remove(worker(id), &hashes);
+                    index.remove(worker(id), tier, hashes.iter().copied());
+                    reference.remove(worker(id), tier, &hashes);
                 }
                 Op::Clear { worker: id } => {
                     index.clear(worker(id));
@@ -80,7 +85,7 @@ proptest! {
 #[test]
 fn a_prompt_without_full_blocks_matches_nobody() {
     let mut index = PrefixIndex::default();
-    index.store(worker(1), prompt(0));
+    index.store(worker(1), Tier::Host, prompt(0));
     let mut matches = Matches::default();
     index.find(&prompt(0), &mut matches);
     assert_eq!(matches.iter().collect::<Vec<_>>(), [(worker(1), 6)]);
