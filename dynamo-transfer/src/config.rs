@@ -189,6 +189,7 @@ mod tests {
     fn the_page_of_configuration_lists_what_there_is() {
         let page = include_str!("../../docs/configuration.md");
         let section = page.split("## Transfer agents").nth(1).unwrap();
+        let section = section.split("\n## ").next().unwrap();
         let mut tables = section.split("Of `UcxConfig`:").map(|table| {
             let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
             rows.map(|row| row.split('`').next().unwrap()).collect::<Vec<_>>()

@@ -27,14 +27,17 @@ use dynamo_router::disagg::{Observer, Pool, PrefillDecode};
 use dynamo_router::{EventFeed, KvRouter, RouterConfig};
 use dynamo_transfer::{Agent, AgentConfig, MemoryFabric};
 
+use crate::disk::DiskOptions;
 use crate::engine::{LlamaWorker, WorkerOptions, block_layout};
 use crate::model::Model;
 
 /// What every worker of a graph shares.
 #[derive(Debug, Clone)]
 pub struct GraphConfig {
-    /// KV blocks per worker.
+    /// KV blocks per worker, in memory.
     pub blocks: usize,
+    /// Where blocks go that memory has no room for.
+    pub disk: Option<DiskOptions>,
     /// Tokens per KV block.
     pub block_size: BlockSize,
     /// How long a prefill worker holds blocks for a decode worker that does not come.
@@ -47,6 +50,7 @@ impl Default for GraphConfig {
     fn default() -> Self {
         Self {
             blocks: 256,
+            disk: None,
             block_size: BlockSize::DEFAULT,
             hold_ttl: Duration::from_secs(30),
             worker: WorkerOptions::default(),
@@ -97,7 +101,10 @@ impl GraphWorker {
                 tracing::warn!(%error, "KV event not published");
             }
         };
-        let manager = ManagerConfig::new(layout, config.blocks);
+        let mut manager = ManagerConfig::new(layout, config.blocks);
+        if let Some(disk) = &config.disk {
+            manager = manager.with_tiers(disk.tiers(name, &layout).await?);
+        }
         let manager =
             BlockManager::new(manager, WorkerId::new(id), Box::new(publish)).map_err(|error| {
                 Error::internal(format!("block manager of {name}")).with_source(error)

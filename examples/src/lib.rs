@@ -4,6 +4,7 @@
 //! | module | what it shows |
 //! |---|---|
 //! | [`model`] | weights, forward pass, tokenizer and chat template of a GGUF file |
+//! | [`disk`] | what workers keep below memory |
 //! | [`engine`] | a worker: prefix reuse, prefill, decode and hand-off over block memory |
 //! | [`graph`] | wiring workers, routers and planes into an aggregated or disaggregated graph |
 //! | [`openai`] | an HTTP front end over any engine |
@@ -11,6 +12,7 @@
 //! | [`text`] | what the front end needs of the model |
 #![forbid(unsafe_code)]
 
+pub mod disk;
 pub mod engine;
 pub mod graph;
 pub mod model;

@@ -14,14 +14,19 @@ fn is_many_processes(args: &[String]) -> bool {
     args.iter().any(|arg| arg == "--processes") || args.windows(2).any(moved_by)
 }
 
-/// Runs the demo; a path in `args` is relative to `called_in`.
+/// Runs the demo; paths in `args` are relative to `called_in`.
 pub(crate) fn run(args: &[String], called_in: &Path) -> Result<ExitCode> {
+    let mut args = args.to_vec();
+    if let Some(at) = args.iter().position(|arg| arg == "--disk") {
+        let dir = args.get_mut(at + 1).context("--disk needs a path")?;
+        *dir = called_in.join(&*dir).to_string_lossy().into_owned();
+    }
     let (model, args) = match args.iter().position(|arg| arg == "--model") {
         Some(at) => {
             let path = args.get(at + 1).context("--model needs a path")?;
             (called_in.join(path), [&args[..at], &args[at + 2..]].concat())
         }
-        None => (model::fetch()?, args.to_vec()),
+        None => (model::fetch()?, args),
     };
     step("building the demo (release; minutes the first time)");
     let mut demo = vec!["--release", "--locked", "--package", "dynamo-examples", "--bin", "demo"];

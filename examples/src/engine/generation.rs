@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use dynamo_core::protocol::GenerateRequest;
-use dynamo_core::protocol::{FinishReason, GenerateChunk, Sampling, TokenId, Usage};
+use dynamo_core::protocol::{FinishReason, GenerateChunk, LoadedTokens, Sampling, TokenId, Usage};
 use dynamo_core::{Context, Error, ErrorKind, Result};
 use dynamo_kv::TokenSequence;
 
@@ -18,6 +18,7 @@ pub(super) struct Generation {
     kv: SequenceKv,
     prompt_tokens: usize,
     cached_tokens: usize,
+    loaded: LoadedTokens,
 }
 
 impl Generation {
@@ -34,6 +35,7 @@ impl Generation {
             sampling: request.sampling.clone(),
             prompt_tokens: sequence.tokens().len(),
             cached_tokens: kv.tokens(),
+            loaded: kv.loaded(),
             sequence,
             kv,
         }
@@ -99,6 +101,7 @@ impl Generation {
             prompt_tokens: count(self.prompt_tokens),
             cached_tokens: count(self.cached_tokens),
             completion_tokens: count(self.generated()),
+            loaded: self.loaded,
         }
     }
 

@@ -1,8 +1,8 @@
 //! A worker: one KV cache, one model, any number of sequences at once.
 //!
 //! ```text
-//! Full     match prefix → prefill the rest → decode
-//! Prefill  match prefix → prefill the rest → first token → stage blocks, hold until pulled
+//! Full     acquire prefix → prefill the rest → decode
+//! Prefill  acquire prefix → prefill the rest → first token → stage blocks, hold until pulled
 //! Decode   pull blocks  → decode
 //! ```
 //!
@@ -14,6 +14,7 @@ mod sequence;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dynamo_core::protocol::{
     FinishReason, GenerateChunk, GenerateRequest, HandoffReport, HandoffTicket, Stage, TokenId,
@@ -119,13 +120,17 @@ impl LlamaWorker {
         self.0.tasks.reopen();
     }
 
-    /// Waits until every request has ended, then ends the hand-off; serve no longer before.
+    /// Waits until every request has ended, then ends the hand-off, and the tiers once what is on its
+    /// way down is there; serve no longer before.
     ///
     /// # Cancel safety
     /// Cancel safe.
     pub async fn shutdown(&self) {
         self.idle().await;
         self.0.handoff.shutdown().await;
+        if let Err(error) = self.0.manager.shutdown(TIERS_ENDING_MAX).await {
+            tracing::warn!(%error, "tiers below the KV cache");
+        }
     }
 }
 
@@ -192,7 +197,7 @@ impl Inner {
             TokenSequence::new(&request.namespace, request.blocks.block_size(), &request.token_ids);
         match request.stage.clone() {
             Stage::Full => {
-                let kv = SequenceKv::matching(&self.manager, &sequence);
+                let kv = SequenceKv::acquire(&self.manager, &sequence).await;
                 let generation = Generation::new(self, ctx, &request, sequence, kv);
                 let sender = Arc::clone(sender);
                 self.compute(move || {
@@ -227,7 +232,7 @@ impl Inner {
         sequence: TokenSequence,
         sender: &Arc<ResponseSender<GenerateChunk>>,
     ) -> Result<()> {
-        let kv = SequenceKv::matching(&self.manager, &sequence);
+        let kv = SequenceKv::acquire(&self.manager, &sequence).await;
         let mut generation = Generation::new(self, ctx, request, sequence, kv);
         let (first, generation) =
             self.compute(move || Ok((generation.prefill()?, generation))).await?;
@@ -300,6 +305,9 @@ impl fmt::Debug for WorkerOptions {
 /// A token a few steps ahead of its reader keeps the computing thread busy; more only hides a
 /// slow client.
 const CHUNKS_BUFFERED: usize = 4;
+
+/// A queue of blocks is written in much less.
+const TIERS_ENDING_MAX: Duration = Duration::from_secs(10);
 
 /// Tells the tokens that end an answer: the model's own and the request's.
 fn is_stop(model: &ModelConfig, request_stops: &[TokenId], token: TokenId) -> bool {

@@ -1,9 +1,12 @@
 use std::ops::Range;
 
+use dynamo_core::protocol::LoadedTokens;
 use dynamo_core::{Error, ErrorKind, Result};
 use dynamo_kv::{
     BlockKey, BlockManager, MutableBlock, PartialBlock, Pulled, RegisteredBlock, TokenSequence,
 };
+
+use tokio::runtime::Handle;
 
 use crate::model::PagedKv;
 
@@ -17,25 +20,36 @@ pub(super) struct SequenceKv {
     own: Vec<MutableBlock>,
     /// Tokens whose K and V are there.
     tokens: usize,
+    /// Those of them that came from a tier below memory.
+    loaded: LoadedTokens,
 }
 
 impl SequenceKv {
-    /// Starts from the longest prefix that the manager holds, short of the last token: its logits
-    /// have to be computed.
-    pub(super) fn matching(manager: &BlockManager, sequence: &TokenSequence) -> Self {
+    /// Starts from the longest prefix that the manager holds, in memory or below, short of the last
+    /// token: its logits have to be computed.
+    pub(super) async fn acquire(manager: &BlockManager, sequence: &TokenSequence) -> Self {
         let block_tokens = sequence.block_size().tokens();
         let reusable = sequence.tokens().len().saturating_sub(1) / block_tokens;
         let keys = &sequence.keys()[..reusable.min(sequence.keys().len())];
-        let registered = Vec::from(manager.match_prefix(keys));
+        let acquired = manager.acquire(keys).await;
+        let (registered, sources) = (Vec::from(acquired.blocks), acquired.sources);
         let tokens = registered.len() * block_tokens;
-        Self { manager: manager.clone(), registered, own: Vec::new(), tokens }
+        let count = |blocks: usize| u32::try_from(blocks * block_tokens).unwrap_or(u32::MAX);
+        let loaded = LoadedTokens { disk: count(sources.disk), remote: count(sources.remote) };
+        Self { manager: manager.clone(), registered, own: Vec::new(), tokens, loaded }
     }
 
     /// Starts from what a hand-off brought.
     pub(super) fn pulled(manager: BlockManager, pulled: Pulled) -> Self {
         let block_tokens = manager.layout().block_size().tokens();
         let tokens = pulled.blocks.len() * block_tokens + pulled.tail_tokens;
-        Self { manager, registered: pulled.blocks, own: pulled.tail.into_iter().collect(), tokens }
+        let (registered, own) = (pulled.blocks, pulled.tail.into_iter().collect());
+        Self { manager, registered, own, tokens, loaded: LoadedTokens::default() }
+    }
+
+    /// Returns how many of the tokens it began with came from a tier below memory.
+    pub(super) fn loaded(&self) -> LoadedTokens {
+        self.loaded
     }
 
     /// Returns the number of tokens whose K and V are there.
@@ -43,14 +57,15 @@ impl SequenceKv {
         self.tokens
     }
 
-    /// Makes room for `tokens` tokens in all.
+    /// Makes room for `tokens` tokens in all; blocks, while what has to make room goes down a tier.
     pub(super) fn reserve(&mut self, tokens: usize) -> Result<()> {
         let needed = tokens.div_ceil(self.block_tokens());
         let missing = needed.saturating_sub(self.registered.len() + self.own.len());
         if missing == 0 {
             return Ok(());
         }
-        let blocks = self.manager.allocate(missing).map_err(|error| {
+        let reserved = Handle::current().block_on(self.manager.reserve(missing));
+        let blocks = reserved.map_err(|error| {
             Error::new(ErrorKind::Overloaded, "KV blocks for the sequence").with_source(error)
         })?;
         self.own.extend(blocks);

@@ -32,7 +32,7 @@ use args::Args;
 use conversation::Turn;
 use processes::Processes;
 use screen::{Line, Screen};
-use tap::Tap;
+use tap::{Heard, Tap};
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
@@ -41,6 +41,8 @@ async fn main() -> Result<ExitCode> {
     let reports = Arc::<Mutex<Vec<DisaggReport>>>::default();
     let screen = Screen::new();
     let config = GraphConfig {
+        blocks: args.host_blocks.unwrap_or_else(|| GraphConfig::default().blocks),
+        disk: args.disk.clone(),
         worker: WorkerOptions { on_progress: screen.prefills(), ..WorkerOptions::default() },
         ..GraphConfig::default()
     };
@@ -66,7 +68,7 @@ async fn main() -> Result<ExitCode> {
             println!("each in a process of its own, with etcd and NATS between them");
             let (mut processes, runtime) = Processes::start().await?;
             for name in ["prefill-0", "prefill-1", "decode-0", "decode-1"] {
-                processes.worker(name, &args.model, args.backend.as_deref())?;
+                processes.worker(name, &args)?;
             }
             others = Some(processes);
             Graph::front_end(runtime, 2, 2, observer).await?
@@ -105,7 +107,8 @@ async fn main() -> Result<ExitCode> {
             Some(prompt) => conversation::single(prompt),
             None => conversation::turns(),
         };
-        converse(&turns, address, &name, &tap, &graph, &reports, &model, &config).await
+        let stage = Stage { address, name: &name, tap: &tap, graph: &graph, reports: &reports };
+        stage.converse(&turns, &model, &config).await
     };
     drop(stop);
     while let Some(ended) = tasks.join_next().await {
@@ -132,79 +135,134 @@ fn load(args: &Args) -> Result<(Arc<Model>, (String, ModelText))> {
     let name = path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy());
     let name = name.split(".Q").next().unwrap_or_default().to_owned();
     let defaults = GraphConfig::default();
-    let context_len = config.context.min(defaults.blocks * defaults.block_size.tokens() / 2);
+    // Who asks for little memory gets one long sequence into it, others two.
+    let blocks = args.host_blocks.unwrap_or(defaults.blocks / 2);
+    let context_len = config.context.min(blocks * defaults.block_size.tokens());
     let text = ModelText::new(&name, context_len, loaded.tokenizer, loaded.template);
     Ok((Arc::new(loaded.model), (name, text)))
 }
 
-/// Sends the turns, prints the table, and compares with one aggregated worker.
-#[expect(clippy::too_many_arguments, reason = "the demo's one long sequence of steps")]
-async fn converse(
-    turns: &[Turn],
+/// What the demo talks to.
+struct Stage<'a> {
     address: SocketAddr,
-    name: &str,
-    tap: &Tap,
-    graph: &Graph,
-    reports: &Mutex<Vec<DisaggReport>>,
-    model: &Arc<Model>,
-    config: &GraphConfig,
-) -> Result<ExitCode> {
-    let mut histories: Vec<Vec<Value>> = Vec::new();
-    let mut requests = Vec::new();
-    let mut index = 0;
-    while index < turns.len() {
-        let together = turns[index + 1..].iter().take_while(|turn| turn.with_previous).count() + 1;
-        let mut sent = Vec::new();
-        for (offset, turn) in turns[index..index + together].iter().enumerate() {
-            let mut messages = turn.follows.map_or_else(Vec::new, |turn| histories[turn].clone());
-            if let Some(system) = turn.system {
-                messages.push(json!({ "role": "system", "content": system }));
-            }
-            messages.push(json!({ "role": "user", "content": turn.user }));
-            println!("[{}] {}", index + offset + 1, turn.user);
-            sent.push((messages, turn.max_tokens));
-        }
-        let live = together == 1;
-        let calls = sent.iter().map(|(messages, max_tokens)| async move {
-            client::chat(address, name, messages, *max_tokens, |text| {
-                if live {
-                    print!("{text}");
-                    let _ = std::io::stdout().flush();
-                }
-            })
-            .await
-        });
-        let answers = futures::future::try_join_all(calls).await?;
-        for ((mut messages, _), answer) in sent.into_iter().zip(answers) {
-            println!("{}\n", if live { "" } else { answer.text.as_str() });
-            messages.push(json!({ "role": "assistant", "content": answer.text }));
-            histories.push(messages);
-            requests.push(answer.request);
-        }
-        index += together;
-    }
-    if graph.routers().is_empty() {
-        println!("aggregated: {} of {} prompts answered", requests.len(), turns.len());
-        return Ok(ExitCode::SUCCESS);
-    }
-    let settled = reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    report::print(&requests, &settled, graph);
+    name: &'a str,
+    tap: &'a Tap,
+    graph: &'a Graph,
+    reports: &'a Mutex<Vec<DisaggReport>>,
+}
 
-    println!("\nthe same prompts through one aggregated worker:");
-    let quiet = GraphConfig { worker: WorkerOptions::default(), ..config.clone() };
-    let single = Graph::aggregated(model, &quiet).await?;
-    let mut identical = 0;
-    for request in &requests {
-        let heard = tap.heard(request).with_context(|| format!("request {request} not heard"))?;
-        let stream = single.engine().generate(Context::new(), heard.request).await?;
-        let chunks = stream.collect().await?;
-        let tokens: Vec<TokenId> = chunks.into_iter().flat_map(|chunk| chunk.token_ids).collect();
-        identical += usize::from(tokens == heard.token_ids);
+impl Stage<'_> {
+    /// Sends the turns, twice if there is a disk to find them on again, prints the tables, and compares
+    /// with one aggregated worker.
+    async fn converse(
+        &self,
+        turns: &[Turn],
+        model: &Arc<Model>,
+        config: &GraphConfig,
+    ) -> Result<ExitCode> {
+        let mut passes = Vec::new();
+        for pass in 1..=if config.disk.is_some() { 2 } else { 1 } {
+            if config.disk.is_some() {
+                println!("pass {pass}\n");
+            }
+            let requests = self.say(turns).await?;
+            if self.graph.routers().is_empty() {
+                println!("aggregated: {} of {} prompts answered", requests.len(), turns.len());
+            } else {
+                let settled = self.reports.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                report::print(&requests, &settled, self.graph);
+                report::explain(&requests, &settled);
+            }
+            println!();
+            passes.push(requests);
+        }
+        let (first, again) = passes.split_first().context("there is a first pass")?;
+        let (total, mut failed) = (turns.len(), false);
+        if let Some(second) = again.first() {
+            let mut identical = 0;
+            for (one, other) in first.iter().zip(second) {
+                identical +=
+                    usize::from(self.heard(one)?.token_ids == self.heard(other)?.token_ids);
+            }
+            println!("pass 2 = pass 1: {identical}/{total} answers identical");
+            failed |= identical != total;
+        }
+        if !self.graph.routers().is_empty() {
+            let identical = self.compare(first, model, config).await?;
+            println!("disaggregated = aggregated: {identical}/{total} answers identical");
+            failed |= identical != total;
+        }
+        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
-    single.shutdown(PATIENCE).await?;
-    let total = turns.len();
-    println!("disaggregated = aggregated: {identical}/{total} answers identical");
-    Ok(if identical == total { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+
+    /// Sends the turns and prints the answers; returns the requests.
+    async fn say(&self, turns: &[Turn]) -> Result<Vec<String>> {
+        let mut histories: Vec<Vec<Value>> = Vec::new();
+        let mut requests = Vec::new();
+        let mut index = 0;
+        while index < turns.len() {
+            let together =
+                turns[index + 1..].iter().take_while(|turn| turn.with_previous).count() + 1;
+            let mut sent = Vec::new();
+            for (offset, turn) in turns[index..index + together].iter().enumerate() {
+                let mut messages =
+                    turn.follows.map_or_else(Vec::new, |turn| histories[turn].clone());
+                if let Some(system) = turn.system {
+                    messages.push(json!({ "role": "system", "content": system }));
+                }
+                messages.push(json!({ "role": "user", "content": turn.user }));
+                println!("[{}] {}", index + offset + 1, turn.user);
+                sent.push((messages, turn.max_tokens));
+            }
+            let live = together == 1;
+            let calls = sent.iter().map(|(messages, max_tokens)| async move {
+                client::chat(self.address, self.name, messages, *max_tokens, |text| {
+                    if live {
+                        print!("{text}");
+                        let _ = std::io::stdout().flush();
+                    }
+                })
+                .await
+            });
+            let answers = futures::future::try_join_all(calls).await?;
+            for ((mut messages, _), answer) in sent.into_iter().zip(answers) {
+                println!("{}\n", if live { "" } else { answer.text.as_str() });
+                messages.push(json!({ "role": "assistant", "content": answer.text }));
+                histories.push(messages);
+                requests.push(answer.request);
+            }
+            index += together;
+        }
+        Ok(requests)
+    }
+
+    /// Sends the same prompts through one aggregated worker; returns how many answers are identical.
+    async fn compare(
+        &self,
+        requests: &[String],
+        model: &Arc<Model>,
+        config: &GraphConfig,
+    ) -> Result<usize> {
+        println!("the same prompts through one aggregated worker:");
+        let worker = WorkerOptions::default();
+        let single = GraphConfig { worker, disk: None, ..config.clone() };
+        let single = Graph::aggregated(model, &single).await?;
+        let mut identical = 0;
+        for request in requests {
+            let heard = self.heard(request)?;
+            let stream = single.engine().generate(Context::new(), heard.request).await?;
+            let chunks = stream.collect().await?;
+            let tokens: Vec<TokenId> =
+                chunks.into_iter().flat_map(|chunk| chunk.token_ids).collect();
+            identical += usize::from(tokens == heard.token_ids);
+        }
+        single.shutdown(PATIENCE).await?;
+        Ok(identical)
+    }
+
+    fn heard(&self, request: &str) -> Result<Heard> {
+        self.tap.heard(request).with_context(|| format!("request {request} not heard"))
+    }
 }
 
 fn curl(address: SocketAddr, name: &str) -> String {

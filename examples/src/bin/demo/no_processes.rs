@@ -1,7 +1,6 @@
 //! Stands in for `processes` in a build without that feature: says how to get it.
 #![expect(clippy::unused_async, reason = "these are what the real ones are")]
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
@@ -9,7 +8,7 @@ use dynamo_core::Runtime;
 use dynamo_examples::graph::GraphConfig;
 use dynamo_examples::model::Model;
 
-use crate::args::Worker;
+use crate::args::{Args, Worker};
 
 /// There are none.
 pub(crate) enum Processes {}
@@ -19,7 +18,8 @@ impl Processes {
         missing()
     }
 
-    pub(crate) fn worker(&mut self, _: &str, _: &Path, _: Option<&str>) -> Result<()> {
+    pub(crate) fn worker(&mut self, _: &str, args: &Args) -> Result<()> {
+        tracing::debug!(?args, caches = ?args.caches(), "cannot work");
         match *self {}
     }
 

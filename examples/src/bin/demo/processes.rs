@@ -1,7 +1,6 @@
 //! The graph as processes of their own: etcd, NATS, a front end and four workers on loopback.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use dynamo_transfer::{AgentConfig, UcxConfig};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
-use crate::args::{MEMORY, Worker};
+use crate::args::{Args, MEMORY, Worker};
 
 /// The servers and workers that a front end has started; dropping it kills them.
 pub(crate) struct Processes {
@@ -35,13 +34,15 @@ impl Processes {
     }
 
     /// Starts a worker process; it serves once it has loaded the model.
-    pub(crate) fn worker(&mut self, name: &str, model: &Path, backend: Option<&str>) -> Result<()> {
+    pub(crate) fn worker(&mut self, name: &str, args: &Args) -> Result<()> {
+        let backend = args.backend.as_deref();
         agent(backend)?;
         let program = std::env::current_exe().context("where the demo is")?;
         let worker = Command::new(program)
             .args(["--worker", name, "--etcd", self.servers.etcd()])
             .args(["--nats", self.servers.nats(), "--model"])
-            .arg(model)
+            .arg(&args.model)
+            .args(args.caches())
             .args(backend.map(|backend| ["--backend", backend]).into_iter().flatten())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -4,15 +4,17 @@ use dynamo_core::protocol::WorkerId;
 use dynamo_examples::graph::Graph;
 use dynamo_router::{DisaggReport, RouteExplain};
 
-/// Prints a row for each of `requests`, in order.
+/// Prints a row for each of `requests`, in order; `host` and `disk` are the prompt tokens that the
+/// prefill worker found in each tier.
 pub(crate) fn print(requests: &[String], reports: &[DisaggReport], graph: &Graph) {
     println!(
-        "{:>2}  {:<9} {:<9} {:>6} {:>6} {:>6} {:>7} {:>8} {:>8} {:>7}",
+        "{:>2}  {:<9} {:<9} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8} {:>8} {:>7}",
         "#",
         "prefill",
         "decode",
         "prompt",
-        "cached",
+        "host",
+        "disk",
         "blocks",
         "MB",
         "moved ms",
@@ -29,16 +31,18 @@ pub(crate) fn print(requests: &[String], reports: &[DisaggReport], graph: &Graph
             println!("{number:>2}  not reported");
             continue;
         };
+        let disk = report.loaded.disk as usize;
         let moved = report.handoff.unwrap_or_default();
         let ms = |time: Option<std::time::Duration>| {
             time.map_or_else(none, |time| format!("{:.1}", time.as_secs_f64() * 1e3))
         };
         println!(
-            "{number:>2}  {:<9} {:<9} {:>6} {:>6} {:>6} {:>7.1} {:>8.2} {:>8} {:>7}",
+            "{number:>2}  {:<9} {:<9} {:>6} {:>6} {:>6} {:>6} {:>7.1} {:>8.2} {:>8} {:>7}",
             name(&report.prefill),
             name(&report.decode),
             report.prompt_tokens,
-            report.cached_tokens,
+            report.cached_tokens.saturating_sub(disk),
+            disk,
             moved.blocks_pulled,
             moved.bytes as f64 / 1e6,
             moved.micros as f64 / 1e3,
@@ -46,6 +50,10 @@ pub(crate) fn print(requests: &[String], reports: &[DisaggReport], graph: &Graph
             ms(report.itl),
         );
     }
+}
+
+/// Says why the workers were chosen that served each of `requests`.
+pub(crate) fn explain(requests: &[String], reports: &[DisaggReport]) {
     println!("\nwhy:");
     for (index, request) in requests.iter().enumerate() {
         let Some(report) = reports.iter().find(|report| report.request.as_str() == request) else {
