@@ -3,12 +3,13 @@
 use std::fmt;
 
 use dynamo_core::protocol::{CacheNamespace, LocalHash, SequenceHash, TokenId};
+use serde::{Deserialize, Serialize};
 
 /// BLAKE3-256 of a block's namespace, its whole prefix and its tokens.
 ///
 /// Two blocks with the same identity hold the same KV (of the same model and layout, which the
 /// namespace and the pool fix). The 64-bit hashes beside it in [`BlockKey`] are for routing only.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockIdentity(pub [u8; 32]);
 
 impl BlockIdentity {
@@ -48,7 +49,7 @@ impl fmt::Debug for BlockIdentity {
 }
 
 /// Everything that names one full block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockKey {
     /// What serving bytes relies on.
     pub identity: BlockIdentity,

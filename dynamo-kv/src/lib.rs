@@ -34,7 +34,7 @@
 //! | [`layout`] | shape → byte ranges |
 //! | [`group`] | models whose layers attend differently: a manager for each group of layers |
 //! | `pool`, [`evict`] | the state behind one short lock; which cached block goes first |
-//! | [`tier`] | blocks below memory: on a disk, in an object store |
+//! | [`tier`] | blocks below memory: on a disk, in an object store, in another process |
 //! | `below` | how a manager's blocks go down to tiers and come up |
 //! | [`handoff`] | stage for a peer under a hold; reserve; pull; settle |
 //! | [`metrics`] | a worker's blocks, transfers and hand-offs on the page of its runtime |

@@ -240,6 +240,18 @@ impl BlockManager {
         self.pool.acquire(keys).await
     }
 
+    /// Returns how many of the first keys [`acquire`](Self::acquire) would probably find, without
+    /// loading any.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn probe(&self, keys: &[BlockKey]) -> usize {
+        match self.pool.below() {
+            Some(below) => below.probe(&self.pool, keys).await,
+            None => self.pool.find_prefix(keys).len(),
+        }
+    }
+
     /// Has the blocks of `keys` loaded in the background, as by [`acquire`](Self::acquire), and left
     /// cached; `false` if too many wait already, or there are no tiers.
     pub fn prefetch(&self, keys: Vec<BlockKey>) -> bool {

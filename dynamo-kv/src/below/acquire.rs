@@ -133,6 +133,19 @@ impl Below {
         }
     }
 
+    /// Counts the first blocks that are in memory, leave it, or are in a tier.
+    pub(crate) async fn probe(&self, pool: &Arc<Pool>, keys: &[BlockKey]) -> usize {
+        let mut found = 0;
+        loop {
+            found += pool.find_prefix(&keys[found..]).len();
+            if found == keys.len() {
+                return found;
+            }
+            let Some(source) = self.source(&keys[found..]).await else { return found };
+            found += source.count();
+        }
+    }
+
     /// Finds the first of the blocks, and as many behind it as are in the same place.
     async fn source(&self, keys: &[BlockKey]) -> Option<Source> {
         let leaving: Vec<_> =

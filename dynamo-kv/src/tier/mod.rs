@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`disk`] | slots of preallocated files, found again after a restart |
 //! | `object` | objects of a store that many processes share (feature `object-store`) |
+//! | [`peer`] | memory of another process, and the tiers that it has below |
 
 mod block;
 #[cfg(unix)]
@@ -15,6 +16,7 @@ mod error;
 #[cfg(feature = "object-store")]
 pub mod object;
 mod pace;
+pub mod peer;
 mod stats;
 
 use std::fmt;

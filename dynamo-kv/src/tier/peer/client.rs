@@ -1,0 +1,260 @@
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dynamo_core::protocol::{self, InstanceId};
+use dynamo_core::{Client, Context, Error, ErrorKind, Result};
+use dynamo_transfer::Agent;
+use futures::stream::{self, StreamExt};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::config::PeerConfig;
+use super::message::{Answer, Ask, Request, Told, Wanted, random};
+use crate::block::MutableBlock;
+use crate::identity::BlockKey;
+use crate::layout::BlockLayout;
+use crate::tier::{Loaded, Miss, Outgoing, Pace, StoreError, Stored, Tier, TierSink, TierStats};
+
+/// Has an [`Owner`](super::Owner)'s blocks as a tier; cheap to clone.
+///
+/// A batch that has begun goes on if nobody waits for it any more, for as long as its lease lasts, so
+/// that the owner has its blocks back early; [`shutdown`](Self::shutdown) waits for that.
+#[derive(Clone)]
+pub struct PeerTier(Arc<Inner>);
+
+pub(super) struct Inner {
+    client: Client<Request, Answer>,
+    owner: InstanceId,
+    pub(super) agent: Agent,
+    pub(super) config: PeerConfig,
+    id: u64,
+    fingerprint: u64,
+    pub(super) block_bytes: usize,
+    /// Places for batches that are under way.
+    room: Arc<Semaphore>,
+    /// Batches, and blocks that are hashed on threads.
+    pub(super) tasks: TaskTracker,
+    pace: Pace,
+    stats: Mutex<TierStats>,
+}
+
+impl PeerTier {
+    /// Creates the tier of the blocks of `layout` that instance `owner` of the client's endpoint has;
+    /// `agent` moves them. It asks nothing of it yet.
+    ///
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if a limit is 0 or a time longer than
+    /// a day.
+    pub fn new(
+        client: Client<Request, Answer>,
+        owner: InstanceId,
+        agent: Agent,
+        layout: &BlockLayout,
+        config: PeerConfig,
+    ) -> Result<Self> {
+        config.check()?;
+        Ok(Self(Arc::new(Inner {
+            client,
+            owner,
+            agent,
+            id: u64::from_le_bytes(random()?),
+            fingerprint: layout.fingerprint(),
+            block_bytes: layout.block_bytes(),
+            room: Arc::new(Semaphore::new(config.in_flight.min(Semaphore::MAX_PERMITS))),
+            tasks: TaskTracker::new(),
+            pace: Pace::new(ASSUMED),
+            stats: Mutex::default(),
+            config,
+        })))
+    }
+
+    /// Returns how many of the first keys the owner can find without a gap; 0 if it does not say so in
+    /// time.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn match_prefix(&self, keys: &[BlockKey]) -> usize {
+        let asked = keys.len().min(MATCH_MAX);
+        let ask = Ask::Match(keys[..asked].to_vec());
+        match self.0.ask(ask, self.0.config.match_timeout).await {
+            Ok(Told::Matched(count)) => asked.min(count as usize),
+            Ok(_) | Err(_) => 0,
+        }
+    }
+
+    /// Stores blocks at the owner, as far as it has room; the outcomes are in their order.
+    ///
+    /// # Cancel safety
+    /// If it is dropped, batches that have begun are stored, and the others are not.
+    pub async fn store(
+        &self,
+        blocks: Vec<(BlockKey, Outgoing)>,
+    ) -> Vec<Result<Stored, StoreError>> {
+        self.in_batches(blocks, Inner::store_batch, |_| Err(StoreError::Closed)).await
+    }
+
+    /// Fills each target with its block; the outcomes are in their order.
+    ///
+    /// # Cancel safety
+    /// If it is dropped, targets are freed as soon as nothing writes to them.
+    pub async fn load(
+        &self,
+        targets: Vec<(BlockKey, MutableBlock)>,
+    ) -> Vec<Result<Loaded<MutableBlock>, Miss<MutableBlock>>> {
+        let begun = Instant::now();
+        let closed = |(_, target)| {
+            Err(Miss { reason: crate::tier::MissReason::Closed, target: Some(target) })
+        };
+        let outcomes = self.in_batches(targets, Inner::load_batch, closed).await;
+        let hits = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        self.0.pace.observe(hits, begun.elapsed());
+        outcomes
+    }
+
+    /// Refuses what comes from now on, and waits until what is under way has ended.
+    ///
+    /// Fails with [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) if that takes longer than `within`.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; what comes is refused all the same. It may be called again.
+    pub async fn shutdown(&self, within: Duration) -> Result<()> {
+        self.0.room.close();
+        self.0.tasks.close();
+        tokio::time::timeout(within, self.0.tasks.wait()).await.map_err(|_| {
+            Error::new(ErrorKind::DeadlineExceeded, "blocks on their way from or to a peer")
+        })
+    }
+
+    /// Moves batches one after another, each in a task, a few of them at once.
+    async fn in_batches<T, O, F>(
+        &self,
+        items: Vec<T>,
+        work: impl Fn(Arc<Inner>, Vec<T>) -> F,
+        closed: impl Fn(T) -> O,
+    ) -> Vec<O>
+    where
+        F: Future<Output = Vec<O>> + Send + 'static,
+        O: Send + 'static,
+    {
+        let (size, mut rest) = (self.0.config.batch_blocks, items.into_iter());
+        let batches = std::iter::from_fn(|| {
+            let batch: Vec<_> = rest.by_ref().take(size).collect();
+            (!batch.is_empty()).then_some(batch)
+        });
+        let (work, closed) = (&work, &closed);
+        let moved = stream::iter(batches).map(|batch| async move {
+            let Ok(place) = Arc::clone(&self.0.room).acquire_owned().await else {
+                return batch.into_iter().map(closed).collect();
+            };
+            let moving = work(Arc::clone(&self.0), batch);
+            let moved = self.0.tasks.spawn(async move {
+                let moved = moving.await;
+                drop(place);
+                moved
+            });
+            match moved.await {
+                Ok(moved) => moved,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        });
+        moved
+            .buffered(self.0.config.in_flight)
+            .collect::<Vec<_>>()
+            .await
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+}
+
+impl Inner {
+    /// Asks the owner, once.
+    pub(super) async fn ask(&self, ask: Ask, limit: Duration) -> Result<Told> {
+        let ctx = Context::new().with_timeout(limit);
+        let mut answers = self.client.direct(self.owner, ctx, Request(ask)).await?;
+        match answers.next().await {
+            Some(answer) => Ok(answer?.0),
+            None => Err(unexpected()),
+        }
+    }
+
+    pub(super) fn wanted(&self, keys: Vec<BlockKey>) -> Wanted {
+        Wanted { client: self.id, fingerprint: self.fingerprint, keys }
+    }
+
+    pub(super) fn stats(&self) -> MutexGuard<'_, TierStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Tier for PeerTier {
+    fn kind(&self) -> protocol::Tier {
+        protocol::Tier::Remote
+    }
+
+    /// Knows no blocks and tells no changes: they are the owner's, which publishes them itself.
+    fn watch(&self, _sink: Box<dyn TierSink>) -> Vec<BlockKey> {
+        Vec::new()
+    }
+
+    async fn match_prefix(&self, keys: &[BlockKey]) -> usize {
+        Self::match_prefix(self, keys).await
+    }
+
+    async fn store(&self, blocks: Vec<(BlockKey, Outgoing)>) -> Vec<Result<Stored, StoreError>> {
+        Self::store(self, blocks).await
+    }
+
+    async fn load(
+        &self,
+        targets: Vec<(BlockKey, MutableBlock)>,
+    ) -> Vec<Result<Loaded<MutableBlock>, Miss<MutableBlock>>> {
+        Self::load(self, targets).await
+    }
+
+    /// Removes nothing: the owner's blocks are there for others too.
+    async fn remove(&self, _keys: &[BlockKey]) -> Result<usize> {
+        Ok(0)
+    }
+
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument): the owner's blocks are there for
+    /// others too.
+    async fn clear(&self) -> Result<()> {
+        Err(Error::invalid(format!("blocks of {} are not ours to remove", self.0.owner)))
+    }
+
+    fn estimate(&self, blocks: usize) -> Duration {
+        self.0.pace.estimate(blocks)
+    }
+
+    fn stats(&self) -> TierStats {
+        *self.0.stats()
+    }
+
+    async fn shutdown(&self, within: Duration) -> Result<()> {
+        Self::shutdown(self, within).await
+    }
+}
+
+impl fmt::Debug for PeerTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerTier")
+            .field("client", &self.0.client)
+            .field("owner", &self.0.owner)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An answer to another question, or none.
+pub(super) fn unexpected() -> Error {
+    Error::new(ErrorKind::Protocol, "an owner of blocks answers something else")
+}
+
+/// What a block takes from a process of the same host, before any was loaded.
+const ASSUMED: Duration = Duration::from_micros(500);
+
+/// Keys in one question: within a second of a network's time, and beyond any prompt.
+const MATCH_MAX: usize = 8192;

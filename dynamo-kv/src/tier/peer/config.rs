@@ -1,0 +1,123 @@
+use std::time::Duration;
+
+use dynamo_core::{Error, Result};
+
+/// What an [`Owner`](super::Owner) lends, and for how long.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct OwnerConfig {
+    /// How long a lease lasts; a client that has died by then is forgotten.
+    pub ttl: Duration,
+    /// Blocks that are lent at once, in all.
+    pub blocks_max: usize,
+    /// Blocks that one lease may be about.
+    pub lease_blocks_max: usize,
+    /// Leases that one client may have at once.
+    pub client_leases_max: usize,
+}
+
+impl OwnerConfig {
+    /// Lends up to `blocks_max` blocks at once: what the owner itself is to have in any case is left.
+    pub fn new(blocks_max: usize) -> Self {
+        Self {
+            // Moving the blocks of a lease takes a tenth of a second.
+            ttl: Duration::from_secs(10),
+            blocks_max,
+            lease_blocks_max: 256,
+            client_leases_max: 16,
+        }
+    }
+
+    /// Sets how long a lease lasts.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Limits the blocks of a lease, and the leases of a client.
+    #[must_use]
+    pub fn with_client_limits(mut self, lease_blocks_max: usize, leases_max: usize) -> Self {
+        (self.lease_blocks_max, self.client_leases_max) = (lease_blocks_max, leases_max);
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        time("ttl", self.ttl)?;
+        count("blocks_max", self.blocks_max)?;
+        count("lease_blocks_max", self.lease_blocks_max)?;
+        count("client_leases_max", self.client_leases_max)
+    }
+}
+
+/// How a [`PeerTier`](super::PeerTier) asks.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PeerConfig {
+    /// Blocks that are moved under one lease.
+    pub batch_blocks: usize,
+    /// Batches under way at once; others wait, in order.
+    pub in_flight: usize,
+    /// How long the owner may take to answer, loading from its own tier included.
+    pub request_timeout: Duration,
+    /// How long it may take to say what is there; no answer means nothing is.
+    pub match_timeout: Duration,
+}
+
+impl Default for PeerConfig {
+    fn default() -> Self {
+        Self {
+            // The first bytes arrive early, and an answer is worth its way.
+            batch_blocks: 32,
+            in_flight: 4,
+            request_timeout: Duration::from_secs(5),
+            // The first token waits for it.
+            match_timeout: Duration::from_millis(250),
+        }
+    }
+}
+
+impl PeerConfig {
+    /// Sets how many blocks are moved under one lease, and how many leases there are at once.
+    #[must_use]
+    pub fn with_batches(mut self, batch_blocks: usize, in_flight: usize) -> Self {
+        (self.batch_blocks, self.in_flight) = (batch_blocks, in_flight);
+        self
+    }
+
+    /// Limits the time of an answer.
+    #[must_use]
+    pub fn with_request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// Limits the time of an answer to what is there.
+    #[must_use]
+    pub fn with_match_timeout(mut self, timeout: Duration) -> Self {
+        self.match_timeout = timeout;
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        time("request_timeout", self.request_timeout)?;
+        time("match_timeout", self.match_timeout)?;
+        count("batch_blocks", self.batch_blocks)?;
+        count("in_flight", self.in_flight)
+    }
+}
+
+fn time(name: &str, time: Duration) -> Result<()> {
+    if time > TIME_MAX { Err(Error::invalid(format!("{name} of {time:?}"))) } else { Ok(()) }
+}
+
+fn count(name: &str, count: usize) -> Result<()> {
+    let is_sound = (1..=COUNT_MAX).contains(&count);
+    if is_sound { Ok(()) } else { Err(Error::invalid(format!("{name} of {count}"))) }
+}
+
+/// Far beyond any lease; keeps arithmetic on times safe.
+const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// As many blocks as a pool may have.
+const COUNT_MAX: usize = u32::MAX as usize;

@@ -1,0 +1,101 @@
+use std::fmt;
+
+use bytes::Bytes;
+use dynamo_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::identity::BlockKey;
+
+/// What a [`PeerTier`](super::PeerTier) asks an [`Owner`](super::Owner).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request(pub(super) Ask);
+
+/// What an [`Owner`](super::Owner) answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer(pub(super) Told);
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Ask {
+    /// How many of the first blocks are there?
+    Match(Vec<BlockKey>),
+    /// To read blocks.
+    Borrow(Wanted),
+    /// To write blocks that are not there.
+    Reserve(Wanted),
+    /// What was to be written has been; these are the digests.
+    Commit { lease: LeaseId, digests: Vec<Digest> },
+    /// What was to be read has been, or nothing will be written after all.
+    Release(LeaseId),
+}
+
+/// Blocks of one layout.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Wanted {
+    /// Who asks: a random number.
+    pub(super) client: u64,
+    pub(super) fingerprint: u64,
+    pub(super) keys: Vec<BlockKey>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Told {
+    Matched(u32),
+    /// The digest of each block that is lent.
+    Lent {
+        blocks: Vec<Option<Digest>>,
+        lent: Option<Lent>,
+    },
+    /// What becomes of each block.
+    Reserved {
+        blocks: Vec<Place>,
+        lent: Option<Lent>,
+    },
+    /// Whether each block had its digest.
+    Committed(Vec<bool>),
+    Released,
+}
+
+/// A region of the owner, for a while: the blocks that are lent, one after another.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Lent {
+    pub(super) lease: LeaseId,
+    pub(super) ttl_ms: u64,
+    pub(super) metadata: Bytes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Place {
+    /// The block is there.
+    Present,
+    /// It is to be written.
+    Open,
+    /// There is no room for it.
+    None,
+}
+
+pub(super) type Digest = [u8; 32];
+
+/// Names one lease; unguessable, so that nobody else can end it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct LeaseId([u8; 16]);
+
+impl LeaseId {
+    pub(super) fn random() -> Result<Self> {
+        random().map(Self)
+    }
+}
+
+impl fmt::Debug for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As much as tells leases apart, and ends none.
+        write!(f, "LeaseId({:02x}{:02x}…)", self.0[0], self.0[1])
+    }
+}
+
+pub(super) fn random<const LEN: usize>() -> Result<[u8; LEN]> {
+    let mut bytes = [0; LEN];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Error::internal("the system gives no random numbers").with_source(error)
+    })?;
+    Ok(bytes)
+}

@@ -1,0 +1,275 @@
+//! One batch of blocks, from or to the owner.
+
+use std::error::Error as StdError;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dynamo_core::{Error, ErrorKind, Result};
+use dynamo_transfer::{RegisteredRegion, RemoteAgent, TransferOptions};
+use tokio::time::Instant;
+
+use super::client::{Inner, unexpected};
+use super::message::{Ask, Digest, Lent, Place, Told};
+use crate::block::MutableBlock;
+use crate::identity::BlockKey;
+use crate::tier::{Loaded, Miss, MissReason, Outgoing, StoreError, Stored, digest};
+
+type LoadedBlock = Result<Loaded<MutableBlock>, Miss<MutableBlock>>;
+type StoredBlock = Result<Stored, StoreError>;
+
+/// Why a batch failed: the same for all of its blocks.
+type Cause = Arc<dyn StdError + Send + Sync>;
+
+/// What an owner lends, and until when it does at least.
+struct Lease {
+    lent: Lent,
+    peer: RemoteAgent,
+    ends: Instant,
+}
+
+impl Inner {
+    pub(super) async fn load_batch(
+        self: Arc<Self>,
+        targets: Vec<(BlockKey, MutableBlock)>,
+    ) -> Vec<LoadedBlock> {
+        let begun = Instant::now();
+        let outcomes = self.borrow_and_read(targets).await;
+        let hits = outcomes.iter().filter(|outcome| outcome.is_ok()).count() as u64;
+        let mut stats = self.stats();
+        stats.hits_total += hits;
+        stats.misses_total += outcomes.len() as u64 - hits;
+        stats.read_bytes_total += hits * self.block_bytes as u64;
+        stats.load_time_total += begun.elapsed();
+        outcomes
+    }
+
+    async fn borrow_and_read(&self, targets: Vec<(BlockKey, MutableBlock)>) -> Vec<LoadedBlock> {
+        let expected = self.block_bytes;
+        if let Some(found) =
+            targets.iter().map(|(_, target)| target.len()).find(|len| *len != expected)
+        {
+            return missed(targets, || MissReason::Length { expected, found });
+        }
+        let begun = Instant::now();
+        let keys = targets.iter().map(|(key, _)| *key).collect();
+        let told = self.ask(Ask::Borrow(self.wanted(keys)), self.config.request_timeout).await;
+        let (digests, lent) = match told {
+            Ok(Told::Lent { blocks, lent }) if blocks.len() == targets.len() => (blocks, lent),
+            Ok(_) => return failed(targets, unexpected()),
+            Err(error) => return failed(targets, error),
+        };
+        let lent = lent.map(|lent| self.lease(lent, begun)).transpose();
+        let lease = match lent {
+            Ok(Some(lease)) => lease,
+            Ok(None) if digests.iter().all(Option::is_none) => {
+                return missed(targets, || MissReason::Absent);
+            }
+            Ok(None) => return failed(targets, unexpected()),
+            Err(error) => return failed(targets, error),
+        };
+        let mut here = Vec::new();
+        let mut wanted = Vec::new();
+        let absent: Vec<_> = targets
+            .into_iter()
+            .zip(digests)
+            .map(|((key, target), digest)| match digest {
+                Some(digest) => {
+                    here.push(target);
+                    wanted.push((key, digest));
+                    None
+                }
+                None => Some(Miss { reason: MissReason::Absent, target: Some(target) }),
+            })
+            .collect();
+        let read = self.read(lease, wanted, here).await;
+        let mut read = read.into_iter();
+        absent
+            .into_iter()
+            .filter_map(|absent| absent.map_or_else(|| read.next(), |miss| Some(Err(miss))))
+            .collect()
+    }
+
+    /// Fills targets with the blocks of a lease, all of them, and proves each.
+    async fn read(
+        &self,
+        lease: Lease,
+        wanted: Vec<(BlockKey, Digest)>,
+        targets: Vec<MutableBlock>,
+    ) -> Vec<LoadedBlock> {
+        let bytes = (targets.len() * self.block_bytes) as u64;
+        let target = match self.agent.register_mut(targets) {
+            Ok(target) => target,
+            Err(error) => return gone(wanted.len(), error),
+        };
+        let moved = async {
+            let remote = lease.peer.regions().first().ok_or_else(unexpected)?;
+            let remote = remote.descriptor([(0, bytes)])?;
+            let options = TransferOptions::default().with_deadline(lease.left());
+            self.agent.read(target.descriptor([(0, bytes)])?, remote, options).await?;
+            Ok::<_, Box<dyn StdError + Send + Sync>>(())
+        };
+        let moved = moved.await;
+        let release = self.ask(Ask::Release(lease.lent.lease), self.config.request_timeout);
+        // What cannot be told ends at the owner's time.
+        let (targets, _) = tokio::join!(self.reclaim(target), release);
+        let Some(targets) = targets else {
+            return gone(wanted.len(), io::Error::from(io::ErrorKind::TimedOut));
+        };
+        if let Err(error) = moved {
+            let keys = wanted.into_iter().map(|(key, _)| key);
+            return failed(keys.zip(targets).collect(), error);
+        }
+        let count = targets.len();
+        let verify = move || {
+            let blocks = wanted.into_iter().zip(targets);
+            blocks.map(|((key, digest), target)| Loaded::verify(key, &digest, target)).collect()
+        };
+        self.tasks.spawn_blocking(verify).await.unwrap_or_else(|error| gone(count, error))
+    }
+
+    /// Takes targets back from the transfer engine, in the time that an answer may take.
+    async fn reclaim(&self, region: RegisteredRegion<MutableBlock>) -> Option<Vec<MutableBlock>> {
+        tokio::time::timeout(self.config.request_timeout, region.close()).await.ok()
+    }
+
+    pub(super) async fn store_batch(
+        self: Arc<Self>,
+        blocks: Vec<(BlockKey, Outgoing)>,
+    ) -> Vec<StoredBlock> {
+        let begun = Instant::now();
+        let count = blocks.len();
+        let outcomes = self.reserve_and_write(blocks).await.unwrap_or_else(|error| {
+            let cause: Cause = Arc::new(error);
+            (0..count).map(|_| Err(StoreError::Io(Box::new(Arc::clone(&cause))))).collect()
+        });
+        let mut stats = self.stats();
+        for outcome in &outcomes {
+            match outcome {
+                Ok(Stored::Written) => {
+                    stats.stored_total += 1;
+                    stats.written_bytes_total += self.block_bytes as u64;
+                }
+                Ok(_) => {}
+                Err(_) => stats.failed_total += 1,
+            }
+        }
+        stats.store_time_total += begun.elapsed();
+        outcomes
+    }
+
+    async fn reserve_and_write(
+        &self,
+        blocks: Vec<(BlockKey, Outgoing)>,
+    ) -> Result<Vec<StoredBlock>> {
+        let expected = self.block_bytes;
+        let lens = blocks.iter().map(|(_, block)| block.as_ref().len());
+        if let Some(found) = lens.clone().find(|len| *len != expected) {
+            return Ok(lens.map(|_| Err(StoreError::Length { expected, found })).collect());
+        }
+        let begun = Instant::now();
+        let keys = blocks.iter().map(|(key, _)| *key).collect();
+        let told = self.ask(Ask::Reserve(self.wanted(keys)), self.config.request_timeout).await?;
+        let (places, lent) = match told {
+            Told::Reserved { blocks: places, lent } if places.len() == blocks.len() => {
+                (places, lent)
+            }
+            _ => return Err(unexpected()),
+        };
+        let open = blocks.into_iter().zip(&places).filter(|(_, place)| **place == Place::Open);
+        let open: Vec<_> = open.map(|(block, _)| block).collect();
+        let written = match lent {
+            Some(lent) => self.write(self.lease(lent, begun)?, open).await?,
+            None if open.is_empty() => Vec::new(),
+            None => return Err(unexpected()),
+        };
+        let mut written = written.into_iter();
+        let outcome = |place| match place {
+            Place::Present => Ok(Stored::Present),
+            Place::None => Err(StoreError::Busy),
+            Place::Open if written.next() == Some(true) => Ok(Stored::Written),
+            Place::Open => {
+                let error = Error::new(ErrorKind::Unavailable, "a block changed on its way");
+                Err(StoreError::Io(Box::new(error)))
+            }
+        };
+        Ok(places.into_iter().map(outcome).collect())
+    }
+
+    /// Writes blocks into the region of a lease, and commits them; tells which the owner has taken.
+    async fn write(&self, lease: Lease, blocks: Vec<(BlockKey, Outgoing)>) -> Result<Vec<bool>> {
+        let count = blocks.len();
+        let bytes = (count * self.block_bytes) as u64;
+        let hashed = blocks.clone();
+        let digests = move || -> Vec<Digest> {
+            hashed.iter().map(|(key, block)| digest(&key.identity, block.as_ref())).collect()
+        };
+        let digests = self.tasks.spawn_blocking(digests);
+        let moved = async {
+            let blocks = blocks.into_iter().map(|(_, block)| block).collect();
+            let source = self.agent.register(blocks).map_err(moving)?;
+            let remote = lease.peer.regions().first().ok_or_else(unexpected)?;
+            let remote = remote.descriptor([(0, bytes)]).map_err(moving)?;
+            let local = source.descriptor([(0, bytes)]).map_err(moving)?;
+            let options = TransferOptions::default().with_deadline(lease.left());
+            self.agent.write(local, remote, options).await.map_err(moving)
+        };
+        let (moved, digests) = tokio::join!(moved, digests);
+        let (id, limit) = (lease.lent.lease, self.config.request_timeout);
+        if let Err(error) = moved {
+            // What cannot be told ends at the owner's time.
+            let _ = self.ask(Ask::Release(id), limit).await;
+            return Err(error);
+        }
+        let digests =
+            digests.map_err(|error| Error::internal("hashing blocks").with_source(error))?;
+        match self.ask(Ask::Commit { lease: id, digests }, limit).await? {
+            Told::Committed(taken) if taken.len() == count => Ok(taken),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Reads what is lent; `begun` is when it was asked for, before the owner's time began.
+    fn lease(&self, lent: Lent, begun: Instant) -> Result<Lease> {
+        let peer = self.agent.load_metadata(&lent.metadata).map_err(moving)?;
+        let ttl = Duration::from_millis(lent.ttl_ms).min(TTL_MAX);
+        Ok(Lease { lent, peer, ends: begun + ttl })
+    }
+}
+
+impl Lease {
+    fn left(&self) -> Duration {
+        self.ends.saturating_duration_since(Instant::now())
+    }
+}
+
+fn moving(error: dynamo_transfer::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, "moving blocks to a peer").with_source(error)
+}
+
+/// Misses of one cause, with their targets.
+fn failed(
+    targets: Vec<(BlockKey, MutableBlock)>,
+    error: impl Into<Box<dyn StdError + Send + Sync>>,
+) -> Vec<LoadedBlock> {
+    let cause: Cause = error.into().into();
+    missed(targets, || MissReason::Io(Box::new(Arc::clone(&cause))))
+}
+
+fn missed(
+    targets: Vec<(BlockKey, MutableBlock)>,
+    reason: impl Fn() -> MissReason,
+) -> Vec<LoadedBlock> {
+    let miss = |(_, target)| Err(Miss { reason: reason(), target: Some(target) });
+    targets.into_iter().map(miss).collect()
+}
+
+/// Misses of one cause whose targets are lost, or not free yet.
+fn gone(count: usize, error: impl StdError + Send + Sync + 'static) -> Vec<LoadedBlock> {
+    let cause: Cause = Arc::new(error);
+    let miss = || Err(Miss { reason: MissReason::Io(Box::new(Arc::clone(&cause))), target: None });
+    (0..count).map(|_| miss()).collect()
+}
+
+/// No owner lends for longer; keeps arithmetic on times safe.
+const TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);

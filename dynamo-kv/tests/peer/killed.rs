@@ -1,0 +1,215 @@
+//! Workers and owners are killed in the middle of what they do.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dynamo_core::discovery::{FileConfig, FileDiscovery};
+use dynamo_core::random::Random;
+use dynamo_kv::tier::disk::{DiskConfig, DiskError, DiskTier};
+use dynamo_kv::tier::peer::{OwnerConfig, PeerConfig};
+use dynamo_kv::tier::{MissReason, Tier as _};
+use dynamo_kv::{TierConfig, TiersConfig};
+
+use crate::support::{
+    Ground, PATIENCE, at_rest, keys, layout, load, manager, manager_above, store, truth,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_worker_had_is_back_and_whole() {
+    let scratch = Scratch::new();
+    let ground = scratch.ground().await;
+    let leader = ground.process("leader").await;
+    let shared = manager(64);
+    let config = OwnerConfig::new(64).with_ttl(Duration::from_millis(300));
+    let (owner, _serving) = leader.serve(&shared, config, 0).await;
+    for _ in 0..8 {
+        let mut worker = Other::start("killed::works_until_it_is_killed", &scratch);
+        worker.wait();
+        let lent = async {
+            while owner.lent_blocks() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, lent).await.unwrap();
+        worker.kill();
+        at_rest(&owner, &shared).await;
+        let found = (0..9).flat_map(|chain| {
+            let keys = keys(chain * 10..chain * 10 + 10);
+            shared.match_prefix(&keys).into_iter().zip(keys).collect::<Vec<_>>()
+        });
+        for (block, key) in found {
+            assert!(block[..] == truth(&key)[..], "wrong bytes");
+        }
+        shared.clear();
+        assert_eq!(shared.stats().free, 64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blocks_of_a_killed_owner_are_misses_and_its_successor_has_them_from_the_disk() {
+    let scratch = Scratch::new();
+    let here = manager(64);
+    for life in 0..3 {
+        let mut owner = Other::start("killed::owns_until_it_is_killed", &scratch);
+        owner.wait();
+        let ground = scratch.ground().await;
+        let worker = ground.process("worker").await;
+        let config = PeerConfig::default().with_batches(5, 2);
+        let tier = worker.tier(config).await;
+        // What had no room in the memory of the one before had gone to the disk.
+        let left = 30 - load(&tier, &manager(30), 0..30).await.len();
+        assert!(if life == 0 { left == 0 } else { left >= 10 }, "{left} blocks in life {life}");
+        let stored = store(&tier, &here, 0..30).await;
+        assert!(stored.iter().all(Result::is_ok), "{stored:?}");
+        for chain in [0, 10, 20] {
+            assert_eq!(tier.match_prefix(&keys(chain..chain + 10)).await, 10);
+            assert!(load(&tier, &manager(10), chain..chain + 10).await.is_empty());
+        }
+        // In the middle of many loads.
+        let (loading, wanted) = (tier.clone(), manager(30));
+        let mut loads = tokio::task::JoinSet::new();
+        loads.spawn(async move {
+            loop {
+                let misses = load(&loading, &wanted, 0..30).await;
+                if misses.iter().any(|miss| !matches!(miss.reason, MissReason::Absent)) {
+                    return misses.len();
+                }
+            }
+        });
+        let moving = async {
+            while tier.stats().hits_total < 60 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, moving).await.unwrap();
+        owner.kill();
+        tokio::time::timeout(PATIENCE, loads.join_next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(tier.match_prefix(&keys(0..10)).await, 0);
+        assert!(store(&tier, &here, 40..45).await.iter().all(Result::is_err));
+        tier.shutdown(PATIENCE).await.unwrap();
+        worker.end().await;
+    }
+}
+
+/// A directory that goes when the test ends.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        let name = format!("peer-{:016x}", Random::unseeded().next_u64());
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(dir.join("instances")).unwrap();
+        Self(dir)
+    }
+
+    async fn ground(&self) -> Ground {
+        ground(&self.0).await
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Processes that find each other by a folder.
+async fn ground(dir: &Path) -> Ground {
+    let config = FileConfig::new(dir.join("instances")).with_poll(Duration::from_millis(10));
+    Ground::Tcp(Arc::new(FileDiscovery::start(config).await.unwrap()))
+}
+
+/// This very program in another process; killed on drop.
+struct Other(Child);
+
+impl Other {
+    fn start(role: &str, scratch: &Scratch) -> Self {
+        let mut program = Command::new(std::env::current_exe().unwrap());
+        let child = program
+            .args([role, "--exact", "--ignored", "--nocapture"])
+            .env(DIRECTORY, &scratch.0)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        Self(child.spawn().unwrap())
+    }
+
+    /// Waits until it says that it has begun.
+    fn wait(&mut self) {
+        let lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines();
+        let begun = lines.map_while(Result::ok).any(|line| line.ends_with(BEGUN));
+        assert!(begun, "it has ended by itself");
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "only the test that starts it tells it where")]
+fn directory() -> Option<PathBuf> {
+    std::env::var_os(DIRECTORY).map(PathBuf::from)
+}
+
+#[expect(clippy::print_stdout, reason = "processes of a test talk so")]
+fn say_begun() {
+    println!("\n{BEGUN}");
+}
+
+/// What a worker does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the other process of the test that kills it"]
+async fn works_until_it_is_killed() {
+    let Some(dir) = directory() else { return };
+    let worker = ground(&dir).await.process("worker").await;
+    let tier = worker.tier(PeerConfig::default().with_batches(4, 4)).await;
+    let (from, into, mut random) = (manager(30), manager(30), Random::unseeded());
+    say_begun();
+    loop {
+        let first = u32::try_from(random.below(60).unwrap()).unwrap();
+        let moved = tokio::join!(
+            store(&tier, &from, first..first + 20),
+            load(&tier, &into, first..first + 20)
+        );
+        drop(moved);
+    }
+}
+
+/// What an owner does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the other process of the test that kills it"]
+async fn owns_until_it_is_killed() {
+    let Some(dir) = directory() else { return };
+    let config = DiskConfig::new(dir.join("disk"), 64, layout().block_bytes(), 1);
+    let disk = async {
+        loop {
+            match DiskTier::open(config.clone()).await {
+                // The kernel has not closed the files of who was killed.
+                Err(DiskError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(1)).await,
+                opened => break opened.unwrap(),
+            }
+        }
+    };
+    let disk = Arc::new(tokio::time::timeout(PATIENCE, disk).await.unwrap());
+    let below = TiersConfig::default().with_tier(TierConfig::new(disk));
+    // Two chains of what it lends at once: a block keeps those before it.
+    let (leader, shared) = (ground(&dir).await.process("leader").await, manager_above(20, below));
+    let config = OwnerConfig::new(10).with_client_limits(10, 16);
+    let (_owner, _serving) = leader.serve(&shared, config, 0).await;
+    say_begun();
+    std::future::pending().await
+}
+
+const DIRECTORY: &str = "DYNAMO_KV_PEER_TEST";
+const BEGUN: &str = "BEGUN";

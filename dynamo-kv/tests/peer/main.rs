@@ -1,0 +1,9 @@
+//! The tier of a peer: between processes as far as requests and bytes are concerned, and between real ones
+//! that are killed.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod basics;
+#[cfg(unix)]
+mod killed;
+mod oracle;
+mod support;
