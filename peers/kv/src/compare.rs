@@ -1,10 +1,12 @@
 //! Who takes turns, and the rows that come of it.
 
-use anyhow::{Result, ensure};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
 
 use crate::contender::{Contender, Figure, Full};
 use crate::table::Table;
-use crate::{ours, targets, theirs};
+use crate::{ours, targets, theirs, tiers};
 
 pub struct Options {
     /// Where the rows go as JSON.
@@ -12,6 +14,8 @@ pub struct Options {
     pub rounds: usize,
     /// Blocks of a manager whose operations are timed.
     pub blocks: usize,
+    /// Only what goes to a disk and back.
+    pub is_tiers: bool,
 }
 
 /// Compares all, prints the rows, and writes them.
@@ -21,7 +25,7 @@ pub fn run(options: &Options) -> Result<()> {
     let is_enough = blocks / DEPTHS[1] >= 2 && blocks.is_multiple_of(DEPTHS[1]);
     ensure!(is_enough, "{blocks} blocks are not 2 or more times {}", DEPTHS[1]);
     let mut table = Table::default();
-    for depth in DEPTHS {
+    for depth in DEPTHS.into_iter().filter(|_| !options.is_tiers) {
         println!("sequences of {depth} blocks");
         let contenders: [Box<dyn Contender>; 4] = [
             Box::new(Full::new(ours::manager, blocks, depth)?),
@@ -41,6 +45,9 @@ pub fn run(options: &Options) -> Result<()> {
         }
         rows(&mut table, depth, &figures);
     }
+    let folder = options.path.as_deref().and_then(|path| Path::new(path).parent());
+    let folder = folder.unwrap_or(Path::new(""));
+    tiers::run(folder, options.rounds, &mut table).context("tiers")?;
     table.print();
     options.path.as_deref().map_or(Ok(()), |path| table.write(path))
 }

@@ -9,6 +9,8 @@
 //!
 //! The keys of all blocks are there before the clock runs: what identifies a block is hashed by
 //! both sides when tokens come, not when blocks move. No bytes are written to any block.
+//!
+//! Then blocks go to a disk and back, beside the engine that moves them alone (`tiers.rs`).
 
 mod compare;
 mod contender;
@@ -19,6 +21,7 @@ mod ours;
 mod table;
 mod targets;
 mod theirs;
+mod tiers;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -27,7 +30,8 @@ static HEAP: heap::Counted = heap::Counted;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let mut options = compare::Options { path: None, rounds: ROUNDS, blocks: BLOCKS };
+    let mut options =
+        compare::Options { path: None, rounds: ROUNDS, blocks: BLOCKS, is_tiers: false };
     while let Some(arg) = args.next() {
         let mut value = || -> Result<usize> {
             let count = args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"))?;
@@ -36,6 +40,7 @@ fn main() -> Result<()> {
         match arg.as_str() {
             "--rounds" => options.rounds = value()?,
             "--blocks" => options.blocks = value()?,
+            "--tiers" => options.is_tiers = true,
             option if option.starts_with("--") => bail!("{option}\n{USAGE}"),
             _ => options.path = Some(arg),
         }
@@ -44,8 +49,9 @@ fn main() -> Result<()> {
 }
 
 const USAGE: &str = "\
-usage: kv [PATH] [--rounds COUNT] [--blocks COUNT]
-       the rows as JSON go to PATH; managers of COUNT blocks are timed, a multiple of 8192";
+usage: kv [PATH] [--rounds COUNT] [--blocks COUNT] [--tiers]
+       the rows as JSON go to PATH; managers of COUNT blocks are timed, a multiple of 8192;
+       --tiers leaves the peer out, and measures blocks on their way to a disk and back alone";
 
 const ROUNDS: usize = 7;
 const BLOCKS: usize = 1 << 16;
