@@ -176,7 +176,8 @@ impl DiskTier {
 
     /// Removes a block, and its record; tells whether it was there.
     ///
-    /// A store of it that is under way ends with [`StoreError::Removed`](crate::tier::StoreError::Removed). Fails if the record cannot
+    /// A store of it that is under way ends with
+    /// [`StoreError::Removed`](crate::tier::StoreError::Removed). Fails if the record cannot
     /// be written: then the block may be found again after a restart.
     ///
     /// # Cancel safety
