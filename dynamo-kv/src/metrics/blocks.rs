@@ -125,8 +125,10 @@ impl Source for BlockMetrics {
         page.count(HITS, pool.hits_total);
         page.count(MISSES, pool.misses_total);
         page.count(EVICTIONS, pool.evicted_total);
+        let mut kinds = Vec::new();
         for tier in self.manager.tiers().into_iter().flat_map(|tiers| tiers.tiers) {
-            let labels = [manager.clone(), ("tier", name(tier.kind).to_owned())];
+            kinds.push(tier.kind);
+            let labels = [manager.clone(), ("tier", numbered(&kinds))];
             let (mut page, stats) = (Page { samples: &mut *samples, labels }, tier.stats);
             page.count(BLOCKS, stats.blocks as u64);
             page.count(HITS, stats.hits_total);
@@ -139,6 +141,15 @@ impl Source for BlockMetrics {
             page.count(QUEUED, tier.queued as u64);
             page.count(DROPPED, tier.offload_dropped_total);
         }
+    }
+}
+
+/// Returns the name of the last of these tiers; from the second of a kind on with its number.
+fn numbered(kinds: &[Tier]) -> String {
+    let Some(last) = kinds.last() else { return String::new() };
+    match kinds.iter().filter(|kind| *kind == last).count() {
+        1 => name(*last).to_owned(),
+        number => format!("{}-{number}", name(*last)),
     }
 }
 
@@ -155,5 +166,16 @@ impl fmt::Debug for BlockMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, manager } = self;
         f.debug_struct("BlockMetrics").field("name", name).field("manager", manager).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiers_of_one_kind_are_told_apart() {
+        assert_eq!(numbered(&[Tier::Disk, Tier::Remote]), "remote");
+        assert_eq!(numbered(&[Tier::Remote, Tier::Disk, Tier::Remote]), "remote-2");
     }
 }

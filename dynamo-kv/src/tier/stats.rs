@@ -8,7 +8,7 @@ pub struct TierStats {
     pub blocks: usize,
     /// Blocks that were loaded.
     pub hits_total: u64,
-    /// Blocks that were asked for and not loaded, whatever the reason.
+    /// Blocks that were asked for and were not there, or not whole, or could not be read.
     pub misses_total: u64,
     /// Blocks that were written.
     pub stored_total: u64,

@@ -175,6 +175,8 @@ impl Inner {
         self.index().forget(&key.identity);
         let was_there = self.is_whole(&path).await?;
         self.delete(&path).await?;
+        // It may have been found there meanwhile.
+        self.index().forget(&key.identity);
         Ok(was_there)
     }
 }

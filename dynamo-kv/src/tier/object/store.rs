@@ -123,6 +123,8 @@ impl Inner {
             if let Err(error) = self.delete(&path).await {
                 tracing::warn!(%path, %error, "an object that was to make room stays");
             }
+            // It may have been found there meanwhile.
+            self.index().forget(&identity);
         }
     }
 }
