@@ -192,7 +192,7 @@ impl BlockGroups {
     /// Declares blocks of a group written, and makes them findable and shared, in order.
     ///
     /// # Panics
-    /// If there is no such group.
+    /// If there is no such group, or a block is another group's.
     pub fn register(&self, group: usize, blocks: Vec<(MutableBlock, BlockKey)>) -> BlockRun {
         let Group { attention, manager } = &self.groups[group];
         let complete = |(block, key): (MutableBlock, BlockKey)| block.complete(attention.key(key));

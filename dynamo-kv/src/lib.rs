@@ -33,7 +33,7 @@
 //! | [`sequence`], [`identity`] | tokens → keys of blocks |
 //! | [`layout`] | shape → byte ranges |
 //! | [`group`] | models whose layers attend differently: a manager for each group of layers |
-//! | `pool`, [`evict`] | the state behind one short lock; which cached block goes first |
+//! | `pool`, [`evict`] | the state, in shards behind short locks; which cached block goes first |
 //! | [`tier`] | blocks below memory: on a disk, in an object store, in another process |
 //! | `below` | how a manager's blocks go down to tiers and come up |
 //! | [`handoff`] | stage for a peer under a hold; reserve; pull; settle |

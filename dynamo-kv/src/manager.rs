@@ -107,7 +107,9 @@ impl<F: Fn(KvEvent) + Send + 'static> EventSink for F {
     }
 }
 
-/// There are not enough blocks: nothing was allocated and nothing evicted.
+/// There are not enough blocks: nothing was allocated.
+///
+/// Nothing was evicted either, unless another thread took at the same time what there was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{requested} blocks requested, {available} of {capacity} are free or evictable")]
 pub struct AllocateError {
@@ -205,10 +207,18 @@ impl BlockManager {
         self.pool.match_prefix(keys)
     }
 
+    /// Finds blocks as [`match_prefix`](Self::match_prefix) does, and counts neither hits nor misses nor a
+    /// use.
+    pub(crate) fn find_prefix(&self, keys: &[BlockKey]) -> BlockRun {
+        self.pool.find_prefix(keys)
+    }
+
     /// Makes a full block findable and shared.
     ///
     /// If its identity is held already, that block is returned and this one is freed.
-    #[expect(clippy::missing_panics_doc, reason = "only if an invariant of ours is broken")]
+    ///
+    /// # Panics
+    /// If the block is another manager's.
     pub fn register(&self, block: CompleteBlock) -> RegisteredBlock {
         let registered = self.register_all(vec![block]);
         registered.into_iter().next().expect("one block in, one block out")
@@ -218,11 +228,14 @@ impl BlockManager {
     ///
     /// A block registered while its parent is not stands alone: it is found again once the parent
     /// is back, and may be evicted in any order with it.
+    ///
+    /// # Panics
+    /// If a block is another manager's.
     pub fn register_all(&self, blocks: Vec<CompleteBlock>) -> BlockRun {
         let Some(below) = self.pool.below() else { return self.pool.register(blocks) };
         let keys: Vec<_> = blocks.iter().map(|block| *block.key()).collect();
         let registered = self.pool.register(blocks);
-        below.write_through(&keys, &registered);
+        below.write_through(None, &keys, &registered);
         registered
     }
 

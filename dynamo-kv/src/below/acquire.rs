@@ -190,16 +190,17 @@ impl Below {
             let Some((wave, blocks)) = loads.next().await else { break };
             let loaded = &wave[..blocks.len()];
             let blocks = pool.register(blocks);
-            self.write_through(loaded, &blocks);
+            self.write_through(Some(level), loaded, &blocks);
             acquired.push(tier.kind(), blocks);
             // Whoever waits for them finds them now.
             claims.by_ref().take(loaded.len()).for_each(drop);
             came += loaded.len();
-            self.drop_below(level, loaded).await;
             if loaded.len() < wave.len() {
                 break;
             }
         }
+        drop(loads);
+        self.drop_below(level, &keys[..came]).await;
         came == count
     }
 

@@ -40,8 +40,21 @@ impl Catalog {
 
     /// Takes note of what is in a tier, and of what changes in it.
     pub(super) fn watch(self: &Arc<Self>, level: usize, tier: &Arc<dyn Tier>) {
-        let catalog = Arc::clone(self);
-        let there = tier.watch(Box::new(move |change| catalog.apply(level, change)));
+        // What changes before the list is in waits for that.
+        let early = Arc::new(Mutex::new(Some(Vec::new())));
+        let (catalog, waiting) = (Arc::clone(self), Arc::clone(&early));
+        let there = tier.watch(Box::new(move |change| {
+            if let Some(waiting) = &mut *lock(&waiting) {
+                return waiting.push(change);
+            }
+            catalog.apply(level, change);
+        }));
+        self.add_all(level, there);
+        let mut early = lock(&early);
+        early.take().into_iter().flatten().for_each(|change| self.apply(level, change));
+    }
+
+    fn add_all(&self, level: usize, there: Vec<BlockKey>) {
         let mut catalog = self.lock();
         let mut run: Vec<BlockKey> = Vec::new();
         for key in there {
@@ -89,8 +102,7 @@ impl Catalog {
     }
 
     pub(crate) fn lock(&self) -> Locked<'_> {
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        Locked { catalog: self, places }
+        Locked { catalog: self, places: lock(&self.places) }
     }
 
     /// Returns the tiers that events call by the same name.
@@ -98,6 +110,10 @@ impl Catalog {
         let same = self.kinds.iter().enumerate().filter(|(_, kind)| **kind == self.kinds[level]);
         same.fold(0, |levels, (other, _)| levels | 1 << other)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Locked<'_> {

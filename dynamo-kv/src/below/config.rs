@@ -141,6 +141,13 @@ impl TiersConfig {
         if self.tiers.len() > Self::TIERS_MAX {
             return invalid(format!("{} tiers below a block pool", self.tiers.len()));
         }
+        let times = [("acquire", self.acquire_timeout), ("reserve", self.reserve_timeout)];
+        if let Some((name, time)) = times.into_iter().find(|(_, time)| *time > TIME_MAX) {
+            return invalid(format!("{name}_timeout of {time:?}"));
+        }
+        if !self.tiers.is_empty() && self.queue_blocks == 0 {
+            return invalid("tiers with a queue of 0 blocks on their way down".into());
+        }
         for TierConfig { tier, offload, is_exclusive } in &self.tiers {
             if *is_exclusive && *offload != Offload::OnEviction {
                 let kind = tier.kind();
@@ -159,6 +166,9 @@ const QUEUE_BLOCKS: usize = 2 * super::level::BATCH_BLOCKS;
 
 /// What a user waits for a first token anyway.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Far beyond any wait; keeps arithmetic on times safe.
+pub(super) const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -17,6 +17,8 @@ use crate::tier::{Outgoing, Tier};
 pub(super) struct Level {
     config: TierConfig,
     queue: mpsc::Sender<(BlockKey, Outgoing)>,
+    /// Places in the queue that are for blocks that are evicted.
+    queue_blocks: usize,
     dropped_total: AtomicU64,
 }
 
@@ -28,9 +30,10 @@ pub(super) struct Work {
 
 impl Level {
     pub(super) fn new(config: TierConfig, queue_blocks: usize) -> (Self, Work) {
-        let (sender, queue) = mpsc::channel(queue_blocks);
+        // As many places for blocks that are evicted, of which there are no more than spare slots.
+        let (sender, queue) = mpsc::channel(2 * queue_blocks);
         let work = Work { tier: Arc::clone(&config.tier), queue };
-        (Self { config, queue: sender, dropped_total: AtomicU64::new(0) }, work)
+        (Self { config, queue: sender, queue_blocks, dropped_total: AtomicU64::new(0) }, work)
     }
 
     pub(super) fn tier(&self) -> &dyn Tier {
@@ -52,9 +55,11 @@ impl Level {
         }
     }
 
-    /// Queues a block that is held, if there is room.
+    /// Queues a block that is held, if there is room beside that for blocks that are evicted.
     pub(super) fn offer(&self, key: &BlockKey, block: RegisteredBlock) {
-        if let Ok(place) = self.queue.try_reserve() {
+        if self.queue.capacity() > self.queue_blocks
+            && let Ok(place) = self.queue.try_reserve()
+        {
             place.send((*key, Outgoing::from(block)));
         }
     }

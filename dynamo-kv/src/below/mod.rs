@@ -108,11 +108,10 @@ impl Below {
         let TiersConfig { tiers, queue_blocks, recompute, .. } = config;
         let kinds = tiers.iter().map(|tier| tier.tier.kind()).collect();
         let catalog = Arc::new(Catalog::new(kinds, publisher));
-        let queue = queue_blocks.max(1);
         let (mut levels, mut work) = (Vec::new(), Vec::new());
         for (number, tier) in tiers.into_iter().enumerate() {
             catalog.watch(number, &tier.tier);
-            let (level, its_work) = Level::new(tier, queue);
+            let (level, its_work) = Level::new(tier, queue_blocks);
             levels.push(level);
             work.push(its_work);
         }
@@ -175,12 +174,13 @@ impl Below {
         }
     }
 
-    /// Sends blocks that were registered to tiers that are written through.
+    /// Sends blocks that were registered to tiers that are written through, but for the one they came
+    /// `from`.
     ///
     /// What there is no room for in a queue goes when it is evicted.
-    pub(crate) fn write_through(&self, keys: &[BlockKey], blocks: &BlockRun) {
+    pub(crate) fn write_through(&self, from: Option<usize>, keys: &[BlockKey], blocks: &BlockRun) {
         for (number, level) in self.levels.iter().enumerate() {
-            if level.offload() != Offload::WriteThrough {
+            if level.offload() != Offload::WriteThrough || from == Some(number) {
                 continue;
             }
             for (key, block) in keys.iter().zip(blocks.clone()) {
@@ -232,7 +232,7 @@ impl Below {
 
     /// Writes what is queued, ends the tasks and shuts the tiers down.
     pub(crate) async fn shutdown(&self, within: Duration) -> dynamo_core::Result<()> {
-        let until = Instant::from_std(SystemClock.now()) + within;
+        let until = Instant::from_std(SystemClock.now()) + within.min(config::TIME_MAX);
         self.closing.cancel();
         self.tasks.close();
         let drained = tokio::time::timeout_at(until, self.tasks.wait()).await;

@@ -17,7 +17,8 @@ pub(super) fn worth_loading(
     load: impl Fn(usize) -> Duration,
 ) -> usize {
     let (mut computed, mut most, mut best) = (0.0, 0.0, 0);
-    for (blocks, depth) in (1..=count).zip(depth..) {
+    for blocks in 1..=count {
+        let depth = depth.saturating_add(u32::try_from(blocks - 1).unwrap_or(u32::MAX));
         let loading = load(blocks);
         if loading > left {
             break;

@@ -86,6 +86,10 @@ impl CompleteBlock {
         &self.key
     }
 
+    pub(crate) fn home(&self) -> &Home {
+        self.slot.as_ref().expect("the memory moves on only with the block").home()
+    }
+
     pub(crate) fn into_parts(mut self) -> (BlockKey, Slot<Home>) {
         let slot = self.slot.take().expect("the memory moves on only with the block");
         Home::set_complete(&slot, false);

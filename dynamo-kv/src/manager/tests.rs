@@ -41,6 +41,20 @@ fn sequence(path: usize) -> TokenSequence {
     TokenSequence::new(&CacheNamespace::default(), BlockSize::new(1).unwrap(), &tokens)
 }
 
+#[test]
+fn a_block_of_another_manager_is_refused_before_anything_has_changed() {
+    let ((ours, events), (theirs, _)) = (manager(4), manager(4));
+    let keys = sequence(0).keys().to_vec();
+    let foreign = theirs.allocate(1).unwrap().remove(0).complete(keys[0]);
+    let own = ours.allocate(1).unwrap().remove(0).complete(keys[1]);
+    let register = || ours.register_all(vec![own, foreign]);
+    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(register));
+    assert!(refused.is_err());
+    assert_eq!((ours.stats().free, theirs.stats().free), (4, 4));
+    assert_eq!(events.lock().unwrap().len(), 0);
+    assert_eq!(store(&ours, &keys).unwrap().len(), DEPTH);
+}
+
 /// What every byte of a block is, derived from what it stands for.
 fn content(identity: &BlockIdentity) -> u8 {
     identity.0[0]

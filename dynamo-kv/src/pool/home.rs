@@ -23,6 +23,11 @@ impl Home {
         Self { pool, complete }
     }
 
+    /// Tells whether slots of this home are that pool's.
+    pub(super) fn is_of(&self, pool: &Arc<Pool>) -> bool {
+        std::ptr::eq(self.pool.as_ptr(), Arc::as_ptr(pool))
+    }
+
     /// Takes back a slot that nobody shares.
     pub(crate) fn free(slot: Slot<Self>) {
         // If its pool is gone, so is the memory with the last of the slots.

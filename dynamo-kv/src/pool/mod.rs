@@ -107,7 +107,8 @@ impl Pool {
         self.prefix(keys, true)
     }
 
-    /// Finds blocks as [`match_prefix`](Self::match_prefix) does, and counts neither hits nor misses.
+    /// Finds blocks as [`match_prefix`](Self::match_prefix) does, and counts neither hits nor misses nor a
+    /// use.
     pub(crate) fn find_prefix(self: &Arc<Self>, keys: &[BlockKey]) -> BlockRun {
         self.prefix(keys, false)
     }
@@ -127,7 +128,7 @@ impl Pool {
         self.tick(keys.len());
         let index = self.shard_of(first);
         let mut shard = self.shards[index as usize].lock();
-        for (entry, slots) in shard.registry.hold_prefix(keys) {
+        for (entry, slots) in shard.registry.hold_prefix(keys, is_counted) {
             found.push(self, Place { shard: index, entry }, slots);
         }
         if is_counted {

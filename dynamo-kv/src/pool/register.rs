@@ -14,6 +14,9 @@ use crate::identity::{BlockIdentity, BlockKey};
 impl Pool {
     /// Shares the blocks, each held once; a block that is there already frees the new slot.
     pub(crate) fn register(self: &Arc<Self>, blocks: Vec<CompleteBlock>) -> BlockRun {
+        // Before any lock: what is another's would leave a state behind that is not whole.
+        let is_ours = |block: &CompleteBlock| block.home().is_of(self);
+        assert!(blocks.iter().all(is_ours), "a block is registered by the manager that it is of");
         self.tick(blocks.len());
         let mut registered = BlockRun::default();
         let mut blocks = blocks.into_iter().peekable();

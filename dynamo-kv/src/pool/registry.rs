@@ -113,8 +113,8 @@ impl Registry {
         Some(slot)
     }
 
-    /// Takes a hold of the longest run of `keys` from the first on.
-    pub(super) fn hold_prefix(&mut self, keys: &[BlockKey]) -> Vec<Linked> {
+    /// Takes a hold of the longest run of `keys` from the first on, and takes note of it if it `is_use`.
+    pub(super) fn hold_prefix(&mut self, keys: &[BlockKey], is_use: bool) -> Vec<Linked> {
         let (mut parts, mut keys) = (Vec::new(), keys);
         while let Some((length, last)) = self.reach(keys) {
             keys = &keys[..length];
@@ -132,7 +132,13 @@ impl Registry {
                 Err(missing) => keys = &keys[..missing],
             }
         }
-        parts.iter().for_each(|(last, _)| self.found(*last));
+        for (last, _) in &parts {
+            if is_use {
+                self.found(*last);
+            } else {
+                self.activate(last.index());
+            }
+        }
         parts
     }
 
@@ -171,8 +177,8 @@ impl Registry {
         }
     }
 
-    /// Returns a block and those that it keeps, `blocks_max` at most; it has to be
-    /// [`found`](Self::found) before the lock is let go.
+    /// Returns a block and those that it keeps, `blocks_max` at most; it has to be active
+    /// before the lock is let go.
     pub(super) fn run(&self, last: EntryId, blocks_max: usize) -> SlotRun<Home> {
         let last = self.slots.get(last.index()).expect("an entry that was found has a slot");
         SharedSlot::clone(&last).into_run(blocks_max)

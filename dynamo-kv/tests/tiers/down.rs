@@ -30,6 +30,22 @@ async fn without_room_in_the_queue_an_allocation_loses_blocks_and_a_reservation_
 }
 
 #[tokio::test]
+async fn what_is_written_through_leaves_room_in_the_queue_for_what_is_evicted() {
+    let scratch = Scratch::new();
+    let gate = Gate::new(scratch.disk(64).await, protocol::Tier::Disk);
+    let tier = TierConfig::new(gate.clone()).with_offload(Offload::WriteThrough);
+    let (manager, _) = manager(16, TiersConfig::default().with_tier(tier).with_queue_blocks(4));
+    fill(&manager, &keys(0, 16));
+    assert_eq!(manager.tiers().unwrap().tiers[0].queued, 4, "the others go when they are evicted");
+    drop(manager.allocate(4).unwrap());
+    let tiers = manager.tiers().unwrap();
+    assert_eq!((tiers.tiers[0].offload_dropped_total, tiers.spares), (0, 0));
+    Gate::open(&gate.stores);
+    written(&manager, 4).await;
+    until(|| Tier::stats(&*gate).stored_total == 8).await;
+}
+
+#[tokio::test]
 async fn a_reservation_that_waits_too_long_evicts_without_going_down() {
     let scratch = Scratch::new();
     let gate = Gate::new(scratch.disk(64).await, protocol::Tier::Disk);
@@ -149,7 +165,14 @@ async fn tiers_that_cannot_work_are_refused() {
     let through = tier.clone().with_exclusive(true).with_offload(Offload::WriteThrough);
     let nine = vec![tier.clone(); TiersConfig::TIERS_MAX + 1];
     let nine = nine.into_iter().fold(TiersConfig::default(), TiersConfig::with_tier);
-    for tiers in [TiersConfig::default().with_tier(through), nine] {
+    let with = || TiersConfig::default().with_tier(tier.clone());
+    for tiers in [
+        TiersConfig::default().with_tier(through),
+        nine,
+        with().with_queue_blocks(0),
+        with().with_acquire_timeout(Duration::MAX),
+        with().with_reserve_timeout(Duration::MAX),
+    ] {
         assert_eq!(build(tiers).unwrap_err().kind(), ErrorKind::InvalidArgument);
     }
     let outside = TiersConfig::default().with_tier(tier);

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::config::PeerConfig;
-use super::message::{Answer, Ask, Request, Told, Wanted, random};
+use super::message::{Answer, Ask, MATCH_MAX, Request, Told, Wanted, random};
 use crate::block::MutableBlock;
 use crate::identity::BlockKey;
 use crate::layout::BlockLayout;
@@ -255,6 +255,3 @@ pub(super) fn unexpected() -> Error {
 
 /// What a block takes from a process of the same host, before any was loaded.
 const ASSUMED: Duration = Duration::from_micros(500);
-
-/// Keys in one question: within a second of a network's time, and beyond any prompt.
-const MATCH_MAX: usize = 8192;

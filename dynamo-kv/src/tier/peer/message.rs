@@ -99,3 +99,6 @@ pub(super) fn random<const LEN: usize>() -> Result<[u8; LEN]> {
     })?;
     Ok(bytes)
 }
+
+/// Keys in one question: within a second of a network's time, and beyond any prompt.
+pub(super) const MATCH_MAX: usize = 8192;

@@ -40,7 +40,8 @@ impl Inner {
         stats.hits_total += hits;
         stats.misses_total += outcomes.len() as u64 - hits;
         stats.read_bytes_total += hits * self.block_bytes as u64;
-        stats.load_time_total += begun.elapsed();
+        // All of them took as long as the batch did.
+        stats.load_time_total += begun.elapsed() * u32::try_from(hits).unwrap_or(u32::MAX);
         outcomes
     }
 
@@ -143,18 +144,20 @@ impl Inner {
             let cause: Cause = Arc::new(error);
             (0..count).map(|_| Err(StoreError::Io(Box::new(Arc::clone(&cause))))).collect()
         });
+        let elapsed = begun.elapsed();
         let mut stats = self.stats();
         for outcome in &outcomes {
             match outcome {
                 Ok(Stored::Written) => {
                     stats.stored_total += 1;
+                    // All of them took as long as the batch did.
+                    stats.store_time_total += elapsed;
                     stats.written_bytes_total += self.block_bytes as u64;
                 }
                 Ok(_) => {}
                 Err(_) => stats.failed_total += 1,
             }
         }
-        stats.store_time_total += begun.elapsed();
         outcomes
     }
 

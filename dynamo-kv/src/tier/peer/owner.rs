@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::config::OwnerConfig;
 use super::lease::{Held, Leases, Part, Room};
-use super::message::{Answer, Ask, Digest, LeaseId, Lent, Place, Request, Told, Wanted};
+use super::message::{Answer, Ask, Digest, LeaseId, Lent, MATCH_MAX, Place, Request, Told, Wanted};
 use crate::block::{MutableBlock, RegisteredBlock};
 use crate::identity::BlockKey;
 use crate::manager::BlockManager;
@@ -92,7 +92,8 @@ impl Engine for Owner {
 impl Inner {
     async fn answer(&self, ask: Ask) -> Result<Told> {
         match ask {
-            Ask::Match(keys) => {
+            Ask::Match(mut keys) => {
+                keys.truncate(MATCH_MAX);
                 let count = self.manager.probe(&keys).await;
                 Ok(Told::Matched(u32::try_from(count).unwrap_or(u32::MAX)))
             }
@@ -217,7 +218,7 @@ impl Inner {
     fn held(&self, keys: &[BlockKey]) -> Vec<Option<RegisteredBlock>> {
         let mut held = Vec::with_capacity(keys.len());
         while held.len() < keys.len() {
-            let run = self.manager.match_prefix(&keys[held.len()..]);
+            let run = self.manager.find_prefix(&keys[held.len()..]);
             if run.is_empty() {
                 held.push(None);
             }
