@@ -11,7 +11,9 @@ pub enum Offload {
     /// As it is evicted.
     #[default]
     OnEviction,
-    /// As it is registered; as it is evicted, if the queue was full then.
+    /// As it is registered, and it is held until it is there, which
+    /// [`reserve`](crate::BlockManager::reserve) waits for; as it is evicted, if the queue was full
+    /// then.
     WriteThrough,
     /// As it is evicted, if it was found so often since it was registered.
     AfterUses(u32),

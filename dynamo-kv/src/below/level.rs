@@ -7,9 +7,8 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::TierReport;
 use super::config::{Offload, TierConfig};
-use crate::block::RegisteredBlock;
+use super::{Offered, TierReport};
 use crate::identity::BlockKey;
 use crate::tier::{Outgoing, Tier};
 
@@ -56,11 +55,11 @@ impl Level {
     }
 
     /// Queues a block that is held, if there is room beside that for blocks that are evicted.
-    pub(super) fn offer(&self, key: &BlockKey, block: RegisteredBlock) {
+    pub(super) fn offer(&self, key: &BlockKey, hold: impl FnOnce() -> Arc<Offered>) {
         if self.queue.capacity() > self.queue_blocks
             && let Ok(place) = self.queue.try_reserve()
         {
-            place.send((*key, Outgoing::from(block)));
+            place.send((*key, Outgoing::offered(hold())));
         }
     }
 

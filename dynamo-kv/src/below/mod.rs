@@ -34,7 +34,7 @@ use tokio_util::task::TaskTracker;
 pub use acquire::{Acquired, Sources};
 pub(crate) use catalog::Catalog;
 pub use config::{Offload, TierConfig, TiersConfig};
-pub(crate) use outbox::Leaving;
+pub(crate) use outbox::{Leaving, Offered};
 
 use crate::block::{BlockRun, MutableBlock};
 use crate::evict::BlockCost;
@@ -185,13 +185,14 @@ impl Below {
             }
             for (key, block) in keys.iter().zip(blocks.clone()) {
                 if self.catalog.levels(&key.identity) & (1 << number) == 0 {
-                    level.offer(key, block);
+                    level.offer(key, || self.outbox.hold(block));
                 }
             }
         }
     }
 
-    /// Allocates blocks, and waits while what has to go has no spare slot to leave by.
+    /// Allocates blocks, and waits while what has to go has no spare slot to leave by, or is held on its
+    /// way down.
     pub(crate) async fn reserve(
         &self,
         pool: &Pool,
@@ -203,9 +204,18 @@ impl Below {
         while blocks.len() < count {
             let left = count - blocks.len();
             let lacks = |error| AllocateError { requested: count, ..error };
-            pool.check(left).map_err(lacks)?;
-            let step = left.min(pool.free_count() + self.outbox.spares());
             let is_late = turn.is_err() || Instant::now() >= deadline;
+            // Asked first: what is let go behind this has a wake-up kept for it.
+            let is_held = self.outbox.held() > 0;
+            match pool.check(left) {
+                Err(_) if is_held && !is_late => {
+                    // Late or not is seen above.
+                    let _ = tokio::time::timeout_at(deadline, self.outbox.returned()).await;
+                    continue;
+                }
+                checked => checked.map_err(lacks)?,
+            }
+            let step = left.min(pool.free_count() + self.outbox.spares());
             let step = if is_late { left } else { step };
             if step == 0 {
                 // Late or not is seen above.

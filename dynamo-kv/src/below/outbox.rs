@@ -1,23 +1,34 @@
-//! Evicted blocks on their way down, in their own memory.
+//! Blocks on their way down: evicted ones in their own memory, and registered ones that are held.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use dynamo_transfer::{Slot, SlotList};
 use tokio::sync::Notify;
 
+use crate::block::RegisteredBlock;
 use crate::identity::BlockIdentity;
 use crate::pool::Home;
 
 /// Exchanges slots of blocks that leave for spare ones, so that nothing is copied and nobody waits.
 pub(super) struct Outbox {
     state: Mutex<State>,
+    /// Registered blocks that are held until they are down.
+    held: AtomicUsize,
     returned: Notify,
 }
 
 struct State {
     spares: SlotList<Home>,
     leaving: HashMap<BlockIdentity, Weak<Leaving>>,
+}
+
+/// A block that is held until it is down.
+pub(crate) struct Offered {
+    /// `None` only while being dropped.
+    block: Option<RegisteredBlock>,
+    outbox: Weak<Outbox>,
 }
 
 /// A block that was evicted and is on its way down; its slot is spare when the last holder has gone.
@@ -31,7 +42,7 @@ pub(crate) struct Leaving {
 impl Outbox {
     pub(super) fn new(spares: SlotList<Home>) -> Arc<Self> {
         let state = Mutex::new(State { spares, leaving: HashMap::new() });
-        Arc::new(Self { state, returned: Notify::new() })
+        Arc::new(Self { state, held: AtomicUsize::new(0), returned: Notify::new() })
     }
 
     /// Takes a block's slot for a spare one; fails with the slot if none is spare.
@@ -48,6 +59,17 @@ impl Outbox {
         Ok((spare, leaving))
     }
 
+    /// Holds a registered block.
+    pub(super) fn hold(self: &Arc<Self>, block: RegisteredBlock) -> Arc<Offered> {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Offered { block: Some(block), outbox: Arc::downgrade(self) })
+    }
+
+    /// Returns how many registered blocks are held.
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// Returns a block that has not gone yet.
     pub(super) fn find(&self, identity: &BlockIdentity) -> Option<Arc<Leaving>> {
         self.lock().leaving.get(identity)?.upgrade()
@@ -57,13 +79,29 @@ impl Outbox {
         self.lock().spares.len()
     }
 
-    /// Waits until a slot is spare again; for one waiter at a time.
+    /// Waits until a slot is spare again, or a block held no more; for one waiter at a time.
     pub(super) async fn returned(&self) {
         self.returned.notified().await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsRef<[u8]> for Offered {
+    fn as_ref(&self) -> &[u8] {
+        self.block.as_ref().expect("the block is let go only in drop")
+    }
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        // Whoever is woken finds it let go.
+        drop(self.block.take());
+        let Some(outbox) = self.outbox.upgrade() else { return };
+        outbox.held.fetch_sub(1, Ordering::Relaxed);
+        outbox.returned.notify_one();
     }
 }
 

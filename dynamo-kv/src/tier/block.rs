@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::below::Leaving;
+use crate::below::{Leaving, Offered};
 use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
 use crate::identity::{BlockIdentity, BlockKey};
 use crate::tier::{Damage, Miss, MissReason};
@@ -15,10 +15,15 @@ pub struct Outgoing(Memory);
 #[derive(Clone)]
 enum Memory {
     Held(RegisteredBlock),
+    Offered(Arc<Offered>),
     Evicted(Arc<Leaving>),
 }
 
 impl Outgoing {
+    pub(crate) fn offered(block: Arc<Offered>) -> Self {
+        Self(Memory::Offered(block))
+    }
+
     pub(crate) fn leaving(block: &Arc<Leaving>) -> Self {
         Self(Memory::Evicted(Arc::clone(block)))
     }
@@ -34,6 +39,7 @@ impl AsRef<[u8]> for Outgoing {
     fn as_ref(&self) -> &[u8] {
         match &self.0 {
             Memory::Held(block) => block,
+            Memory::Offered(block) => (**block).as_ref(),
             Memory::Evicted(block) => (**block).as_ref(),
         }
     }

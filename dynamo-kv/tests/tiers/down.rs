@@ -46,6 +46,25 @@ async fn what_is_written_through_leaves_room_in_the_queue_for_what_is_evicted() 
 }
 
 #[tokio::test]
+async fn a_reservation_waits_for_blocks_that_are_held_until_they_are_down() {
+    let scratch = Scratch::new();
+    let gate = Gate::new(scratch.disk(64).await, protocol::Tier::Disk);
+    let tier = TierConfig::new(gate.clone()).with_offload(Offload::WriteThrough);
+    let (manager, _) = manager(4, TiersConfig::default().with_tier(tier));
+    fill(&manager, &keys(0, 4));
+    assert_eq!(manager.allocate(1).unwrap_err().available, 0);
+    let mut reserving = Box::pin(manager.reserve(4));
+    assert!(poll!(&mut reserving).is_pending());
+    Gate::open(&gate.stores);
+    assert_eq!(reserving.await.unwrap().len(), 4);
+    assert_eq!(Tier::stats(&*gate).stored_total, 4);
+    let held = manager.allocate(4).unwrap();
+    let error = manager.reserve(1).await.unwrap_err();
+    assert_eq!(error.available, 0, "what others hold is not waited for");
+    drop(held);
+}
+
+#[tokio::test]
 async fn a_reservation_that_waits_too_long_evicts_without_going_down() {
     let scratch = Scratch::new();
     let gate = Gate::new(scratch.disk(64).await, protocol::Tier::Disk);
