@@ -52,6 +52,7 @@ pub mod layout;
 pub mod manager;
 pub mod metrics;
 mod pool;
+mod random;
 pub mod sequence;
 pub mod tier;
 

@@ -11,6 +11,8 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use dynamo_core::{Error, ErrorKind, Result};
 
+use crate::random::random;
+
 /// Names one hold of an owner, which knows its own by their tag: nobody else can make one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct StageId {
@@ -165,15 +167,6 @@ impl Message {
             Self::Settled { attempt } => (6, None, attempt),
         }
     }
-}
-
-/// Returns bytes that nobody can guess.
-pub(super) fn random<const LEN: usize>() -> Result<[u8; LEN]> {
-    let mut bytes = [0; LEN];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::internal("the system gives no random numbers").with_source(error)
-    })?;
-    Ok(bytes)
 }
 
 fn bad(what: impl Display) -> Error {

@@ -8,9 +8,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::hold::{Holds, Terms, Time, Verdict};
-use super::message::{Attempt, Message, StageId, random};
+use super::message::{Attempt, Message, StageId};
 use super::staged::{Segment, Settlement};
 use super::stats::{Counters, HandoffStats, StageOutcome};
+use crate::random::random;
 
 /// What this worker has staged: [`Holds`], with the regions that they grant.
 pub(crate) struct Owner {

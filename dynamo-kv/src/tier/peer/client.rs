@@ -12,10 +12,11 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::config::PeerConfig;
-use super::message::{Answer, Ask, MATCH_MAX, Request, Told, Wanted, random};
+use super::message::{Answer, Ask, MATCH_MAX, Request, Told, Wanted};
 use crate::block::MutableBlock;
 use crate::identity::BlockKey;
 use crate::layout::BlockLayout;
+use crate::random::random;
 use crate::tier::{Loaded, Miss, Outgoing, Pace, StoreError, Stored, Tier, TierSink, TierStats};
 
 /// Has an [`Owner`](super::Owner)'s blocks as a tier; cheap to clone.

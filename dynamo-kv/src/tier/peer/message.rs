@@ -1,10 +1,11 @@
 use std::fmt;
 
 use bytes::Bytes;
-use dynamo_core::{Error, Result};
+use dynamo_core::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::BlockKey;
+use crate::random::random;
 
 /// What a [`PeerTier`](super::PeerTier) asks an [`Owner`](super::Owner).
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -90,14 +91,6 @@ impl fmt::Debug for LeaseId {
         // As much as tells leases apart, and ends none.
         write!(f, "LeaseId({:02x}{:02x}…)", self.0[0], self.0[1])
     }
-}
-
-pub(super) fn random<const LEN: usize>() -> Result<[u8; LEN]> {
-    let mut bytes = [0; LEN];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::internal("the system gives no random numbers").with_source(error)
-    })?;
-    Ok(bytes)
 }
 
 /// Keys in one question: within a second of a network's time, and beyond any prompt.
