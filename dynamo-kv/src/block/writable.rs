@@ -90,10 +90,11 @@ impl CompleteBlock {
         self.slot.as_ref().expect("the memory moves on only with the block").home()
     }
 
-    pub(crate) fn into_parts(mut self) -> (BlockKey, Slot<Home>) {
+    /// Takes out the slot: dropping the block frees nothing then.
+    pub(crate) fn take_slot(&mut self) -> Slot<Home> {
         let slot = self.slot.take().expect("the memory moves on only with the block");
         Home::set_complete(&slot, false);
-        (self.key, slot)
+        slot
     }
 }
 

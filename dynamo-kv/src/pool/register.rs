@@ -13,15 +13,14 @@ use crate::identity::{BlockIdentity, BlockKey};
 
 impl Pool {
     /// Shares the blocks, each held once; a block that is there already frees the new slot.
-    pub(crate) fn register(self: &Arc<Self>, blocks: Vec<CompleteBlock>) -> BlockRun {
+    pub(crate) fn register(self: &Arc<Self>, mut blocks: Vec<CompleteBlock>) -> BlockRun {
         // Before any lock: what is another's would leave a state behind that is not whole.
         let is_ours = |block: &CompleteBlock| block.home().is_of(self);
         assert!(blocks.iter().all(is_ours), "a block is registered by the manager that it is of");
         self.tick(blocks.len());
         let mut registered = BlockRun::default();
-        let mut blocks = blocks.into_iter().peekable();
-        while let Some(first) = blocks.peek() {
-            let (shard, chain) = (self.shard_of(first.key()), first.key().chain);
+        for blocks in blocks.chunk_by_mut(|one, next| one.key().chain == next.key().chain) {
+            let shard = self.shard_of(blocks[0].key());
             let mut registering = Registering {
                 pool: self,
                 shard,
@@ -32,9 +31,11 @@ impl Pool {
                 parent: None,
                 last_stored: None,
             };
-            while let Some(block) = blocks.next_if(|block| block.key().chain == chain) {
-                let (key, slot) = block.into_parts();
-                registering.add(&key, slot, blocks.len());
+            let count = blocks.len();
+            registering.locked.registry.reserve(count);
+            for (at, block) in blocks.iter_mut().enumerate() {
+                let slot = block.take_slot();
+                registering.add(block.key(), slot, count - 1 - at);
             }
             registering.end();
         }

@@ -191,6 +191,17 @@ impl Registry {
         entry.uses = entry.uses.saturating_add(1);
     }
 
+    /// Makes room for so many blocks more at once.
+    pub(super) fn reserve(&mut self, blocks: usize) {
+        let vacant = self.entries.capacity() - self.len();
+        if blocks > vacant {
+            // Not twice as many: shards fill up evenly.
+            let room = blocks.max(self.len() / 16).max(64);
+            self.entries.reserve_exact(self.len() + room - self.entries.len());
+            self.slots.reserve(self.entries.capacity());
+        }
+    }
+
     /// Adds a block that follows `before`, as far as whoever adds a run knows it with a hold to give up.
     pub(super) fn insert(&mut self, key: &BlockKey, slot: Slot<Home>, before: Before) -> Inserted {
         let (before, hold) = before.map_or((None, None), |(before, hold)| (Some(before), hold));
@@ -241,13 +252,7 @@ impl Registry {
         }
         match self.entries.get_mut(at.index()) {
             Some(vacant) => self.vacant = std::mem::replace(vacant, entry).parent,
-            None => {
-                if self.entries.len() == self.entries.capacity() {
-                    // Not twice as many: shards fill up evenly.
-                    self.entries.reserve_exact((self.entries.len() / 16).max(64));
-                }
-                self.entries.push(entry);
-            }
+            None => self.entries.push(entry),
         }
     }
 

@@ -92,6 +92,11 @@ impl<H> SharedSlots<H> {
         })
     }
 
+    /// Makes room for so many places in all.
+    pub fn reserve(&mut self, places: usize) {
+        self.places.reserve_exact(places.saturating_sub(self.places.len()));
+    }
+
     /// Puts a hold in a place, and drops what was there; there are places up to the largest number
     /// that was used.
     ///
@@ -101,11 +106,6 @@ impl<H> SharedSlots<H> {
         assert_eq!(*self.arena.get_or_insert(slot.arena), slot.arena, "slots of one buffer");
         drop(self.take(place));
         if place >= self.places.len() {
-            let more = place + 1 - self.places.len();
-            if place >= self.places.capacity() {
-                // Not twice as many: it is as long as a pool's part.
-                self.places.reserve_exact(more.max(self.places.len() / 16).max(LENGTH_MIN));
-            }
             self.places.resize(place + 1, NONE);
         }
         self.places[place] = ManuallyDrop::new(slot).index;
