@@ -11,7 +11,7 @@ use crate::below::{Acquired, Below, TiersConfig, TiersStats};
 use crate::block::{BlockRun, CompleteBlock, MutableBlock, RegisteredBlock};
 use crate::evict::{Eviction, Lru};
 use crate::identity::BlockKey;
-use crate::layout::BlockLayout;
+use crate::layout::RankLayout;
 use crate::pool::{Pool, PoolConfig, Publisher};
 
 /// Owns a fixed number of blocks of host memory; cheap to clone.
@@ -21,12 +21,12 @@ use crate::pool::{Pool, PoolConfig, Publisher};
 #[derive(Clone)]
 pub struct BlockManager {
     pool: Arc<Pool>,
-    layout: BlockLayout,
+    layout: Arc<RankLayout>,
 }
 
 /// How a block manager is built.
 pub struct ManagerConfig {
-    layout: BlockLayout,
+    layout: RankLayout,
     blocks: usize,
     epoch: u64,
     zero_on_allocate: bool,
@@ -39,7 +39,11 @@ type EvictionFactory = Box<dyn Fn() -> Box<dyn Eviction> + Send + Sync>;
 
 impl ManagerConfig {
     /// Describes a pool of `blocks` blocks of `layout`, evicted least recently used first.
-    pub fn new(layout: BlockLayout, blocks: usize) -> Self {
+    ///
+    /// A worker that has a part of a model says which by a [`RankLayout`]; a
+    /// [`BlockLayout`](crate::BlockLayout) is that of a worker that has all of it.
+    pub fn new(layout: impl Into<RankLayout>, blocks: usize) -> Self {
+        let layout = layout.into();
         let eviction: EvictionFactory = Box::new(|| Box::new(Lru::default()));
         let tiers = TiersConfig::default();
         Self { layout, blocks, epoch: 1, zero_on_allocate: false, eviction, tiers }
@@ -183,11 +187,11 @@ impl BlockManager {
             zero_on_allocate,
             tiers: has_tiers.then_some(tiers),
         });
-        Ok(Self { pool, layout })
+        Ok(Self { pool, layout: Arc::new(layout) })
     }
 
-    /// Returns the layout of every block.
-    pub fn layout(&self) -> &BlockLayout {
+    /// Returns how every block lies.
+    pub fn layout(&self) -> &RankLayout {
         &self.layout
     }
 

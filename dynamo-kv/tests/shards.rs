@@ -4,8 +4,8 @@
 use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, WorkerId};
 use dynamo_kv::layout::{AxisOrder, Index, KvShape, RankLayout, TpShard};
 use dynamo_kv::{
-    BlockLayout, BlockManager, DType, Handoff, HandoffConfig, ManagerConfig, MutableBlock, Pulled,
-    Settlement, Staged, TokenSequence,
+    BlockManager, DType, Handoff, HandoffConfig, ManagerConfig, MutableBlock, Pulled, Settlement,
+    Staged, TokenSequence,
 };
 use dynamo_transfer::{Agent, AgentConfig, MemoryFabric};
 
@@ -39,11 +39,11 @@ impl Worker {
             None => config.with_tcp_listen("127.0.0.1:0".parse().unwrap()),
         };
         let agent = Agent::start(config).await.unwrap();
-        let own = BlockLayout::new(3, HEADS / degree, 16, BlockSize::DEFAULT, DType::Bf16).unwrap();
         let id = WorkerId::new(InstanceId::random());
-        let manager = BlockManager::new(ManagerConfig::new(own, 8), id, Box::new(|_| {})).unwrap();
-        let config = HandoffConfig::default().with_layout(layout.clone());
-        let handoff = Handoff::new(agent.clone(), manager.clone(), config).unwrap();
+        let manager =
+            BlockManager::new(ManagerConfig::new(layout.clone(), 8), id, Box::new(|_| {})).unwrap();
+        let handoff =
+            Handoff::new(agent.clone(), manager.clone(), HandoffConfig::default()).unwrap();
         Self { layout, manager, handoff, agent }
     }
 

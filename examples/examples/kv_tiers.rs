@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, KvEvent, WorkerId};
+use dynamo_kv::layout::RankLayout;
 use dynamo_kv::tier::disk::{DiskConfig, DiskTier};
 use dynamo_kv::{
     BlockLayout, BlockManager, DType, ManagerConfig, Offload, TierConfig, TiersConfig,
@@ -13,7 +14,7 @@ use dynamo_kv::{
 
 /// A pool of four blocks over a disk of 64, which gets every block.
 async fn manager(dir: &Path) -> Result<BlockManager, Box<dyn std::error::Error>> {
-    let layout = BlockLayout::new(2, 1, 8, BlockSize::DEFAULT, DType::F32)?;
+    let layout = RankLayout::from(BlockLayout::new(2, 1, 8, BlockSize::DEFAULT, DType::F32)?);
     let disk = DiskConfig::new(dir, 64, layout.block_bytes(), layout.fingerprint());
     let disk = TierConfig::new(Arc::new(DiskTier::open(disk).await?));
     let tiers = TiersConfig::default().with_tier(disk.with_offload(Offload::WriteThrough));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dynamo_core::{Error, Result};
+use dynamo_kv::layout::RankLayout;
 use dynamo_kv::tier::disk::{DiskConfig, DiskTier};
 use dynamo_kv::{BlockLayout, Offload, TierConfig, TiersConfig};
 
@@ -24,7 +25,8 @@ impl DiskOptions {
         std::fs::create_dir_all(&dir).map_err(|error| {
             Error::invalid(format!("directory {}", dir.display())).with_source(error)
         })?;
-        let tier = DiskConfig::new(dir, self.blocks, bytes, layout.fingerprint());
+        let tier =
+            DiskConfig::new(dir, self.blocks, bytes, RankLayout::from(*layout).fingerprint());
         let tier = TierConfig::new(Arc::new(DiskTier::open(tier).await?));
         Ok(TiersConfig::default().with_tier(tier.with_offload(Offload::WriteThrough)))
     }

@@ -3,7 +3,6 @@ use std::time::Duration;
 use dynamo_core::{Error, Result};
 
 use super::hold::Terms;
-use crate::layout::{BlockLayout, RankLayout};
 
 /// How hand-offs are held and pulled.
 #[derive(Debug, Clone)]
@@ -18,8 +17,6 @@ pub struct HandoffConfig {
     pub ttl_max: Duration,
     /// How long a pull may take, its transfer included.
     pub pull_timeout: Duration,
-    /// How this worker's blocks lie; the manager's layout, of all heads, if `None`.
-    pub layout: Option<RankLayout>,
 }
 
 impl Default for HandoffConfig {
@@ -32,7 +29,6 @@ impl Default for HandoffConfig {
             claim_ttl: Duration::from_secs(2),
             ttl_max: Duration::from_secs(120),
             pull_timeout: Duration::from_secs(10),
-            layout: None,
         }
     }
 }
@@ -66,19 +62,12 @@ impl HandoffConfig {
         self
     }
 
-    /// Says how this worker's blocks lie: that of a rank of tensor parallelism has to.
-    #[must_use]
-    pub fn with_layout(mut self, layout: RankLayout) -> Self {
-        self.layout = Some(layout);
-        self
-    }
-
     pub(super) fn terms(&self) -> Terms {
         Terms { ttl: self.ttl, claim_ttl: self.claim_ttl, max: self.ttl_max }
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        let Self { ttl, claim_ttl, ttl_max, pull_timeout, .. } = *self;
+        let Self { ttl, claim_ttl, ttl_max, pull_timeout } = *self;
         let times = [("ttl_max", ttl_max), ("ttl", ttl), ("pull_timeout", pull_timeout)];
         for (name, time) in times.into_iter().chain([("claim_ttl", claim_ttl)]) {
             if time > TIME_MAX {
@@ -89,24 +78,6 @@ impl HandoffConfig {
             return Err(Error::invalid("hand-off claim_ttl of no time"));
         }
         Ok(())
-    }
-
-    /// Returns how the blocks of a manager lie.
-    pub(super) fn layout_of(&self, managers: &BlockLayout) -> Result<RankLayout> {
-        let Some(layout) = &self.layout else { return Ok(RankLayout::from(*managers)) };
-        let ours = (layout.block_bytes(), layout.shape().block_size());
-        let theirs = (managers.block_bytes(), managers.block_size());
-        if ours != theirs {
-            let message = format!(
-                "hand-off of blocks of {} bytes and {} tokens, the manager's have {} and {}",
-                ours.0,
-                ours.1.tokens(),
-                theirs.0,
-                theirs.1.tokens()
-            );
-            return Err(Error::invalid(message));
-        }
-        Ok(layout.clone())
     }
 }
 

@@ -68,7 +68,6 @@ pub use staged::{Settlement, Staged};
 pub use stats::HandoffStats;
 
 use crate::block::{PartialBlock, RegisteredBlock};
-use crate::layout::RankLayout;
 use crate::manager::BlockManager;
 use answers::Answers;
 use message::Message;
@@ -88,7 +87,6 @@ struct Inner {
     agent: Agent,
     manager: BlockManager,
     config: HandoffConfig,
-    layout: RankLayout,
     owner: Arc<Owner>,
     answers: Arc<Answers>,
     outbox: Outbox,
@@ -107,14 +105,13 @@ impl Handoff {
     /// Creates the hand-off of `manager`'s blocks over `agent`, whose notifications it takes.
     ///
     /// Fails with [`Conflict`](ErrorKind::Conflict) if they are taken already, and with
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if a time of `config` is none or longer than a day,
-    /// or its layout is not of blocks of the manager's size.
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if a time of `config` is none or longer than a
+    /// day.
     ///
     /// # Panics
     /// If called outside a tokio runtime.
     pub fn new(agent: Agent, manager: BlockManager, config: HandoffConfig) -> Result<Self> {
         config.check()?;
-        let layout = config.layout_of(manager.layout())?;
         let notifications = agent.notifications().map_err(|error| {
             Error::new(ErrorKind::Conflict, "notifications of the agent").with_source(error)
         })?;
@@ -141,7 +138,6 @@ impl Handoff {
             agent,
             manager,
             config,
-            layout,
             owner,
             answers,
             outbox,
@@ -175,7 +171,7 @@ impl Handoff {
     ) -> Result<Vec<Staged>> {
         let inner = &self.0;
         let count = blocks.len() + usize::from(tail.is_some());
-        let block_tokens = inner.layout.shape().block_size().tokens();
+        let block_tokens = inner.manager.layout().block_size().tokens();
         let tail_tokens = tail.as_ref().map_or(0, PartialBlock::tokens);
         if count == 0 || tail_tokens >= block_tokens || (tail.is_some() && tail_tokens == 0) {
             let message = format!("{count} blocks with {tail_tokens} tokens in the last one");
@@ -190,7 +186,7 @@ impl Handoff {
             let ticket = Ticket {
                 id,
                 claim_ttl: inner.config.claim_ttl,
-                layout: inner.layout.clone(),
+                layout: inner.manager.layout().clone(),
                 tail_tokens,
                 identities: identities.clone(),
                 owner: metadata.clone(),

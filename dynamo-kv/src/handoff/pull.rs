@@ -128,11 +128,15 @@ impl Inner {
         let Some(first) = tickets.first() else {
             return Err(Error::invalid("a hand-off without a ticket"));
         };
-        let layout = &self.layout;
-        let is_ours = |ticket: &Ticket| ticket.layout.shape() == layout.shape();
+        let layout = self.manager.layout();
+        let is_ours = |ticket: &Ticket| {
+            let theirs = &ticket.layout;
+            (theirs.shape(), theirs.first_layer()) == (layout.shape(), layout.first_layer())
+        };
         let size = layout.shape().block_size();
         if !tickets.iter().all(is_ours) || sequence.block_size() != size {
-            return Err(Error::invalid("hand-off ticket is for blocks of another shape"));
+            let message = "hand-off ticket is for blocks of another shape or of other layers";
+            return Err(Error::invalid(message));
         }
         if !plan::make_up(tickets.iter().map(|ticket| &ticket.layout), layout) {
             let heads = layout.heads();
@@ -172,7 +176,8 @@ impl Inner {
         let local = self.agent.register_mut(blocks).map_err(transfer_error)?;
         let mut reads = Reads::default();
         for (ticket, region) in granted {
-            let pieces = plan::pieces(&ticket.layout, &self.layout, ticket.blocks(), first);
+            let pieces =
+                plan::pieces(&ticket.layout, self.manager.layout(), ticket.blocks(), first);
             let pieces =
                 pieces.map_err(|error| Error::internal("plan of a hand-off").with_source(error))?;
             self.post(&mut reads, &local, region, &pieces, deadline)?;
@@ -199,7 +204,8 @@ impl Inner {
             let remote = remote.descriptor(from).map_err(transfer_error)?;
             let local = local.descriptor(to).map_err(transfer_error)?;
             let left = deadline.saturating_duration_since(Instant::now());
-            let options = TransferOptions::default().with_deadline(left);
+            // The blocks have no digest: over TCP their bytes are checked as they move.
+            let options = TransferOptions::default().with_deadline(left).with_checksum(true);
             reads.push(self.agent.read(local, remote, options));
         }
         Ok(())

@@ -4,7 +4,7 @@ use dynamo_core::protocol::{BlockSize, CacheNamespace, HandoffTicket, InstanceId
 use dynamo_transfer::{AgentConfig, MemoryFabric};
 
 use super::*;
-use crate::layout::{AxisOrder, BlockLayout, DType, KvShape, TpShard};
+use crate::layout::{BlockLayout, DType};
 use crate::manager::ManagerConfig;
 use crate::sequence::TokenSequence;
 
@@ -202,7 +202,7 @@ async fn a_spoilt_ticket_with_a_right_checksum_shares_nothing_wrong() {
     };
     let mut body = signed_part(&good);
     let signed = |body: &[u8]| HandoffTicket::new([body, &ticket::checksum(body)[..]].concat());
-    let (id, claim_ttl, metadata) = (2..26, 26..30, 30 + 31 + 4 + 4 + 2 * 32);
+    let (id, claim_ttl, metadata) = (2..26, 26..30, 30 + 35 + 4 + 4 + 2 * 32);
     for at in 0..body.len() {
         if claim_ttl.contains(&at) {
             // The one before was pulled, or has expired.
@@ -307,11 +307,8 @@ async fn tickets_that_do_not_make_up_the_heads_and_configurations_that_cannot_be
     let error = decode.handoff.pull([], &sequence(0), None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
 
-    let shape = KvShape::new(2, 2, 64, BlockSize::DEFAULT, DType::F32).unwrap();
-    let half = RankLayout::new(shape, AxisOrder::BLOCKS_NHD, TpShard::new(0, 2).unwrap()).unwrap();
     let day = Duration::from_secs(24 * 60 * 60 + 1);
     let configs = [
-        HandoffConfig::default().with_layout(half),
         HandoffConfig::default().with_claim_ttl(Duration::ZERO),
         HandoffConfig::default().with_ttl_max(day),
     ];

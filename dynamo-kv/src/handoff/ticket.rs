@@ -99,6 +99,7 @@ fn put_layout(layout: &RankLayout, out: &mut BytesMut) {
     }
     put_count(shard.rank(), out);
     put_count(shard.degree(), out);
+    put_count(layout.first_layer(), out);
 }
 
 fn take_layout(body: &mut &[u8]) -> Option<RankLayout> {
@@ -118,7 +119,8 @@ fn take_layout(body: &mut &[u8]) -> Option<RankLayout> {
     }
     let order = AxisOrder::new(axes, 0).ok()?;
     let shard = TpShard::new(take_count(body)?, take_count(body)?).ok()?;
-    RankLayout::new(shape, order, shard).ok()
+    let layout = RankLayout::new(shape, order, shard).ok()?;
+    Some(layout.with_first_layer(take_count(body)?))
 }
 
 /// Counts of what is in memory are far below 2^32, save what nobody could have staged.
@@ -140,7 +142,7 @@ fn bad(what: impl Display) -> Error {
     Error::new(ErrorKind::Protocol, format!("hand-off ticket {what}"))
 }
 
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// By their codes.
 const DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::Bf16, DType::Byte];

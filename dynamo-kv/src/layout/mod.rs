@@ -155,17 +155,6 @@ impl BlockLayout {
         let start = (layer * planes + plane) * plane_bytes;
         start..start + plane_bytes
     }
-
-    /// Returns a number that two layouts share only if their blocks are interchangeable.
-    pub fn fingerprint(&self) -> u64 {
-        let mut hasher = blake3::Hasher::new_derive_key("dynamo-kv 2026-11 block layout");
-        self.shape.axes().iter().for_each(|&axis| {
-            hasher.update(&(axis as u64).to_le_bytes());
-        });
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-        u64::from_le_bytes(bytes)
-    }
 }
 
 #[cfg(test)]
@@ -209,18 +198,5 @@ mod tests {
         };
         assert_eq!(new(0, 1), Err(LayoutError::Zero("layers")));
         assert_eq!(new(1, 1), Err(LayoutError::TooLarge));
-    }
-
-    #[test]
-    fn a_fingerprint_tells_layouts_apart() {
-        let layout = |layers, heads, dtype| {
-            BlockLayout::new(layers, heads, 8, BlockSize::DEFAULT, dtype).unwrap().fingerprint()
-        };
-        let base = layout(2, 4, DType::F16);
-        assert_eq!(base, layout(2, 4, DType::F16));
-        for other in [layout(4, 2, DType::F16), layout(2, 4, DType::Bf16), layout(2, 2, DType::F32)]
-        {
-            assert_ne!(base, other);
-        }
     }
 }

@@ -10,6 +10,7 @@ use dynamo_core::protocol::{
 
 use super::*;
 use crate::identity::BlockIdentity;
+use crate::layout::BlockLayout;
 use crate::layout::DType;
 use crate::sequence::TokenSequence;
 

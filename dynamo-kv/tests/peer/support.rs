@@ -6,6 +6,7 @@ use dynamo_core::event_plane::MemoryEventPlane;
 use dynamo_core::protocol::{BlockSize, InstanceId, LocalHash, SequenceHash, WorkerId};
 use dynamo_core::request_plane::{MemoryRequestPlane, TcpConfig, TcpRequestPlane};
 use dynamo_core::{Endpoint, Runtime, ServeOptions, Serving};
+use dynamo_kv::layout::RankLayout;
 use dynamo_kv::tier::peer::{Answer, Owner, OwnerConfig, PeerConfig, PeerTier, Request};
 use dynamo_kv::tier::{Miss, StoreError, Stored};
 use dynamo_kv::{
@@ -91,8 +92,8 @@ impl Process {
 }
 
 /// Blocks of 1 KiB.
-pub(crate) fn layout() -> BlockLayout {
-    BlockLayout::new(2, 1, 8, BlockSize::new(8).unwrap(), DType::F32).unwrap()
+pub(crate) fn layout() -> RankLayout {
+    BlockLayout::new(2, 1, 8, BlockSize::new(8).unwrap(), DType::F32).unwrap().into()
 }
 
 pub(crate) fn manager(blocks: usize) -> BlockManager {

@@ -3,7 +3,8 @@ use std::ops::Range;
 use dynamo_core::protocol::LoadedTokens;
 use dynamo_core::{Error, ErrorKind, Result};
 use dynamo_kv::{
-    BlockKey, BlockManager, MutableBlock, PartialBlock, Pulled, RegisteredBlock, TokenSequence,
+    BlockKey, BlockLayout, BlockManager, MutableBlock, PartialBlock, Pulled, RegisteredBlock,
+    TokenSequence,
 };
 
 use tokio::runtime::Handle;
@@ -94,6 +95,11 @@ impl SequenceKv {
         let tail = self.own.into_iter().next().filter(|_| tail_tokens > 0);
         (self.registered, tail.map(|block| block.into_partial(tail_tokens)))
     }
+
+    /// Returns where K and V of each layer are in a block, which has all heads.
+    fn layout(&self) -> BlockLayout {
+        BlockLayout::of(*self.manager.layout().shape())
+    }
 }
 
 impl PagedKv for SequenceKv {
@@ -106,13 +112,13 @@ impl PagedKv for SequenceKv {
             None => &self.registered[block],
             Some(own) => &self.own[own],
         };
-        let layout = self.manager.layout();
+        let layout = self.layout();
         let plane = |range: Range<usize>| bytemuck::cast_slice(&bytes[range]);
         (plane(layout.keys(layer)), plane(layout.values(layer)))
     }
 
     fn planes_mut(&mut self, layer: usize, block: usize) -> (&mut [f32], &mut [f32]) {
-        let layout = self.manager.layout();
+        let layout = self.layout();
         let (keys, values) = (layout.keys(layer), layout.values(layer));
         // The forward pass writes behind what is shared: positions past `tokens` only.
         let bytes: &mut [u8] = &mut self.own[block - self.registered.len()];

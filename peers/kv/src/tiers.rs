@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, WorkerId};
+use dynamo_kv::layout::RankLayout;
 use dynamo_kv::tier::disk::{DiskConfig, DiskTier};
 use dynamo_kv::{
     BlockKey, BlockLayout, BlockManager, DType, ManagerConfig, TierConfig, TiersConfig,
@@ -74,7 +75,7 @@ impl Tiers {
         let layout = BlockLayout::new(block_bytes >> 13, 4, 256, size, DType::F32)?;
         ensure!(layout.block_bytes() == block_bytes, "blocks of another size");
         let slots = u32::try_from(count)?;
-        let disk = DiskConfig::new(dir, slots, block_bytes, layout.fingerprint());
+        let disk = DiskConfig::new(dir, slots, block_bytes, RankLayout::from(layout).fingerprint());
         let disk = Arc::new(DiskTier::open(disk).await?);
         let tiers = TiersConfig::default()
             .with_tier(TierConfig::new(disk.clone()))

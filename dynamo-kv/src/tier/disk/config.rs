@@ -28,7 +28,7 @@ pub struct DiskConfig {
     /// The size of every block in bytes; a multiple of 4,096 goes past the page cache as a whole.
     pub block_bytes: usize,
     /// What blocks must share to be interchangeable, such as
-    /// [`BlockLayout::fingerprint`](crate::BlockLayout::fingerprint).
+    /// [`RankLayout::fingerprint`](crate::layout::RankLayout::fingerprint).
     pub fingerprint: u64,
     /// Blocks being read or written at once; others wait, in order.
     pub in_flight: usize,

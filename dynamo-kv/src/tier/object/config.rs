@@ -25,7 +25,7 @@ pub struct ObjectConfig {
     /// The size of every block in bytes.
     pub block_bytes: usize,
     /// What blocks must share to be interchangeable, such as
-    /// [`BlockLayout::fingerprint`](crate::BlockLayout::fingerprint).
+    /// [`RankLayout::fingerprint`](crate::layout::RankLayout::fingerprint).
     pub fingerprint: u64,
     /// Requests under way at once; others wait, in order.
     pub in_flight: usize,

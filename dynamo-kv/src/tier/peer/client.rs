@@ -15,7 +15,7 @@ use super::config::PeerConfig;
 use super::message::{Answer, Ask, MATCH_MAX, Request, Told, Wanted};
 use crate::block::MutableBlock;
 use crate::identity::BlockKey;
-use crate::layout::BlockLayout;
+use crate::layout::RankLayout;
 use crate::random::random;
 use crate::tier::{Loaded, Miss, Outgoing, Pace, StoreError, Stored, Tier, TierSink, TierStats};
 
@@ -52,7 +52,7 @@ impl PeerTier {
         client: Client<Request, Answer>,
         owner: InstanceId,
         agent: Agent,
-        layout: &BlockLayout,
+        layout: &RankLayout,
         config: PeerConfig,
     ) -> Result<Self> {
         config.check()?;

@@ -41,7 +41,7 @@
 //! // A worker.
 //! let here = manager(2)?;
 //! let client = endpoint.client().await?;
-//! let tier = PeerTier::new(client, InstanceId(1), agent, &layout, PeerConfig::default())?;
+//! let tier = PeerTier::new(client, InstanceId(1), agent, here.layout(), PeerConfig::default())?;
 //! let tokens: Vec<u32> = (0..16).collect();
 //! let keys = TokenSequence::new(&CacheNamespace::model("m"), BlockSize::DEFAULT, &tokens);
 //! let key = keys.keys()[0];

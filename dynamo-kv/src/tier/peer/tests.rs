@@ -9,15 +9,15 @@ use dynamo_transfer::{Agent, AgentConfig, MemoryFabric, RemoteAgent, TransferOpt
 use super::message::{Ask, Lent, Place, Told, Wanted};
 use super::*;
 use crate::identity::BlockKey;
-use crate::layout::{BlockLayout, DType};
+use crate::layout::{BlockLayout, DType, RankLayout};
 use crate::manager::{BlockManager, ManagerConfig};
 use crate::sequence::TokenSequence;
 use crate::tier::{Damage, MissReason, StoreError, digest};
 
 const TTL: Duration = Duration::from_secs(10);
 
-fn layout() -> BlockLayout {
-    BlockLayout::new(2, 1, 4, BlockSize::DEFAULT, DType::F32).unwrap()
+fn layout() -> RankLayout {
+    BlockLayout::new(2, 1, 4, BlockSize::DEFAULT, DType::F32).unwrap().into()
 }
 
 fn manager(blocks: usize) -> BlockManager {
