@@ -85,9 +85,13 @@ impl Queue {
 
     /// Returns the entry with the smallest key, and its key.
     pub(super) fn first(&self, nodes: &Nodes) -> Option<(EntryId, u64)> {
-        let listed = Some(EntryId(self.first)).filter(|first| first.0 != NONE);
-        let both = listed.into_iter().chain(self.heap.first().copied());
-        both.map(|entry| (entry, nodes.at(entry).key)).min_by_key(|(_, key)| *key)
+        let with_key = |entry: EntryId| (entry, nodes.at(entry).key);
+        let listed = (self.first != NONE).then(|| with_key(EntryId(self.first)));
+        let heaped = self.heap.first().map(|first| with_key(*first));
+        match (listed, heaped) {
+            (Some(listed), Some(heaped)) if heaped.1 < listed.1 => Some(heaped),
+            (listed, heaped) => listed.or(heaped),
+        }
     }
 
     /// Takes out the entry with the smallest key.
