@@ -1,5 +1,8 @@
 //! The front door: allocate, match, register.
 
+mod config;
+mod quota;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,12 +10,13 @@ use std::time::Duration;
 use dynamo_core::protocol::{KvChange, KvEvent, WorkerId};
 use dynamo_transfer::HostBuffer;
 
-use crate::below::{Acquired, Below, TiersConfig, TiersStats};
+use crate::below::{Acquired, Below, TiersStats};
 use crate::block::{BlockRun, CompleteBlock, MutableBlock, RegisteredBlock};
-use crate::evict::{Eviction, Lru};
 use crate::identity::BlockKey;
 use crate::layout::RankLayout;
 use crate::pool::{Pool, PoolConfig, Publisher};
+pub use config::ManagerConfig;
+pub use quota::{AllocateError, Limit};
 
 /// Owns a fixed number of blocks of host memory; cheap to clone.
 ///
@@ -22,78 +26,6 @@ use crate::pool::{Pool, PoolConfig, Publisher};
 pub struct BlockManager {
     pool: Arc<Pool>,
     layout: Arc<RankLayout>,
-}
-
-/// How a block manager is built.
-pub struct ManagerConfig {
-    layout: RankLayout,
-    blocks: usize,
-    epoch: u64,
-    zero_on_allocate: bool,
-    eviction: EvictionFactory,
-    tiers: TiersConfig,
-}
-
-/// Makes the policy of each shard.
-type EvictionFactory = Box<dyn Fn() -> Box<dyn Eviction> + Send + Sync>;
-
-impl ManagerConfig {
-    /// Describes a pool of `blocks` blocks of `layout`, evicted least recently used first.
-    ///
-    /// A worker that has a part of a model says which by a [`RankLayout`]; a
-    /// [`BlockLayout`](crate::BlockLayout) is that of a worker that has all of it.
-    pub fn new(layout: impl Into<RankLayout>, blocks: usize) -> Self {
-        let layout = layout.into();
-        let eviction: EvictionFactory = Box::new(|| Box::new(Lru::default()));
-        let tiers = TiersConfig::default();
-        Self { layout, blocks, epoch: 1, zero_on_allocate: false, eviction, tiers }
-    }
-
-    /// Publishes events in `epoch`; a restarted worker takes a larger one than before.
-    #[must_use]
-    pub fn with_epoch(mut self, epoch: u64) -> Self {
-        self.epoch = epoch;
-        self
-    }
-
-    /// Overwrites a block's old bytes with zeros before it is handed out.
-    #[must_use]
-    pub fn with_zero_on_allocate(mut self, zero: bool) -> Self {
-        self.zero_on_allocate = zero;
-        self
-    }
-
-    /// Puts tiers below the pool: then the manager is built within a tokio runtime, has tasks of its
-    /// own, and is ended by [`BlockManager::shutdown`].
-    #[must_use]
-    pub fn with_tiers(mut self, tiers: TiersConfig) -> Self {
-        self.tiers = tiers;
-        self
-    }
-
-    /// Chooses the victims by policies that `eviction` makes, one for each shard of the pool.
-    #[must_use]
-    pub fn with_eviction<E: Eviction>(
-        mut self,
-        eviction: impl Fn() -> E + Send + Sync + 'static,
-    ) -> Self {
-        self.eviction = Box::new(move || Box::new(eviction()));
-        self
-    }
-}
-
-impl fmt::Debug for ManagerConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { layout, blocks, epoch, zero_on_allocate, eviction, tiers } = self;
-        f.debug_struct("ManagerConfig")
-            .field("layout", layout)
-            .field("blocks", blocks)
-            .field("epoch", epoch)
-            .field("zero_on_allocate", zero_on_allocate)
-            .field("eviction", &eviction())
-            .field("tiers", tiers)
-            .finish()
-    }
 }
 
 /// Where a block manager publishes its events.
@@ -111,26 +43,13 @@ impl<F: Fn(KvEvent) + Send + 'static> EventSink for F {
     }
 }
 
-/// There are not enough blocks: nothing was allocated.
-///
-/// Nothing was evicted either, unless another thread took at the same time what there was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{requested} blocks requested, {available} of {capacity} are free or evictable")]
-pub struct AllocateError {
-    /// Blocks asked for.
-    pub requested: usize,
-    /// Blocks that are free or cached.
-    pub available: usize,
-    /// Blocks in all.
-    pub capacity: usize,
-}
-
-/// How many blocks are in which state, and what happened so far.
+/// How many blocks are in which state, and what happened so far: of a whole manager, or of a quota.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PoolStats {
     /// Blocks in all: the sum of the five states below.
     pub capacity: usize,
-    /// Blocks nobody holds and nothing can be found in.
+    /// Blocks nobody holds and nothing can be found in; of a quota what is left of it, be there free
+    /// blocks or not.
     pub free: usize,
     /// Blocks being written.
     pub mutable: usize,
@@ -183,7 +102,7 @@ impl BlockManager {
             block_bytes: layout.block_bytes(),
             blocks,
             publisher: Publisher::new(worker, epoch, events),
-            eviction: &eviction,
+            eviction,
             zero_on_allocate,
             tiers: has_tiers.then_some(tiers),
         });
@@ -222,7 +141,7 @@ impl BlockManager {
     /// If its identity is held already, that block is returned and this one is freed.
     ///
     /// # Panics
-    /// If the block is another manager's.
+    /// If the block is another manager's, or was allocated under another quota.
     pub fn register(&self, block: CompleteBlock) -> RegisteredBlock {
         let registered = self.register_all(vec![block]);
         registered.into_iter().next().expect("one block in, one block out")
@@ -234,7 +153,7 @@ impl BlockManager {
     /// is back, and may be evicted in any order with it.
     ///
     /// # Panics
-    /// If a block is another manager's.
+    /// If a block is another manager's, or was allocated under another quota.
     pub fn register_all(&self, blocks: Vec<CompleteBlock>) -> BlockRun {
         let Some(below) = self.pool.below() else { return self.pool.register(blocks) };
         let keys: Vec<_> = blocks.iter().map(|block| *block.key()).collect();
@@ -272,7 +191,7 @@ impl BlockManager {
     /// Has the blocks of `keys` loaded in the background, as by [`acquire`](Self::acquire), and left
     /// cached; `false` if too many wait already, or there are no tiers.
     pub fn prefetch(&self, keys: Vec<BlockKey>) -> bool {
-        self.pool.below().is_some_and(|below| below.prefetch(keys))
+        self.pool.below().is_some_and(|below| below.prefetch(&self.pool, keys))
     }
 
     /// Allocates like [`allocate`](Self::allocate), but waits while blocks that have to go down have
@@ -317,7 +236,7 @@ impl BlockManager {
         self.pool.stats()
     }
 
-    /// Returns everything that is registered, for a listener that lost events.
+    /// Returns everything that is registered, under whatever quota, for a listener that lost events.
     pub fn snapshot(&self) -> Snapshot {
         self.pool.snapshot()
     }

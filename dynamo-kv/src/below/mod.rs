@@ -52,7 +52,7 @@ pub(crate) struct Below {
     outbox: Arc<Outbox>,
     catalog: Arc<Catalog>,
     claims: Claims,
-    prefetches: mpsc::Sender<Vec<BlockKey>>,
+    prefetches: mpsc::Sender<prefetch::Wanted>,
     recompute: Option<BlockCost>,
     acquire_timeout: Duration,
     reserve_timeout: Duration,
@@ -95,7 +95,7 @@ pub struct TierReport {
 /// What the tasks of a [`Below`] begin with.
 pub(crate) struct Work {
     levels: Vec<level::Work>,
-    prefetches: mpsc::Receiver<Vec<BlockKey>>,
+    prefetches: mpsc::Receiver<prefetch::Wanted>,
 }
 
 impl Below {
@@ -135,13 +135,12 @@ impl Below {
     }
 
     /// Starts the tasks, within a runtime; they end when the pool is dropped, or at a shutdown.
-    pub(crate) fn start(&self, work: Work, pool: &Arc<Pool>) {
+    pub(crate) fn start(&self, work: Work) {
         for level in work.levels {
             let (closing, ended) = (self.closing.clone(), self.ended.clone());
             self.tasks.spawn(async move { ended.run_until_cancelled(level.run(closing)).await });
         }
-        let (pool, closing) = (Arc::downgrade(pool), self.closing.clone());
-        let prefetching = prefetch::run(work.prefetches, pool);
+        let (prefetching, closing) = (prefetch::run(work.prefetches), self.closing.clone());
         self.tasks.spawn(async move { closing.run_until_cancelled(prefetching).await });
     }
 
@@ -228,8 +227,9 @@ impl Below {
     }
 
     /// Puts keys in the queue of those to be loaded; `false` if that is full.
-    pub(crate) fn prefetch(&self, keys: Vec<BlockKey>) -> bool {
-        !self.closing.is_cancelled() && self.prefetches.try_send(keys).is_ok()
+    pub(crate) fn prefetch(&self, pool: &Arc<Pool>, keys: Vec<BlockKey>) -> bool {
+        let wanted = (Arc::downgrade(pool), keys);
+        !self.closing.is_cancelled() && self.prefetches.try_send(wanted).is_ok()
     }
 
     pub(crate) fn stats(&self) -> TiersStats {

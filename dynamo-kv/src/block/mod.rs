@@ -10,8 +10,11 @@
 //! ```
 //!
 //! The memory itself moves from state to state, so a state that is left cannot be used any more. A
-//! [`RegisteredBlock`] guards one block, a [`BlockRun`] many that follow each other. What may be done
-//! in a state is a matter of its type:
+//! [`RegisteredBlock`] guards one block, a [`BlockRun`] many that follow each other. To pin a block is to
+//! keep a guard of it: no other word is needed, and nothing evicts it or what stands before it meanwhile.
+//! Which of those without a guard go first is a matter of their
+//! [priority](crate::evict::RetentionPriority) and of the [policy](crate::evict). What may be done in a
+//! state is a matter of its type:
 //!
 //! ```
 //! # use dynamo_kv::{BlockKey, MutableBlock};

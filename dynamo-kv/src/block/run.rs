@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dynamo_transfer::SlotRun;
 
 use super::RegisteredBlock;
+use crate::evict::RetentionPriority;
 use crate::identity::BlockIdentity;
 use crate::pool::{Home, Place, Pool};
 
@@ -77,6 +78,14 @@ impl BlockRun {
     pub fn identities(&self) -> Vec<BlockIdentity> {
         let names = self.parts().flat_map(Part::names);
         names.map(|(_, identity)| identity).collect()
+    }
+
+    /// Has its blocks kept as long as `priority` says when nobody holds them any more.
+    ///
+    /// A block of it that was given another priority before, by whomever, has this one now.
+    pub fn set_priority(&self, priority: RetentionPriority) {
+        let set = |part: &Part| part.pool.prioritize(part.last, part.slots().len(), priority);
+        self.parts().for_each(set);
     }
 
     /// Appends blocks.

@@ -3,6 +3,7 @@ use std::ops::{Deref, DerefMut};
 
 use dynamo_transfer::Slot;
 
+use crate::evict::RetentionPriority;
 use crate::identity::BlockKey;
 use crate::pool::Home;
 
@@ -21,7 +22,7 @@ impl MutableBlock {
     pub fn complete(mut self, key: BlockKey) -> CompleteBlock {
         let slot = self.slot.take();
         slot.iter().for_each(|slot| Home::set_complete(slot, true));
-        CompleteBlock { slot, key }
+        CompleteBlock { slot, key, priority: RetentionPriority::default() }
     }
 
     /// Declares that the first `tokens` tokens of the block are written and no more will be.
@@ -29,7 +30,7 @@ impl MutableBlock {
         PartialBlock { block: self, tokens }
     }
 
-    fn bytes(&self) -> &Slot<Home> {
+    pub(crate) fn slot(&self) -> &Slot<Home> {
         self.slot.as_ref().expect("the memory moves on only with the block")
     }
 }
@@ -38,7 +39,7 @@ impl Deref for MutableBlock {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.bytes()
+        self.slot()
     }
 }
 
@@ -78,6 +79,7 @@ impl fmt::Debug for MutableBlock {
 pub struct CompleteBlock {
     slot: Option<Slot<Home>>,
     key: BlockKey,
+    priority: RetentionPriority,
 }
 
 impl CompleteBlock {
@@ -86,8 +88,19 @@ impl CompleteBlock {
         &self.key
     }
 
-    pub(crate) fn home(&self) -> &Home {
-        self.slot.as_ref().expect("the memory moves on only with the block").home()
+    /// Has it kept as long as `priority` says, once it is registered.
+    #[must_use]
+    pub fn with_priority(mut self, priority: RetentionPriority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    pub(crate) fn slot(&self) -> &Slot<Home> {
+        self.slot.as_ref().expect("the memory moves on only with the block")
+    }
+
+    pub(crate) fn priority(&self) -> RetentionPriority {
+        self.priority
     }
 
     /// Takes out the slot: dropping the block frees nothing then.

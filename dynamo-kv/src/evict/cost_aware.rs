@@ -14,8 +14,8 @@ use super::{EntryId, Eviction, Use};
 /// block. What saves the same goes in the order of its last use.
 ///
 /// The age at a block's last use is looked up: a block that was used long ago and becomes a leaf now
-/// is as old as it is. The rank is the victim's priority: instances of which the smallest goes first
-/// keep about the same age.
+/// is as old as it is. The rank is the victim's priority, but for its last digits: instances of which
+/// the smallest goes first keep about the same age.
 #[derive(Debug)]
 pub struct CostAware {
     nodes: Nodes,
@@ -53,7 +53,7 @@ impl Eviction for CostAware {
     }
 
     fn rank(&self) -> Option<u64> {
-        self.queue.first(&self.nodes).map(|(_, priority)| priority)
+        self.queue.first(&self.nodes).map(|(_, priority)| priority >> 2)
     }
 }
 

@@ -8,11 +8,14 @@
 //!
 //! Memory is counted per entry of the largest number seen, and grows with it; a policy that has seen
 //! all its entries allocates nothing. `cargo xtask bench eviction` replays a trace through each.
+//!
+//! Before any policy comes the [`RetentionPriority`] of a block: a policy orders blocks of one.
 
 mod ages;
 mod cost_aware;
 mod ghosts;
 mod lru;
+mod priority;
 mod queue;
 mod s3_fifo;
 
@@ -20,6 +23,8 @@ use std::fmt;
 
 pub use cost_aware::{BlockCost, CostAware, ModelSize};
 pub use lru::Lru;
+pub use priority::RetentionPriority;
+pub(crate) use priority::{EvictionFactory, Levels};
 pub use s3_fifo::S3Fifo;
 
 /// Orders the blocks that may be evicted; pure.
@@ -42,6 +47,8 @@ pub trait Eviction: Send + fmt::Debug + 'static {
 
     /// Returns what compares the next victims of several instances of one policy, of which the
     /// smallest goes first; `None` if there is none.
+    ///
+    /// It is below 2^62: larger ones count as that.
     fn rank(&self) -> Option<u64>;
 }
 

@@ -98,7 +98,7 @@ proptest! {
                 let saved = COST.seconds(usage.depth) * f64::from(usage.uses + 1);
                 (f64::from_bits(age) + saved).to_bits()
             },
-            of_rank: |rank| f64::from_bits(rank).round().to_bits(),
+            of_rank: |rank| f64::from_bits(rank << 2).round().to_bits(),
         };
         drive(CostAware::new(COST), &steps, Some(greedy_dual))?;
     }

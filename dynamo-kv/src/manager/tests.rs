@@ -1,7 +1,10 @@
 mod model;
+mod priority;
+mod quota;
 mod state_machine;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dynamo_core::protocol::{
@@ -9,6 +12,7 @@ use dynamo_core::protocol::{
 };
 
 use super::*;
+use crate::evict::{Eviction, Lru, RetentionPriority};
 use crate::identity::BlockIdentity;
 use crate::layout::BlockLayout;
 use crate::layout::DType;
@@ -35,11 +39,16 @@ fn manager_with<E: Eviction>(
     (BlockManager::new(config, worker, Box::new(sink)).unwrap(), events)
 }
 
-/// One of eight sequences of three blocks: the paths of a binary tree, so that prefixes are shared.
 fn sequence(path: usize) -> TokenSequence {
+    sequence_of(0, path)
+}
+
+/// One of eight sequences of three blocks: the paths of a binary tree, so that prefixes are shared.
+fn sequence_of(tenant: usize, path: usize) -> TokenSequence {
+    let namespace = CacheNamespace { tenant: tenant.to_string(), ..CacheNamespace::default() };
     let tokens: Vec<u32> =
         (0..DEPTH).map(|level| u32::from(path >> (DEPTH - 1 - level) & 1 == 1)).collect();
-    TokenSequence::new(&CacheNamespace::default(), BlockSize::new(1).unwrap(), &tokens)
+    TokenSequence::new(&namespace, BlockSize::new(1).unwrap(), &tokens)
 }
 
 #[test]
@@ -63,11 +72,19 @@ fn content(identity: &BlockIdentity) -> u8 {
 
 /// Finds what is there of a sequence, allocates and registers the rest.
 fn store(manager: &BlockManager, keys: &[BlockKey]) -> Result<BlockRun, AllocateError> {
+    store_as(manager, keys, RetentionPriority::default())
+}
+
+fn store_as(
+    manager: &BlockManager,
+    keys: &[BlockKey],
+    priority: RetentionPriority,
+) -> Result<BlockRun, AllocateError> {
     let mut held = manager.match_prefix(keys);
     let mut missing = manager.allocate(keys.len() - held.len())?;
     let complete = missing.drain(..).zip(&keys[held.len()..]).map(|(mut block, key)| {
         block.fill(content(&key.identity));
-        block.complete(*key)
+        block.complete(*key).with_priority(priority)
     });
     held.append(manager.register_all(complete.collect()));
     Ok(held)
@@ -224,7 +241,10 @@ fn an_allocation_is_all_or_nothing() {
     let held = store(&manager, &sequence(0).keys()[..2]).unwrap();
     drop(store(&manager, &sequence(7).keys()[..1]).unwrap());
     let error = manager.allocate(3).unwrap_err();
-    assert_eq!(error, AllocateError { requested: 3, available: 2, capacity: 4 });
+    assert_eq!(
+        error,
+        AllocateError { requested: 3, available: 2, capacity: 4, limit: Limit::Pool }
+    );
     assert_eq!(manager.stats().cached, 1, "a refused allocation evicts nothing");
     assert_eq!(manager.allocate(2).unwrap().len(), 2);
     assert_eq!(replay(&events.lock().unwrap()).len(), 2);

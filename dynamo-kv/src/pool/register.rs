@@ -8,14 +8,15 @@ use dynamo_transfer::{SharedSlot, Slot};
 use super::shard::Locked;
 use super::{Home, Place, Pool};
 use crate::block::{BlockRun, CompleteBlock};
-use crate::evict::EntryId;
+use crate::evict::{EntryId, RetentionPriority};
 use crate::identity::{BlockIdentity, BlockKey};
 
 impl Pool {
     /// Shares the blocks, each held once; a block that is there already frees the new slot.
     pub(crate) fn register(self: &Arc<Self>, mut blocks: Vec<CompleteBlock>) -> BlockRun {
         // Before any lock: what is another's would leave a state behind that is not whole.
-        let is_ours = |block: &CompleteBlock| block.home().is_of(self);
+        let number = self.number();
+        let is_ours = |block: &CompleteBlock| Home::is_of(block.slot(), &self.common, number);
         assert!(blocks.iter().all(is_ours), "a block is registered by the manager that it is of");
         self.tick(blocks.len());
         let mut registered = BlockRun::default();
@@ -24,20 +25,23 @@ impl Pool {
             let mut registering = Registering {
                 pool: self,
                 shard,
-                locked: self.shards[shard as usize].lock(),
+                locked: self.partition.shards[shard as usize].lock(),
                 registered: &mut registered,
                 linked: None,
                 stored: Vec::new(),
                 parent: None,
                 last_stored: None,
+                unneeded: Vec::new(),
             };
             let count = blocks.len();
             registering.locked.registry.reserve(count);
             for (at, block) in blocks.iter_mut().enumerate() {
                 let slot = block.take_slot();
-                registering.add(block.key(), slot, count - 1 - at);
+                registering.add(block.key(), block.priority(), slot, count - 1 - at);
             }
-            registering.end();
+            let unneeded = registering.end();
+            self.partition.count_down(unneeded.len());
+            unneeded.into_iter().for_each(|slot| self.common.free(slot));
         }
         registered
     }
@@ -55,6 +59,8 @@ struct Registering<'a> {
     stored: Vec<StoredBlock>,
     parent: Option<SequenceHash>,
     last_stored: Option<BlockIdentity>,
+    /// Slots that a quota counts no more, for a shard that is another one.
+    unneeded: Vec<Slot<Home>>,
 }
 
 /// Blocks of which each follows the one before.
@@ -70,17 +76,27 @@ struct Linked {
 
 impl Registering<'_> {
     /// Adds a block, of which `behind` more may come.
-    fn add(&mut self, key: &BlockKey, slot: Slot<Home>, behind: usize) {
+    fn add(
+        &mut self,
+        key: &BlockKey,
+        priority: RetentionPriority,
+        slot: Slot<Home>,
+        behind: usize,
+    ) {
         let follows = |linked: &&mut Linked| Some(linked.identity) == key.parent;
         let linked = self.linked.as_mut().filter(follows);
         let before = linked.map(|linked| (linked.last, linked.hold.take()));
-        let (last, hold) = match self.locked.registry.insert(key, slot, before) {
+        let (last, hold) = match self.locked.registry.insert(key, priority, slot, before) {
             Ok((entry, hold)) => {
                 self.say_stored(key, behind);
                 (entry, Some(hold))
             }
             Err((entry, slot)) => {
-                self.locked.free.push(slot);
+                self.locked.registry.raise(entry, priority);
+                match self.pool.partition.quota {
+                    None => self.locked.free.push(slot),
+                    Some(_) => self.unneeded.push(slot),
+                }
                 (entry, None)
             }
         };
@@ -123,11 +139,17 @@ impl Registering<'_> {
     }
 
     fn publish(&mut self) {
-        self.pool.publisher.stored(self.parent, std::mem::take(&mut self.stored), Tier::Host);
+        self.pool.common.publisher.stored(
+            self.parent,
+            std::mem::take(&mut self.stored),
+            Tier::Host,
+        );
     }
 
-    fn end(mut self) {
+    /// Returns the slots that are not needed.
+    fn end(mut self) -> Vec<Slot<Home>> {
         self.hold();
         self.publish();
+        self.unneeded
     }
 }

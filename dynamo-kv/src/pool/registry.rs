@@ -8,7 +8,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table;
 
 use super::Home;
-use crate::evict::{EntryId, Eviction, Use};
+use crate::evict::{EntryId, Levels, RetentionPriority, Use};
 use crate::identity::{BlockIdentity, BlockKey};
 
 /// The blocks of one shard.
@@ -29,7 +29,7 @@ pub(super) struct Registry {
     chains: Option<Vec<u64>>,
     /// The first entry that names no block; each names the next.
     vacant: u32,
-    eviction: Box<dyn Eviction>,
+    eviction: Levels,
     active: usize,
     /// The time of the use that was last.
     last_use: u64,
@@ -51,6 +51,7 @@ struct Entry {
     /// How often it was the last of what was found, and blocks behind it were that are gone.
     uses: u32,
     is_active: bool,
+    priority: RetentionPriority,
 }
 
 /// The entry of the block before another, and a hold of it that can be given up.
@@ -64,7 +65,7 @@ pub(super) type Linked = (EntryId, SlotRun<Home>);
 
 impl Registry {
     /// Creates one that knows all that names its blocks if it `is_named`.
-    pub(super) fn new(eviction: Box<dyn Eviction>, is_named: bool) -> Self {
+    pub(super) fn new(eviction: Levels, is_named: bool) -> Self {
         Self {
             table: HashTable::new(),
             entries: Vec::new(),
@@ -203,7 +204,13 @@ impl Registry {
     }
 
     /// Adds a block that follows `before`, as far as whoever adds a run knows it with a hold to give up.
-    pub(super) fn insert(&mut self, key: &BlockKey, slot: Slot<Home>, before: Before) -> Inserted {
+    pub(super) fn insert(
+        &mut self,
+        key: &BlockKey,
+        priority: RetentionPriority,
+        slot: Slot<Home>,
+        before: Before,
+    ) -> Inserted {
         let (before, hold) = before.map_or((None, None), |(before, hold)| (Some(before), hold));
         let before = before.or_else(|| key.parent.as_ref().and_then(|parent| self.find(parent)));
         let (hash, identity) = (hash(&key.identity), &key.identity);
@@ -215,7 +222,7 @@ impl Registry {
         };
         let at = if self.vacant == NONE { id(self.entries.len()) } else { EntryId(self.vacant) };
         place.insert(at.0);
-        self.fill(at, key, before);
+        self.fill(at, key, priority, before);
         let stored = |before: EntryId| self.slots.get(before.index()).map(|slot| slot.clone());
         let [slot, hold] = slot.share_behind(hold.or_else(|| before.and_then(stored)));
         self.slots.insert(at.index(), slot);
@@ -223,7 +230,13 @@ impl Registry {
     }
 
     /// Writes the entry of a new block.
-    fn fill(&mut self, at: EntryId, key: &BlockKey, before: Option<EntryId>) {
+    fn fill(
+        &mut self,
+        at: EntryId,
+        key: &BlockKey,
+        priority: RetentionPriority,
+        before: Option<EntryId>,
+    ) {
         if let Some(before) = before {
             // Active before it gains a follower: whatever is offered for eviction is a leaf.
             self.activate(before.index());
@@ -244,6 +257,7 @@ impl Registry {
             position: key.position,
             uses: 0,
             is_active: true,
+            priority,
         };
         self.active += 1;
         if let Some(chains) = &mut self.chains {
@@ -253,6 +267,25 @@ impl Registry {
         match self.entries.get_mut(at.index()) {
             Some(vacant) => self.vacant = std::mem::replace(vacant, entry).parent,
             None => self.entries.push(entry),
+        }
+    }
+
+    /// Gives a block that is held, or about to be, a priority if that is higher than its own.
+    pub(super) fn raise(&mut self, at: EntryId, priority: RetentionPriority) {
+        if self.entries[at.index()].priority < priority {
+            self.prioritize(at, 1, priority);
+        }
+    }
+
+    /// Gives a block that is held, or about to be, and those before it a priority, `count` in all.
+    pub(super) fn prioritize(&mut self, last: EntryId, count: usize, priority: RetentionPriority) {
+        // What is active is at no policy, which would know it by its old priority.
+        self.activate(last.index());
+        let mut next = Some(last);
+        for _ in 0..count {
+            let Some(at) = next else { return };
+            self.entries[at.index()].priority = priority;
+            next = self.before(at);
         }
     }
 
@@ -279,9 +312,9 @@ impl Registry {
             }
             entry.is_active = true;
             self.active += 1;
-            let (is_leaf, parent) = (entry.followers == 0, entry.parent);
+            let (is_leaf, parent, priority) = (entry.followers == 0, entry.parent, entry.priority);
             if is_leaf {
-                self.eviction.remove(id(at));
+                self.eviction.remove(id(at), priority);
             }
             if parent == NONE {
                 return;
@@ -308,7 +341,7 @@ impl Registry {
             self.last_use = now.max(self.last_use + 1);
             entry.last_use = self.last_use;
             if entry.followers == 0 {
-                self.eviction.insert(id(at), entry.usage());
+                self.eviction.insert(id(at), entry.priority, entry.usage());
             }
             if entry.parent == NONE {
                 return;
@@ -360,7 +393,7 @@ impl Registry {
         before.uses = before.uses.saturating_add(uses);
         before.followers -= 1;
         if before.followers == 0 && !before.is_active {
-            self.eviction.insert(EntryId::new(parent), before.usage());
+            self.eviction.insert(EntryId::new(parent), before.priority, before.usage());
         }
         Some((named, slot))
     }

@@ -7,7 +7,8 @@ use dynamo_transfer::SlotList;
 use super::Home;
 use super::registry::Registry;
 use super::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
-use crate::evict::Eviction;
+use crate::evict::Levels;
+use crate::manager::PoolStats;
 
 /// The blocks of some sequences, and some of the free ones; on cache lines of its own.
 #[repr(align(128))]
@@ -41,7 +42,7 @@ pub(super) struct Locked<'a> {
 }
 
 impl Shard {
-    pub(super) fn new(free: SlotList<Home>, eviction: Box<dyn Eviction>, is_named: bool) -> Self {
+    pub(super) fn new(free: SlotList<Home>, eviction: Levels, is_named: bool) -> Self {
         let registry = Registry::new(eviction, is_named);
         let state = State { free, registry, evicted_total: 0, hits_total: 0, misses_total: 0 };
         let shard = Self { state: Mutex::new(state), counts: Counts::default() };
@@ -68,6 +69,22 @@ impl Shard {
     /// Returns [`Registry::rank`] as it was when the lock was last let go.
     pub(super) fn rank(&self) -> u64 {
         self.counts.rank.load(Ordering::Relaxed)
+    }
+}
+
+impl State {
+    /// Adds what is registered, and what happened so far.
+    pub(super) fn add_to(&self, stats: &mut PoolStats) {
+        stats.active += self.registry.active();
+        stats.cached += self.registry.cached();
+        self.add_totals(stats);
+    }
+
+    /// Adds what happened so far.
+    pub(super) fn add_totals(&self, stats: &mut PoolStats) {
+        stats.evicted_total += self.evicted_total;
+        stats.hits_total += self.hits_total;
+        stats.misses_total += self.misses_total;
     }
 }
 

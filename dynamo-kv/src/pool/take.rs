@@ -2,59 +2,91 @@
 
 use dynamo_core::protocol::Tier;
 
+use super::Pool;
+use super::partition::Among;
 use super::registry::Registry;
-use super::shard::Locked;
 use super::sync::Ordering;
-use super::{Pool, SHARDS_MAX};
 use crate::block::MutableBlock;
-use crate::manager::AllocateError;
+use crate::manager::{AllocateError, Limit};
 
 impl Pool {
     pub(crate) fn allocate(&self, count: usize) -> Result<Vec<MutableBlock>, AllocateError> {
         self.check(count)?;
         let mut blocks = Vec::with_capacity(count);
+        // Blocks that the quota has room for, and that are not there yet.
+        let mut room = 0;
         // Once more, for what others have freed behind the first look.
         for _ in 0..2 {
-            self.take_free(count, &mut blocks);
-            self.take_cached(count, &mut blocks);
+            room += self.partition.count_up(count - blocks.len() - room);
+            // What it has no room for takes the place of its own.
+            self.take_own(count - room, &mut blocks);
+            let all = blocks.len() + room;
+            self.take_free(all, &mut blocks);
+            self.take_cached(all, &mut blocks);
+            room = all - blocks.len();
         }
+        let (common, number) = (&self.common, self.number());
+        common.notes.set_quota(blocks.iter().map(MutableBlock::slot), number);
         if blocks.len() < count {
             // Others were faster; what was taken is freed again.
-            let (available, capacity) = (blocks.len(), self.capacity);
-            return Err(AllocateError { requested: count, available, capacity });
+            self.partition.count_down(room);
+            let limit = if room > 0 { Limit::Pool } else { self.limit() };
+            return Err(self.lacks(count, blocks.len(), limit));
         }
-        if self.zero_on_allocate {
+        if common.zero_on_allocate {
             blocks.iter_mut().for_each(|block| block.fill(0));
         }
         Ok(blocks)
     }
 
     pub(crate) fn check(&self, requested: usize) -> Result<(), AllocateError> {
+        let available = self.available(requested);
+        if let Some(quota) = &self.partition.quota {
+            let own = quota.blocks - quota.taken() + self.partition.cached();
+            if own < requested && own <= available {
+                return Err(self.lacks(requested, own, Limit::Quota));
+            }
+        }
+        if available < requested {
+            return Err(self.lacks(requested, available, Limit::Pool));
+        }
+        Ok(())
+    }
+
+    /// Returns how many slots an allocation gets without evicting, as it was a moment ago.
+    pub(crate) fn free_count(&self) -> usize {
+        let room = self.partition.quota.as_ref().map(|quota| quota.blocks - quota.taken());
+        self.common.root.free().min(room.unwrap_or(usize::MAX))
+    }
+
+    /// Returns how many blocks of all partitions are free or cached, or as many as suffice.
+    fn available(&self, enough: usize) -> usize {
+        let root = &self.common.root;
         let mut available = 0;
-        for shard in &self.shards {
+        for shard in &root.shards {
             let counts = &shard.counts;
             available +=
                 counts.free.load(Ordering::Relaxed) + counts.cached.load(Ordering::Relaxed);
-            if available >= requested {
-                return Ok(());
+            if available >= enough {
+                return available;
             }
         }
-        Err(AllocateError { requested, available, capacity: self.capacity })
-    }
-
-    /// Returns how many slots nothing is in, as it was a moment ago.
-    pub(crate) fn free_count(&self) -> usize {
-        self.shards.iter().map(|shard| shard.counts.free.load(Ordering::Relaxed)).sum()
+        if !self.common.quotas.is_empty() {
+            let quotas = self.common.quotas.partitions();
+            available += quotas.iter().map(|partition| partition.cached()).sum::<usize>();
+        }
+        available
     }
 
     fn take_free(&self, count: usize, blocks: &mut Vec<MutableBlock>) {
-        let is_free = |shard: usize| self.shards[shard].counts.free.load(Ordering::Relaxed) > 0;
-        if blocks.len() == count || !(0..self.shards.len()).any(is_free) {
+        let shards = &self.common.root.shards;
+        let is_free = |shard: usize| shards[shard].counts.free.load(Ordering::Relaxed) > 0;
+        if blocks.len() == count || !(0..shards.len()).any(is_free) {
             return;
         }
-        let first = self.next.fetch_add(1, Ordering::Relaxed) % self.shards.len();
-        for shard in (first..self.shards.len()).chain(0..first).filter(|shard| is_free(*shard)) {
-            let mut shard = self.shards[shard].lock();
+        let first = self.common.next.fetch_add(1, Ordering::Relaxed) % shards.len();
+        for shard in (first..shards.len()).chain(0..first).filter(|shard| is_free(*shard)) {
+            let mut shard = shards[shard].lock();
             let some = shard.free.by_ref().take(count - blocks.len());
             blocks.extend(some.map(MutableBlock::new));
             shard.free.shrink();
@@ -64,14 +96,37 @@ impl Pool {
         }
     }
 
-    /// Evicts until there are so many, from the shard whose next victim goes first.
+    /// Evicts blocks of all partitions until there are so many.
     fn take_cached(&self, count: usize, blocks: &mut Vec<MutableBlock>) {
+        if blocks.len() == count {
+            return;
+        }
+        let quotas = (!self.common.quotas.is_empty()).then(|| self.common.quotas.partitions());
+        let quotas = quotas.as_ref().map_or(&[][..], |quotas| &quotas[..]);
+        let evicted = |from: &super::Partition, count| from.count_down(count);
+        self.evict(self.common.all(quotas), count, blocks, evicted);
+    }
+
+    /// Evicts blocks of its own until there are so many, which its quota goes on counting.
+    fn take_own(&self, count: usize, blocks: &mut Vec<MutableBlock>) {
+        self.evict(Among::one(&self.partition), count, blocks, |_, _| ());
+    }
+
+    /// Evicts until there are so many, from the shard whose next victim goes first; says how many from
+    /// which partition.
+    fn evict(
+        &self,
+        among: Among<'_>,
+        count: usize,
+        blocks: &mut Vec<MutableBlock>,
+        say: impl Fn(&super::Partition, usize),
+    ) {
         while blocks.len() < count
-            && let Some((mut shard, limit)) = self.oldest()
+            && let Some((from, mut shard, limit)) = among.oldest()
         {
             let missing = count - blocks.len();
             let mut evicted = Vec::with_capacity(missing);
-            match &self.below {
+            match &self.common.below {
                 None => {
                     let victims = shard.registry.evict(missing, limit, Registry::sequence);
                     for (sequence, slot) in victims {
@@ -86,30 +141,25 @@ impl Pool {
                     }
                 }
             }
+            say(from, evicted.len());
             shard.evicted_total += evicted.len() as u64;
-            self.publisher.removed(evicted, Tier::Host);
+            self.common.publisher.removed(evicted, Tier::Host);
         }
     }
 
-    /// Locks the shard whose next victim goes first, and says up to which rank its victims do.
-    ///
-    /// A shard that is busy is passed over if there is another: whoever is in there takes what goes
-    /// first from it, or is about to use it.
-    fn oldest(&self) -> Option<(Locked<'_>, u64)> {
-        let mut ranks = [u64::MAX; SHARDS_MAX];
-        ranks.iter_mut().zip(&self.shards).for_each(|(rank, shard)| *rank = shard.rank());
-        let mut busy = None;
-        loop {
-            let (at, rank) = ranks.iter().copied().enumerate().min_by_key(|(_, rank)| *rank)?;
-            if rank == u64::MAX {
-                // Nobody else has any: now it is worth the wait.
-                return busy.map(|at: usize| (self.shards[at].lock(), u64::MAX));
-            }
-            ranks[at] = u64::MAX;
-            if let Some(locked) = self.shards[at].try_lock() {
-                return Some((locked, ranks.into_iter().min()?));
-            }
-            busy = busy.or(Some(at));
-        }
+    /// Returns the number of its quota, or 0.
+    pub(super) fn number(&self) -> u32 {
+        self.partition.quota.as_ref().map_or(0, |quota| quota.number)
+    }
+
+    /// Returns what bounds it first.
+    fn limit(&self) -> Limit {
+        self.partition.quota.as_ref().map_or(Limit::Pool, |_| Limit::Quota)
+    }
+
+    fn lacks(&self, requested: usize, available: usize, limit: Limit) -> AllocateError {
+        let quota = self.partition.quota.as_ref().filter(|_| limit == Limit::Quota);
+        let capacity = quota.map_or(self.common.capacity, |quota| quota.blocks);
+        AllocateError { requested, available, capacity, limit }
     }
 }

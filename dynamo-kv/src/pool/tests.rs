@@ -5,7 +5,7 @@ use loom::model::Builder;
 use loom::thread;
 
 use crate::block::{BlockRun, CompleteBlock};
-use crate::{BlockLayout, BlockManager, DType, ManagerConfig, TokenSequence};
+use crate::{BlockKey, BlockLayout, BlockManager, DType, ManagerConfig, TokenSequence};
 
 /// A pool of two blocks, and a sequence of two that is stored there, held.
 fn pool() -> (BlockManager, TokenSequence, BlockRun) {
@@ -114,6 +114,60 @@ fn one_block_is_stored_by_two_at_once() {
         store(&manager);
         other.join().unwrap();
         assert_eq!(manager.stats().cached, 1);
+        at_rest(&manager);
+    });
+}
+
+/// Writes a block under a quota and lets go of it, if there is room.
+fn store_one(quota: &BlockManager, key: BlockKey) -> bool {
+    let Ok(mut blocks) = quota.allocate(1) else { return false };
+    let mut block = blocks.remove(0);
+    block.fill(key.identity.0[0]);
+    read(&quota.register(block.complete(key)).into());
+    true
+}
+
+#[test]
+fn two_quotas_that_want_the_last_blocks_take_what_the_other_has_cached() {
+    tried(|| {
+        let (manager, sequence, held) = pool();
+        drop(held);
+        manager.clear();
+        let [one, other] = [1, 2].map(|blocks| manager.with_quota(blocks).unwrap());
+        let [first, second] = [0, 1].map(|at| sequence.keys()[at].alone());
+        assert!(store_one(&one, first) && store_one(&other, second));
+        let thread = thread::spawn({
+            let one = one.clone();
+            // Of its own: it may have no more than one.
+            move || store_one(&one, second)
+        });
+        // One of the other's, and its own: whichever are cached at that moment.
+        let taken = other.allocate(2).map_or(0, |blocks| blocks.len());
+        let is_stored = thread.join().unwrap();
+        assert!(is_stored || taken == 2, "somebody was first");
+        for (quota, blocks) in [(&one, 1), (&other, 2)] {
+            let stats = quota.stats();
+            assert_eq!((stats.mutable, stats.complete, stats.active), (0, 0, 0));
+            assert_eq!(stats.free + stats.cached, blocks);
+        }
+        drop((one, other));
+        assert_eq!(manager.stats().free, 2);
+        at_rest(&manager);
+    });
+}
+
+#[test]
+fn a_quota_that_goes_while_another_takes_its_blocks_gives_each_back_once() {
+    tried(|| {
+        let (manager, sequence, held) = pool();
+        drop(held);
+        manager.clear();
+        let quota = manager.with_quota(2).unwrap();
+        drop(quota.register_all(written(&quota, &sequence).unwrap()));
+        let thread = thread::spawn(move || drop(quota));
+        drop(manager.allocate(1));
+        thread.join().unwrap();
+        assert_eq!(manager.stats().free, 2);
         at_rest(&manager);
     });
 }

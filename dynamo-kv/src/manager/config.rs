@@ -1,0 +1,76 @@
+use std::fmt;
+use std::sync::Arc;
+
+use crate::below::TiersConfig;
+use crate::evict::{Eviction, EvictionFactory, Lru};
+use crate::layout::RankLayout;
+
+/// How a block manager is built.
+pub struct ManagerConfig {
+    pub(super) layout: RankLayout,
+    pub(super) blocks: usize,
+    pub(super) epoch: u64,
+    pub(super) zero_on_allocate: bool,
+    pub(super) eviction: EvictionFactory,
+    pub(super) tiers: TiersConfig,
+}
+
+impl ManagerConfig {
+    /// Describes a pool of `blocks` blocks of `layout`, evicted least recently used first.
+    ///
+    /// A worker that has a part of a model says which by a [`RankLayout`]; a
+    /// [`BlockLayout`](crate::BlockLayout) is that of a worker that has all of it.
+    pub fn new(layout: impl Into<RankLayout>, blocks: usize) -> Self {
+        let layout = layout.into();
+        let eviction: EvictionFactory = Arc::new(|| Box::new(Lru::default()));
+        let tiers = TiersConfig::default();
+        Self { layout, blocks, epoch: 1, zero_on_allocate: false, eviction, tiers }
+    }
+
+    /// Publishes events in `epoch`; a restarted worker takes a larger one than before.
+    #[must_use]
+    pub fn with_epoch(mut self, epoch: u64) -> Self {
+        self.epoch = epoch;
+        self
+    }
+
+    /// Overwrites a block's old bytes with zeros before it is handed out.
+    #[must_use]
+    pub fn with_zero_on_allocate(mut self, zero: bool) -> Self {
+        self.zero_on_allocate = zero;
+        self
+    }
+
+    /// Puts tiers below the pool: then the manager is built within a tokio runtime, has tasks of its
+    /// own, and is ended by [`BlockManager::shutdown`].
+    #[must_use]
+    pub fn with_tiers(mut self, tiers: TiersConfig) -> Self {
+        self.tiers = tiers;
+        self
+    }
+
+    /// Chooses the victims by policies that `eviction` makes, one for each shard of the pool and each
+    /// [priority](crate::evict::RetentionPriority) in use.
+    #[must_use]
+    pub fn with_eviction<E: Eviction>(
+        mut self,
+        eviction: impl Fn() -> E + Send + Sync + 'static,
+    ) -> Self {
+        self.eviction = Arc::new(move || Box::new(eviction()));
+        self
+    }
+}
+
+impl fmt::Debug for ManagerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { layout, blocks, epoch, zero_on_allocate, eviction, tiers } = self;
+        f.debug_struct("ManagerConfig")
+            .field("layout", layout)
+            .field("blocks", blocks)
+            .field("epoch", epoch)
+            .field("zero_on_allocate", zero_on_allocate)
+            .field("eviction", &eviction())
+            .field("tiers", tiers)
+            .finish()
+    }
+}
