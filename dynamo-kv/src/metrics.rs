@@ -2,6 +2,7 @@
 
 mod blocks;
 mod handoff;
+mod tenant;
 
 use std::fmt;
 
@@ -12,6 +13,9 @@ pub use blocks::{
     BLOCKS, BlockMetrics, DROPPED, EVICTIONS, HITS, MISSES, MOVE_TIME, MOVED_BYTES, MOVES, QUEUED,
 };
 pub use handoff::{HandoffMetrics, PULLED_BYTES, PULLS, STAGED_BLOCKS, STAGES};
+pub use tenant::{
+    QUOTA, TENANT_BLOCKS, TENANT_EVICTIONS, TENANT_HITS, TENANT_MISSES, TenantMetrics,
+};
 
 /// Transfers of an agent that have ended, by outcome.
 pub const TRANSFERS: Metric = Metric::new(
