@@ -5,5 +5,6 @@
 mod down;
 mod events;
 mod oracle;
+mod quota;
 mod support;
 mod up;
