@@ -176,6 +176,18 @@ impl BlockManager {
         self.pool.acquire(keys).await
     }
 
+    /// Acquires like [`acquire`](Self::acquire) what is likely to come sooner from below than by another
+    /// way, which takes `per_block` for each block; what has not come in the time that takes, or `within`,
+    /// is left to it.
+    pub(crate) async fn acquire_sooner(
+        &self,
+        keys: &[BlockKey],
+        per_block: Duration,
+        within: Duration,
+    ) -> Acquired {
+        self.pool.acquire_sooner(keys, per_block, within).await
+    }
+
     /// Returns how many of the first keys [`acquire`](Self::acquire) would probably find, without
     /// loading any.
     ///

@@ -10,7 +10,8 @@ use dynamo_core::metrics::{Kind, Metric, Sample, Source};
 use dynamo_transfer::{Agent, BackendKind};
 
 pub use blocks::{
-    BLOCKS, BlockMetrics, DROPPED, EVICTIONS, HITS, MISSES, MOVE_TIME, MOVED_BYTES, MOVES, QUEUED,
+    BLOCKS, BlockMetrics, DROPPED, EVICTIONS, HITS, MISSES, MOVE_TIME, MOVED_BYTES, MOVES,
+    PREFETCHED, PREFETCHES_REFUSED, QUEUED,
 };
 pub use handoff::{HandoffMetrics, PULLED_BYTES, PULLS, STAGED_BLOCKS, STAGES};
 pub use tenant::{

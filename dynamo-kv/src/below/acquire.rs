@@ -13,6 +13,7 @@ use super::claims::Claim;
 use super::plan::worth_loading;
 use super::{Below, Leaving};
 use crate::block::{BlockRun, CompleteBlock};
+use crate::evict::BlockCost;
 use crate::identity::BlockKey;
 use crate::pool::Pool;
 
@@ -67,6 +68,15 @@ impl Acquired {
     }
 }
 
+/// What is done about a block that is not loaded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Otherwise {
+    /// What that costs; without, any load is worth it.
+    cost: Option<BlockCost>,
+    /// How long loads are waited for.
+    within: Duration,
+}
+
 /// Where the next blocks are.
 enum Source {
     Leaving(Vec<Arc<Leaving>>),
@@ -90,10 +100,29 @@ impl Below {
         pool: &Arc<Pool>,
         keys: &[BlockKey],
         acquired: &mut Acquired,
+        otherwise: Otherwise,
     ) {
-        let until = Instant::now() + self.acquire_timeout;
+        let until = Instant::now() + otherwise.within;
+        let bringing = self.bring(pool, keys, acquired, (until, otherwise.cost));
         // What has come by then stands; what is under way is given up.
-        let _ = tokio::time::timeout_at(until, self.bring(pool, keys, acquired, until)).await;
+        let _ = tokio::time::timeout_at(until, bringing).await;
+    }
+
+    /// Blocks that are not loaded are computed.
+    pub(crate) fn computed(&self) -> Otherwise {
+        Otherwise { cost: self.recompute, within: self.acquire_timeout }
+    }
+
+    /// `count` blocks come by another way if they are not loaded.
+    pub(crate) fn otherwise(
+        &self,
+        count: usize,
+        per_block: Duration,
+        within: Duration,
+    ) -> Otherwise {
+        let all = per_block.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX));
+        let within = all.min(within).min(self.acquire_timeout);
+        Otherwise { cost: Some(BlockCost::new(per_block.as_secs_f64(), 0.0)), within }
     }
 
     async fn bring(
@@ -101,7 +130,7 @@ impl Below {
         pool: &Arc<Pool>,
         keys: &[BlockKey],
         acquired: &mut Acquired,
-        until: Instant,
+        bound: (Instant, Option<BlockCost>),
     ) {
         while let Some(rest) = keys.get(acquired.compute.start..).filter(|rest| !rest.is_empty()) {
             let Some(source) = self.source(rest).await else {
@@ -126,8 +155,7 @@ impl Below {
             if acquired.push(protocol::Tier::Host, pool.find_prefix(rest)) {
                 continue;
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if !self.bring_from(source, pool, (rest, claims), left, acquired).await {
+            if !self.bring_from(source, pool, (rest, claims), bound, acquired).await {
                 return;
             }
         }
@@ -168,7 +196,7 @@ impl Below {
         source: Source,
         pool: &Arc<Pool>,
         (keys, mut claims): (&[BlockKey], Vec<Claim<'a>>),
-        left: Duration,
+        (until, cost): (Instant, Option<BlockCost>),
         acquired: &mut Acquired,
     ) -> bool {
         let (level, count) = match source {
@@ -176,8 +204,9 @@ impl Below {
             Source::Tier { level, .. } => (level, keys.len()),
         };
         let (tier, depth) = (self.tier(level), keys[0].position);
-        let recompute = self.recompute.as_ref();
-        let planned = worth_loading(count, depth, left, recompute, |blocks| tier.estimate(blocks));
+        let left = until.saturating_duration_since(Instant::now());
+        let load = |blocks| tier.estimate(blocks);
+        let planned = worth_loading(count, depth, left, cost.as_ref(), load);
         claims.truncate(planned);
         let mut waves = keys[..planned].chunks(WAVE_BLOCKS);
         let (mut loads, mut claims, mut came) = (FuturesOrdered::new(), claims.into_iter(), 0);

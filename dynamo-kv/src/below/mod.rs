@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub(crate) use acquire::Otherwise;
 pub use acquire::{Acquired, Sources};
 pub(crate) use catalog::Catalog;
 pub use config::{Offload, TierConfig, TiersConfig};
@@ -59,6 +60,9 @@ pub(crate) struct Below {
     /// Those who wait for spare slots, one after the other.
     reserving: tokio::sync::Mutex<()>,
     merged_total: AtomicU64,
+    /// Blocks that were loaded ahead of their use.
+    prefetched_total: Arc<AtomicU64>,
+    prefetches_refused_total: AtomicU64,
     tasks: TaskTracker,
     /// Nothing is queued any more.
     closing: CancellationToken,
@@ -76,6 +80,10 @@ pub struct TiersStats {
     pub spares: usize,
     /// How often an acquire waited for blocks that another one was loading.
     pub merged_total: u64,
+    /// Blocks that were loaded by [`prefetch`](crate::BlockManager::prefetch).
+    pub prefetched_total: u64,
+    /// Prefetches that found the queue full, or the tiers shut down.
+    pub prefetches_refused_total: u64,
 }
 
 /// One tier of [`TiersStats`].
@@ -127,6 +135,8 @@ impl Below {
             reserve_timeout: config.reserve_timeout,
             reserving: tokio::sync::Mutex::new(()),
             merged_total: AtomicU64::new(0),
+            prefetched_total: Arc::default(),
+            prefetches_refused_total: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             ended: CancellationToken::new(),
@@ -140,7 +150,10 @@ impl Below {
             let (closing, ended) = (self.closing.clone(), self.ended.clone());
             self.tasks.spawn(async move { ended.run_until_cancelled(level.run(closing)).await });
         }
-        let (prefetching, closing) = (prefetch::run(work.prefetches), self.closing.clone());
+        let (prefetching, closing) = (
+            prefetch::run(work.prefetches, Arc::clone(&self.prefetched_total)),
+            self.closing.clone(),
+        );
         self.tasks.spawn(async move { closing.run_until_cancelled(prefetching).await });
     }
 
@@ -229,7 +242,11 @@ impl Below {
     /// Puts keys in the queue of those to be loaded; `false` if that is full.
     pub(crate) fn prefetch(&self, pool: &Arc<Pool>, keys: Vec<BlockKey>) -> bool {
         let wanted = (Arc::downgrade(pool), keys);
-        !self.closing.is_cancelled() && self.prefetches.try_send(wanted).is_ok()
+        let is_taken = !self.closing.is_cancelled() && self.prefetches.try_send(wanted).is_ok();
+        if !is_taken {
+            self.prefetches_refused_total.fetch_add(1, Ordering::Relaxed);
+        }
+        is_taken
     }
 
     pub(crate) fn stats(&self) -> TiersStats {
@@ -237,6 +254,8 @@ impl Below {
             tiers: self.levels.iter().map(Level::report).collect(),
             spares: self.outbox.spares(),
             merged_total: self.merged_total.load(Ordering::Relaxed),
+            prefetched_total: self.prefetched_total.load(Ordering::Relaxed),
+            prefetches_refused_total: self.prefetches_refused_total.load(Ordering::Relaxed),
         }
     }
 

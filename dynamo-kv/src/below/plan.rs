@@ -7,28 +7,28 @@ use crate::evict::BlockCost;
 /// Returns how many of the first of `count` blocks, which stand behind `depth` others, are loaded: as
 /// many as save the most time, and come within `left`.
 ///
-/// `load` says how long a load of so many takes, `recompute` what it costs to compute one; without the
-/// latter all are worth it.
+/// `load` says how long a load of so many takes, `otherwise` what one costs that is not loaded, but
+/// computed, say; without the latter all are worth it.
 pub(super) fn worth_loading(
     count: usize,
     depth: u32,
     left: Duration,
-    recompute: Option<&BlockCost>,
+    otherwise: Option<&BlockCost>,
     load: impl Fn(usize) -> Duration,
 ) -> usize {
-    let (mut computed, mut most, mut best) = (0.0, 0.0, 0);
+    let (mut spared, mut most, mut best) = (0.0, 0.0, 0);
     for blocks in 1..=count {
         let depth = depth.saturating_add(u32::try_from(blocks - 1).unwrap_or(u32::MAX));
         let loading = load(blocks);
         if loading > left {
             break;
         }
-        let Some(recompute) = recompute else {
+        let Some(otherwise) = otherwise else {
             best = blocks;
             continue;
         };
-        computed += recompute.seconds(depth);
-        let saved = computed - loading.as_secs_f64();
+        spared += otherwise.seconds(depth);
+        let saved = spared - loading.as_secs_f64();
         if saved > most {
             (most, best) = (saved, blocks);
         }

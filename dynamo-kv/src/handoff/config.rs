@@ -3,6 +3,7 @@ use std::time::Duration;
 use dynamo_core::{Error, Result};
 
 use super::hold::Terms;
+use crate::tier::Pace;
 
 /// How hand-offs are held and pulled.
 #[derive(Debug, Clone)]
@@ -17,6 +18,9 @@ pub struct HandoffConfig {
     pub ttl_max: Duration,
     /// How long a pull may take, its transfer included.
     pub pull_timeout: Duration,
+    /// How long a block is taken to pull until pulls were measured; a gigabyte per second if `None`. What a
+    /// tier below memory gives sooner is not pulled.
+    pub pull_time: Option<Duration>,
 }
 
 impl Default for HandoffConfig {
@@ -29,6 +33,7 @@ impl Default for HandoffConfig {
             claim_ttl: Duration::from_secs(2),
             ttl_max: Duration::from_secs(120),
             pull_timeout: Duration::from_secs(10),
+            pull_time: None,
         }
     }
 }
@@ -62,12 +67,19 @@ impl HandoffConfig {
         self
     }
 
+    /// Says how long a block is taken to pull until pulls were measured.
+    #[must_use]
+    pub fn with_pull_time(mut self, pull_time: Duration) -> Self {
+        self.pull_time = Some(pull_time);
+        self
+    }
+
     pub(super) fn terms(&self) -> Terms {
         Terms { ttl: self.ttl, claim_ttl: self.claim_ttl, max: self.ttl_max }
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        let Self { ttl, claim_ttl, ttl_max, pull_timeout } = *self;
+        let Self { ttl, claim_ttl, ttl_max, pull_timeout, .. } = *self;
         let times = [("ttl_max", ttl_max), ("ttl", ttl), ("pull_timeout", pull_timeout)];
         for (name, time) in times.into_iter().chain([("claim_ttl", claim_ttl)]) {
             if time > TIME_MAX {
@@ -78,6 +90,12 @@ impl HandoffConfig {
             return Err(Error::invalid("hand-off claim_ttl of no time"));
         }
         Ok(())
+    }
+
+    /// Returns how long a pull of blocks of so many bytes takes, as far as is known without one.
+    pub(super) fn pace(&self, block_bytes: usize) -> Pace {
+        let assumed = Duration::from_nanos(block_bytes as u64);
+        Pace::new(self.pull_time.unwrap_or(assumed))
     }
 }
 

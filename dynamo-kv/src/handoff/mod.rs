@@ -3,7 +3,9 @@
 //! ```text
 //! prefill worker (owner)                        decode worker (puller)
 //! stage(blocks) ─► Staged + ticket ──router───► pull(ticket, sequence)
-//!   │ hold: blocks kept, for nobody    ◄──Claim──│ of this model? this sequence?  match locally
+//!   │ hold: blocks kept, for nobody              │ of this model? this sequence?  what is here, or
+//!   │                                            │ comes sooner from below; room for the rest
+//!   │                                  ◄──Claim──│
 //!   │ reserved: a region for this one  ──Granted►│ read what is missing
 //!   │ lease renewed                    ◄──Claim──│ as bytes arrive
 //!   │ pulled: region revoked           ◄──Done───│ all are here
@@ -21,6 +23,13 @@
 //!   Who has read everything says so, and shares nothing before the owner has answered that the blocks
 //!   were kept for it until then. Hence a block is readable only after all of its bytes have arrived, and
 //!   they are right whatever has become of the owner's memory meanwhile.
+//!
+//! # What is not pulled
+//! Blocks that are in the puller's memory, and those that a tier below it is likely to give sooner than the
+//! pull, by what loads and pulls were measured to take. It looks for them and takes room for the rest
+//! before it claims anything, since a claim does not last while nothing moves; what has not come by
+//! the time the pull would take is pulled after all, so that a slow tier makes a pull twice as long at most.
+//! Room is waited for while blocks that have to make it are on their way down.
 //!
 //! # Lost words
 //! Owner and puller say what they have to say by notifications of their agents, of which any may be lost,
@@ -69,6 +78,7 @@ pub use stats::HandoffStats;
 
 use crate::block::{PartialBlock, RegisteredBlock};
 use crate::manager::BlockManager;
+use crate::tier::Pace;
 use answers::Answers;
 use message::Message;
 use outbox::Outbox;
@@ -87,6 +97,8 @@ struct Inner {
     agent: Agent,
     manager: BlockManager,
     config: HandoffConfig,
+    /// How long a block takes to pull.
+    pace: Pace,
     owner: Arc<Owner>,
     answers: Arc<Answers>,
     outbox: Outbox,
@@ -112,6 +124,7 @@ impl Handoff {
     /// If called outside a tokio runtime.
     pub fn new(agent: Agent, manager: BlockManager, config: HandoffConfig) -> Result<Self> {
         config.check()?;
+        let block_bytes = manager.layout().block_bytes();
         let notifications = agent.notifications().map_err(|error| {
             Error::new(ErrorKind::Conflict, "notifications of the agent").with_source(error)
         })?;
@@ -137,6 +150,7 @@ impl Handoff {
         Ok(Self(Arc::new(Inner {
             agent,
             manager,
+            pace: config.pace(block_bytes),
             config,
             owner,
             answers,

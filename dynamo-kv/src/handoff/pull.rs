@@ -11,6 +11,7 @@ use super::reads::Reads;
 use super::stats::PullOutcome;
 use super::ticket::Ticket;
 use super::{Handoff, Inner, plan};
+use crate::below::Sources;
 use crate::block::{MutableBlock, RegisteredBlock};
 use crate::layout::Piece;
 use crate::sequence::TokenSequence;
@@ -24,12 +25,17 @@ pub struct Pulled {
     pub tail: Option<MutableBlock>,
     /// Tokens in `tail`.
     pub tail_tokens: usize,
+    /// Where the blocks were that did not have to be pulled.
+    pub sources: Sources,
     /// What was moved.
     pub report: HandoffReport,
 }
 
 impl Handoff {
     /// Redeems the tickets of one sequence: pulls its blocks that this worker lacks, and shares them.
+    ///
+    /// What a tier below memory is likely to give sooner is loaded instead. Room is waited for as
+    /// by [`BlockManager::reserve`](crate::BlockManager::reserve).
     ///
     /// There is one ticket, or one of each prefill rank whose KV heads this worker has some of: their
     /// blocks may lie otherwise than those here ([`RankLayout`](crate::layout::RankLayout)). While another
@@ -99,11 +105,14 @@ impl Inner {
         let pulling = Pulling::new(self, tickets, deadline)?;
 
         let keys = &sequence.keys()[..full];
-        let mut blocks = Vec::from(self.manager.match_prefix(keys));
+        let left = deadline.saturating_duration_since(Instant::now());
+        let acquired = self.manager.acquire_sooner(keys, self.pace.estimate(1), left).await;
+        let (mut blocks, sources) = (Vec::from(acquired.blocks), acquired.sources);
         let blocks_cached = blocks.len();
         let missing = keys.len() - blocks_cached + usize::from(tail_tokens > 0);
         let (mut own, bytes) = if missing > 0 {
-            self.read(pulling, blocks_cached, missing).await?
+            let room = self.room(missing, deadline).await?;
+            self.read(pulling, blocks_cached, room).await?
         } else {
             pulling.decline().await;
             (Vec::new(), 0)
@@ -119,7 +128,7 @@ impl Inner {
             bytes,
             micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         };
-        Ok(Pulled { blocks, tail, tail_tokens, report })
+        Ok(Pulled { blocks, tail, tail_tokens, sources, report })
     }
 
     /// Checks that the tickets are for blocks of this model, for all heads here, and for exactly this
@@ -160,19 +169,26 @@ impl Inner {
         Ok((full, tail_tokens))
     }
 
-    /// Reads `count` staged blocks from index `first` on into blocks of our own, which are nobody else's
-    /// then; returns how many bytes that were.
+    /// Takes room for so many blocks.
+    async fn room(&self, count: usize, deadline: Instant) -> Result<Vec<MutableBlock>> {
+        let lacking = |kind| Error::new(kind, "KV blocks for a hand-off");
+        match tokio::time::timeout_at(deadline, self.manager.reserve(count)).await {
+            Ok(room) => room.map_err(|error| lacking(ErrorKind::Overloaded).with_source(error)),
+            Err(_) => Err(lacking(ErrorKind::DeadlineExceeded)),
+        }
+    }
+
+    /// Reads the staged blocks from index `first` on into `blocks`, which are nobody else's; returns them,
+    /// and how many bytes that were.
     async fn read(
         &self,
         mut pulling: Pulling,
         first: usize,
-        count: usize,
+        blocks: Vec<MutableBlock>,
     ) -> Result<(Vec<MutableBlock>, u64)> {
-        let deadline = pulling.deadline();
+        let (deadline, count) = (pulling.deadline(), blocks.len());
         let granted = pulling.reserve().await?;
-        let blocks = self.manager.allocate(count).map_err(|error| {
-            Error::new(ErrorKind::Overloaded, "KV blocks for a hand-off").with_source(error)
-        })?;
+        let began = Instant::now();
         let local = self.agent.register_mut(blocks).map_err(transfer_error)?;
         let mut reads = Reads::default();
         for (ticket, region) in granted {
@@ -183,6 +199,7 @@ impl Inner {
             self.post(&mut reads, &local, region, &pieces, deadline)?;
         }
         pulling.read(&mut reads).await?;
+        self.pace.observe(count, began.elapsed());
         let bytes = reads.moved();
         let blocks = local.close().await;
         pulling.settle().await?;

@@ -59,6 +59,20 @@ pub const DROPPED: Metric = Metric::new(
     "Blocks that should have gone to a tier and were evicted without.",
 );
 
+/// Blocks that were loaded ahead of their use.
+pub const PREFETCHED: Metric = Metric::new(
+    "dynamo_kv_prefetched_blocks_total",
+    Kind::Counter,
+    "Blocks that were loaded ahead of their use.",
+);
+
+/// Prefetches that found the queue full.
+pub const PREFETCHES_REFUSED: Metric = Metric::new(
+    "dynamo_kv_prefetches_refused_total",
+    Kind::Counter,
+    "Prefetches that found the queue full.",
+);
+
 /// Counts a manager's blocks, tier by tier, for the page of a runtime.
 ///
 /// ```
@@ -115,6 +129,7 @@ impl Page<'_> {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "counts beyond 2^53 may lose their last digits")]
 impl Source for BlockMetrics {
     fn collect(&self, samples: &mut Vec<Sample>) {
         let manager = ("manager", self.name.clone());
@@ -125,8 +140,16 @@ impl Source for BlockMetrics {
         page.count(HITS, pool.hits_total);
         page.count(MISSES, pool.misses_total);
         page.count(EVICTIONS, pool.evicted_total);
+        let Some(below) = self.manager.tiers() else { return };
+        let prefetches = [
+            (PREFETCHED, below.prefetched_total),
+            (PREFETCHES_REFUSED, below.prefetches_refused_total),
+        ];
+        for (metric, count) in prefetches {
+            samples.push(Sample::new(metric, std::slice::from_ref(&manager), count as f64));
+        }
         let mut kinds = Vec::new();
-        for tier in self.manager.tiers().into_iter().flat_map(|tiers| tiers.tiers) {
+        for tier in below.tiers {
             kinds.push(tier.kind);
             let labels = [manager.clone(), ("tier", numbered(&kinds))];
             let (mut page, stats) = (Page { samples: &mut *samples, labels }, tier.stats);

@@ -23,10 +23,11 @@ mod sync;
 mod take;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dynamo_transfer::SharedSlot;
 
-use crate::below::{Acquired, Below};
+use crate::below::{Acquired, Below, Otherwise, Sources};
 use crate::block::BlockRun;
 use crate::evict::{EntryId, RetentionPriority};
 use crate::identity::{BlockIdentity, BlockKey};
@@ -93,9 +94,35 @@ impl Pool {
 
     /// Finds blocks in memory, then in tiers.
     pub(crate) async fn acquire(self: &Arc<Self>, keys: &[BlockKey]) -> Acquired {
-        let mut acquired = Acquired::new(keys.len(), self.match_prefix(keys));
+        self.bring(keys, self.match_prefix(keys), |below, _| below.computed()).await
+    }
+
+    /// Finds blocks in memory, then in tiers those that come sooner than by another way.
+    pub(crate) async fn acquire_sooner(
+        self: &Arc<Self>,
+        keys: &[BlockKey],
+        per_block: Duration,
+        within: Duration,
+    ) -> Acquired {
+        let otherwise = |below: &Below, count| below.otherwise(count, per_block, within);
+        self.bring(keys, self.match_prefix(keys), otherwise).await
+    }
+
+    /// Brings up what tiers have, and counts no use of it.
+    pub(crate) async fn prefetch(self: &Arc<Self>, keys: &[BlockKey]) -> Sources {
+        self.bring(keys, self.find_prefix(keys), |below, _| below.computed()).await.sources
+    }
+
+    async fn bring(
+        self: &Arc<Self>,
+        keys: &[BlockKey],
+        found: BlockRun,
+        otherwise: impl FnOnce(&Below, usize) -> Otherwise,
+    ) -> Acquired {
+        let mut acquired = Acquired::new(keys.len(), found);
         if let Some(below) = &self.common.below {
-            below.acquire(self, keys, &mut acquired).await;
+            let otherwise = otherwise(below, acquired.compute.len());
+            below.acquire(self, keys, &mut acquired, otherwise).await;
         }
         acquired
     }

@@ -90,6 +90,8 @@ async fn the_page_tells_what_each_tier_has_come_to() {
         "dynamo_kv_moved_bytes_total{manager=\"w\",tier=\"disk\",direction=\"down\"} 2048",
         "dynamo_kv_offload_queued{manager=\"w\",tier=\"disk\"} 0",
         "dynamo_kv_offload_dropped_total{manager=\"w\",tier=\"disk\"} 0",
+        "dynamo_kv_prefetched_blocks_total{manager=\"w\"} 0",
+        "dynamo_kv_prefetches_refused_total{manager=\"w\"} 0",
     ] {
         assert!(page.lines().any(|its| its == line), "{line} in\n{page}");
     }

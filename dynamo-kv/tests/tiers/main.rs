@@ -5,6 +5,7 @@
 mod down;
 mod events;
 mod oracle;
+mod pulled;
 mod quota;
 mod support;
 mod up;

@@ -152,6 +152,9 @@ async fn a_prefetch_leaves_blocks_in_memory_and_too_many_are_refused() {
     Gate::open(&gate.loads);
     until(|| manager.stats().cached == 8).await;
     assert_eq!(manager.acquire(&keys).await.sources.host, 8);
+    until(|| manager.tiers().unwrap().prefetched_total == 8).await;
+    assert_eq!(manager.tiers().unwrap().prefetches_refused_total, 1);
+    assert_eq!(manager.stats().hits_total, 8, "a prefetch is no use");
     manager.shutdown(PATIENCE).await.unwrap();
     assert!(!manager.prefetch(keys));
 }

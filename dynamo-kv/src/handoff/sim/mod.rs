@@ -26,6 +26,7 @@ fn whatever_is_lost_or_dies_each_hand_off_has_one_outcome_and_no_wrong_byte() {
     let all = ["pulled", "expired", "dropped", "killed owner"].into_iter();
     let all =
         all.chain(["shared", "taken", "over", "failed read", "late", "declined", "killed puller"]);
+    let all = all.chain(["no room", "prepared longer than a claim lasts", "needed not all"]);
     for what in all {
         assert!(sum.get(what).is_some_and(|count| *count >= 200), "{what}: {sum:?}");
     }

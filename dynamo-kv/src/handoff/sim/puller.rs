@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::owner::READ_TIMEOUT;
-use super::world::{Cells, Checked, Process, TERMS, What, Who, World, check, right};
+use super::world::{Cells, Checked, Process, TERMS, What, Who, World, check, ms, right};
 use crate::handoff::claim::{Claims, Refusal, Say};
 use crate::handoff::hold::Time;
 use crate::handoff::message::{Attempt, Message};
@@ -22,8 +22,10 @@ pub(super) struct Pull {
     pub(super) attempts: Vec<Attempt>,
     claims: Claims,
     regions: Vec<Option<u64>>,
-    /// Of each shard, each block that has arrived.
+    /// Of each shard, each block that has arrived; the first ones were here, or came up from below.
     got: Vec<Vec<Option<Cells>>>,
+    /// How many those are.
+    first: usize,
     phase: Phase,
     deadline: Time,
     pub(super) outcome: Option<&'static str>,
@@ -31,6 +33,8 @@ pub(super) struct Pull {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// It looks for what is below, and waits for room, until then.
+    Preparing(Time),
     Asking,
     Reading,
     Settling,
@@ -43,7 +47,8 @@ impl Pull {
     }
 
     fn moved(&self) -> u64 {
-        self.got.iter().flatten().flatten().count() as u64
+        let pulled = self.got.iter().flat_map(|blocks| &blocks[self.first..]);
+        pulled.flatten().count() as u64
     }
 }
 
@@ -73,18 +78,30 @@ impl World {
         });
         let attempts: Vec<_> = attempts.collect();
         let deadline = self.now + self.between(1500..4500);
+        // What moves nothing yet may take longer than a claim lasts.
+        let takes = if !self.is_calm() && self.chance(30) { self.between(1..1000) } else { ms(0) };
+        let blocks = self.jobs[job].blocks;
+        let first = if !self.is_calm() && self.chance(20) { self.below(blocks) } else { 0 };
+        let here = |shard| (0..blocks).map(move |at| (at < first).then(|| right(job, shard, at)));
         self.pulls.push(Pull {
             job,
             puller: at,
             claims: Claims::new(attempts.iter().map(|_| TERMS.claim_ttl), self.now),
             regions: vec![None; attempts.len()],
-            got: vec![vec![None; self.jobs[job].blocks]; attempts.len()],
+            got: (0..attempts.len()).map(|shard| here(shard).collect()).collect(),
+            first,
             attempts,
-            phase: Phase::Asking,
+            phase: Phase::Preparing(self.now + takes),
             deadline,
             outcome: None,
         });
         let at = self.pulls.len() - 1;
+        if !needs_nothing && takes > TERMS.claim_ttl {
+            self.count("prepared longer than a claim lasts");
+        }
+        if !needs_nothing && first > 0 {
+            self.count("needed not all");
+        }
         if needs_nothing { self.decline(at) } else { self.drive(at) }
     }
 
@@ -108,9 +125,21 @@ impl World {
         if now >= pull.deadline {
             return self.failed(at, "late");
         }
+        if let Phase::Preparing(until) = pull.phase {
+            if now < until {
+                self.wake(at, until);
+                return Ok(());
+            }
+            pull.phase = Phase::Asking;
+            if !self.is_calm() && self.chance(2) {
+                return self.failed(at, "no room");
+            }
+        }
+        let pull = &mut self.pulls[at];
         if pull.phase == Phase::Asking && pull.claims.are_granted() {
             pull.phase = Phase::Reading;
-            (0..pull.regions.len()).for_each(|shard| self.request(at, shard, 0));
+            let first = pull.first;
+            (0..pull.regions.len()).for_each(|shard| self.request(at, shard, first));
         }
         let pull = &mut self.pulls[at];
         if pull.phase == Phase::Reading && pull.is_here() {
@@ -125,10 +154,16 @@ impl World {
             self.say(at, shard, Some(say));
         }
         let pull = &self.pulls[at];
-        let next = pull.claims.next().unwrap_or(pull.deadline).min(pull.deadline);
-        let (puller, life) = (pull.puller, self.pullers[pull.puller].process.life);
-        self.after(next - now, Who::Puller(puller), Some(life), What::Wake(at));
+        self.wake(at, pull.claims.next().unwrap_or(pull.deadline));
         Ok(())
+    }
+
+    /// Has a pull go on then, or at its deadline.
+    fn wake(&mut self, at: usize, next: Time) {
+        let pull = &self.pulls[at];
+        let (puller, life) = (pull.puller, self.pullers[pull.puller].process.life);
+        let delay = next.min(pull.deadline) - self.now;
+        self.after(delay, Who::Puller(puller), Some(life), What::Wake(at));
     }
 
     /// Says something to the owner of a shard; that it is given up, if nothing.
