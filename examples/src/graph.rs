@@ -22,6 +22,7 @@ use dynamo_core::{
     Client, Component, Error, ErrorKind, Namespace, Result, Runtime, ServeOptions, Serving,
     SharedEngine,
 };
+use dynamo_kv::metrics::BlockMetrics;
 use dynamo_kv::{BlockManager, Handoff, HandoffConfig, ManagerConfig};
 use dynamo_router::disagg::{Observer, Pool, PrefillDecode};
 use dynamo_router::{EventFeed, KvRouter, RouterConfig};
@@ -77,6 +78,7 @@ pub struct GraphWorker {
     pub worker: LlamaWorker,
     serving: Serving,
     agent: Agent,
+    _blocks: Arc<BlockMetrics>,
 }
 
 impl GraphWorker {
@@ -103,18 +105,20 @@ impl GraphWorker {
         };
         let mut manager = ManagerConfig::new(layout, config.blocks);
         if let Some(disk) = &config.disk {
-            manager = manager.with_tiers(disk.tiers(name, &layout).await?);
+            manager = manager.with_tiers(disk.tiers(name, model, &layout).await?);
         }
         let manager =
             BlockManager::new(manager, WorkerId::new(id), Box::new(publish)).map_err(|error| {
                 Error::internal(format!("block manager of {name}")).with_source(error)
             })?;
+        let blocks = Arc::new(BlockMetrics::new(name, &manager));
+        runtime.metrics().add(&blocks);
         let handoff = HandoffConfig::default().with_ttl(config.hold_ttl);
         let handoff = Handoff::new(agent.clone(), manager.clone(), handoff)?;
         let worker = LlamaWorker::new(Arc::clone(model), manager, handoff, config.worker.clone());
         let options = ServeOptions::default().with_instance(id).with_label(WORKER, name);
         let serving = component.endpoint("generate")?.serve_with(worker.clone(), options).await?;
-        Ok(Self { name: name.to_owned(), worker, serving, agent })
+        Ok(Self { name: name.to_owned(), worker, serving, agent, _blocks: blocks })
     }
 
     /// Returns the instance that requests are routed to.

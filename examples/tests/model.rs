@@ -6,6 +6,13 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use dynamo_examples::model::{Detokenizer, Error, Loaded, Message, VecKv, sample};
+use tiny::{Size, header};
+
+#[path = "support/tiny.rs"]
+mod tiny;
+
+/// A whole model in a few kilobytes.
+const TINY: Size = Size { layers: 1, dim: 32, ffn: 32, context: 64 };
 
 /// Returns the model's file, or says visibly how to get it.
 #[expect(
@@ -113,15 +120,6 @@ fn load(bytes: &[u8]) -> Error {
     Loaded::from_bytes(bytes, &mut |_, _| {}).unwrap_err()
 }
 
-/// Writes a GGUF header: magic, version 3, tensor and metadata counts, then `rest`.
-fn header(tensors: u64, metadata: u64, rest: &[u8]) -> Vec<u8> {
-    let mut bytes = b"GGUF\x03\0\0\0".to_vec();
-    bytes.extend(tensors.to_le_bytes());
-    bytes.extend(metadata.to_le_bytes());
-    bytes.extend(rest);
-    bytes
-}
-
 #[test]
 fn other_files_and_absurd_counts_are_typed_errors() {
     assert!(matches!(load(b""), Error::NotGguf(_)));
@@ -151,70 +149,9 @@ fn a_real_file_cut_or_spoilt_anywhere_in_its_header_is_a_typed_error() {
     }
 }
 
-/// Returns a whole model of one layer in a few kilobytes, and where its tensors' data starts.
-fn tiny_model() -> (Vec<u8>, usize) {
-    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
-    let tagged =
-        |key: &str, kind: u32, value: &[u8]| [&text(key)[..], &kind.to_le_bytes(), value].concat();
-    let texts = |items: &[&str]| {
-        let mut list = [&8u32.to_le_bytes()[..], &(items.len() as u64).to_le_bytes()].concat();
-        items.iter().for_each(|item| list.extend(text(item)));
-        list
-    };
-    let mut metadata = vec![
-        tagged("general.architecture", 8, &text("llama")),
-        tagged("tokenizer.ggml.model", 8, &text("gpt2")),
-        tagged("tokenizer.ggml.pre", 8, &text("smollm")),
-        tagged("tokenizer.ggml.tokens", 9, &texts(&["<|end|>", "a", "b", "ab"])),
-        tagged("tokenizer.ggml.merges", 9, &texts(&["a b"])),
-        tagged("tokenizer.chat_template", 8, &text("{{ messages[0].content }}")),
-        tagged("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes()),
-    ];
-    for (key, value) in [
-        ("block_count", 1u32),
-        ("embedding_length", 32),
-        ("feed_forward_length", 32),
-        ("context_length", 64),
-        ("attention.head_count", 4),
-        ("attention.head_count_kv", 2),
-    ] {
-        metadata.push(tagged(&format!("llama.{key}"), 4, &value.to_le_bytes()));
-    }
-    let (mut tensors, mut data) = (Vec::new(), Vec::new());
-    for (name, dims) in [
-        ("token_embd", &[32u64, 4][..]),
-        ("output_norm", &[32]),
-        ("blk.0.attn_norm", &[32]),
-        ("blk.0.attn_q", &[32, 32]),
-        ("blk.0.attn_k", &[32, 16]),
-        ("blk.0.attn_v", &[32, 16]),
-        ("blk.0.attn_output", &[32, 32]),
-        ("blk.0.ffn_norm", &[32]),
-        ("blk.0.ffn_gate", &[32, 32]),
-        ("blk.0.ffn_up", &[32, 32]),
-        ("blk.0.ffn_down", &[32, 32]),
-    ] {
-        let mut tensor = text(&format!("{name}.weight"));
-        tensor.extend(u32::try_from(dims.len()).unwrap().to_le_bytes());
-        dims.iter().for_each(|dim| tensor.extend(dim.to_le_bytes()));
-        tensor.extend(0u32.to_le_bytes());
-        tensor.extend((data.len() as u64).to_le_bytes());
-        tensors.push(tensor);
-        for index in 0..dims.iter().product::<u64>() {
-            data.extend(((index * 37 % 64) as f32 / 32.0 - 1.0).to_le_bytes());
-        }
-    }
-    let rest = [metadata.concat(), tensors.concat()].concat();
-    let mut file = header(tensors.len() as u64, metadata.len() as u64, &rest);
-    let data_start = file.len().next_multiple_of(32);
-    file.resize(data_start, 0);
-    file.extend(data);
-    (file, data_start)
-}
-
 #[test]
 fn a_file_loads_and_runs_wherever_its_bytes_lie_in_memory() {
-    let (file, _) = tiny_model();
+    let (file, _) = tiny::file(TINY);
     let run = |bytes: &[u8]| {
         let Loaded { model, tokenizer, .. } = Loaded::from_bytes(bytes, &mut |_, _| {}).unwrap();
         let mut kv = VecKv::new(model.config(), 2, 8);
@@ -230,7 +167,7 @@ fn a_file_loads_and_runs_wherever_its_bytes_lie_in_memory() {
 
 #[test]
 fn no_spoilt_byte_and_no_cut_of_a_file_makes_loading_panic() {
-    let (file, data_start) = tiny_model();
+    let (file, data_start) = tiny::file(TINY);
     for at in 0..data_start {
         for flip in [0x01, 0x04, 0x80, 0xff] {
             let mut spoilt = file.clone();
@@ -248,7 +185,7 @@ fn no_spoilt_byte_and_no_cut_of_a_file_makes_loading_panic() {
 
 #[test]
 fn what_would_be_read_wrongly_is_refused() {
-    let (file, _) = tiny_model();
+    let (file, _) = tiny::file(TINY);
     let replaced = |from: &[u8], to: &[u8]| {
         let at = file.windows(from.len()).position(|window| window == from).unwrap();
         let mut changed = file.clone();

@@ -1,14 +1,19 @@
 //! A worker: one KV cache, one model, any number of sequences at once.
 //!
 //! ```text
-//! Full     acquire prefix → prefill the rest → decode
-//! Prefill  acquire prefix → prefill the rest → first token → stage blocks, hold until pulled
-//! Decode   pull blocks  → decode
+//! Full     wait for room → acquire prefix → prefill the rest → decode
+//! Prefill  wait for room → acquire prefix → prefill the rest → first token → stage blocks, hold until pulled
+//! Decode   pull blocks → wait for room → decode
 //! ```
+//!
+//! A router has chosen this worker for a request that waits: meanwhile what is below memory of its prefix
+//! comes up.
 //!
 //! The async shell admits, pulls and stages; computing happens on blocking threads that look at
 //! the request's context between chunks and tokens.
 
+mod admit;
+mod cost;
 mod generation;
 mod sequence;
 
@@ -20,14 +25,13 @@ use dynamo_core::protocol::{
     FinishReason, GenerateChunk, GenerateRequest, HandoffReport, HandoffTicket, Stage, TokenId,
     Usage,
 };
-use dynamo_core::{
-    Context, Engine, Error, ErrorKind, RequestId, ResponseSender, ResponseStream, Result,
-};
+use dynamo_core::{Context, Engine, Error, RequestId, ResponseSender, ResponseStream, Result};
 use dynamo_kv::{BlockLayout, BlockManager, DType, Handoff, TokenSequence};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::model::{Model, ModelConfig};
+pub use cost::measure;
 use generation::Generation;
 use sequence::SequenceKv;
 
@@ -197,10 +201,11 @@ impl Inner {
             TokenSequence::new(&request.namespace, request.blocks.block_size(), &request.token_ids);
         match request.stage.clone() {
             Stage::Full => {
+                let permit = self.admit(Some(&sequence)).await?;
                 let kv = SequenceKv::acquire(&self.manager, &sequence).await;
                 let generation = Generation::new(self, ctx, &request, sequence, kv);
                 let sender = Arc::clone(sender);
-                self.compute(move || {
+                self.compute(permit, move || {
                     let mut generation = generation;
                     let first = generation.prefill()?;
                     generation.decode(first, true, &mut |chunk| sender.send_blocking(chunk))
@@ -210,12 +215,13 @@ impl Inner {
             Stage::Prefill => self.prefill(ctx, &request, sequence, sender).await,
             Stage::Decode { ticket, first_token } => {
                 let (kv, report) = self.pull(ctx, &ticket, &sequence).await?;
+                let permit = self.admit(None).await?;
                 sender
                     .send(GenerateChunk { handoff: Some(report), ..GenerateChunk::default() })
                     .await?;
                 let mut generation = Generation::new(self, ctx, &request, sequence, kv);
                 let sender = Arc::clone(sender);
-                self.compute(move || {
+                self.compute(permit, move || {
                     generation.decode(first_token, false, &mut |chunk| sender.send_blocking(chunk))
                 })
                 .await
@@ -232,10 +238,11 @@ impl Inner {
         sequence: TokenSequence,
         sender: &Arc<ResponseSender<GenerateChunk>>,
     ) -> Result<()> {
+        let permit = self.admit(Some(&sequence)).await?;
         let kv = SequenceKv::acquire(&self.manager, &sequence).await;
         let mut generation = Generation::new(self, ctx, request, sequence, kv);
         let (first, generation) =
-            self.compute(move || Ok((generation.prefill()?, generation))).await?;
+            self.compute(permit, move || Ok((generation.prefill()?, generation))).await?;
         let usage = |completion_tokens| Some(Usage { completion_tokens, ..generation.usage() });
         if generation.is_stop(first) {
             let finish = Some(FinishReason::Stop);
@@ -267,23 +274,6 @@ impl Inner {
         let pulled = self.handoff.pull([ticket], sequence, ctx.deadline()).await?;
         let report = pulled.report;
         Ok((SequenceKv::pulled(self.manager.clone(), pulled), report))
-    }
-
-    /// Runs `work` on a blocking thread once there is room for another sequence.
-    async fn compute<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let permit = Arc::clone(&self.compute)
-            .acquire_owned()
-            .await
-            .map_err(|_| Error::new(ErrorKind::Closed, "worker has shut down"))?;
-        let thread = self.tasks.spawn_blocking(move || {
-            let result = work();
-            drop(permit);
-            result
-        });
-        thread.await.map_err(|error| Error::internal("computing thread").with_source(error))?
     }
 }
 

@@ -4,7 +4,7 @@ use dynamo_core::protocol::LoadedTokens;
 use dynamo_core::{Error, ErrorKind, Result};
 use dynamo_kv::{
     BlockKey, BlockLayout, BlockManager, MutableBlock, PartialBlock, Pulled, RegisteredBlock,
-    TokenSequence,
+    Sources, TokenSequence,
 };
 
 use tokio::runtime::Handle;
@@ -26,17 +26,13 @@ pub(super) struct SequenceKv {
 }
 
 impl SequenceKv {
-    /// Starts from the longest prefix that the manager holds, in memory or below, short of the last
-    /// token: its logits have to be computed.
+    /// Starts from the longest prefix that the manager holds, in memory or below.
     pub(super) async fn acquire(manager: &BlockManager, sequence: &TokenSequence) -> Self {
         let block_tokens = sequence.block_size().tokens();
-        let reusable = sequence.tokens().len().saturating_sub(1) / block_tokens;
-        let keys = &sequence.keys()[..reusable.min(sequence.keys().len())];
-        let acquired = manager.acquire(keys).await;
-        let (registered, sources) = (Vec::from(acquired.blocks), acquired.sources);
+        let acquired = manager.acquire(reusable(sequence)).await;
+        let registered = Vec::from(acquired.blocks);
         let tokens = registered.len() * block_tokens;
-        let count = |blocks: usize| u32::try_from(blocks * block_tokens).unwrap_or(u32::MAX);
-        let loaded = LoadedTokens { disk: count(sources.disk), remote: count(sources.remote) };
+        let loaded = loaded(acquired.sources, block_tokens);
         Self { manager: manager.clone(), registered, own: Vec::new(), tokens, loaded }
     }
 
@@ -45,7 +41,7 @@ impl SequenceKv {
         let block_tokens = manager.layout().block_size().tokens();
         let tokens = pulled.blocks.len() * block_tokens + pulled.tail_tokens;
         let (registered, own) = (pulled.blocks, pulled.tail.into_iter().collect());
-        Self { manager, registered, own, tokens, loaded: LoadedTokens::default() }
+        Self { manager, registered, own, tokens, loaded: loaded(pulled.sources, block_tokens) }
     }
 
     /// Returns how many of the tokens it began with came from a tier below memory.
@@ -100,6 +96,18 @@ impl SequenceKv {
     fn layout(&self) -> BlockLayout {
         BlockLayout::of(*self.manager.layout().shape())
     }
+}
+
+/// Returns the blocks of a prompt that need not be computed if they are there: short of the last token, whose
+/// logits have to be.
+pub(super) fn reusable(sequence: &TokenSequence) -> &[BlockKey] {
+    let count = sequence.tokens().len().saturating_sub(1) / sequence.block_size().tokens();
+    &sequence.keys()[..count.min(sequence.keys().len())]
+}
+
+fn loaded(sources: Sources, block_tokens: usize) -> LoadedTokens {
+    let count = |blocks: usize| u32::try_from(blocks * block_tokens).unwrap_or(u32::MAX);
+    LoadedTokens { disk: count(sources.disk), remote: count(sources.remote) }
 }
 
 impl PagedKv for SequenceKv {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use dynamo_examples::disk::DiskOptions;
+use dynamo_examples::engine::WorkerOptions;
 
 /// What was asked for on the command line.
 #[derive(Debug)]
@@ -89,6 +90,13 @@ impl Args {
             disk,
             worker,
         })
+    }
+
+    /// Returns how workers compute: who asks for little memory gets one sequence into it at a time.
+    pub(crate) fn worker_options(&self) -> WorkerOptions {
+        let default = WorkerOptions::default();
+        let sequences_max = if self.host_blocks.is_some() { 1 } else { default.sequences_max };
+        WorkerOptions { sequences_max, ..default }
     }
 
     /// Returns what tells a worker process of the caches.

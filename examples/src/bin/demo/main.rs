@@ -43,11 +43,11 @@ async fn main() -> Result<ExitCode> {
     let config = GraphConfig {
         blocks: args.host_blocks.unwrap_or_else(|| GraphConfig::default().blocks),
         disk: args.disk.clone(),
-        worker: WorkerOptions { on_progress: screen.prefills(), ..WorkerOptions::default() },
+        worker: WorkerOptions { on_progress: screen.prefills(), ..args.worker_options() },
         ..GraphConfig::default()
     };
     if let Some(worker) = &args.worker {
-        let config = GraphConfig { worker: WorkerOptions::default(), ..config };
+        let config = GraphConfig { worker: args.worker_options(), ..config };
         processes::work(worker, &model, args.backend.as_deref(), &config).await?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -179,6 +179,9 @@ impl Stage<'_> {
         let (first, again) = passes.split_first().context("there is a first pass")?;
         let (total, mut failed) = (turns.len(), false);
         if let Some(second) = again.first() {
+            let tiers = self.graph.workers().iter().filter_map(|its| its.worker.manager().tiers());
+            let ahead: u64 = tiers.map(|tiers| tiers.prefetched_total).sum();
+            println!("{ahead} blocks came from disk while their request waited for its turn");
             let mut identical = 0;
             for (one, other) in first.iter().zip(second) {
                 identical +=
