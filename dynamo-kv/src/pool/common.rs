@@ -212,7 +212,7 @@ fn shards_of(blocks: usize) -> usize {
 }
 
 /// Fewer blocks are not worth a lock of their own.
-const BLOCKS_PER_SHARD: usize = 256;
+const BLOCKS_PER_SHARD: usize = if cfg!(dynamo_loom) { 1 } else { 256 };
 
 /// Several times the threads that allocate and register at once.
 const SHARDS_MAX: usize = 16;

@@ -7,16 +7,27 @@ use loom::thread;
 use crate::block::{BlockRun, CompleteBlock};
 use crate::{BlockKey, BlockLayout, BlockManager, DType, ManagerConfig, TokenSequence};
 
-/// A pool of two blocks, and a sequence of two that is stored there, held.
+/// A pool of two blocks in two shards, and a sequence of two that is stored in one of them, held.
 fn pool() -> (BlockManager, TokenSequence, BlockRun) {
-    let size = BlockSize::new(1).unwrap();
-    let layout = BlockLayout::new(1, 1, 1, size, DType::Byte).unwrap();
+    let sequence = sequence_of(&[1, 2]);
+    let layout = BlockLayout::new(1, 1, 1, sequence.block_size(), DType::Byte).unwrap();
     let sink = Box::new(|_: KvEvent| {});
     let worker = WorkerId::new(InstanceId(1));
     let manager = BlockManager::new(ManagerConfig::new(layout, 2), worker, sink).unwrap();
-    let sequence = TokenSequence::new(&CacheNamespace::default(), size, &[1, 2]);
     let held = manager.register_all(written(&manager, &sequence).unwrap());
     (manager, sequence, held)
+}
+
+/// A sequence of blocks of a token.
+fn sequence_of(tokens: &[u32]) -> TokenSequence {
+    TokenSequence::new(&CacheNamespace::default(), BlockSize::new(1).unwrap(), tokens)
+}
+
+/// Another sequence of two, of the same shard: chains go to shards by turns.
+fn beside(sequence: &TokenSequence) -> TokenSequence {
+    let parity = |sequence: &TokenSequence| sequence.keys()[0].chain % 2;
+    let mut others = (3..).map(|token| sequence_of(&[token, token]));
+    others.find(|other| parity(other) == parity(sequence)).unwrap()
 }
 
 /// Writes the blocks of a sequence, if there is room.
@@ -118,6 +129,23 @@ fn one_block_is_stored_by_two_at_once() {
     });
 }
 
+#[test]
+fn a_weak_block_is_the_one_that_it_was_or_none() {
+    tried(|| {
+        let (manager, sequence, held) = pool();
+        let weak = Vec::from(held).pop().unwrap().downgrade();
+        let reader = thread::spawn(move || {
+            let Some(block) = weak.upgrade() else { return };
+            assert!(block.iter().all(|byte| *byte == weak.identity().0[0]));
+        });
+        if let Some(blocks) = written(&manager, &beside(&sequence)) {
+            drop(manager.register_all(blocks));
+        }
+        reader.join().unwrap();
+        at_rest(&manager);
+    });
+}
+
 /// Writes a block under a quota and lets go of it, if there is room.
 fn store_one(quota: &BlockManager, key: BlockKey) -> bool {
     let Ok(mut blocks) = quota.allocate(1) else { return false };
@@ -168,6 +196,22 @@ fn a_quota_that_goes_while_another_takes_its_blocks_gives_each_back_once() {
         drop(manager.allocate(1));
         thread.join().unwrap();
         assert_eq!(manager.stats().free, 2);
+        at_rest(&manager);
+    });
+}
+
+#[test]
+fn a_shard_that_somebody_looks_into_is_waited_for() {
+    tried(|| {
+        let (manager, sequence, held) = pool();
+        drop(held);
+        let other = beside(&sequence);
+        let reader = thread::spawn({
+            let manager = manager.clone();
+            move || assert!(manager.match_prefix(other.keys()).is_empty())
+        });
+        assert_eq!(manager.allocate(2).unwrap().len(), 2, "all could be evicted all the time");
+        reader.join().unwrap();
         at_rest(&manager);
     });
 }

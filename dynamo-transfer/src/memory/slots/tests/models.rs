@@ -107,3 +107,31 @@ fn the_last_of_all_holds_frees_the_buffer_once() {
         assert_eq!(Arc::strong_count(&home), 1);
     });
 }
+
+/// What the slots of a buffer lead to: it goes with the buffer, and says so.
+struct Freed(Cells);
+
+impl Drop for Freed {
+    fn drop(&mut self) {
+        self.0.write(0);
+    }
+}
+
+#[test]
+fn the_buffer_goes_after_all_have_read() {
+    loom::model(|| {
+        let cells = Cells::new();
+        let mut slots = HostBuffer::new(2).into_slots_of(1, Freed(cells.clone()));
+        let (shared, other) = (slots.pop().unwrap().share(), slots.pop().unwrap());
+        let readers = [shared.clone(), shared].map(|hold| {
+            let cells = cells.clone();
+            thread::spawn(move || {
+                cells.read(0);
+                drop(hold);
+            })
+        });
+        cells.read(0);
+        drop(other);
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+    });
+}
