@@ -8,7 +8,9 @@ use std::time::Duration;
 use dynamo_transfer::device::{
     BlockCopy, DeviceConfig, DeviceCopier, IpcHandle, Method, SoftwareDevice, conformance,
 };
-use dynamo_transfer::{Agent, AgentConfig, ErrorKind, MemoryFabric, TransferOptions};
+use dynamo_transfer::{
+    Agent, AgentConfig, ErrorKind, HostBuffer, MemoryFabric, SharedSlot, Slot, TransferOptions,
+};
 
 const MEMORY: u64 = 256 << 20;
 
@@ -73,6 +75,31 @@ async fn a_dropped_copy_keeps_its_memory_until_the_stream_has_passed_it() {
     // The shutdown waits for what is in flight, waited for or not.
     copier.shutdown().await.unwrap();
     assert!(watched.upgrade().is_none());
+    assert_eq!((device.in_use_bytes(), device.violations()), (0, 0));
+}
+
+#[tokio::test]
+async fn pieces_of_a_dropped_copy_are_untouchable_until_it_has_passed() {
+    let (device, copier) = device(DeviceConfig::default());
+    device.pause();
+    let target = copier.allocate(8192).unwrap();
+    let pinned = || HostBuffer::from(copier.allocate_pinned(8192).unwrap()).into_slots(4096);
+    let source: Vec<_> = pinned().map(Slot::share).collect();
+    let owners =
+        |source: &[SharedSlot]| source.iter().map(SharedSlot::holders_count).collect::<Vec<_>>();
+    let up = copier.upload_pieces((0..).step_by(4096).zip(source.clone()).collect(), &target);
+    let down = copier.download_pieces(&target, (0..).step_by(4096).zip(pinned()).collect());
+    let kept = Arc::new(());
+    let across = copier.copy_keeping(&target, &target, &BLOCK, Arc::clone(&kept));
+    // Posted by the calls, since what is pinned holds nobody up.
+    assert_eq!(device.waiting(), 3);
+    drop((up, down, across));
+    tokio::task::yield_now().await;
+    assert_eq!((owners(&source), Arc::strong_count(&kept)), (vec![2, 2], 2));
+    device.resume();
+    copier.shutdown().await.unwrap();
+    assert_eq!((owners(&source), Arc::strong_count(&kept)), (vec![1, 1], 1));
+    drop((source, target));
     assert_eq!((device.in_use_bytes(), device.violations()), (0, 0));
 }
 

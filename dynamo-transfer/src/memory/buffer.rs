@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 #[cfg(target_os = "linux")]
 use super::shared::{Mapping, SharedFile};
+use crate::backend::cuda::{DeviceId, PinnedBuffer};
 use crate::error::Result;
 
 /// Host memory of a fixed size: zeroed, page-aligned, owned.
 ///
-/// The clone of a shared buffer is not shared.
+/// One made of a [`PinnedBuffer`] holds what that held, and is as aligned as its device allocates. The
+/// clone of a shared or pinned buffer is neither.
 pub struct HostBuffer {
     pages: Pages,
     len: usize,
@@ -24,6 +26,7 @@ enum Pages {
         mapping: Mapping,
         file: Arc<SharedFile>,
     },
+    Pinned(PinnedBuffer),
 }
 
 /// The file that a segment is the beginning of.
@@ -87,12 +90,28 @@ impl HostBuffer {
     /// Returns what other processes can map of it.
     pub(crate) fn part(&self) -> Option<SharedPart> {
         match &self.pages {
-            Pages::Own(_) => None,
+            Pages::Own(_) | Pages::Pinned(_) => None,
             #[cfg(target_os = "linux")]
             Pages::Large(_) => None,
             #[cfg(target_os = "linux")]
             Pages::Shared { file, .. } => Some(Arc::clone(file)),
         }
+    }
+
+    /// Returns the device that reaches it by itself.
+    pub(super) fn pinned(&self) -> Option<DeviceId> {
+        match &self.pages {
+            Pages::Pinned(buffer) => Some(buffer.memory().device_id()),
+            _ => None,
+        }
+    }
+}
+
+impl From<PinnedBuffer> for HostBuffer {
+    /// Makes it memory for all that host memory is for; the device reaches it by itself as before.
+    fn from(buffer: PinnedBuffer) -> Self {
+        let len = buffer.len();
+        Self { pages: Pages::Pinned(buffer), len }
     }
 }
 
@@ -104,6 +123,7 @@ impl Deref for HostBuffer {
             Pages::Own(pages) => &bytemuck::cast_slice(pages)[..self.len],
             #[cfg(target_os = "linux")]
             Pages::Large(mapping) | Pages::Shared { mapping, .. } => mapping.bytes(),
+            Pages::Pinned(buffer) => buffer,
         }
     }
 }
@@ -114,6 +134,7 @@ impl DerefMut for HostBuffer {
             Pages::Own(pages) => &mut bytemuck::cast_slice_mut(pages)[..self.len],
             #[cfg(target_os = "linux")]
             Pages::Large(mapping) | Pages::Shared { mapping, .. } => mapping.bytes_mut(),
+            Pages::Pinned(buffer) => buffer,
         }
     }
 }

@@ -58,8 +58,10 @@ fn parts<B: 'static>(segments: &[B]) -> Vec<Option<SharedPart>> {
 /// Returns the device that reaches all segments by itself, as far as their type tells.
 fn pinned<B: 'static>(segments: &[B]) -> Option<DeviceId> {
     let pinned = |segment: &B| {
-        let buffer = (segment as &dyn Any).downcast_ref::<PinnedBuffer>();
-        buffer.map(|buffer| buffer.memory().device_id())
+        let segment = segment as &dyn Any;
+        let buffer = segment.downcast_ref::<PinnedBuffer>();
+        let pinned = buffer.map(|buffer| buffer.memory().device_id());
+        pinned.or_else(|| segment.downcast_ref::<HostBuffer>()?.pinned())
     };
     let first = segments.first().and_then(pinned)?;
     segments.iter().all(|segment| pinned(segment) == Some(first)).then_some(first)

@@ -8,6 +8,7 @@ use super::copier::DeviceCopier;
 use super::copy::BlockCopy;
 use super::device::{Device, Home};
 use super::ipc::IpcHandle;
+use super::pinned::PinnedSpans;
 use super::region::DeviceId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Span;
@@ -165,6 +166,8 @@ pub(crate) struct Allocation {
     span: Span,
     origin: Origin,
     device: Arc<dyn Device>,
+    /// Where it is noted as pinned, if it is.
+    pinned: Option<Arc<PinnedSpans>>,
 }
 
 #[derive(Clone, Copy)]
@@ -181,12 +184,19 @@ impl Allocation {
             0 => (Span::of(&[]), Origin::Nowhere),
             len => (device.allocate(home, len)?, Origin::Allocated(home)),
         };
-        Ok(Self { span, origin, device: Arc::clone(device) })
+        Ok(Self { span, origin, device: Arc::clone(device), pinned: None })
+    }
+
+    /// Notes it as pinned for as long as it is there.
+    pub(super) fn noted_in(mut self, pinned: &Arc<PinnedSpans>) -> Self {
+        pinned.add(self.span);
+        self.pinned = Some(Arc::clone(pinned));
+        self
     }
 
     pub(super) fn open(device: &Arc<dyn Device>, handle: &IpcHandle) -> Result<Self> {
         let span = device.open(handle)?;
-        Ok(Self { span, origin: Origin::Opened, device: Arc::clone(device) })
+        Ok(Self { span, origin: Origin::Opened, device: Arc::clone(device), pinned: None })
     }
 
     /// Returns where it lies; whoever uses that keeps the allocation.
@@ -202,6 +212,8 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
+        // First: behind this its addresses may be another's.
+        self.pinned.iter().for_each(|pinned| pinned.remove(self.span));
         match self.origin {
             Origin::Nowhere => {}
             // SAFETY: the span is what this device allocated there, and this is its only owner; each

@@ -1,6 +1,8 @@
 #![expect(unsafe_code, reason = "some copies are posted as a region would post them")]
 //! The suite that every device passes.
 
+mod pieces;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ pub async fn run(copier: &DeviceCopier, seed: u64) {
     random_blocks_are_exact(copier, seed).await;
     every_length_and_alignment_is_exact(copier).await;
     pageable_memory_is_copied_too(copier, seed).await;
+    pieces::pieces_that_many_own_are_exact(copier, seed).await;
+    pieces::a_piece_outside_its_buffer_is_refused_and_given_up(copier).await;
     copies_of_one_direction_run_in_order(copier).await;
     who_waits_for_a_copy_finds_its_bytes(copier, seed).await;
     dropped_copies_keep_their_memory_until_they_have_passed(copier, seed).await;

@@ -11,6 +11,7 @@ use super::buffer::{Allocation, DeviceBuffer, PinnedBuffer};
 use super::copy::{BlockCopy, DeviceConfig, DeviceCopy};
 use super::device::{Completion, Copies, Device, Direction, Home, Leases, Settled, SpanCopy};
 use super::ipc::IpcHandle;
+use super::pinned::PinnedSpans;
 use super::quarantine::Quarantine;
 use super::region::DeviceId;
 use super::software::SoftwareDevice;
@@ -28,6 +29,7 @@ pub struct DeviceCopier(Arc<Inner>);
 struct Inner {
     device: Arc<dyn Device>,
     config: DeviceConfig,
+    pinned: Arc<PinnedSpans>,
     /// Room for copies in flight.
     room: Arc<Semaphore>,
     quarantine: Quarantine,
@@ -77,6 +79,7 @@ impl DeviceCopier {
         }
         Ok(Self(Arc::new(Inner {
             device,
+            pinned: Arc::default(),
             room: Arc::new(Semaphore::new(config.copies_max)),
             quarantine: Quarantine::start(config.copies_max)?,
             config,
@@ -100,6 +103,11 @@ impl DeviceCopier {
         self.0.device.status()
     }
 
+    /// Tells whether all of a span is pinned memory that this copier allocated.
+    pub(super) fn has_pinned(&self, span: Span) -> bool {
+        self.0.pinned.has(span)
+    }
+
     pub(crate) fn ordinal(&self) -> u32 {
         self.0.device.ordinal()
     }
@@ -121,7 +129,8 @@ impl DeviceCopier {
     ///
     /// Fails like [`allocate`](Self::allocate).
     pub fn allocate_pinned(&self, len: usize) -> Result<PinnedBuffer> {
-        Allocation::new(&self.0.device, Home::Pinned, len).map(PinnedBuffer::new)
+        let memory = Allocation::new(&self.0.device, Home::Pinned, len)?;
+        Ok(PinnedBuffer::new(memory.noted_in(&self.0.pinned)))
     }
 
     /// Opens memory of the same GPU that another process exported.
@@ -187,15 +196,7 @@ impl DeviceCopier {
         target: &DeviceBuffer,
         blocks: &[BlockCopy],
     ) -> DeviceCopy<()> {
-        let sides = (&**source.memory(), &**target.memory());
-        let copies = match self.copies(Direction::DeviceToDevice, sides, blocks) {
-            Ok(copies) => copies,
-            Err(error) => return DeviceCopy::failed(error),
-        };
-        let leases = (Arc::clone(source.memory()), Arc::clone(target.memory()));
-        // SAFETY: the spans lie inside both buffers, which the leases keep; device memory is never
-        // referred to.
-        unsafe { self.start(copies, leases) }.map(drop)
+        self.copy_keeping(source, target, blocks, ())
     }
 
     /// Refuses new copies, waits for those in flight, and joins the threads of copier and device.
@@ -298,7 +299,7 @@ impl DeviceCopier {
         }
     }
 
-    fn copies(
+    pub(super) fn copies(
         &self,
         direction: Direction,
         (source, target): (&Allocation, &Allocation),
@@ -317,7 +318,7 @@ impl DeviceCopier {
     }
 }
 
-fn piece(span: Span, offset: usize, len: usize) -> Result<Span> {
+pub(super) fn piece(span: Span, offset: usize, len: usize) -> Result<Span> {
     if offset.checked_add(len).is_none_or(|end| end > span.len()) {
         let message = format!("block {offset}+{len} lies outside a buffer of {}", span.len());
         return Err(Error::new(ErrorKind::OutOfBounds, message));

@@ -45,6 +45,8 @@ mod copy;
 mod device;
 mod ipc;
 mod ledger;
+mod pieces;
+mod pinned;
 mod quarantine;
 mod region;
 mod software;

@@ -69,22 +69,21 @@ impl HostBuffer {
     ///
     /// # Panics
     /// As there.
-    pub fn into_slots_of<H>(mut self, slot_bytes: usize, home: H) -> SlotList<H> {
+    pub fn into_slots_of<H>(self, slot_bytes: usize, home: H) -> SlotList<H> {
         assert!(slot_bytes > 0, "slots of no bytes");
         let count = self.len() / slot_bytes;
-        let limit = u32::try_from(count).ok().filter(|count| *count < NONE);
-        let indices = 0..limit.expect("fewer slots than a u32 counts");
-        if count == 0 {
-            return SlotList::default();
-        }
-        let base = NonNull::from(&mut self[..]).cast();
-        let holders = indices.clone().map(|_| AtomicU32::new(0)).collect();
-        let before = indices.clone().map(|_| AtomicU32::new(NONE)).collect();
-        let slots = AtomicUsize::new(count);
-        let arena = Arena { _buffer: self, base, slot_bytes, holders, before, slots, home };
-        let arena = NonNull::from(Box::leak(Box::new(arena)));
-        // SAFETY: each index is that of one slot, and nobody else has any.
-        unsafe { SlotList::from_raw(arena, indices.rev().collect()) }
+        Arena::cut(self, slot_bytes, count, home)
+    }
+}
+
+impl<H> SlotList<H> {
+    /// Creates `count` slots of no bytes, which all lead to `home`: owners and holders of what only a
+    /// number tells apart, as parts of memory that the processor does not reach.
+    ///
+    /// # Panics
+    /// If there would be `u32::MAX` slots or more.
+    pub fn of_numbers(count: usize, home: H) -> Self {
+        Arena::cut(HostBuffer::new(0), 0, count, home)
     }
 }
 
@@ -147,9 +146,28 @@ impl<H> Drop for Slot<H> {
 }
 
 impl<H> Arena<H> {
+    /// Makes `count` slots of a buffer that has room for them.
+    fn cut(mut buffer: HostBuffer, slot_bytes: usize, count: usize, home: H) -> SlotList<H> {
+        let limit = u32::try_from(count).ok().filter(|count| *count < NONE);
+        let indices = 0..limit.expect("fewer slots than a u32 counts");
+        let is_room = count.checked_mul(slot_bytes).is_some_and(|bytes| bytes <= buffer.len());
+        assert!(is_room, "slots lie inside their buffer");
+        if count == 0 {
+            return SlotList::default();
+        }
+        let base = NonNull::from(&mut buffer[..]).cast();
+        let holders = indices.clone().map(|_| AtomicU32::new(0)).collect();
+        let before = indices.clone().map(|_| AtomicU32::new(NONE)).collect();
+        let slots = AtomicUsize::new(count);
+        let arena = Self { _buffer: buffer, base, slot_bytes, holders, before, slots, home };
+        let arena = NonNull::from(Box::leak(Box::new(arena)));
+        // SAFETY: each index is that of one slot, and nobody else has any.
+        unsafe { SlotList::from_raw(arena, indices.rev().collect()) }
+    }
+
     /// Returns where a slot is.
     fn at(&self, index: u32) -> NonNull<u8> {
-        // SAFETY: slots have indices of whole slots inside the buffer.
+        // SAFETY: slots have indices of whole slots inside the buffer; those of no bytes stay at its base.
         unsafe { self.base.add(index as usize * self.slot_bytes) }
     }
 }

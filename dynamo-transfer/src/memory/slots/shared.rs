@@ -63,6 +63,11 @@ impl<H> SharedSlot<H> {
         SlotRun { last: self, indices }
     }
 
+    /// Returns which slot of its buffer it is.
+    pub fn index(&self) -> usize {
+        self.index as usize
+    }
+
     /// Returns what all slots of the buffer lead to.
     pub fn home(&self) -> &H {
         &self.arena().home
@@ -142,6 +147,11 @@ impl<H> SlotRun<H> {
     /// Returns the last slot, which keeps the others.
     pub fn last(&self) -> &SharedSlot<H> {
         &self.last
+    }
+
+    /// Returns which slot of its buffer one is, if there is one.
+    pub fn index(&self, at: usize) -> Option<usize> {
+        self.indices.get(at).map(|index| *index as usize)
     }
 
     /// Returns the bytes of a slot, if there is one.

@@ -23,6 +23,28 @@ fn slots_are_disjoint_parts_of_the_buffer_and_the_rest_is_left() {
 }
 
 #[test]
+fn slots_of_no_bytes_have_owners_and_holders_as_all_have() {
+    let home = Arc::new(());
+    let mut slots: Vec<_> = SlotList::of_numbers(3, Arc::clone(&home)).collect();
+    assert!(slots.iter_mut().all(|slot| slot.is_empty() && slot.as_mut().is_empty()));
+    let first = slots.remove(0).share();
+    let [last, kept] = slots.remove(0).share_behind(Some(first.clone()));
+    let run = last.into_run(2);
+    assert_eq!(
+        (first.index(), run.index(0), run.index(1), run.index(2)),
+        (0, Some(0), Some(1), None)
+    );
+    assert_eq!((&run[0], run.last().holders_count()), (&[][..], 2));
+    let first = first.into_owned(None).unwrap_err();
+    drop(run);
+    let (owned, before) = kept.into_owned(None).unwrap();
+    assert_eq!((owned.index(), first.into_owned(before).unwrap().0.index()), (1, 0));
+    drop((owned, slots));
+    assert_eq!(Arc::strong_count(&home), 1);
+    assert!(SlotList::of_numbers(0, ()).is_empty());
+}
+
+#[test]
 fn what_is_shared_is_read_by_all_and_taken_back_by_the_last() {
     let mut slots = slots(2, 32);
     let mut first = slots.swap_remove(0);
