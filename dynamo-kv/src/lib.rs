@@ -35,7 +35,7 @@
 //! | [`group`] | models whose layers attend differently: a manager for each group of layers |
 //! | `pool`, [`evict`] | the state, in shards behind short locks; which cached block goes first |
 //! | [`tier`] | blocks below memory: on a disk, in an object store, in another process |
-//! | `below` | how a manager's blocks go down to tiers and come up |
+//! | `below` | how a manager's blocks go down to tiers and come up; from device memory to host memory too |
 //! | [`handoff`] | stage for a peer under a hold; reserve; pull; settle |
 //! | [`metrics`] | a worker's blocks, transfers and hand-offs on the page of its runtime |
 #![forbid(unsafe_code)]
@@ -57,10 +57,13 @@ pub mod sequence;
 pub mod tier;
 
 pub use below::{Acquired, Offload, Sources, TierConfig, TierReport, TiersConfig, TiersStats};
-pub use block::{BlockRun, CompleteBlock, MutableBlock, PartialBlock, RegisteredBlock, WeakBlock};
+pub use block::{
+    BlockRun, CompleteBlock, DeviceBlock, MutableBlock, PartialBlock, RegisteredBlock, WeakBlock,
+};
 pub use group::{Attention, BlockGroups};
 pub use handoff::{Handoff, HandoffConfig, HandoffStats, Pulled, Settlement, Staged};
 pub use identity::{BlockIdentity, BlockKey};
 pub use layout::{BlockLayout, DType, LayoutError};
 pub use manager::{AllocateError, BlockManager, EventSink, Limit, ManagerConfig, PoolStats};
+pub use pool::BlockMemory;
 pub use sequence::TokenSequence;

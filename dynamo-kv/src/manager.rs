@@ -1,5 +1,6 @@
 //! The front door: allocate, match, register.
 
+mod above;
 mod config;
 mod quota;
 
@@ -7,18 +8,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynamo_core::protocol::{KvChange, KvEvent, WorkerId};
-use dynamo_transfer::HostBuffer;
+use dynamo_core::protocol::{KvChange, KvEvent, Tier, WorkerId};
 
 use crate::below::{Acquired, Below, TiersStats};
 use crate::block::{BlockRun, CompleteBlock, MutableBlock, RegisteredBlock};
 use crate::identity::BlockKey;
 use crate::layout::RankLayout;
-use crate::pool::{Pool, PoolConfig, Publisher};
+use crate::pool::{BlockMemory, Memory, Pool, PoolConfig, Published, Publisher};
 pub use config::ManagerConfig;
 pub use quota::{AllocateError, Limit};
 
-/// Owns a fixed number of blocks of host memory; cheap to clone.
+/// Owns a fixed number of blocks of host memory, or of a device's; cheap to clone.
 ///
 /// Every block is in exactly one state, and the states sum to the capacity after every call
 /// ([`PoolStats`]). What changes for others is published as [`KvEvent`]s in the order it happened.
@@ -80,33 +80,64 @@ pub struct Snapshot {
 
 impl BlockManager {
     /// Allocates the memory and creates the manager of `worker`'s blocks.
+    ///
+    /// Fails with [`InvalidArgument`](dynamo_core::ErrorKind::InvalidArgument) if the parts of `config` do
+    /// not fit each other, and, where a device is to give the memory,
+    /// [`Overloaded`](dynamo_core::ErrorKind::Overloaded) if there is no room and
+    /// [`Unavailable`](dynamo_core::ErrorKind::Unavailable) if the device is gone: nothing else is taken
+    /// in its place.
     pub fn new(
         config: ManagerConfig,
         worker: WorkerId,
         events: Box<dyn EventSink>,
     ) -> dynamo_core::Result<Self> {
+        if config.tiers.host().is_some() {
+            let message = "a block pool above one of host memory is made by `above`";
+            return Err(dynamo_core::Error::invalid(message));
+        }
+        let publisher = Published::new(Publisher::new(worker, config.epoch, events));
+        Self::build(config, Arc::new(publisher))
+    }
+
+    fn build(config: ManagerConfig, publisher: Arc<Published>) -> dynamo_core::Result<Self> {
         if config.blocks == 0 {
             return Err(dynamo_core::Error::invalid("a block pool of 0 blocks"));
         }
-        config.tiers.check()?;
+        let is_device = matches!(config.memory, BlockMemory::Device(_));
+        config.tiers.check(is_device)?;
+        if is_device && config.zero_on_allocate {
+            let message = "zero_on_allocate for a block pool of device memory";
+            return Err(dynamo_core::Error::invalid(message));
+        }
         let (layout, has_tiers) = (config.layout, !config.tiers.tiers.is_empty());
         let spares = if has_tiers { config.tiers.queue_blocks } else { 0 };
-        let bytes = config.blocks.checked_add(spares);
-        let bytes = bytes.and_then(|blocks| layout.block_bytes().checked_mul(blocks));
-        let bytes = bytes.filter(|_| u32::try_from(config.blocks).is_ok()).ok_or_else(|| {
+        let slots = config.blocks.checked_add(spares);
+        let slots = slots.filter(|slots| layout.block_bytes().checked_mul(*slots).is_some());
+        let slots = slots.filter(|_| u32::try_from(config.blocks).is_ok()).ok_or_else(|| {
             dynamo_core::Error::invalid(format!("a block pool of {} blocks", config.blocks))
         })?;
-        let ManagerConfig { blocks, epoch, zero_on_allocate, eviction, tiers, .. } = config;
+        let ManagerConfig { blocks, zero_on_allocate, eviction, tiers, memory, .. } = config;
         let pool = Pool::new(PoolConfig {
-            buffer: HostBuffer::new(bytes),
+            memory: Memory::allocate(memory, layout.block_bytes(), slots)?,
+            slots,
             block_bytes: layout.block_bytes(),
             blocks,
-            publisher: Publisher::new(worker, epoch, events),
+            publisher,
             eviction,
             zero_on_allocate,
             tiers: has_tiers.then_some(tiers),
         });
         Ok(Self { pool, layout: Arc::new(layout) })
+    }
+
+    /// Returns what events call the pool's memory.
+    pub fn tier(&self) -> Tier {
+        self.pool.tier()
+    }
+
+    /// Tells whether a block can be found in the pool.
+    pub(crate) fn has(&self, key: &BlockKey) -> bool {
+        self.pool.has(key)
     }
 
     /// Returns how every block lies.
@@ -248,7 +279,8 @@ impl BlockManager {
         self.pool.stats()
     }
 
-    /// Returns everything that is registered, under whatever quota, for a listener that lost events.
+    /// Returns everything that is registered, under whatever quota, here and in the tiers below, for a
+    /// listener that lost events.
     pub fn snapshot(&self) -> Snapshot {
         self.pool.snapshot()
     }

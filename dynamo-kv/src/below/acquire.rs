@@ -12,10 +12,11 @@ use tokio::time::Instant;
 use super::claims::Claim;
 use super::plan::worth_loading;
 use super::{Below, Leaving};
-use crate::block::{BlockRun, CompleteBlock};
+use crate::block::{BlockRun, CompleteBlock, MutableBlock, copy_across};
 use crate::evict::BlockCost;
 use crate::identity::BlockKey;
 use crate::pool::Pool;
+use crate::tier::Outgoing;
 
 /// What [`BlockManager::acquire`](crate::BlockManager::acquire) found.
 #[derive(Debug)]
@@ -33,7 +34,9 @@ pub struct Acquired {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sources {
-    /// They were in memory, or on their way down from it.
+    /// They were in device memory, or on their way down from it.
+    pub device: usize,
+    /// They were in host memory, or on their way down from it.
     pub host: usize,
     /// They were loaded from a disk.
     pub disk: usize,
@@ -42,8 +45,26 @@ pub struct Sources {
 }
 
 impl Sources {
+    fn of(tier: protocol::Tier, blocks: usize) -> Self {
+        let mut sources = Self::default();
+        sources.add(tier, blocks);
+        sources
+    }
+
+    /// Returns where each block was, those of faster tiers first.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = protocol::Tier> {
+        let counts = [
+            (protocol::Tier::Device, self.device),
+            (protocol::Tier::Host, self.host),
+            (protocol::Tier::Disk, self.disk),
+            (protocol::Tier::Remote, self.remote),
+        ];
+        counts.into_iter().flat_map(|(tier, count)| std::iter::repeat_n(tier, count))
+    }
+
     fn add(&mut self, tier: protocol::Tier, blocks: usize) {
         match tier {
+            protocol::Tier::Device => self.device += blocks,
             protocol::Tier::Disk => self.disk += blocks,
             protocol::Tier::Remote => self.remote += blocks,
             _ => self.host += blocks,
@@ -52,19 +73,26 @@ impl Sources {
 }
 
 impl Acquired {
-    pub(crate) fn new(keys: usize, blocks: BlockRun) -> Self {
-        let (sources, compute) =
-            (Sources { host: blocks.len(), ..Sources::default() }, blocks.len()..keys);
+    pub(crate) fn new(keys: usize, tier: protocol::Tier, blocks: BlockRun) -> Self {
+        let (sources, compute) = (Sources::of(tier, blocks.len()), blocks.len()..keys);
         Self { blocks, sources, compute }
     }
 
-    /// Adds blocks that come next; tells whether there were any.
+    /// Adds blocks that come next from one tier; tells whether there were any.
     fn push(&mut self, tier: protocol::Tier, blocks: BlockRun) -> bool {
         let is_any = !blocks.is_empty();
-        self.sources.add(tier, blocks.len());
+        self.push_from(&Sources::of(tier, blocks.len()), blocks);
+        is_any
+    }
+
+    /// Adds blocks that come next.
+    fn push_from(&mut self, sources: &Sources, blocks: BlockRun) {
+        self.sources.device += sources.device;
+        self.sources.host += sources.host;
+        self.sources.disk += sources.disk;
+        self.sources.remote += sources.remote;
         self.blocks.append(blocks);
         self.compute.start = self.blocks.len();
-        is_any
     }
 }
 
@@ -135,7 +163,7 @@ impl Below {
         while let Some(rest) = keys.get(acquired.compute.start..).filter(|rest| !rest.is_empty()) {
             let Some(source) = self.source(rest).await else {
                 // Perhaps it has just come up.
-                if !acquired.push(protocol::Tier::Host, pool.find_prefix(rest)) {
+                if !acquired.push(pool.tier(), pool.find_prefix(rest)) {
                     return;
                 }
                 continue;
@@ -146,13 +174,13 @@ impl Below {
                 Err(other) => {
                     self.merged_total.fetch_add(1, Ordering::Relaxed);
                     other.ended().await;
-                    acquired.push(protocol::Tier::Host, pool.find_prefix(rest));
+                    acquired.push(pool.tier(), pool.find_prefix(rest));
                     continue;
                 }
             };
             // Whoever had a claim before has registered what it loaded.
             let rest = &rest[..claims.len()];
-            if acquired.push(protocol::Tier::Host, pool.find_prefix(rest)) {
+            if acquired.push(pool.tier(), pool.find_prefix(rest)) {
                 continue;
             }
             if !self.bring_from(source, pool, (rest, claims), bound, acquired).await {
@@ -200,7 +228,7 @@ impl Below {
         acquired: &mut Acquired,
     ) -> bool {
         let (level, count) = match source {
-            Source::Leaving(leaving) => return copy(&leaving, pool, keys, acquired),
+            Source::Leaving(leaving) => return copy(leaving, pool, keys, acquired).await,
             Source::Tier { level, .. } => (level, keys.len()),
         };
         let (tier, depth) = (self.tier(level), keys[0].position);
@@ -216,11 +244,11 @@ impl Below {
             {
                 loads.push_back(self.load(level, pool, wave));
             }
-            let Some((wave, blocks)) = loads.next().await else { break };
+            let Some((wave, sources, blocks)) = loads.next().await else { break };
             let loaded = &wave[..blocks.len()];
             let blocks = pool.register(blocks);
             self.write_through(Some(level), loaded, &blocks);
-            acquired.push(tier.kind(), blocks);
+            acquired.push_from(&sources, blocks);
             // Whoever waits for them finds them now.
             claims.by_ref().take(loaded.len()).for_each(drop);
             came += loaded.len();
@@ -249,27 +277,34 @@ impl Below {
         level: usize,
         pool: &Arc<Pool>,
         keys: &'a [BlockKey],
-    ) -> (&'a [BlockKey], Vec<CompleteBlock>) {
+    ) -> (&'a [BlockKey], Sources, Vec<CompleteBlock>) {
         let room = match self.reserve(pool, keys.len()).await {
             Err(error) => self.reserve(pool, error.available.min(keys.len())).await,
             room => room,
         };
         let targets = keys.iter().copied().zip(room.unwrap_or_default()).collect();
-        let outcomes = self.tier(level).load(targets).await;
+        let (tier, mut sources) = (self.tier(level), Sources::default());
+        let outcomes = tier.load(targets).await;
         let hits = outcomes.into_iter().zip(keys).map_while(|(outcome, key)| match outcome {
-            Ok(loaded) => loaded.complete_as(key),
+            Ok(loaded) => {
+                let source = loaded.source().unwrap_or_else(|| tier.kind());
+                let block = loaded.complete_as(key)?;
+                sources.add(source, 1);
+                Some(block)
+            }
             Err(miss) => {
                 tracing::debug!(reason = %miss.reason, "a block that was to come up does not");
                 None
             }
         });
-        (keys, hits.collect())
+        let blocks = hits.collect();
+        (keys, sources, blocks)
     }
 }
 
 /// Copies blocks that have not gone; tells whether there was room for all.
-fn copy(
-    leaving: &[Arc<Leaving>],
+async fn copy(
+    mut leaving: Vec<Arc<Leaving>>,
     pool: &Arc<Pool>,
     keys: &[BlockKey],
     acquired: &mut Acquired,
@@ -278,13 +313,21 @@ fn copy(
     let targets = pool.allocate(keys.len());
     let targets = targets.or_else(|error| pool.allocate(error.available.min(keys.len())));
     let targets = targets.unwrap_or_default();
-    let is_all = targets.len() == keys.len();
-    let blocks = targets.into_iter().zip(leaving).zip(keys).map(|((mut target, leaving), key)| {
-        target.copy_from_slice((**leaving).as_ref());
-        target.complete(*key)
-    });
-    acquired.push(protocol::Tier::Host, pool.register(blocks.collect()));
+    leaving.truncate(targets.len());
+    let sources = leaving.iter().map(Outgoing::leaving).collect();
+    let copied = match pool.tier() {
+        protocol::Tier::Device => copy_across(sources, targets).await,
+        _ => sources.iter().zip(targets).map(|(source, target)| fill(target, source)).collect(),
+    };
+    let is_all = copied.len() == keys.len();
+    let blocks = copied.into_iter().zip(keys).map(|(block, key)| block.complete(*key));
+    acquired.push(pool.tier(), pool.register(blocks.collect()));
     is_all
+}
+
+fn fill(mut target: MutableBlock, source: &Outgoing) -> MutableBlock {
+    target.copy_from_slice(source.as_ref());
+    target
 }
 
 /// Loaded by one call, and registered before the next but one is loaded.

@@ -2,7 +2,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::evict::BlockCost;
-use crate::tier::Tier;
+use crate::manager::BlockManager;
+use crate::tier::{HostTier, Tier};
 
 /// When a block goes down to a tier that does not have it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -35,12 +36,26 @@ pub struct TierConfig {
     pub(super) tier: Arc<dyn Tier>,
     pub(super) offload: Offload,
     pub(super) is_exclusive: bool,
+    /// What the tier is, if that is a pool of host memory.
+    pub(super) host: Option<BlockManager>,
 }
 
 impl TierConfig {
     /// Describes a tier that gets blocks as they are evicted, and keeps those that come up again.
     pub fn new(tier: Arc<dyn Tier>) -> Self {
-        Self { tier, offload: Offload::default(), is_exclusive: false }
+        Self { tier, offload: Offload::default(), is_exclusive: false, host: None }
+    }
+
+    /// Describes the blocks of `manager`, which lie in host memory, as the tier below a pool of device
+    /// memory; see [`BlockManager::above`].
+    ///
+    /// What is evicted from device memory is copied into blocks of `manager`, and what comes up is copied
+    /// from there, wherever it had to come from: whatever tiers `manager` has are below both, with
+    /// offload and costs of their own. Bytes in memory are trusted, as among those who share a pool; what
+    /// comes from tiers below is verified there.
+    pub fn host(manager: BlockManager) -> Self {
+        let tier = Arc::new(HostTier::new(manager.clone()));
+        Self { host: Some(manager), ..Self::new(tier) }
     }
 
     /// Says when blocks go down.
@@ -51,7 +66,8 @@ impl TierConfig {
     }
 
     /// Has a block that comes up removed below, so that the two hold more between them; it is written
-    /// again when it is evicted, which is why that must be what it goes down by.
+    /// again when it is evicted, which is why that must be what it goes down by. A tier of
+    /// [`host`](Self::host) memory cannot be exclusive: its blocks are there for others too.
     #[must_use]
     pub fn with_exclusive(mut self, is_exclusive: bool) -> Self {
         self.is_exclusive = is_exclusive;
@@ -137,8 +153,13 @@ impl TiersConfig {
         self
     }
 
-    /// Checks what the types leave open.
-    pub(crate) fn check(&self) -> dynamo_core::Result<()> {
+    /// Returns the pool of host memory among them.
+    pub(crate) fn host(&self) -> Option<&BlockManager> {
+        self.tiers.iter().find_map(|tier| tier.host.as_ref())
+    }
+
+    /// Checks what the types leave open; `is_device` says whether the pool above is in device memory.
+    pub(crate) fn check(&self, is_device: bool) -> dynamo_core::Result<()> {
         let invalid = |what: String| Err(dynamo_core::Error::invalid(what));
         if self.tiers.len() > Self::TIERS_MAX {
             return invalid(format!("{} tiers below a block pool", self.tiers.len()));
@@ -150,10 +171,17 @@ impl TiersConfig {
         if !self.tiers.is_empty() && self.queue_blocks == 0 {
             return invalid("tiers with a queue of 0 blocks on their way down".into());
         }
-        for TierConfig { tier, offload, is_exclusive } in &self.tiers {
-            if *is_exclusive && *offload != Offload::OnEviction {
-                let kind = tier.kind();
+        if is_device && self.tiers.len() > 1 {
+            return invalid("more than one tier below a block pool of device memory".into());
+        }
+        for TierConfig { tier, offload, is_exclusive, host } in &self.tiers {
+            let kind = tier.kind();
+            if *is_exclusive && (*offload != Offload::OnEviction || host.is_some()) {
                 return invalid(format!("an exclusive {kind:?} tier that offloads by {offload:?}"));
+            }
+            if is_device != host.is_some() {
+                let pool = if is_device { "device" } else { "host" };
+                return invalid(format!("a {kind:?} tier below a block pool of {pool} memory"));
             }
         }
         if !self.tiers.is_empty() && tokio::runtime::Handle::try_current().is_err() {

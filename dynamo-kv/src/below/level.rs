@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::{Offload, TierConfig};
 use super::{Offered, TierReport};
 use crate::identity::BlockKey;
+use crate::manager::BlockManager;
 use crate::tier::{Outgoing, Tier};
 
 /// A tier and the queue of blocks that wait for it.
@@ -37,6 +38,17 @@ impl Level {
 
     pub(super) fn tier(&self) -> &dyn Tier {
         &*self.config.tier
+    }
+
+    /// Returns the pool of host memory that the tier is.
+    pub(super) fn host(&self) -> Option<&BlockManager> {
+        self.config.host.as_ref()
+    }
+
+    /// Tells whether the tier is a pool of host memory that has a block; of other tiers the catalog
+    /// knows.
+    pub(super) fn has_in_host(&self, key: &BlockKey) -> bool {
+        self.host().is_some_and(|host| host.has(key))
     }
 
     pub(super) fn offload(&self) -> Offload {

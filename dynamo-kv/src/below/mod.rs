@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Locks are taken in this order: a shard of the pool, or a tier's own; catalog; publisher. The outbox
-//! has one that is taken last.
+//! has one that is taken last. A pool of device memory takes its own before those of the pool of host
+//! memory below it, which knows nothing of the one above.
 
 mod acquire;
 mod catalog;
@@ -40,7 +41,7 @@ pub(crate) use outbox::{Leaving, Offered};
 use crate::block::{BlockRun, MutableBlock};
 use crate::evict::BlockCost;
 use crate::identity::BlockKey;
-use crate::manager::AllocateError;
+use crate::manager::{AllocateError, BlockManager};
 use crate::pool::{Home, Pool, Published, Victim};
 use crate::tier::{Outgoing, Tier, TierStats};
 use claims::Claims;
@@ -157,6 +158,11 @@ impl Below {
         self.tasks.spawn(async move { closing.run_until_cancelled(prefetching).await });
     }
 
+    /// Returns the pool of host memory below one of device memory.
+    pub(crate) fn host(&self) -> Option<&BlockManager> {
+        self.levels.iter().find_map(Level::host)
+    }
+
     pub(crate) fn catalog(&self) -> &Catalog {
         &self.catalog
     }
@@ -167,7 +173,9 @@ impl Below {
         let Victim { key, uses } = victim;
         let there = self.catalog.levels(&key.identity);
         let wants = |(number, level): &(usize, &Level)| {
-            there & (1 << number) == 0 && level.offload().takes_evicted(uses)
+            there & (1 << number) == 0
+                && level.offload().takes_evicted(uses)
+                && !level.has_in_host(&key)
         };
         let mut wanted =
             self.levels.iter().enumerate().filter(wants).map(|(_, level)| level).peekable();
@@ -196,7 +204,8 @@ impl Below {
                 continue;
             }
             for (key, block) in keys.iter().zip(blocks.clone()) {
-                if self.catalog.levels(&key.identity) & (1 << number) == 0 {
+                let there = self.catalog.levels(&key.identity) & (1 << number) != 0;
+                if !there && !level.has_in_host(key) {
                     level.offer(key, || self.outbox.hold(block));
                 }
             }

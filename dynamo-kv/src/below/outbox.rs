@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use dynamo_transfer::{Slot, SlotList};
 use tokio::sync::Notify;
 
-use crate::block::RegisteredBlock;
+use crate::block::{DeviceBlock, RegisteredBlock};
 use crate::identity::BlockIdentity;
 use crate::pool::Home;
 
@@ -86,6 +86,19 @@ impl Outbox {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Offered {
+    pub(crate) fn device(&self) -> Option<DeviceBlock<'_>> {
+        self.block.as_ref().and_then(RegisteredBlock::device)
+    }
+}
+
+impl Leaving {
+    pub(crate) fn device(&self) -> Option<DeviceBlock<'_>> {
+        let slot = self.slot.as_ref()?;
+        DeviceBlock::of(slot.home(), slot.index())
     }
 }
 

@@ -90,11 +90,20 @@
 //!     bytes[0]
 //! }
 //! ```
+//!
+//! # In device memory
+//! Of a pool in device memory ([`BlockMemory::Device`](crate::BlockMemory)) guards, states and names are
+//! the same; bytes the processor does not reach, so that such a block has none here: its slice is empty,
+//! and whatever wants so many bytes refuses it for its length. [`MutableBlock::device`] and its like say
+//! where the block is on the device, [`MutableBlock::upload`] and [`RegisteredBlock::download`] copy it.
 
+mod device;
 mod registered;
 mod run;
 mod writable;
 
+pub use device::DeviceBlock;
+pub(crate) use device::copy_across;
 pub use registered::{RegisteredBlock, WeakBlock};
 pub use run::BlockRun;
 pub use writable::{CompleteBlock, MutableBlock, PartialBlock};

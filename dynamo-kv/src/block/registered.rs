@@ -41,7 +41,7 @@ impl RegisteredBlock {
         (&self.pool, self.place, self.held().clone().into_run(1))
     }
 
-    fn held(&self) -> &SharedSlot<Home> {
+    pub(super) fn held(&self) -> &SharedSlot<Home> {
         self.slot.as_ref().expect("the memory is given up only in drop")
     }
 

@@ -59,12 +59,19 @@ impl BlockRun {
     }
 
     /// Returns the bytes of a block, if there is one.
-    pub fn get(&self, mut index: usize) -> Option<&[u8]> {
+    pub fn get(&self, index: usize) -> Option<&[u8]> {
+        let (slots, at) = self.slot(index)?;
+        slots.get(at)
+    }
+
+    /// Returns where a block is: the slots of its part, and its number among those.
+    pub(super) fn slot(&self, mut index: usize) -> Option<(&SlotRun<Home>, usize)> {
         for part in self.parts() {
-            match part.slots().get(index) {
-                Some(bytes) => return Some(bytes),
-                None => index -= part.slots().len(),
+            let slots = part.slots();
+            if index < slots.len() {
+                return Some((slots, index));
             }
+            index -= slots.len();
         }
         None
     }

@@ -129,7 +129,7 @@ impl fmt::Debug for CompleteBlock {
 /// The last block of a sequence, written in part; it cannot be registered, only handed over.
 #[derive(Debug)]
 pub struct PartialBlock {
-    block: MutableBlock,
+    pub(super) block: MutableBlock,
     tokens: usize,
 }
 

@@ -64,6 +64,7 @@ mod ticket;
 use std::fmt;
 use std::sync::Arc;
 
+use dynamo_core::protocol::Tier;
 use dynamo_core::{Error, ErrorKind, Result};
 use dynamo_transfer::{Agent, Notifications};
 use tokio::time::Instant;
@@ -118,12 +119,15 @@ impl Handoff {
     ///
     /// Fails with [`Conflict`](ErrorKind::Conflict) if they are taken already, and with
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) if a time of `config` is none or longer than a
-    /// day.
+    /// day, or the blocks are in device memory: what is handed off is host memory.
     ///
     /// # Panics
     /// If called outside a tokio runtime.
     pub fn new(agent: Agent, manager: BlockManager, config: HandoffConfig) -> Result<Self> {
         config.check()?;
+        if manager.tier() == Tier::Device {
+            return Err(Error::invalid("hand-off to blocks in device memory"));
+        }
         let block_bytes = manager.layout().block_bytes();
         let notifications = agent.notifications().map_err(|error| {
             Error::new(ErrorKind::Conflict, "notifications of the agent").with_source(error)
@@ -164,8 +168,8 @@ impl Handoff {
     /// Holds blocks of one sequence for the one worker that redeems the ticket.
     ///
     /// `blocks` are the full ones, first block first; `tail` is the partly written one behind them.
-    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if there are none, and with
-    /// [`Closed`](ErrorKind::Closed) once the hand-off has ended.
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if there are none, or some are in device
+    /// memory, and with [`Closed`](ErrorKind::Closed) once the hand-off has ended.
     pub fn stage(
         &self,
         blocks: Vec<RegisteredBlock>,
@@ -190,6 +194,10 @@ impl Handoff {
         if count == 0 || tail_tokens >= block_tokens || (tail.is_some() && tail_tokens == 0) {
             let message = format!("{count} blocks with {tail_tokens} tokens in the last one");
             return Err(Error::invalid(message));
+        }
+        let is_device = blocks.iter().any(|block| block.device().is_some());
+        if is_device || tail.as_ref().is_some_and(|tail| tail.device().is_some()) {
+            return Err(Error::invalid("hand-off of blocks in device memory"));
         }
         let identities: Vec<_> = blocks.iter().map(|block| *block.identity()).collect();
         let segments = Segment::of(blocks, tail);

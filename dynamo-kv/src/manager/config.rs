@@ -4,6 +4,7 @@ use std::sync::Arc;
 use crate::below::TiersConfig;
 use crate::evict::{Eviction, EvictionFactory, Lru};
 use crate::layout::RankLayout;
+use crate::pool::BlockMemory;
 
 /// How a block manager is built.
 pub struct ManagerConfig {
@@ -13,6 +14,7 @@ pub struct ManagerConfig {
     pub(super) zero_on_allocate: bool,
     pub(super) eviction: EvictionFactory,
     pub(super) tiers: TiersConfig,
+    pub(super) memory: BlockMemory,
 }
 
 impl ManagerConfig {
@@ -23,8 +25,15 @@ impl ManagerConfig {
     pub fn new(layout: impl Into<RankLayout>, blocks: usize) -> Self {
         let layout = layout.into();
         let eviction: EvictionFactory = Arc::new(|| Box::new(Lru::default()));
-        let tiers = TiersConfig::default();
-        Self { layout, blocks, epoch: 1, zero_on_allocate: false, eviction, tiers }
+        let (tiers, memory) = (TiersConfig::default(), BlockMemory::default());
+        Self { layout, blocks, epoch: 1, zero_on_allocate: false, eviction, tiers, memory }
+    }
+
+    /// Says where the blocks lie, and the spare slots of tiers with them.
+    #[must_use]
+    pub fn with_memory(mut self, memory: BlockMemory) -> Self {
+        self.memory = memory;
+        self
     }
 
     /// Publishes events in `epoch`; a restarted worker takes a larger one than before.
@@ -34,7 +43,7 @@ impl ManagerConfig {
         self
     }
 
-    /// Overwrites a block's old bytes with zeros before it is handed out.
+    /// Overwrites a block's old bytes with zeros before it is handed out; host memory only.
     #[must_use]
     pub fn with_zero_on_allocate(mut self, zero: bool) -> Self {
         self.zero_on_allocate = zero;
@@ -63,7 +72,7 @@ impl ManagerConfig {
 
 impl fmt::Debug for ManagerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { layout, blocks, epoch, zero_on_allocate, eviction, tiers } = self;
+        let Self { layout, blocks, epoch, zero_on_allocate, eviction, tiers, memory } = self;
         f.debug_struct("ManagerConfig")
             .field("layout", layout)
             .field("blocks", blocks)
@@ -71,6 +80,7 @@ impl fmt::Debug for ManagerConfig {
             .field("zero_on_allocate", zero_on_allocate)
             .field("eviction", &eviction())
             .field("tiers", tiers)
+            .field("memory", memory)
             .finish()
     }
 }

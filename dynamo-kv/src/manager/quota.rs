@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use std::fmt;
 
 use super::BlockManager;
@@ -89,6 +91,6 @@ impl BlockManager {
     /// # }
     /// ```
     pub fn with_quota(&self, blocks: usize) -> dynamo_core::Result<Self> {
-        Ok(Self { pool: self.pool.with_quota(blocks)?, layout: self.layout })
+        Ok(Self { pool: self.pool.with_quota(blocks)?, layout: Arc::clone(&self.layout) })
     }
 }

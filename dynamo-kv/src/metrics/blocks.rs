@@ -134,7 +134,7 @@ impl Source for BlockMetrics {
     fn collect(&self, samples: &mut Vec<Sample>) {
         let manager = ("manager", self.name.clone());
         let pool = self.manager.stats();
-        let labels = [manager.clone(), ("tier", name(Tier::Host).to_owned())];
+        let labels = [manager.clone(), ("tier", name(self.manager.tier()).to_owned())];
         let mut page = Page { samples: &mut *samples, labels };
         page.count(BLOCKS, (pool.active + pool.cached) as u64);
         page.count(HITS, pool.hits_total);

@@ -3,11 +3,12 @@
 use std::sync::{Arc, Weak};
 
 use dynamo_core::protocol::{KvChange, Tier};
-use dynamo_transfer::{HostBuffer, Slot};
+use dynamo_transfer::{Slot, SlotList};
 
 use super::home::Notes;
+use super::memory::Memory;
 use super::partition::{Among, Partition, Quota, Quotas};
-use super::publisher::{self, Publisher, Shared as Published};
+use super::publisher::{self, Shared as Published};
 use super::registry::Registry;
 use super::shard::Shard;
 use super::sync::{AtomicU64, AtomicUsize};
@@ -30,16 +31,19 @@ pub(super) struct Common {
     /// Counts uses of blocks: what compares those in one shard with those in others.
     pub(super) clock: AtomicU64,
     pub(super) publisher: Arc<Published>,
+    /// What events call its memory.
+    pub(super) tier: Tier,
     eviction: EvictionFactory,
 }
 
 /// What a pool is made of.
 pub(crate) struct PoolConfig {
-    /// With room for the blocks, and for the spare slots of tiers.
-    pub(crate) buffer: HostBuffer,
+    /// With room for `slots`: the blocks, and the spare ones of tiers.
+    pub(crate) memory: Memory,
+    pub(crate) slots: usize,
     pub(crate) block_bytes: usize,
     pub(crate) blocks: usize,
-    pub(crate) publisher: Publisher,
+    pub(crate) publisher: Arc<Published>,
     pub(crate) eviction: EvictionFactory,
     pub(crate) zero_on_allocate: bool,
     pub(crate) tiers: Option<TiersConfig>,
@@ -48,13 +52,19 @@ pub(crate) struct PoolConfig {
 impl Common {
     /// Creates it, with the work of its tiers, which begins by [`Below::start`].
     pub(super) fn new(config: PoolConfig) -> (Arc<Self>, Option<below::Work>) {
-        let PoolConfig { buffer, block_bytes, blocks: capacity, eviction, tiers, .. } = config;
-        let publisher = Arc::new(Published::new(config.publisher));
+        let PoolConfig { memory, slots, blocks: capacity, publisher, eviction, tiers, .. } = config;
         let mut work = None;
         let common = Arc::new_cyclic(|common: &Weak<Self>| {
-            let notes = Arc::new(Notes::new(buffer.len() / block_bytes));
-            let home = Home::new(Weak::clone(common), Arc::clone(&notes));
-            let mut slots = buffer.into_slots_of(block_bytes, home);
+            let notes = Arc::new(Notes::new(slots));
+            let home = |device| Home::new(Weak::clone(common), Arc::clone(&notes), device);
+            let (tier, mut slots) = match memory {
+                Memory::Host(buffer) => {
+                    (Tier::Host, buffer.into_slots_of(config.block_bytes, home(None)))
+                }
+                Memory::Device(memory) => {
+                    (Tier::Device, SlotList::of_numbers(slots, home(Some(memory))))
+                }
+            };
             let spares = slots.split_off(capacity);
             let count = shards_of(capacity);
             let shard = |index: usize| {
@@ -78,6 +88,7 @@ impl Common {
                 next: AtomicUsize::new(0),
                 clock: AtomicU64::new(1),
                 publisher,
+                tier,
                 eviction,
             }
         });
@@ -90,7 +101,7 @@ impl Common {
         let shard = |_| {
             let policies = Levels::new(Arc::clone(&self.eviction));
             // Free slots are those of all.
-            Shard::new(dynamo_transfer::SlotList::default(), policies, self.below.is_some())
+            Shard::new(SlotList::default(), policies, self.below.is_some())
         };
         let shards = (0..shards_of(blocks)).map(shard).collect();
         self.quotas.add(|number| Partition { shards, quota: Some(Quota::new(number, blocks)) })
@@ -139,9 +150,16 @@ impl Common {
         let shards: Vec<_> =
             self.all(&quotas.partitions).shards().map(|(_, shard)| shard.lock()).collect();
         let stored = shards.iter().flat_map(|shard| shard.registry.parents_first());
-        let mut stored: Vec<_> = stored.map(|block| publisher::one_stored(&block)).collect();
+        let mut stored: Vec<_> =
+            stored.map(|block| publisher::one_stored(&block, self.tier)).collect();
         let below = self.below.as_ref().map(|below| below.catalog().lock());
         stored.extend(below.iter().flat_map(|below| below.stored()));
+        if let Some(host) = self.below.as_ref().and_then(Below::host) {
+            // It publishes by the same publisher: its number is that of both, while ours are locked.
+            let Snapshot { epoch, seq, stored: its } = host.snapshot();
+            stored.extend(its);
+            return Snapshot { epoch, seq, stored };
+        }
         let (epoch, seq) = self.publisher.next();
         Snapshot { epoch, seq, stored }
     }
@@ -151,7 +169,8 @@ impl Common {
         let mut shards: Vec<_> =
             among.shards().map(|(partition, shard)| (partition, shard.lock())).collect();
         let is_held = shards.iter().any(|(_, shard)| shard.registry.active() > 0);
-        let is_all = is_whole && self.below.is_none() && !is_held;
+        let is_alone = self.below.is_none() && !self.publisher.is_shared();
+        let is_all = is_whole && is_alone && !is_held;
         let (mut is_any, mut freed) = (false, Vec::new());
         for (partition, shard) in &mut shards {
             let mut evicted = Vec::with_capacity(shard.registry.cached());
@@ -167,7 +186,7 @@ impl Common {
             shard.evicted_total += evicted.len() as u64;
             partition.count_down(evicted.len());
             if !is_all {
-                self.publisher.removed(evicted, Tier::Host);
+                self.publisher.removed(evicted, self.tier);
             }
         }
         if is_all && is_any {

@@ -5,12 +5,15 @@ use std::sync::{Arc, OnceLock, Weak};
 use dynamo_transfer::Slot;
 
 use super::common::Common;
+use super::memory::DeviceMemory;
 use super::sync::{AtomicU8, AtomicU32, Ordering};
 
 /// Where the slots of one manager come from and go back to.
 pub(crate) struct Home {
     common: Weak<Common>,
     notes: Arc<Notes>,
+    /// Where the bytes of slots are that have none themselves.
+    device: Option<Arc<DeviceMemory>>,
 }
 
 /// What is known of slots that are in no shard.
@@ -24,8 +27,17 @@ pub(super) struct Notes {
 }
 
 impl Home {
-    pub(super) fn new(common: Weak<Common>, notes: Arc<Notes>) -> Self {
-        Self { common, notes }
+    pub(super) fn new(
+        common: Weak<Common>,
+        notes: Arc<Notes>,
+        device: Option<Arc<DeviceMemory>>,
+    ) -> Self {
+        Self { common, notes, device }
+    }
+
+    /// Returns the device memory that its slots number.
+    pub(crate) fn device(&self) -> Option<&Arc<DeviceMemory>> {
+        self.device.as_ref()
     }
 
     /// Tells whether a slot is of that manager, and was taken for that quota.

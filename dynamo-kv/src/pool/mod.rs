@@ -14,6 +14,7 @@
 
 mod common;
 mod home;
+mod memory;
 mod partition;
 mod publisher;
 mod register;
@@ -25,6 +26,7 @@ mod take;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dynamo_core::protocol::Tier;
 use dynamo_transfer::SharedSlot;
 
 use crate::below::{Acquired, Below, Otherwise, Sources};
@@ -34,6 +36,8 @@ use crate::identity::{BlockIdentity, BlockKey};
 use common::Common;
 pub(crate) use common::PoolConfig;
 pub(crate) use home::Home;
+pub use memory::BlockMemory;
+pub(crate) use memory::{DeviceMemory, Memory, failed};
 use partition::Partition;
 pub(crate) use publisher::{Publisher, Shared as Published};
 pub(crate) use registry::Victim;
@@ -82,6 +86,19 @@ impl Pool {
         self.common.below.as_ref()
     }
 
+    pub(crate) fn tier(&self) -> Tier {
+        self.common.tier
+    }
+
+    pub(crate) fn publisher(&self) -> &Arc<Published> {
+        &self.common.publisher
+    }
+
+    /// Tells whether a block can be found.
+    pub(crate) fn has(&self, key: &BlockKey) -> bool {
+        self.partition.shards[self.shard_of(key) as usize].lock().registry.has(&key.identity)
+    }
+
     pub(crate) fn match_prefix(self: &Arc<Self>, keys: &[BlockKey]) -> BlockRun {
         self.prefix(keys, true)
     }
@@ -119,7 +136,7 @@ impl Pool {
         found: BlockRun,
         otherwise: impl FnOnce(&Below, usize) -> Otherwise,
     ) -> Acquired {
-        let mut acquired = Acquired::new(keys.len(), found);
+        let mut acquired = Acquired::new(keys.len(), self.common.tier, found);
         if let Some(below) = &self.common.below {
             let otherwise = otherwise(below, acquired.compute.len());
             below.acquire(self, keys, &mut acquired, otherwise).await;

@@ -1,6 +1,7 @@
 //! Events, in the order of the changes.
 
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dynamo_core::protocol::{KvChange, KvEvent, SequenceHash, StoredBlock, Tier, WorkerId};
 
@@ -16,7 +17,11 @@ pub(crate) struct Publisher {
 }
 
 /// One that all shards publish by, each under its own lock.
-pub(crate) struct Shared(Mutex<Publisher>);
+pub(crate) struct Shared {
+    publisher: Mutex<Publisher>,
+    /// More than one pool publishes by it.
+    is_shared: AtomicBool,
+}
 
 impl Publisher {
     pub(crate) fn new(worker: WorkerId, epoch: u64, events: Box<dyn EventSink>) -> Self {
@@ -26,7 +31,16 @@ impl Publisher {
 
 impl Shared {
     pub(crate) fn new(publisher: Publisher) -> Self {
-        Self(Mutex::new(publisher))
+        Self { publisher: Mutex::new(publisher), is_shared: AtomicBool::new(false) }
+    }
+
+    /// Has a second pool publish by it, or no more; tells whether that was so already.
+    pub(crate) fn set_shared(&self, is_shared: bool) -> bool {
+        self.is_shared.swap(is_shared, Ordering::Relaxed)
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
     }
 
     /// Says that blocks were stored which follow each other, the first of them `parent`.
@@ -62,13 +76,13 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Publisher> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.publisher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Says of one block that it is there.
-pub(super) fn one_stored(block: &Held) -> KvChange {
+pub(super) fn one_stored(block: &Held, tier: Tier) -> KvChange {
     let Held { parent, sequence, local } = *block;
     let blocks = vec![StoredBlock { sequence, local }];
-    KvChange::BlockStored { parent, blocks, tier: Tier::Host }
+    KvChange::BlockStored { parent, blocks, tier }
 }

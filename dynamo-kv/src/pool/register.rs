@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dynamo_core::protocol::{SequenceHash, StoredBlock, Tier};
+use dynamo_core::protocol::{SequenceHash, StoredBlock};
 use dynamo_transfer::{SharedSlot, Slot};
 
 use super::shard::Locked;
@@ -139,11 +139,8 @@ impl Registering<'_> {
     }
 
     fn publish(&mut self) {
-        self.pool.common.publisher.stored(
-            self.parent,
-            std::mem::take(&mut self.stored),
-            Tier::Host,
-        );
+        let (stored, common) = (std::mem::take(&mut self.stored), &self.pool.common);
+        common.publisher.stored(self.parent, stored, common.tier);
     }
 
     /// Returns the slots that are not needed.

@@ -102,6 +102,11 @@ impl Registry {
         self.table.find(hash(identity), is_it).map(|&entry| EntryId::new(entry))
     }
 
+    /// Tells whether a block is there.
+    pub(super) fn has(&self, identity: &BlockIdentity) -> bool {
+        self.find(identity).is_some()
+    }
+
     /// Takes a hold of a block, if the entry still names it.
     pub(super) fn hold(
         &mut self,

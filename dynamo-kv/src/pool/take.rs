@@ -1,7 +1,5 @@
 //! Where slots for an allocation come from: those that are free, then those of victims.
 
-use dynamo_core::protocol::Tier;
-
 use super::Pool;
 use super::partition::Among;
 use super::registry::Registry;
@@ -143,7 +141,7 @@ impl Pool {
             }
             say(from, evicted.len());
             shard.evicted_total += evicted.len() as u64;
-            self.common.publisher.removed(evicted, Tier::Host);
+            self.common.publisher.removed(evicted, self.common.tier);
         }
     }
 

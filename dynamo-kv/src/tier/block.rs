@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use dynamo_core::protocol;
+
 use crate::below::{Leaving, Offered};
-use crate::block::{CompleteBlock, MutableBlock, RegisteredBlock};
+use crate::block::{CompleteBlock, DeviceBlock, MutableBlock, RegisteredBlock};
 use crate::identity::{BlockIdentity, BlockKey};
 use crate::tier::{Damage, Miss, MissReason};
 
@@ -26,6 +28,15 @@ impl Outgoing {
 
     pub(crate) fn leaving(block: &Arc<Leaving>) -> Self {
         Self(Memory::Evicted(Arc::clone(block)))
+    }
+
+    /// Returns where it is in device memory; `None` if it is in host memory.
+    pub(crate) fn device(&self) -> Option<DeviceBlock<'_>> {
+        match &self.0 {
+            Memory::Held(block) => block.device(),
+            Memory::Offered(block) => block.device(),
+            Memory::Evicted(block) => block.device(),
+        }
     }
 }
 
@@ -61,11 +72,14 @@ pub enum Stored {
     Present,
 }
 
-/// A block that was read and has its digest: [`verify`](Self::verify) alone makes one.
+/// A block that was read and has its digest: [`verify`](Self::verify) alone makes one, unless it is
+/// copied from memory that a block manager shares.
 #[derive(Debug)]
 pub struct Loaded<B> {
     key: BlockKey,
     target: B,
+    /// Where it was, if that is not the tier that gives it.
+    source: Option<protocol::Tier>,
 }
 
 impl<B> Loaded<B> {
@@ -86,13 +100,23 @@ impl<B: AsMut<[u8]>> Loaded<B> {
     /// Fails with [`Damage::Digest`] if it was not. It hashes the whole block.
     pub fn verify(key: BlockKey, expected: &[u8; 32], mut target: B) -> Result<Self, Miss<B>> {
         if digest(&key.identity, target.as_mut()) == *expected {
-            return Ok(Self { key, target });
+            return Ok(Self { key, target, source: None });
         }
         Err(Miss { reason: MissReason::Damaged(Damage::Digest), target: Some(target) })
     }
 }
 
 impl Loaded<MutableBlock> {
+    /// Takes a target that was filled from a registered block, which `source` had.
+    pub(crate) fn copied(key: BlockKey, target: MutableBlock, source: protocol::Tier) -> Self {
+        Self { key, target, source: Some(source) }
+    }
+
+    /// Returns where it was, if that is not the tier that gives it.
+    pub(crate) fn source(&self) -> Option<protocol::Tier> {
+        self.source
+    }
+
     /// Declares the block full: what was loaded is all of it.
     pub fn complete(self) -> CompleteBlock {
         self.target.complete(self.key)

@@ -8,11 +8,15 @@
 //! | [`disk`] | slots of preallocated files, found again after a restart |
 //! | `object` | objects of a store that many processes share (feature `object-store`) |
 //! | [`peer`] | memory of another process, and the tiers that it has below |
+//!
+//! Below a pool of device memory it is a pool of host memory, and those are below that one:
+//! [`TierConfig::host`](crate::TierConfig::host).
 
 mod block;
 #[cfg(unix)]
 pub mod disk;
 mod error;
+mod host;
 #[cfg(feature = "object-store")]
 pub mod object;
 mod pace;
@@ -27,6 +31,7 @@ use dynamo_core::protocol;
 
 pub use block::{Loaded, Outgoing, Stored, digest};
 pub use error::{Damage, Miss, MissReason, StoreError};
+pub(crate) use host::HostTier;
 pub use pace::Pace;
 pub use stats::TierStats;
 
@@ -40,7 +45,7 @@ use crate::identity::BlockKey;
 /// # Contract
 /// - What is loaded is what was stored, byte for byte, or it is a [`Miss`] that says why: a failed,
 ///   late, torn or damaged load is never a hit. A [`Loaded`] block exists only after its digest was
-///   verified.
+///   verified, or as a copy of one that a manager of host memory shares.
 /// - A tier is a cache: it may lose any block at any time. What it drops it tells its [`TierSink`].
 /// - A block is kept once: storing what is there does nothing, and of two that store the same block
 ///   at once one writes.

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use dynamo_core::protocol::Tier;
 use dynamo_core::{Context, Engine, Error, ErrorKind, ResponseStream, Result};
 use dynamo_transfer::{Agent, Grant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -37,7 +38,8 @@ impl Owner {
     ///
     /// What is asked for and not in memory comes up from the manager's tiers, if it has any; what
     /// clients store goes down to them as anything else does. Fails with
-    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if a limit is 0 or a time longer than a day.
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) if a limit is 0 or a time longer than a day, or the
+    /// blocks are in device memory: lend those of the manager below.
     ///
     /// Whoever may write a block sees what was there before, unless the manager is set up
     /// [`with_zero_on_allocate`](crate::ManagerConfig::with_zero_on_allocate).
@@ -46,6 +48,9 @@ impl Owner {
     /// If called outside a tokio runtime.
     pub fn new(agent: Agent, manager: BlockManager, config: OwnerConfig) -> Result<Self> {
         config.check()?;
+        if manager.tier() == Tier::Device {
+            return Err(Error::invalid("blocks in device memory, lent to peers"));
+        }
         let leases = Arc::new(Leases::new(config.clone()));
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let (expiring, stop) = (Arc::clone(&leases), shutdown.clone());
