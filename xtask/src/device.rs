@@ -17,9 +17,9 @@ pub(crate) fn run() -> Result<()> {
         fs::remove_dir_all(folder).context("clearing target/device")?;
     }
     fs::create_dir_all(folder).context("making target/device")?;
-    for (kind, name) in PROGRAMS {
+    for (package, kind, name) in PROGRAMS {
         let mut build = Command::new("cargo");
-        build.args(["test", "--no-run", "--release", "--locked", "--package", "dynamo-transfer"]);
+        build.args(["test", "--no-run", "--release", "--locked", "--package", package]);
         build.args(["--features", "cuda", kind, name, "--target-dir", "target/device-build"]);
         build.arg("--message-format=json-render-diagnostics");
         // In place of this machine's own instructions, which another may not have.
@@ -55,9 +55,13 @@ fn executable(messages: &str, name: &str) -> Result<String> {
     }
 }
 
-/// How cargo calls each, and its name.
-const PROGRAMS: [(&str, &str); 3] =
-    [("--test", "cuda"), ("--test", "device"), ("--bench", "device-bench")];
+/// Of which package each is, how cargo calls it, and its name.
+const PROGRAMS: [(&str, &str, &str); 4] = [
+    ("dynamo-transfer", "--test", "cuda"),
+    ("dynamo-transfer", "--test", "device"),
+    ("dynamo-transfer", "--bench", "device-bench"),
+    ("dynamo-kv", "--test", "tiers"),
+];
 
 /// What every machine with a GPU of the last ten years has.
 #[cfg(target_arch = "x86_64")]
@@ -79,5 +83,6 @@ date -u +%Y-%m-%d
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo "no nvidia-smi"
 ./device
 ./cuda --test-threads=1 --nocapture --skip the_driver_is_called
+./tiers --nocapture device::
 ./device-bench figures.json
 "#;
