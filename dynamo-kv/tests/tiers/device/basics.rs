@@ -88,12 +88,16 @@ async fn what_the_host_has_is_not_copied_down_again() {
         let rig = rig_with(&copier, pinned, SIZES, (to_host, TiersConfig::default()));
         let keys = keys(0, 8);
         drop(serve_there(&rig.manager, &keys).await);
+        drop(rig.manager.reserve(16).await.unwrap());
+        rig.written([4, 0]).await;
         for _ in 0..3 {
-            drop(rig.manager.reserve(16).await.unwrap());
-            rig.written([4, 0]).await;
             assert_eq!(serve_there(&rig.manager, &keys).await.sources.host, 8);
+            // More than there are spare slots: none is needed.
+            drop(rig.manager.allocate(16).unwrap());
+            assert_eq!(rig.manager.tiers().unwrap().spares, 4);
         }
         let report = &rig.manager.tiers().unwrap().tiers[0];
+        assert_eq!(report.offload_dropped_total, 0);
         assert_eq!((report.kind, report.stats.stored_total), (Tier::Host, 8), "{offload:?}");
         assert_eq!((report.stats.blocks, report.stats.hits_total), (8, 24));
     }
