@@ -122,11 +122,11 @@ fn a_run_that_is_given_a_priority_has_it_in_all_blocks() {
     run.set_priority(High);
     drop(run);
     drop(store(&manager, other.keys()).unwrap());
-    // The leaf was held by itself once more, and is as it was.
-    drop(Vec::from(manager.match_prefix(kept.keys())));
-    let _taken = manager.allocate(3).unwrap();
-    assert_eq!(stored(&manager, kept.keys()), 3);
-    assert_eq!(stored(&manager, other.keys()), 0);
+    // All but its leaf, which leaves the others by themselves.
+    let leaf = Vec::from(manager.match_prefix(kept.keys())).pop().unwrap();
+    BlockRun::from(leaf).set_priority(Low);
+    let _taken = manager.allocate(4).unwrap();
+    assert_eq!([&kept, &other].map(|sequence| stored(&manager, sequence.keys())), [2, 0]);
 }
 
 #[test]
