@@ -13,7 +13,7 @@ use dynamo_kv::{
     TokenSequence,
 };
 use dynamo_transfer::HostBuffer;
-use dynamo_transfer::file::{FileOptions, FileRange, FileRegion, FileStore, FileStoreConfig};
+use dynamo_transfer::file::{FileOptions, FileRegion, FileStore, FileStoreConfig};
 
 use crate::table::{Metric, Table};
 
@@ -25,7 +25,7 @@ pub fn run(folder: &Path, rounds: usize, table: &mut Table) -> Result<()> {
         println!("blocks of {kib} KiB to a disk and back");
         let dir = folder.join(format!("kv-tiers-{}-{kib}", std::process::id()));
         std::fs::create_dir_all(&dir)?;
-        let measured = runtime.block_on(measure(&dir, kib << 10, rounds.max(1)));
+        let measured = runtime.block_on(measure(&dir, kib << 10, rounds.max(1) * TURNS));
         std::fs::remove_dir_all(&dir)?;
         let [down, up, written, read] = measured?;
         let workload = format!("blocks of {kib} KiB, disk");
@@ -36,28 +36,39 @@ pub fn run(folder: &Path, rounds: usize, table: &mut Table) -> Result<()> {
 }
 
 /// Returns GB/s: down, up, written and read by the engine alone; medians of rounds in which they take
-/// turns.
+/// turns, each of them first in every other one.
 async fn measure(dir: &Path, block_bytes: usize, rounds: usize) -> Result<[f64; 4]> {
     let tiers = Tiers::new(dir, block_bytes).await?;
     let mut alone = Alone::new(dir, block_bytes)?;
-    let mut all: [Vec<f64>; 4] = Default::default();
+    let together = (RUN_BYTES / block_bytes).max(1);
+    // Ours, and the engine with a block at a time and with neighbours at once.
+    let mut all: [[Vec<f64>; 3]; 2] = Default::default();
     // The first is to have all pages touched and the file's room there.
     for round in 0..=rounds {
-        let took = [
-            tiers.down().await?,
-            tiers.up().await?,
-            alone.pass(true).await?,
-            alone.pass(false).await?,
-        ];
-        for (all, took) in all.iter_mut().zip(took).filter(|_| round > 0) {
-            all.push(TOTAL_BYTES as f64 / took.as_secs_f64() / 1e9);
+        for (direction, all) in all.iter_mut().enumerate() {
+            let is_down = direction == 0;
+            for turn in 0..3 {
+                let who = (turn + round) % 3;
+                let took = match who {
+                    0 if is_down => tiers.down().await?,
+                    0 => tiers.up().await?,
+                    1 => alone.pass(is_down, 1).await?,
+                    _ => alone.pass(is_down, together).await?,
+                };
+                if round > 0 {
+                    all[who].push(TOTAL_BYTES as f64 / took.as_secs_f64() / 1e9);
+                }
+            }
         }
     }
     tiers.manager.shutdown(PATIENCE).await?;
-    Ok(all.map(|mut rates| {
-        rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
-    }))
+    let [[down, write, writes], [up, read, reads]] = all.map(|rates| rates.map(median));
+    Ok([down, up, write.max(writes), read.max(reads)])
+}
+
+fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
 }
 
 /// A manager over a disk that has room for as much again.
@@ -134,27 +145,35 @@ impl Alone {
         Ok(Self { store, region: Arc::new(region), buffers, block_bytes })
     }
 
-    /// Writes or reads all blocks, as many at once as a disk tier has in flight.
-    async fn pass(&mut self, is_write: bool) -> Result<Duration> {
-        let mut shares: Vec<Vec<_>> = (0..IN_FLIGHT).map(|_| Vec::new()).collect();
-        for (at, buffer) in self.buffers.drain(..).enumerate() {
-            shares[at % IN_FLIGHT].push((at, buffer));
+    /// Writes or reads all blocks, so many by one operation and as many at once as a disk tier has in
+    /// flight.
+    async fn pass(&mut self, is_write: bool, together: usize) -> Result<Duration> {
+        let lanes = (IN_FLIGHT_BYTES / self.block_bytes).max(IN_FLIGHT) / together;
+        let mut shares: Vec<Vec<_>> = (0..lanes).map(|_| Vec::new()).collect();
+        let mut parts = self.buffers.drain(..).enumerate().map(|(at, buffer)| {
+            ((at * self.block_bytes) as u64, buffer)
+        });
+        for number in 0.. {
+            let run: Vec<_> = parts.by_ref().take(together).collect();
+            if run.is_empty() {
+                break;
+            }
+            shares[number % lanes].push(run);
         }
+        drop(parts);
         let started = Instant::now();
         let mut tasks = tokio::task::JoinSet::new();
         for share in shares {
-            let (store, region, len) =
-                (Arc::clone(&self.store), Arc::clone(&self.region), self.block_bytes);
+            let (store, region) = (Arc::clone(&self.store), Arc::clone(&self.region));
             tasks.spawn(async move {
                 let mut back = Vec::new();
-                for (at, buffer) in share {
-                    let place = FileRange { offset: (at * len) as u64, at: 0, len };
-                    let (moved, buffer) = match is_write {
-                        true => store.write(&region, &[place], buffer).await,
-                        false => store.read(&region, &[place], buffer).await,
+                for run in share {
+                    let (moved, run) = match is_write {
+                        true => store.write_all(&region, run).await,
+                        false => store.read_all(&region, run).await,
                     };
                     moved?;
-                    back.extend(buffer);
+                    back.extend(run.into_iter().flatten());
                 }
                 Ok::<_, dynamo_transfer::Error>(back)
             });
@@ -178,7 +197,14 @@ const TOTAL_BYTES: usize = 256 << 20;
 /// Room for two batches of the largest blocks that are written at once.
 const QUEUE_BYTES: usize = 64 << 20;
 
-/// What a disk tier has in flight by default.
+/// What a disk tier has in flight by default, but for at least so many blocks.
+const IN_FLIGHT_BYTES: usize = 8 << 20;
 const IN_FLIGHT: usize = 32;
+
+/// What it moves at once.
+const RUN_BYTES: usize = 512 << 10;
+
+/// How often all take turns, for each round that is asked for: a device's rate moves about.
+const TURNS: usize = 3;
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -30,7 +30,8 @@ pub struct DiskConfig {
     /// What blocks must share to be interchangeable, such as
     /// [`RankLayout::fingerprint`](crate::layout::RankLayout::fingerprint).
     pub fingerprint: u64,
-    /// Blocks being read or written at once; others wait, in order.
+    /// Blocks being read or written at once; others wait, in order. 8 MiB by default, but 32 blocks at
+    /// least and 128 at most.
     pub in_flight: usize,
     /// Blocks go past the page cache where filesystem and memory allow it.
     pub direct: bool,
@@ -50,8 +51,7 @@ impl DiskConfig {
             blocks,
             block_bytes,
             fingerprint,
-            // Enough for an NVMe device to be busy with blocks of 64 KiB.
-            in_flight: 32,
+            in_flight: IN_FLIGHT_BYTES.checked_div(block_bytes).map_or(1, in_flight),
             direct: true,
             load_time: LOAD_LATENCY + Duration::from_nanos(block_bytes as u64),
             on_foreign: OnForeign::default(),
@@ -108,6 +108,14 @@ impl DiskConfig {
         })
     }
 }
+
+/// Returns how many blocks are in flight if so many are what a device wants.
+fn in_flight(wanted: usize) -> usize {
+    wanted.clamp(32, 128)
+}
+
+/// Enough for an NVMe device to be busy while what has come is hashed.
+const IN_FLIGHT_BYTES: usize = 8 << 20;
 
 /// With a gigabyte per second, what a flash device does at the least.
 const LOAD_LATENCY: Duration = Duration::from_micros(100);

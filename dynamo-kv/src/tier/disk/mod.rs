@@ -73,6 +73,7 @@ mod index;
 mod line;
 mod load;
 mod open;
+mod run;
 mod stats;
 mod store;
 mod tier;
@@ -114,6 +115,8 @@ struct Inner {
     /// Places for blocks that are being read or written.
     room: Arc<Semaphore>,
     in_flight: usize,
+    /// Blocks that are moved by one operation.
+    run_blocks: usize,
     /// Guards of slots, and work on threads.
     tasks: TaskTracker,
     pace: Pace,
@@ -269,17 +272,18 @@ impl Inner {
         written.map(|_| held.map(|held| held.hold))
     }
 
-    fn place(&self, slot: u32) -> FileRange {
-        let offset = u64::from(slot) * self.geometry.stride();
-        FileRange { offset, at: 0, len: self.geometry.block_bytes }
+    /// Returns where in the file a slot is.
+    fn place(&self, slot: u32) -> u64 {
+        u64::from(slot) * self.geometry.stride()
     }
 
-    /// Hashes a block, on a thread if that is worth it; `None` if the runtime shuts down.
+    /// Hashes so many blocks, on a thread if that is worth it; `None` if the runtime shuts down.
     async fn hash<T: Send + 'static>(
         &self,
+        blocks: usize,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
-        if self.geometry.block_bytes <= INLINE_BYTES_MAX {
+        if blocks * self.geometry.block_bytes <= INLINE_BYTES_MAX {
             return Some(work());
         }
         blocking(&self.tasks, work).await

@@ -54,6 +54,7 @@ pub(super) async fn open(config: DiskConfig) -> Result<Inner, DiskError> {
         geometry,
         room: Arc::new(Semaphore::new(config.in_flight)),
         in_flight: config.in_flight,
+        run_blocks: (RUN_BYTES / config.block_bytes).clamp(1, config.in_flight),
         tasks,
         pace: Pace::new(config.load_time),
         next_era: tokio::sync::Mutex::new(era.wrapping_add(1)),
@@ -268,3 +269,7 @@ fn is_lost(kind: ErrorKind) -> bool {
 const READ_RECORDS: u32 = 4096;
 
 const _: () = assert!(SUPERBLOCK_BYTES <= PAGE_BYTES);
+
+/// What neighbours are moved at once: a device is as fast as it gets with calls of that size, and a few
+/// of them make up what is in flight.
+const RUN_BYTES: usize = 512 << 10;

@@ -45,7 +45,34 @@ impl FileStore {
         let (mut lease, returned) = Lease::new(buffer);
         // SAFETY: the lease is the buffer's one owner and has not been shared.
         let span = Span::of_mut(unsafe { lease.buffer.as_mut() }.as_mut());
-        self.run(file, FileAct::Read, ranges, (lease, span), returned)
+        self.run(file, FileAct::Read, chunks(ranges, span), (lease, returned))
+    }
+
+    /// Fills buffers, each from its offset of a file on, as one operation: what adjoins in the file is
+    /// one call to the kernel. They come back in their order.
+    ///
+    /// Fails like [`read`](Self::read), as a whole.
+    ///
+    /// # Cancel safety
+    /// As [`read`](Self::read).
+    pub fn read_all<B>(
+        &self,
+        file: &FileRegion,
+        parts: Vec<(u64, B)>,
+    ) -> impl Future<Output = (Result<u64>, Option<Vec<B>>)> + Send + use<B>
+    where
+        B: AsMut<[u8]> + Send + 'static,
+    {
+        let (offsets, buffers): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let (mut lease, returned) = Lease::new(buffers);
+        // SAFETY: the lease is the buffers' one owner and has not been shared; they stay in their
+        // place, as the list of them does.
+        let buffers = unsafe { lease.buffer.as_mut() }.iter_mut();
+        let spans = buffers.map(|buffer| Span::of_mut(buffer.as_mut()));
+        let chunks =
+            offsets.into_iter().zip(spans).map(|(offset, span)| FileChunk { offset, span });
+        let chunks = chunks.collect();
+        self.run(file, FileAct::Read, Ok(chunks), (lease, returned))
     }
 
     /// Fills ranges of a file from a buffer; the buffer comes back with the number of bytes.
@@ -70,19 +97,44 @@ impl FileStore {
         let (lease, returned) = Lease::new(buffer);
         // SAFETY: the lease is the buffer's one owner.
         let span = Span::of(unsafe { lease.buffer.as_ref() }.as_ref());
-        self.run(file, FileAct::Write, ranges, (lease, span), returned)
+        self.run(file, FileAct::Write, chunks(ranges, span), (lease, returned))
+    }
+
+    /// Writes buffers, each to its offset of a file, as one operation: what adjoins in the file is one
+    /// call to the kernel. They come back in their order.
+    ///
+    /// Fails like [`write`](Self::write), as a whole; some may have been written.
+    ///
+    /// # Cancel safety
+    /// As [`write`](Self::write).
+    pub fn write_all<B>(
+        &self,
+        file: &FileRegion,
+        parts: Vec<(u64, B)>,
+    ) -> impl Future<Output = (Result<u64>, Option<Vec<B>>)> + Send + use<B>
+    where
+        B: AsRef<[u8]> + Send + 'static,
+    {
+        let (offsets, buffers): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let (lease, returned) = Lease::new(buffers);
+        // SAFETY: the lease is the buffers' one owner; they stay in their place, as the list of them
+        // does.
+        let buffers = unsafe { lease.buffer.as_ref() }.iter();
+        let spans = buffers.map(|buffer| Span::of(buffer.as_ref()));
+        let chunks =
+            offsets.into_iter().zip(spans).map(|(offset, span)| FileChunk { offset, span });
+        let chunks = chunks.collect();
+        self.run(file, FileAct::Write, Ok(chunks), (lease, returned))
     }
 
     fn run<B: Send + 'static>(
         &self,
         file: &FileRegion,
         act: FileAct,
-        ranges: &[FileRange],
-        (lease, span): (Lease<B>, Span),
-        mut returned: oneshot::Receiver<B>,
+        chunks: Result<Vec<FileChunk>>,
+        (lease, mut returned): (Lease<B>, oneshot::Receiver<B>),
     ) -> impl Future<Output = (Result<u64>, Option<B>)> + Send + use<B> {
-        let posted = chunks(ranges, span)
-            .and_then(move |chunks| self.post(file, act, chunks, Box::new(lease)));
+        let posted = chunks.and_then(move |chunks| self.post(file, act, chunks, Box::new(lease)));
         async move {
             let result = match posted {
                 Ok(operation) => operation.await,

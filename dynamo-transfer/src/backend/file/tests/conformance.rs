@@ -8,6 +8,7 @@ use super::*;
 
 on_each_engine! {
     random_chunks_move_as_in_a_vector
+    buffers_are_moved_to_their_places_at_once_and_come_back_in_order
     an_empty_operation_moves_nothing
     ranges_outside_and_double_writes_are_refused_and_the_buffer_comes_back
     a_file_that_is_cut_short_is_an_error_that_says_where
@@ -80,6 +81,29 @@ async fn random_chunks_move_as_in_a_vector(engine: FileEngine) {
         assert!(fs::read(scratch.path()).unwrap() == oracle);
         shut(store).await;
     }
+}
+
+async fn buffers_are_moved_to_their_places_at_once_and_come_back_in_order(engine: FileEngine) {
+    let (store, scratch) = (store(engine), Scratch::new());
+    let file = scratch.region(64 << 10, FileOptions::default());
+    // Neighbours in the file, out of order, and one that stands alone and is not of whole pages.
+    let places = [(8192, 4096), (4096, 4096), (30_000, 100), (12_288, 8192)];
+    let parts = |fill: fn(u8, usize) -> HostBuffer| {
+        let parts = (0u8..).zip(places).map(|(number, (at, len))| (at, fill(number, len)));
+        parts.collect::<Vec<_>>()
+    };
+    let (moved, back) = store.write_all(&file, parts(pattern)).await;
+    assert_eq!((moved.unwrap(), back.unwrap().len()), (16_484, places.len()));
+    let (moved, back) = store.read_all(&file, parts(|_, len| HostBuffer::new(len))).await;
+    assert_eq!(moved.unwrap(), 16_484);
+    for ((number, (at, len)), buffer) in (0u8..).zip(places).zip(back.unwrap()) {
+        assert!(buffer[..] == pattern(number, len)[..], "{len} bytes at {at}");
+    }
+    let outside = vec![(0, HostBuffer::new(8)), (64 << 10, HostBuffer::new(8))];
+    let (refused, back) = store.read_all(&file, outside).await;
+    assert_eq!((refused.unwrap_err().kind(), back.unwrap().len()), (ErrorKind::OutOfBounds, 2));
+    assert_eq!(store.write_all(&file, Vec::<(u64, HostBuffer)>::new()).await.0.unwrap(), 0);
+    shut(store).await;
 }
 
 async fn an_empty_operation_moves_nothing(engine: FileEngine) {
