@@ -166,11 +166,17 @@ async fn a_device_that_fails_makes_typed_misses_and_leaves_slots_free_and_others
     let truth = Truth::new(8, BLOCK);
     let config = made(&scratch, &truth).await;
     let bad = stride(BLOCK);
-    let faults = FileFaults::new(move |call| match (call.act, call.offset) {
-        (FileAct::Read, at) if at == bad && call.len == BLOCK => FileFault::Fail(libc::EIO),
-        (FileAct::Write, at) if at == bad && call.len == BLOCK => FileFault::Fail(libc::ENOSPC),
-        (FileAct::Write, at) if at == record_at(2) => FileFault::Fail(libc::EIO),
-        _ => FileFault::Pass,
+    // Alone or with its neighbours; records are not as long as what is before the block.
+    let faults = FileFaults::new(move |call| {
+        let touches = |at| (call.offset..call.offset + call.len as u64).contains(&at);
+        match call.act {
+            FileAct::Read if touches(bad) && call.len >= BLOCK => FileFault::Fail(libc::EIO),
+            FileAct::Write if touches(bad) && call.len >= BLOCK => FileFault::Fail(libc::ENOSPC),
+            FileAct::Write if touches(record_at(2)) && call.len < BLOCK => {
+                FileFault::Fail(libc::EIO)
+            }
+            _ => FileFault::Pass,
+        }
     });
     let tier = DiskTier::open(config.clone().with_files(faulty(&faults))).await.unwrap();
     let all: Vec<_> = (0..SLOTS).map(|number| key(number).identity).collect();

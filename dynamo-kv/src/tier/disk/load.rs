@@ -173,7 +173,8 @@ impl Inner {
     where
         B: AsMut<[u8]> + Send + 'static,
     {
-        let verify = |(record, target): (Record, B)| Loaded::verify(record.key, &record.digest, target);
+        let verify =
+            |(record, target): (Record, B)| Loaded::verify(record.key, &record.digest, target);
         let blocks = filled.len();
         let work = move || filled.into_iter().map(verify).collect::<Vec<_>>();
         let verified = self.hash(blocks, work).await;

@@ -100,7 +100,9 @@ async fn admit<B: AsRef<[u8]>>(
     for (block, begun) in sound.into_iter().zip(begun) {
         match (begun, permits.split(1)) {
             (Begun::Slot(start), Some(permit)) => writing.push(inner.writing(start, permit, block)),
-            (Begun::Writing(ended), Some(permit)) => parts.push(Part::Wait { ended, permit, block }),
+            (Begun::Writing(ended), Some(permit)) => {
+                parts.push(Part::Wait { ended, permit, block })
+            }
             (Begun::Present, _) => parts.push(Part::Done((block.number, Ok(Stored::Present)))),
             (_, _) => parts.push(Part::Done((block.number, Err(StoreError::Busy)))),
         }
@@ -164,7 +166,8 @@ impl Inner {
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
     {
-        let (mut blocks, mut parts) = (Vec::with_capacity(run.len()), Vec::with_capacity(run.len()));
+        let (mut blocks, mut parts) =
+            (Vec::with_capacity(run.len()), Vec::with_capacity(run.len()));
         for Writing { block: Block { number, key, bytes }, hold, generation, era } in run {
             let bytes = Arc::new(bytes);
             blocks.push((number, key, generation, era, Arc::clone(&bytes)));
