@@ -55,6 +55,7 @@ mod pool;
 mod random;
 pub mod sequence;
 pub mod tier;
+mod time;
 
 pub use below::{Acquired, Offload, Sources, TierConfig, TierReport, TiersConfig, TiersStats};
 pub use block::{

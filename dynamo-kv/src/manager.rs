@@ -167,6 +167,11 @@ impl BlockManager {
         self.pool.find_prefix(keys)
     }
 
+    /// Returns what holds the blocks.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
     /// Makes a full block findable and shared.
     ///
     /// If its identity is held already, that block is returned and this one is freed.

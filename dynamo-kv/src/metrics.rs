@@ -2,6 +2,7 @@
 
 mod blocks;
 mod handoff;
+mod lending;
 mod tenant;
 
 use std::fmt;
@@ -14,6 +15,7 @@ pub use blocks::{
     PREFETCHED, PREFETCHES_REFUSED, QUEUED,
 };
 pub use handoff::{HandoffMetrics, PULLED_BYTES, PULLS, STAGED_BLOCKS, STAGES};
+pub use lending::{LEASES, LEASES_ENDED, LENT_BLOCKS, LENT_DAMAGED, OwnerMetrics, WATCHERS};
 pub use tenant::{
     QUOTA, TENANT_BLOCKS, TENANT_EVICTIONS, TENANT_HITS, TENANT_MISSES, TenantMetrics,
 };
@@ -70,6 +72,11 @@ pub const ALL: &[Metric] = &[
     MOVE_TIME,
     QUEUED,
     DROPPED,
+    LENT_BLOCKS,
+    LEASES,
+    LEASES_ENDED,
+    LENT_DAMAGED,
+    WATCHERS,
 ];
 
 /// Counts an agent's transfers for the page of a runtime.

@@ -278,11 +278,8 @@ impl Below {
         pool: &Arc<Pool>,
         keys: &'a [BlockKey],
     ) -> (&'a [BlockKey], Sources, Vec<CompleteBlock>) {
-        let room = match self.reserve(pool, keys.len()).await {
-            Err(error) => self.reserve(pool, error.available.min(keys.len())).await,
-            room => room,
-        };
-        let targets = keys.iter().copied().zip(room.unwrap_or_default()).collect();
+        let room = pool.reserve_up_to(keys.len()).await;
+        let targets = keys.iter().copied().zip(room).collect();
         let (tier, mut sources) = (self.tier(level), Sources::default());
         let outcomes = tier.load(targets).await;
         let hits = outcomes.into_iter().zip(keys).map_while(|(outcome, key)| match outcome {
@@ -310,9 +307,7 @@ async fn copy(
     acquired: &mut Acquired,
 ) -> bool {
     // Without waiting for a spare slot: it might be one of theirs.
-    let targets = pool.allocate(keys.len());
-    let targets = targets.or_else(|error| pool.allocate(error.available.min(keys.len())));
-    let targets = targets.unwrap_or_default();
+    let targets = pool.allocate_up_to(keys.len());
     leaving.truncate(targets.len());
     let sources = leaving.iter().map(Outgoing::leaving).collect();
     let copied = match pool.tier() {

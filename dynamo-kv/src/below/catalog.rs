@@ -22,7 +22,10 @@ struct Place {
     sequence: SequenceHash,
     local: LocalHash,
     parent: Option<SequenceHash>,
+    /// Of the block before it.
+    before: Option<BlockIdentity>,
     position: u32,
+    chain: u64,
     /// A bit for each tier.
     levels: u8,
 }
@@ -93,7 +96,7 @@ impl Catalog {
     fn publish_stored(&self, level: usize, run: &[BlockKey]) {
         let parent = run.first().and_then(|first| first.parent_sequence);
         let block = |key: &BlockKey| StoredBlock { sequence: key.sequence, local: key.local };
-        self.publisher.stored(parent, run.iter().map(block).collect(), self.kinds[level]);
+        self.publisher.stored(parent, run.iter().map(block).collect(), self.kinds[level], run);
     }
 
     /// Returns which tiers have a block: a bit for each.
@@ -124,7 +127,9 @@ impl Locked<'_> {
             sequence: key.sequence,
             local: key.local,
             parent: key.parent_sequence,
+            before: key.parent,
             position: key.position,
+            chain: key.chain,
             levels: 0,
         });
         let is_first = place.levels & namesakes == 0;
@@ -146,18 +151,34 @@ impl Locked<'_> {
 
     /// Returns what is stored in all tiers, parents before what follows them.
     pub(crate) fn stored(&self) -> Vec<KvChange> {
-        let mut places: Vec<_> = self.places.values().collect();
-        places.sort_by_key(|place| place.position);
-        let stored = places.into_iter().flat_map(|place| {
+        let stored = self.keys().into_iter().map(|(key, tier)| KvChange::BlockStored {
+            parent: key.parent_sequence,
+            blocks: vec![StoredBlock { sequence: key.sequence, local: key.local }],
+            tier,
+        });
+        stored.collect()
+    }
+
+    /// Returns all that names each block, once for each kind of tier that has it, parents before what
+    /// follows them.
+    pub(crate) fn keys(&self) -> Vec<(BlockKey, protocol::Tier)> {
+        let mut places: Vec<_> = self.places.iter().collect();
+        places.sort_by_key(|(_, place)| place.position);
+        let keys = places.into_iter().flat_map(|(identity, place)| {
             let mut kinds: Vec<_> = self.catalog.kinds.iter().enumerate().collect();
             kinds.retain(|(level, _)| place.levels & (1 << level) != 0);
             kinds.dedup_by_key(|(_, kind)| **kind);
-            kinds.into_iter().map(|(_, tier)| KvChange::BlockStored {
-                parent: place.parent,
-                blocks: vec![StoredBlock { sequence: place.sequence, local: place.local }],
-                tier: *tier,
-            })
+            let key = BlockKey {
+                identity: *identity,
+                parent: place.before,
+                sequence: place.sequence,
+                parent_sequence: place.parent,
+                local: place.local,
+                position: place.position,
+                chain: place.chain,
+            };
+            kinds.into_iter().map(move |(_, tier)| (key, *tier))
         });
-        stored.collect()
+        keys.collect()
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use crate::evict::BlockCost;
 use crate::manager::BlockManager;
 use crate::tier::{HostTier, Tier};
+use crate::time::TIME_MAX;
 
 /// When a block goes down to a tier that does not have it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -196,9 +197,6 @@ const QUEUE_BLOCKS: usize = 2 * super::level::BATCH_BLOCKS;
 
 /// What a user waits for a first token anyway.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Far beyond any wait; keeps arithmetic on times safe.
-pub(super) const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -44,6 +44,7 @@ use crate::identity::BlockKey;
 use crate::manager::{AllocateError, BlockManager};
 use crate::pool::{Home, Pool, Published, Victim};
 use crate::tier::{Outgoing, Tier, TierStats};
+use crate::time::TIME_MAX;
 use claims::Claims;
 use level::Level;
 use outbox::Outbox;
@@ -270,7 +271,7 @@ impl Below {
 
     /// Writes what is queued, ends the tasks and shuts the tiers down.
     pub(crate) async fn shutdown(&self, within: Duration) -> dynamo_core::Result<()> {
-        let until = Instant::from_std(SystemClock.now()) + within.min(config::TIME_MAX);
+        let until = Instant::from_std(SystemClock.now()) + within.min(TIME_MAX);
         self.closing.cancel();
         self.tasks.close();
         let drained = tokio::time::timeout_at(until, self.tasks.wait()).await;
@@ -290,5 +291,15 @@ impl Below {
 impl Below {
     fn tier(&self, level: usize) -> &dyn Tier {
         self.levels[level].tier()
+    }
+
+    /// Returns the tiers in their order.
+    pub(crate) fn tiers(&self) -> impl Iterator<Item = &dyn Tier> {
+        self.levels.iter().map(Level::tier)
+    }
+
+    /// Returns a bit for each tier that has a block.
+    pub(crate) fn levels(&self, key: &BlockKey) -> u8 {
+        self.catalog.levels(&key.identity)
     }
 }

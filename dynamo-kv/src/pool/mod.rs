@@ -22,6 +22,7 @@ mod registry;
 mod shard;
 mod sync;
 mod take;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -29,6 +29,8 @@ impl Pool {
                 registered: &mut registered,
                 linked: None,
                 stored: Vec::new(),
+                keys: Vec::new(),
+                is_watched: self.common.publisher.is_watched(number),
                 parent: None,
                 last_stored: None,
                 unneeded: Vec::new(),
@@ -57,6 +59,9 @@ struct Registering<'a> {
     linked: Option<Linked>,
     /// Those that were not said to be stored yet, and what stands before them.
     stored: Vec<StoredBlock>,
+    /// Theirs, if anybody wants them.
+    keys: Vec<BlockKey>,
+    is_watched: bool,
     parent: Option<SequenceHash>,
     last_stored: Option<BlockIdentity>,
     /// Slots that a quota counts no more, for a shard that is another one.
@@ -135,12 +140,16 @@ impl Registering<'_> {
             self.stored.reserve_exact(1 + behind);
         }
         self.stored.push(StoredBlock { sequence: key.sequence, local: key.local });
+        if self.is_watched {
+            self.keys.push(*key);
+        }
         self.last_stored = Some(key.identity);
     }
 
     fn publish(&mut self) {
         let (stored, common) = (std::mem::take(&mut self.stored), &self.pool.common);
-        common.publisher.stored(self.parent, stored, common.tier);
+        common.publisher.stored(self.parent, stored, common.tier, &self.keys);
+        self.keys.clear();
     }
 
     /// Returns the slots that are not needed.

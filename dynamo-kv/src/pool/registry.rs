@@ -1,6 +1,6 @@
 //! Identity → block within one shard, with what keeps each one; pure but for the slots' counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use dynamo_core::protocol::{LocalHash, SequenceHash};
 use dynamo_transfer::{SharedSlot, SharedSlots, Slot, SlotRun};
@@ -380,6 +380,23 @@ impl Registry {
     ) -> Option<(N, Slot<Home>)> {
         let victim = self.eviction.victim()?;
         let named = name(self, victim);
+        Some((named, self.take(victim, hold)?))
+    }
+
+    /// Removes a block, if nobody holds it and nothing follows it.
+    pub(super) fn remove(&mut self, identity: &BlockIdentity) -> Removed {
+        let Some(at) = self.find(identity) else { return Removed::Absent };
+        let entry = &self.entries[at.index()];
+        if entry.is_active || entry.followers > 0 {
+            return Removed::Kept;
+        }
+        self.eviction.remove(at, entry.priority);
+        self.take(at, &mut None).map_or(Removed::Absent, Removed::Gone)
+    }
+
+    /// Takes the slot of a block that may be evicted, and is not to be chosen any more; `hold` is one of
+    /// it, and becomes one of the block before it.
+    fn take(&mut self, victim: EntryId, hold: &mut Option<SharedSlot<Home>>) -> Option<Slot<Home>> {
         let slot = self.slots.take(victim.index())?;
         let entry = &mut self.entries[victim.index()];
         let (hash, uses) = (hash(&entry.identity), entry.uses);
@@ -392,7 +409,7 @@ impl Registry {
         *hold = before;
         if parent == NONE {
             self.orphans.remove(&victim.0);
-            return Some((named, slot));
+            return Some(slot);
         }
         let before = &mut self.entries[parent as usize];
         before.uses = before.uses.saturating_add(uses);
@@ -400,7 +417,7 @@ impl Registry {
         if before.followers == 0 && !before.is_active {
             self.eviction.insert(EntryId::new(parent), before.priority, before.usage());
         }
-        Some((named, slot))
+        Some(slot)
     }
 
     /// Returns what events call a block.
@@ -427,17 +444,47 @@ impl Registry {
 
     /// Returns every block with the one before it, each behind the block it follows.
     pub(super) fn parents_first(&self) -> Vec<Held> {
-        let is_there = |(at, _): &(usize, &Entry)| self.slots.get(*at).is_some();
-        let mut blocks: Vec<_> = self.entries.iter().enumerate().filter(is_there).collect();
-        // What follows a block stands behind it in every sequence.
-        blocks.sort_by_key(|(_, entry)| entry.position);
         let held = |(at, entry): (usize, &Entry)| {
             let parent = self.entries.get(entry.parent as usize).map(|parent| parent.sequence);
             let alone = || self.orphans.get(&u32::try_from(at).ok()?).copied();
             Held { parent: parent.or_else(alone), sequence: entry.sequence, local: entry.local }
         };
-        blocks.into_iter().map(held).collect()
+        self.in_order().into_iter().map(held).collect()
     }
+
+    /// Returns all that names every block, each behind the block it follows; what [`victim`](Self::victim)
+    /// does not know of a block is taken from the first of its sequence, if that is there.
+    pub(super) fn keys(&self) -> Vec<BlockKey> {
+        let mut chains: HashMap<BlockIdentity, u64> = HashMap::new();
+        let key = |(at, _): (usize, &Entry)| {
+            let mut key = self.victim(id(at)).key;
+            if self.chains.is_none() {
+                key.chain = match key.parent.and_then(|parent| chains.get(&parent).copied()) {
+                    Some(chain) => chain,
+                    None => key.identity.chain(),
+                };
+                chains.insert(key.identity, key.chain);
+            }
+            key
+        };
+        self.in_order().into_iter().map(key).collect()
+    }
+
+    /// Returns every block's entry; what follows a block stands behind it in every sequence.
+    fn in_order(&self) -> Vec<(usize, &Entry)> {
+        let is_there = |(at, _): &(usize, &Entry)| self.slots.get(*at).is_some();
+        let mut blocks: Vec<_> = self.entries.iter().enumerate().filter(is_there).collect();
+        blocks.sort_by_key(|(_, entry)| entry.position);
+        blocks
+    }
+}
+
+/// What became of a block that was to be removed.
+pub(super) enum Removed {
+    Absent,
+    /// Somebody holds it, or a block follows it.
+    Kept,
+    Gone(Slot<Home>),
 }
 
 /// A block that is evicted.

@@ -1,13 +1,13 @@
 //! The process is killed while it stores; what is found then is what was stored.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, Command, Stdio};
+use std::io::Write as _;
 use std::time::Duration;
 
 use dynamo_core::random::Random;
 use dynamo_kv::tier::MissReason;
 use dynamo_kv::tier::disk::DiskConfig;
 
+use crate::other::{self, Other};
 use crate::support::{Scratch, Truth, key, open, shut, store};
 
 #[tokio::test]
@@ -33,8 +33,8 @@ async fn kill(times: u32) {
     let mut random = Random::unseeded();
     let (mut hits, mut damaged) = (0, 0);
     for _ in 0..times {
-        let mut other = Other::start(&scratch);
-        other.read_lines(1 + random.below(40).unwrap());
+        let mut other = Other::start("killed::stores_until_it_is_killed", scratch.path());
+        other.hear(1 + random.below(40).unwrap());
         // Anywhere within the next few stores.
         std::thread::sleep(Duration::from_micros(random.next_u64() % 3000));
         other.kill();
@@ -65,57 +65,17 @@ fn config(dir: &std::path::Path) -> DiskConfig {
     DiskConfig::new(dir, SLOTS, BLOCK, 1).with_in_flight(IN_FLIGHT)
 }
 
-/// This very program in another process, which stores; killed on drop.
-struct Other(Child);
-
-impl Other {
-    fn start(scratch: &Scratch) -> Self {
-        let mut program = Command::new(std::env::current_exe().unwrap());
-        let child = program
-            .args(["killed::stores_until_it_is_killed", "--exact", "--ignored", "--nocapture"])
-            .env(DIRECTORY, scratch.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        Self(child.spawn().unwrap())
-    }
-
-    /// Waits until it has stored as many batches.
-    fn read_lines(&mut self, count: usize) {
-        let lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines();
-        let batches = lines.map_while(Result::ok).filter(|line| line.ends_with(BATCH));
-        assert_eq!(batches.take(count).count(), count, "it has ended by itself");
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// What the other process does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the other process of the test that kills it"]
-#[expect(clippy::disallowed_methods, reason = "only the test that starts it tells it where")]
-#[expect(clippy::print_stdout, reason = "processes of a test talk so")]
 async fn stores_until_it_is_killed() {
-    let Some(dir) = std::env::var_os(DIRECTORY) else { return };
+    let Some(dir) = other::directory() else { return };
     let truth = Truth::new(NUMBERS as u64, BLOCK);
     let tier = open(config(dir.as_ref())).await.unwrap();
     let mut random = Random::unseeded();
     loop {
         let numbers: Vec<_> = (0..12).map(|_| random.below(NUMBERS).unwrap() as u64).collect();
         assert!(store(&tier, &truth, numbers).await.iter().all(Result::is_ok));
-        println!("\n{BATCH}");
+        other::tell();
     }
 }
-
-const DIRECTORY: &str = "DYNAMO_KV_DISK_TEST";
-const BATCH: &str = "STORED";

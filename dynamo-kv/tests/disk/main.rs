@@ -8,4 +8,6 @@ mod damage;
 mod directory;
 mod killed;
 mod oracle;
+#[path = "../support/other.rs"]
+mod other;
 mod support;

@@ -1,7 +1,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynamo_core::ErrorKind;
 use dynamo_core::protocol;
 use dynamo_kv::tier::peer::{OwnerConfig, PeerConfig};
 use dynamo_kv::tier::{MissReason, StoreError, Stored, Tier};
@@ -35,8 +34,6 @@ async fn what_one_worker_stores_another_loads() {
         let stats = Tier::stats(&second);
         assert_eq!((stats.hits_total, stats.misses_total, stats.stored_total), (30, 5, 5));
         assert!(second.estimate(1) > Duration::ZERO && second.kind() == protocol::Tier::Remote);
-        assert_eq!(second.clear().await.unwrap_err().kind(), ErrorKind::InvalidArgument);
-        assert_eq!((second.remove(&keys([0])).await.unwrap(), shared.stats().cached), (0, 35));
         for tier in [first, second] {
             tier.shutdown(PATIENCE).await.unwrap();
             assert!(matches!(load(&tier, &here, [0]).await[0].reason, MissReason::Closed));

@@ -1,20 +1,21 @@
 //! Workers and owners are killed in the middle of what they do.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dynamo_core::discovery::{FileConfig, FileDiscovery};
 use dynamo_core::random::Random;
 use dynamo_kv::tier::disk::{DiskConfig, DiskError, DiskTier};
 use dynamo_kv::tier::peer::{OwnerConfig, PeerConfig};
-use dynamo_kv::tier::{MissReason, Tier as _};
+use dynamo_kv::tier::{MissReason, Tier as _, TierChange};
 use dynamo_kv::{TierConfig, TiersConfig};
 
+use crate::other::{self, Other};
 use crate::support::{
-    Ground, PATIENCE, at_rest, keys, layout, load, manager, manager_above, store, truth,
+    Ground, PATIENCE, at_rest, hear, keys, layout, listen, load, manager, manager_above, store,
+    truth,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -26,8 +27,8 @@ async fn what_a_killed_worker_had_is_back_and_whole() {
     let config = OwnerConfig::new(64).with_ttl(Duration::from_millis(300));
     let (owner, _serving) = leader.serve(&shared, config, 0).await;
     for _ in 0..8 {
-        let mut worker = Other::start("killed::works_until_it_is_killed", &scratch);
-        worker.wait();
+        let mut worker = Other::start("killed::works_until_it_is_killed", &scratch.0);
+        worker.hear(1);
         let lent = async {
             while owner.lent_blocks() == 0 {
                 tokio::task::yield_now().await;
@@ -53,8 +54,8 @@ async fn blocks_of_a_killed_owner_are_misses_and_its_successor_has_them_from_the
     let scratch = Scratch::new();
     let here = manager(64);
     for life in 0..3 {
-        let mut owner = Other::start("killed::owns_until_it_is_killed", &scratch);
-        owner.wait();
+        let mut owner = Other::start("killed::owns_until_it_is_killed", &scratch.0);
+        owner.hear(1);
         let ground = scratch.ground().await;
         let worker = ground.process("worker").await;
         let config = PeerConfig::default().with_batches(5, 2);
@@ -94,6 +95,77 @@ async fn blocks_of_a_killed_owner_are_misses_and_its_successor_has_them_from_the
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_that_share_a_disk_outlive_its_owner_and_find_it_again_with_his_successor() {
+    let scratch = Scratch::new();
+    let mut owner = Other::start("killed::owns_until_it_is_killed", &scratch.0);
+    owner.hear(1);
+    let ground = scratch.ground().await;
+    let limit = Duration::from_secs(2);
+    let config = PeerConfig::default().with_batches(5, 1).with_request_timeout(limit);
+    let (one, two) = (ground.process("1").await, ground.process("2").await);
+    let (first, second) = (one.tier(config.clone()).await, two.tier(config).await);
+    let (from, mut heard) = (manager(90), [listen(&first), listen(&second)]);
+    for life in 0..3 {
+        if life > 0 {
+            owner = Other::start("killed::owns_until_it_is_killed", &scratch.0);
+            owner.hear(1);
+            // What is on the disk.
+            for heard in &mut heard {
+                hear(heard, |change| matches!(change, TierChange::Stored(_))).await;
+            }
+            let misses = load(&second, &manager(30), 0..30).await;
+            assert!(misses.len() <= 20, "{} misses in life {life}", misses.len());
+        }
+        assert!(store(&first, &from, 0..30).await.iter().all(Result::is_ok));
+        for chain in [0, 10, 20] {
+            assert!(load(&second, &manager(10), chain..chain + 10).await.is_empty());
+        }
+        // Killed while one stores and the other loads.
+        let (stored, hits) = (first.stats().stored_total, second.stats().hits_total);
+        let (storing, loading) = (first.clone(), second.clone());
+        let is_killed = Arc::new(AtomicBool::new(false));
+        let (one_is_killed, killed) = (Arc::clone(&is_killed), Arc::clone(&is_killed));
+        let more = from.clone();
+        let stores = async move {
+            let mut block = 30;
+            while !one_is_killed.load(Ordering::SeqCst) {
+                drop(store(&storing, &more, block..block + 10).await);
+                block = 30 + (block - 20) % 30;
+            }
+        };
+        let into = manager(30);
+        let loads = async move {
+            while !is_killed.load(Ordering::SeqCst) {
+                drop(load(&loading, &into, 0..30).await);
+            }
+        };
+        let mut moving = tokio::task::JoinSet::new();
+        moving.spawn(stores);
+        moving.spawn(loads);
+        let is_moving = async {
+            while first.stats().stored_total < stored + 20 || second.stats().hits_total < hits + 20
+            {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, is_moving).await.unwrap();
+        owner.kill();
+        killed.store(true, Ordering::SeqCst);
+        tokio::time::timeout(PATIENCE, moving.join_all()).await.unwrap();
+        for heard in &mut heard {
+            hear(heard, |change| matches!(change, TierChange::Cleared)).await;
+        }
+        assert_eq!(second.match_prefix(&keys(0..10)).await, 0);
+        assert!(store(&first, &from, 0..5).await.iter().all(Result::is_err));
+        assert_eq!((first.stats().blocks, second.stats().blocks), (0, 0));
+    }
+    for (tier, process) in [(first, one), (second, two)] {
+        tier.shutdown(PATIENCE).await.unwrap();
+        process.end().await;
+    }
+}
+
 /// A directory that goes when the test ends.
 struct Scratch(PathBuf);
 
@@ -122,60 +194,15 @@ async fn ground(dir: &Path) -> Ground {
     Ground::Tcp(Arc::new(FileDiscovery::start(config).await.unwrap()))
 }
 
-/// This very program in another process; killed on drop.
-struct Other(Child);
-
-impl Other {
-    fn start(role: &str, scratch: &Scratch) -> Self {
-        let mut program = Command::new(std::env::current_exe().unwrap());
-        let child = program
-            .args([role, "--exact", "--ignored", "--nocapture"])
-            .env(DIRECTORY, &scratch.0)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        Self(child.spawn().unwrap())
-    }
-
-    /// Waits until it says that it has begun.
-    fn wait(&mut self) {
-        let lines = BufReader::new(self.0.stdout.as_mut().unwrap()).lines();
-        let begun = lines.map_while(Result::ok).any(|line| line.ends_with(BEGUN));
-        assert!(begun, "it has ended by itself");
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "only the test that starts it tells it where")]
-fn directory() -> Option<PathBuf> {
-    std::env::var_os(DIRECTORY).map(PathBuf::from)
-}
-
-#[expect(clippy::print_stdout, reason = "processes of a test talk so")]
-fn say_begun() {
-    println!("\n{BEGUN}");
-}
-
 /// What a worker does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the other process of the test that kills it"]
 async fn works_until_it_is_killed() {
-    let Some(dir) = directory() else { return };
+    let Some(dir) = other::directory() else { return };
     let worker = ground(&dir).await.process("worker").await;
     let tier = worker.tier(PeerConfig::default().with_batches(4, 4)).await;
     let (from, into, mut random) = (manager(30), manager(30), Random::unseeded());
-    say_begun();
+    other::tell();
     loop {
         let first = u32::try_from(random.below(60).unwrap()).unwrap();
         let moved = tokio::join!(
@@ -190,7 +217,7 @@ async fn works_until_it_is_killed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the other process of the test that kills it"]
 async fn owns_until_it_is_killed() {
-    let Some(dir) = directory() else { return };
+    let Some(dir) = other::directory() else { return };
     let config = DiskConfig::new(dir.join("disk"), 64, layout().block_bytes(), 1);
     let disk = async {
         loop {
@@ -207,9 +234,6 @@ async fn owns_until_it_is_killed() {
     let (leader, shared) = (ground(&dir).await.process("leader").await, manager_above(20, below));
     let config = OwnerConfig::new(10).with_client_limits(10, 16);
     let (_owner, _serving) = leader.serve(&shared, config, 0).await;
-    say_begun();
+    other::tell();
     std::future::pending().await
 }
-
-const DIRECTORY: &str = "DYNAMO_KV_PEER_TEST";
-const BEGUN: &str = "BEGUN";

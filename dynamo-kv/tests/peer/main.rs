@@ -3,7 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod basics;
+mod events;
 #[cfg(unix)]
 mod killed;
 mod oracle;
+#[cfg(unix)]
+#[path = "../support/other.rs"]
+mod other;
 mod support;

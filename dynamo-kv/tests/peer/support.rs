@@ -8,12 +8,13 @@ use dynamo_core::request_plane::{MemoryRequestPlane, TcpConfig, TcpRequestPlane}
 use dynamo_core::{Endpoint, Runtime, ServeOptions, Serving};
 use dynamo_kv::layout::RankLayout;
 use dynamo_kv::tier::peer::{Answer, Owner, OwnerConfig, PeerConfig, PeerTier, Request};
-use dynamo_kv::tier::{Miss, StoreError, Stored};
+use dynamo_kv::tier::{Miss, StoreError, Stored, Tier as _, TierChange};
 use dynamo_kv::{
     BlockIdentity, BlockKey, BlockLayout, BlockManager, DType, ManagerConfig, RegisteredBlock,
     TiersConfig,
 };
 use dynamo_transfer::{Agent, AgentConfig, MemoryFabric};
+use tokio::sync::mpsc::{Receiver, channel};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const OWNER: InstanceId = InstanceId(7);
@@ -172,6 +173,36 @@ pub(crate) async fn load(
         }
     }
     misses
+}
+
+/// Has the tier follow its owner, and what it tells queued.
+pub(crate) fn listen(tier: &PeerTier) -> Receiver<TierChange> {
+    let (sender, heard) = channel(1 << 16);
+    let there = tier.watch(Box::new(move |change| {
+        // Nobody may listen any more.
+        let _ = sender.try_send(change);
+    }));
+    assert!(there.is_empty(), "it has asked nobody");
+    heard
+}
+
+/// Waits for a change that is wanted; returns it and those before it.
+pub(crate) async fn hear(
+    heard: &mut Receiver<TierChange>,
+    mut is_wanted: impl FnMut(&TierChange) -> bool,
+) -> Vec<TierChange> {
+    let mut changes = Vec::new();
+    let hearing = async {
+        loop {
+            let change = heard.recv().await.unwrap();
+            changes.push(change);
+            if is_wanted(&change) {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, hearing).await.unwrap();
+    changes
 }
 
 /// Waits until nothing is lent, and looks at the owner's pool then.

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,9 +10,11 @@ use dynamo_transfer::Agent;
 use futures::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::config::PeerConfig;
+use super::follow::Follow;
 use super::message::{Answer, Ask, MATCH_MAX, Request, Told, Wanted};
 use crate::block::MutableBlock;
 use crate::identity::BlockKey;
@@ -40,6 +43,11 @@ pub(super) struct Inner {
     pub(super) tasks: TaskTracker,
     pace: Pace,
     stats: Mutex<TierStats>,
+    /// Blocks that the owner lends at once, as far as it has said so.
+    pub(super) lease_blocks: AtomicUsize,
+    follow: Arc<Follow>,
+    stop: CancellationToken,
+    _stop_on_drop: DropGuard,
 }
 
 impl PeerTier {
@@ -56,6 +64,8 @@ impl PeerTier {
         config: PeerConfig,
     ) -> Result<Self> {
         config.check()?;
+        let (stop, limit) = (CancellationToken::new(), config.request_timeout);
+        let follow = Follow::new(client.clone(), owner, layout.fingerprint(), limit);
         Ok(Self(Arc::new(Inner {
             client,
             owner,
@@ -67,6 +77,10 @@ impl PeerTier {
             tasks: TaskTracker::new(),
             pace: Pace::new(ASSUMED),
             stats: Mutex::default(),
+            lease_blocks: AtomicUsize::new(usize::MAX),
+            follow: Arc::new(follow),
+            _stop_on_drop: stop.clone().drop_guard(),
+            stop,
             config,
         })))
     }
@@ -122,10 +136,44 @@ impl PeerTier {
     /// Cancel safe; what comes is refused all the same. It may be called again.
     pub async fn shutdown(&self, within: Duration) -> Result<()> {
         self.0.room.close();
+        self.0.stop.cancel();
         self.0.tasks.close();
         tokio::time::timeout(within, self.0.tasks.wait()).await.map_err(|_| {
             Error::new(ErrorKind::DeadlineExceeded, "blocks on their way from or to a peer")
         })
+    }
+
+    /// Has the owner remove blocks; returns how many of them were there.
+    ///
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if the owner does not
+    /// [let clients do so](super::OwnerConfig::with_removable), and with [`Conflict`](ErrorKind::Conflict)
+    /// if some are in use there, once the others were removed.
+    ///
+    /// # Cancel safety
+    /// If it is dropped, some may have been removed.
+    pub async fn remove(&self, keys: &[BlockKey]) -> Result<usize> {
+        let (mut removed, mut outcome) = (0, Ok(()));
+        for keys in keys.chunks(MATCH_MAX) {
+            let ask = Ask::Remove { fingerprint: self.0.fingerprint, keys: keys.to_vec() };
+            match self.0.ask(ask, self.0.config.request_timeout).await {
+                Ok(Told::Removed(count)) => removed += keys.len().min(count as usize),
+                Ok(_) => outcome = outcome.and(Err(unexpected())),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        outcome.map(|()| removed)
+    }
+
+    /// Has the owner remove all blocks that nobody holds there; it fails as [`remove`](Self::remove) does.
+    ///
+    /// # Cancel safety
+    /// If it is dropped, the blocks may have been removed.
+    pub async fn clear(&self) -> Result<()> {
+        let ask = Ask::Clear { fingerprint: self.0.fingerprint };
+        match self.0.ask(ask, self.0.config.request_timeout).await? {
+            Told::Cleared => Ok(()),
+            _ => Err(unexpected()),
+        }
     }
 
     /// Moves batches one after another, each in a task, a few of them at once.
@@ -139,7 +187,8 @@ impl PeerTier {
         F: Future<Output = Vec<O>> + Send + 'static,
         O: Send + 'static,
     {
-        let (size, mut rest) = (self.0.config.batch_blocks, items.into_iter());
+        let size = self.0.config.batch_blocks.min(self.0.lease_blocks.load(Ordering::Relaxed));
+        let mut rest = items.into_iter();
         let batches = std::iter::from_fn(|| {
             let batch: Vec<_> = rest.by_ref().take(size).collect();
             (!batch.is_empty()).then_some(batch)
@@ -196,9 +245,18 @@ impl Tier for PeerTier {
         protocol::Tier::Remote
     }
 
-    /// Knows no blocks and tells no changes: they are the owner's, which publishes them itself.
-    fn watch(&self, _sink: Box<dyn TierSink>) -> Vec<BlockKey> {
-        Vec::new()
+    /// Follows the owner from the first call on, as a task within the runtime: what it has is told as it
+    /// is known, and taken back when the owner is gone, restarted or silent.
+    fn watch(&self, sink: Box<dyn TierSink>) -> Vec<BlockKey> {
+        let (there, is_first) = self.0.follow.watch(sink);
+        if is_first {
+            let (follow, stop) = (Arc::clone(&self.0.follow), self.0.stop.clone());
+            self.0.tasks.spawn(async move {
+                stop.run_until_cancelled(follow.run()).await;
+                follow.forget();
+            });
+        }
+        there
     }
 
     async fn match_prefix(&self, keys: &[BlockKey]) -> usize {
@@ -216,15 +274,12 @@ impl Tier for PeerTier {
         Self::load(self, targets).await
     }
 
-    /// Removes nothing: the owner's blocks are there for others too.
-    async fn remove(&self, _keys: &[BlockKey]) -> Result<usize> {
-        Ok(0)
+    async fn remove(&self, keys: &[BlockKey]) -> Result<usize> {
+        Self::remove(self, keys).await
     }
 
-    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument): the owner's blocks are there for
-    /// others too.
     async fn clear(&self) -> Result<()> {
-        Err(Error::invalid(format!("blocks of {} are not ours to remove", self.0.owner)))
+        Self::clear(self).await
     }
 
     fn estimate(&self, blocks: usize) -> Duration {
@@ -232,7 +287,7 @@ impl Tier for PeerTier {
     }
 
     fn stats(&self) -> TierStats {
-        *self.0.stats()
+        TierStats { blocks: self.0.follow.blocks(), ..*self.0.stats() }
     }
 
     async fn shutdown(&self, within: Duration) -> Result<()> {

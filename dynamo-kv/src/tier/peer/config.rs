@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use dynamo_core::{Error, Result};
 
+use crate::time::TIME_MAX;
+
 /// What an [`Owner`](super::Owner) lends, and for how long.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -10,10 +12,14 @@ pub struct OwnerConfig {
     pub ttl: Duration,
     /// Blocks that are lent at once, in all.
     pub blocks_max: usize,
-    /// Blocks that one lease may be about.
+    /// Blocks that one lease may be about; clients learn it, and ask for no more.
     pub lease_blocks_max: usize,
     /// Leases that one client may have at once.
     pub client_leases_max: usize,
+    /// Clients may have blocks removed, which are there for others too.
+    pub is_removable: bool,
+    /// Clients that are told at once what is there.
+    pub watchers_max: usize,
 }
 
 impl OwnerConfig {
@@ -25,6 +31,9 @@ impl OwnerConfig {
             blocks_max,
             lease_blocks_max: 256,
             client_leases_max: 16,
+            is_removable: false,
+            // As many workers as a host has, and those that come after them.
+            watchers_max: 64,
         }
     }
 
@@ -42,6 +51,20 @@ impl OwnerConfig {
         self
     }
 
+    /// Lets clients have blocks removed.
+    #[must_use]
+    pub fn with_removable(mut self, is_removable: bool) -> Self {
+        self.is_removable = is_removable;
+        self
+    }
+
+    /// Limits the clients that are told at once what is there.
+    #[must_use]
+    pub fn with_watchers_max(mut self, watchers_max: usize) -> Self {
+        self.watchers_max = watchers_max;
+        self
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         time("ttl", self.ttl)?;
         count("blocks_max", self.blocks_max)?;
@@ -54,11 +77,12 @@ impl OwnerConfig {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PeerConfig {
-    /// Blocks that are moved under one lease.
+    /// Blocks that are moved under one lease, if the owner lends so many.
     pub batch_blocks: usize,
     /// Batches under way at once; others wait, in order.
     pub in_flight: usize,
-    /// How long the owner may take to answer, loading from its own tier included.
+    /// How long the owner may take to answer, loading from its own tier included, and how long it may be
+    /// silent: then what it had is taken to be out of reach, at most as long again later.
     pub request_timeout: Duration,
     /// How long it may take to say what is there; no answer means nothing is.
     pub match_timeout: Duration,
@@ -115,9 +139,6 @@ fn count(name: &str, count: usize) -> Result<()> {
     let is_sound = (1..=COUNT_MAX).contains(&count);
     if is_sound { Ok(()) } else { Err(Error::invalid(format!("{name} of {count}"))) }
 }
-
-/// Far beyond any lease; keeps arithmetic on times safe.
-const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// As many blocks as a pool may have.
 const COUNT_MAX: usize = u32::MAX as usize;

@@ -8,8 +8,10 @@ use tokio::time::Instant;
 
 use super::config::OwnerConfig;
 use super::message::LeaseId;
+use super::stats::OwnerStats;
 use crate::block::{MutableBlock, RegisteredBlock};
 use crate::identity::BlockKey;
+use crate::time::expiry_or_change;
 
 /// All leases of an owner.
 pub(super) struct Leases {
@@ -27,6 +29,8 @@ struct Table {
     /// Blocks of all of them, and of those that ended while something was still moving.
     blocks: usize,
     is_closed: bool,
+    expired_total: u64,
+    refused_total: u64,
 }
 
 /// Blocks that are lent until then.
@@ -68,13 +72,12 @@ impl Leases {
 
     /// Makes room for a lease of so many blocks.
     ///
-    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if no lease may have so many, and with
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if there are none, and with
     /// [`Overloaded`](ErrorKind::Overloaded) if the client, or all together, have too many.
     pub(super) fn admit(self: &Arc<Self>, client: u64, blocks: usize) -> Result<Vec<Room>> {
-        let OwnerConfig { lease_blocks_max, client_leases_max, blocks_max, .. } = self.config;
-        if !(1..=lease_blocks_max).contains(&blocks) {
-            let message = format!("a lease of {blocks} blocks, up to {lease_blocks_max} allowed");
-            return Err(Error::invalid(message));
+        let OwnerConfig { client_leases_max, blocks_max, .. } = self.config;
+        if blocks == 0 {
+            return Err(Error::invalid("a lease of 0 blocks"));
         }
         let mut table = self.lock();
         if table.is_closed {
@@ -87,6 +90,7 @@ impl Leases {
                  client, {blocks} blocks more wanted",
                 table.blocks
             );
+            table.refused_total += 1;
             return Err(Error::new(ErrorKind::Overloaded, message).unprocessed());
         }
         table.blocks += blocks;
@@ -119,9 +123,26 @@ impl Leases {
         self.lock().by_id.remove(id)
     }
 
+    /// Returns how many blocks one lease may be about.
+    pub(super) fn lease_blocks_max(&self) -> usize {
+        self.config.lease_blocks_max.min(self.config.blocks_max)
+    }
+
     /// Returns how many blocks are lent, those that are still moving after their lease among them.
     pub(super) fn blocks(&self) -> usize {
         self.lock().blocks
+    }
+
+    /// Returns what is lent, and what leases have come to; the rest is counted elsewhere.
+    pub(super) fn stats(&self) -> OwnerStats {
+        let table = self.lock();
+        OwnerStats {
+            lent_blocks: table.blocks,
+            leases: table.by_id.len(),
+            expired_total: table.expired_total,
+            refused_total: table.refused_total,
+            ..OwnerStats::default()
+        }
     }
 
     /// Ends leases at their time, until it is dropped.
@@ -129,17 +150,7 @@ impl Leases {
         let mut changed = self.changed.subscribe();
         loop {
             let next = self.expire_at(Instant::now());
-            let expiry = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = expiry => {}
-                // The sender lives as long as the leases.
-                _ = changed.changed() => {}
-            }
+            expiry_or_change(next, &mut changed).await;
         }
     }
 
@@ -148,6 +159,7 @@ impl Leases {
         let mut table = self.lock();
         let overdue: Vec<_> = table.by_id.extract_if(|_, lease| lease.expires <= now).collect();
         let next = table.by_id.values().map(|lease| lease.expires).min();
+        table.expired_total += overdue.len() as u64;
         drop(table);
         if !overdue.is_empty() {
             tracing::debug!(leases = overdue.len(), "leases of blocks have expired");

@@ -2,6 +2,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use dynamo_core::Result;
+use dynamo_core::protocol::{SequenceHash, Tier};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::BlockKey;
@@ -27,6 +28,12 @@ pub(super) enum Ask {
     Commit { lease: LeaseId, digests: Vec<Digest> },
     /// What was to be read has been, or nothing will be written after all.
     Release(LeaseId),
+    /// Removes blocks.
+    Remove { fingerprint: u64, keys: Vec<BlockKey> },
+    /// Removes all blocks.
+    Clear { fingerprint: u64 },
+    /// What is there, and what changes; something is said so often at least.
+    Watch { fingerprint: u64, beat_ms: u64 },
 }
 
 /// Blocks of one layout.
@@ -54,6 +61,32 @@ pub(super) enum Told {
     /// Whether each block had its digest.
     Committed(Vec<bool>),
     Released,
+    /// No lease is about more blocks.
+    TooMany(u32),
+    /// So many were there.
+    Removed(u32),
+    Cleared,
+    /// What is there, in parts, and the number of the change that comes next; `epoch` is the owner's life.
+    There {
+        epoch: u64,
+        seq: u64,
+        blocks: Vec<(BlockKey, Tier)>,
+        is_last: bool,
+    },
+    Changed {
+        seq: u64,
+        change: Change,
+    },
+    /// Nothing has changed.
+    Quiet,
+}
+
+/// What changed at the owner.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Change {
+    Stored(Vec<BlockKey>, Tier),
+    Removed(Vec<SequenceHash>, Tier),
+    Cleared,
 }
 
 /// A region of the owner, for a while: the blocks that are lent, one after another.
@@ -92,6 +125,9 @@ impl fmt::Debug for LeaseId {
         write!(f, "LeaseId({:02x}{:02x}…)", self.0[0], self.0[1])
     }
 }
+
+/// Blocks in one part of what is there, and in one change.
+pub(super) const PART_BLOCKS: usize = 256;
 
 /// Keys in one question: within a second of a network's time, and beyond any prompt.
 pub(super) const MATCH_MAX: usize = 8192;

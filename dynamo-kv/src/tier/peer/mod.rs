@@ -10,6 +10,8 @@
 //!                      ◄─── places, region ────
 //!         writes the region
 //!         Commit(lease, digests) ─────────────► revokes, verifies, and only then shares
+//! watch:  Watch ──────────────────────────────► lists what it has in memory and in its tiers
+//!         tells a sink  ◄──── list, changes ─── and says what changes, numbered
 //! ```
 //!
 //! So that the workers of one host share a host or disk tier: one process is the owner, and the others
@@ -65,26 +67,41 @@
 //! until then ([`Owner::lent_blocks`]). A block that a client writes can be found once it is committed
 //! with its digest, and not before.
 //!
+//! # Who knows what is there
+//! A manager above a [`PeerTier`] publishes what the owner has as its worker's blocks of the remote tier,
+//! and sends it nothing that it has. The tier asks for a list, then follows the changes; whoever has
+//! missed one, fallen behind or heard nothing for too long asks for a list again. An owner that has
+//! restarted has a number of its own: what the one before had is cleared first. One that is not found
+//! again is cleared too.
+//!
 //! # Why it is never wrong
 //! A digest, keyed with the block's identity, goes with each block by the request plane, and the bytes
 //! by the transfer engine: whoever receives them computes it anew. It finds damage and mistakes, not
 //! malice: whoever may call the endpoint can store what it likes.
 //!
 //! # Bounds
-//! Blocks lent in all, blocks of a lease and leases of a client ([`OwnerConfig`]); batches under way and
-//! times ([`PeerConfig`]). What is beyond is a miss, or fails.
+//! Blocks lent in all, blocks of a lease, leases of a client and clients that follow ([`OwnerConfig`]);
+//! batches under way and times ([`PeerConfig`]). A batch that is too large for a lease is cut; what else
+//! is beyond is a miss, or fails. Blocks are there for all: a client may have them removed only if the
+//! owner is [set up so](OwnerConfig::with_removable).
 
 mod client;
 mod config;
+mod feed;
+mod follow;
+mod holdings;
 mod lease;
 mod message;
 mod moving;
 mod owner;
+mod stats;
 
 pub use client::PeerTier;
 pub use config::{OwnerConfig, PeerConfig};
 pub use message::{Answer, Request};
+pub(crate) use owner::Counted;
 pub use owner::Owner;
+pub use stats::OwnerStats;
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dynamo_core::{Error, ErrorKind, Result};
@@ -14,6 +15,7 @@ use super::message::{Ask, Digest, Lent, Place, Told};
 use crate::block::MutableBlock;
 use crate::identity::BlockKey;
 use crate::tier::{Loaded, Miss, MissReason, Outgoing, StoreError, Stored, digest};
+use crate::time::TIME_MAX;
 
 type LoadedBlock = Result<Loaded<MutableBlock>, Miss<MutableBlock>>;
 type StoredBlock = Result<Stored, StoreError>;
@@ -34,7 +36,14 @@ impl Inner {
         targets: Vec<(BlockKey, MutableBlock)>,
     ) -> Vec<LoadedBlock> {
         let begun = Instant::now();
-        let outcomes = self.borrow_and_read(targets).await;
+        let (mut outcomes, mut rest) = (Vec::with_capacity(targets.len()), targets);
+        while !rest.is_empty() {
+            let later = rest.split_off(self.lease_of(rest.len()));
+            match self.borrow_and_read(rest).await {
+                Ok(read) => (outcomes, rest) = (extended(outcomes, read), later),
+                Err(all) => rest = extended(all, later),
+            }
+        }
         let hits = outcomes.iter().filter(|outcome| outcome.is_ok()).count() as u64;
         let mut stats = self.stats();
         stats.hits_total += hits;
@@ -45,29 +54,49 @@ impl Inner {
         outcomes
     }
 
-    async fn borrow_and_read(&self, targets: Vec<(BlockKey, MutableBlock)>) -> Vec<LoadedBlock> {
+    /// Returns how many of so many blocks one lease can be about.
+    fn lease_of(&self, blocks: usize) -> usize {
+        self.lease_blocks.load(Ordering::Relaxed).min(blocks)
+    }
+
+    /// Takes note of how many blocks the owner lends at once, if it makes sense.
+    fn learn(&self, limit: u32, asked: usize) -> bool {
+        let limit = limit as usize;
+        let is_sound = (1..asked).contains(&limit);
+        if is_sound {
+            self.lease_blocks.fetch_min(limit, Ordering::Relaxed);
+        }
+        is_sound
+    }
+
+    /// Loads blocks under one lease; fails with them if the owner lends fewer at once.
+    async fn borrow_and_read(
+        &self,
+        targets: Vec<(BlockKey, MutableBlock)>,
+    ) -> Result<Vec<LoadedBlock>, Vec<(BlockKey, MutableBlock)>> {
         let expected = self.block_bytes;
         if let Some(found) =
             targets.iter().map(|(_, target)| target.len()).find(|len| *len != expected)
         {
-            return missed(targets, || MissReason::Length { expected, found });
+            return Ok(missed(targets, || MissReason::Length { expected, found }));
         }
         let begun = Instant::now();
         let keys = targets.iter().map(|(key, _)| *key).collect();
         let told = self.ask(Ask::Borrow(self.wanted(keys)), self.config.request_timeout).await;
         let (digests, lent) = match told {
             Ok(Told::Lent { blocks, lent }) if blocks.len() == targets.len() => (blocks, lent),
-            Ok(_) => return failed(targets, unexpected()),
-            Err(error) => return failed(targets, error),
+            Ok(Told::TooMany(limit)) if self.learn(limit, targets.len()) => return Err(targets),
+            Ok(_) => return Ok(failed(targets, unexpected())),
+            Err(error) => return Ok(failed(targets, error)),
         };
         let lent = lent.map(|lent| self.lease(lent, begun)).transpose();
         let lease = match lent {
             Ok(Some(lease)) => lease,
             Ok(None) if digests.iter().all(Option::is_none) => {
-                return missed(targets, || MissReason::Absent);
+                return Ok(missed(targets, || MissReason::Absent));
             }
-            Ok(None) => return failed(targets, unexpected()),
-            Err(error) => return failed(targets, error),
+            Ok(None) => return Ok(failed(targets, unexpected())),
+            Err(error) => return Ok(failed(targets, error)),
         };
         let mut here = Vec::new();
         let mut wanted = Vec::new();
@@ -85,10 +114,8 @@ impl Inner {
             .collect();
         let read = self.read(lease, wanted, here).await;
         let mut read = read.into_iter();
-        absent
-            .into_iter()
-            .filter_map(|absent| absent.map_or_else(|| read.next(), |miss| Some(Err(miss))))
-            .collect()
+        let next = |absent: Option<_>| absent.map_or_else(|| read.next(), |miss| Some(Err(miss)));
+        Ok(absent.into_iter().filter_map(next).collect())
     }
 
     /// Fills targets with the blocks of a lease, all of them, and proves each.
@@ -139,11 +166,20 @@ impl Inner {
         blocks: Vec<(BlockKey, Outgoing)>,
     ) -> Vec<StoredBlock> {
         let begun = Instant::now();
-        let count = blocks.len();
-        let outcomes = self.reserve_and_write(blocks).await.unwrap_or_else(|error| {
-            let cause: Cause = Arc::new(error);
-            (0..count).map(|_| Err(StoreError::Io(Box::new(Arc::clone(&cause))))).collect()
-        });
+        let (mut outcomes, mut rest) = (Vec::with_capacity(blocks.len()), blocks);
+        while !rest.is_empty() {
+            let later = rest.split_off(self.lease_of(rest.len()));
+            let count = rest.len();
+            let stored = self.reserve_and_write(rest).await.unwrap_or_else(|error| {
+                let cause: Cause = Arc::new(error);
+                let failed = || Err(StoreError::Io(Box::new(Arc::clone(&cause))));
+                Ok((0..count).map(|_| failed()).collect())
+            });
+            match stored {
+                Ok(stored) => (outcomes, rest) = (extended(outcomes, stored), later),
+                Err(all) => rest = extended(all, later),
+            }
+        }
         let elapsed = begun.elapsed();
         let mut stats = self.stats();
         for outcome in &outcomes {
@@ -161,14 +197,15 @@ impl Inner {
         outcomes
     }
 
+    /// Stores blocks under one lease; gives them back if the owner lends fewer at once.
     async fn reserve_and_write(
         &self,
         blocks: Vec<(BlockKey, Outgoing)>,
-    ) -> Result<Vec<StoredBlock>> {
+    ) -> Result<Result<Vec<StoredBlock>, Vec<(BlockKey, Outgoing)>>> {
         let expected = self.block_bytes;
         let lens = blocks.iter().map(|(_, block)| block.as_ref().len());
         if let Some(found) = lens.clone().find(|len| *len != expected) {
-            return Ok(lens.map(|_| Err(StoreError::Length { expected, found })).collect());
+            return Ok(Ok(lens.map(|_| Err(StoreError::Length { expected, found })).collect()));
         }
         let begun = Instant::now();
         let keys = blocks.iter().map(|(key, _)| *key).collect();
@@ -177,6 +214,7 @@ impl Inner {
             Told::Reserved { blocks: places, lent } if places.len() == blocks.len() => {
                 (places, lent)
             }
+            Told::TooMany(limit) if self.learn(limit, blocks.len()) => return Ok(Err(blocks)),
             _ => return Err(unexpected()),
         };
         let open = blocks.into_iter().zip(&places).filter(|(_, place)| **place == Place::Open);
@@ -196,7 +234,7 @@ impl Inner {
                 Err(StoreError::Io(Box::new(error)))
             }
         };
-        Ok(places.into_iter().map(outcome).collect())
+        Ok(Ok(places.into_iter().map(outcome).collect()))
     }
 
     /// Writes blocks into the region of a lease, and commits them; tells which the owner has taken.
@@ -235,7 +273,7 @@ impl Inner {
     /// Reads what is lent; `begun` is when it was asked for, before the owner's time began.
     fn lease(&self, lent: Lent, begun: Instant) -> Result<Lease> {
         let peer = self.agent.load_metadata(&lent.metadata).map_err(moving)?;
-        let ttl = Duration::from_millis(lent.ttl_ms).min(TTL_MAX);
+        let ttl = Duration::from_millis(lent.ttl_ms).min(TIME_MAX);
         Ok(Lease { lent, peer, ends: begun + ttl })
     }
 }
@@ -274,5 +312,7 @@ fn gone(count: usize, error: impl StdError + Send + Sync + 'static) -> Vec<Loade
     (0..count).map(|_| miss()).collect()
 }
 
-/// No owner lends for longer; keeps arithmetic on times safe.
-const TTL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+fn extended<T>(mut list: Vec<T>, more: Vec<T>) -> Vec<T> {
+    list.extend(more);
+    list
+}

@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use dynamo_core::protocol::Tier;
 use dynamo_core::{Context, Engine, Error, ErrorKind, ResponseStream, Result};
@@ -8,8 +8,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::config::OwnerConfig;
+use super::feed::Feed;
 use super::lease::{Held, Leases, Part, Room};
 use super::message::{Answer, Ask, Digest, LeaseId, Lent, MATCH_MAX, Place, Request, Told, Wanted};
+use super::stats::{Counters, OwnerStats};
 use crate::block::{MutableBlock, RegisteredBlock};
 use crate::identity::BlockKey;
 use crate::manager::BlockManager;
@@ -22,11 +24,13 @@ use crate::tier::{Loaded, digest};
 #[derive(Clone)]
 pub struct Owner(Arc<Inner>);
 
-struct Inner {
+pub(super) struct Inner {
     agent: Agent,
-    manager: BlockManager,
-    config: OwnerConfig,
+    pub(super) manager: BlockManager,
+    pub(super) config: OwnerConfig,
     leases: Arc<Leases>,
+    pub(super) feed: Arc<Feed>,
+    counters: Counters,
     /// The task, and blocks that are hashed on threads.
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -41,6 +45,8 @@ impl Owner {
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) if a limit is 0 or a time longer than a day, or the
     /// blocks are in device memory: lend those of the manager below.
     ///
+    /// Clients are told what the manager has by the owner that was made of it last.
+    ///
     /// Whoever may write a block sees what was there before, unless the manager is set up
     /// [`with_zero_on_allocate`](crate::ManagerConfig::with_zero_on_allocate).
     ///
@@ -52,6 +58,14 @@ impl Owner {
             return Err(Error::invalid("blocks in device memory, lent to peers"));
         }
         let leases = Arc::new(Leases::new(config.clone()));
+        let feed = Arc::new(Feed::new(config.watchers_max)?);
+        // The manager does not keep an owner that is gone.
+        let told = Arc::downgrade(&feed);
+        manager.pool().watch(Box::new(move |change, keys| {
+            if let Some(feed) = told.upgrade() {
+                feed.publish(change, keys);
+            }
+        }));
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let (expiring, stop) = (Arc::clone(&leases), shutdown.clone());
         tasks.spawn(async move {
@@ -62,14 +76,33 @@ impl Owner {
             expiring.close();
         });
         let _shutdown_on_drop = shutdown.clone().drop_guard();
-        let inner = Inner { agent, manager, config, leases, tasks, shutdown, _shutdown_on_drop };
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(Inner {
+            agent,
+            manager,
+            config,
+            leases,
+            feed,
+            counters: Counters::default(),
+            tasks,
+            shutdown,
+            _shutdown_on_drop,
+        })))
     }
 
     /// Returns how many blocks are lent at this moment, those that are still moving after their lease
     /// among them.
     pub fn lent_blocks(&self) -> usize {
         self.0.leases.blocks()
+    }
+
+    /// Returns what is lent, and what leases have come to so far.
+    pub fn stats(&self) -> OwnerStats {
+        self.0.stats()
+    }
+
+    /// Returns whose leases are counted where.
+    pub(crate) fn counted(&self) -> (&str, Counted) {
+        (self.0.agent.name(), Counted(Arc::downgrade(&self.0)))
     }
 
     /// Ends every lease, refuses others, and joins the task.
@@ -79,6 +112,7 @@ impl Owner {
     pub async fn shutdown(&self) {
         self.0.shutdown.cancel();
         self.0.leases.close();
+        self.0.feed.close();
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }
@@ -89,12 +123,30 @@ impl Engine for Owner {
     type Response = Answer;
 
     async fn generate(&self, ctx: Context, request: Request) -> Result<ResponseStream<Answer>> {
+        if let Ask::Watch { fingerprint, beat_ms } = request.0 {
+            self.0.check_layout(fingerprint)?;
+            return self.0.watch(&ctx, beat_ms);
+        }
         let told = ctx.bound(self.0.answer(request.0)).await?;
         Ok(ResponseStream::from_items(&ctx, [Answer(told)]))
     }
 }
 
+/// What an owner has come to, as long as there is one.
+pub(crate) struct Counted(Weak<Inner>);
+
+impl Counted {
+    pub(crate) fn stats(&self) -> Option<OwnerStats> {
+        Some(self.0.upgrade()?.stats())
+    }
+}
+
 impl Inner {
+    fn stats(&self) -> OwnerStats {
+        let leases = OwnerStats { watchers: self.feed.watchers(), ..self.leases.stats() };
+        self.counters.read(leases)
+    }
+
     async fn answer(&self, ask: Ask) -> Result<Told> {
         match ask {
             Ask::Match(mut keys) => {
@@ -109,11 +161,23 @@ impl Inner {
                 self.release(lease).await;
                 Ok(Told::Released)
             }
+            Ask::Remove { fingerprint, keys } => {
+                self.check_layout(fingerprint)?;
+                self.remove(&keys).await
+            }
+            Ask::Clear { fingerprint } => {
+                self.check_layout(fingerprint)?;
+                self.clear().await
+            }
+            Ask::Watch { .. } => Err(Error::internal("it is answered by a stream")),
         }
     }
 
     /// Holds what is there, for a client to read.
     async fn lend(&self, wanted: Wanted) -> Result<Told> {
+        if let Some(too_many) = self.too_many(&wanted) {
+            return Ok(too_many);
+        }
         let room = self.admit(&wanted)?;
         // The first run may come up from below; behind it, what is in memory is there.
         let up = self.manager.acquire(&wanted.keys).await.blocks;
@@ -133,10 +197,13 @@ impl Inner {
 
     /// Allocates what is not there, for a client to write.
     async fn reserve(&self, wanted: &Wanted) -> Result<Told> {
+        if let Some(too_many) = self.too_many(wanted) {
+            return Ok(too_many);
+        }
         let room = self.admit(wanted)?;
         let held = self.held(&wanted.keys);
         let missing = held.iter().filter(|held| held.is_none()).count();
-        let mut open = self.allocate(missing).await.into_iter().zip(room);
+        let mut open = self.manager.pool().reserve_up_to(missing).await.into_iter().zip(room);
         let (mut parts, mut keys) = (Vec::new(), Vec::new());
         let mut place = |held: &Option<RegisteredBlock>, key: &BlockKey| {
             if held.is_some() {
@@ -181,7 +248,9 @@ impl Inner {
             blocks.map(verify).collect()
         };
         let (verified, _room): (Vec<_>, Vec<_>) = self.blocking(verify).await?.into_iter().unzip();
-        let outcomes = verified.iter().map(Option::is_some).collect();
+        let outcomes: Vec<_> = verified.iter().map(Option::is_some).collect();
+        Counters::add(&self.counters.committed, 1);
+        Counters::add(&self.counters.damaged, outcomes.iter().filter(|whole| !**whole).count());
         let complete = verified.into_iter().flatten().map(Loaded::complete).collect();
         drop(self.manager.register_all(complete));
         Ok(Told::Committed(outcomes))
@@ -190,6 +259,7 @@ impl Inner {
     /// Ends a lease; whoever is told so finds its room free.
     async fn release(&self, id: LeaseId) {
         let Some(lease) = self.leases.take(&id) else { return };
+        Counters::add(&self.counters.released, 1);
         let closed = async {
             match lease.held {
                 Held::Read { region } => drop(region.close().await),
@@ -200,14 +270,24 @@ impl Inner {
         let _ = tokio::time::timeout(self.config.ttl, closed).await;
     }
 
-    fn admit(&self, wanted: &Wanted) -> Result<Vec<Room>> {
+    fn check_layout(&self, theirs: u64) -> Result<()> {
         let fingerprint = self.manager.layout().fingerprint();
-        if wanted.fingerprint != fingerprint {
-            let theirs = wanted.fingerprint;
-            let message =
-                format!("blocks of layout {theirs:016x} of an owner of {fingerprint:016x}");
-            return Err(Error::invalid(message));
+        if theirs == fingerprint {
+            return Ok(());
         }
+        let message = format!("blocks of layout {theirs:016x} of an owner of {fingerprint:016x}");
+        Err(Error::invalid(message))
+    }
+
+    /// Tells how many blocks a lease may be about, if it is fewer.
+    fn too_many(&self, wanted: &Wanted) -> Option<Told> {
+        let limit = self.leases.lease_blocks_max();
+        let limit = Some(limit).filter(|limit| wanted.keys.len() > *limit)?;
+        Some(Told::TooMany(u32::try_from(limit).unwrap_or(u32::MAX)))
+    }
+
+    fn admit(&self, wanted: &Wanted) -> Result<Vec<Room>> {
+        self.check_layout(wanted.fingerprint)?;
         self.leases.admit(wanted.client, wanted.keys.len())
     }
 
@@ -230,15 +310,6 @@ impl Inner {
             held.extend(run.into_iter().map(Some));
         }
         held
-    }
-
-    /// Allocates so many blocks, or as many as there are.
-    async fn allocate(&self, count: usize) -> Vec<MutableBlock> {
-        let blocks = match self.manager.reserve(count).await {
-            Err(error) => self.manager.reserve(error.available.min(count)).await,
-            blocks => blocks,
-        };
-        blocks.unwrap_or_default()
     }
 
     /// Computes what proves each block; returns those that are there.
