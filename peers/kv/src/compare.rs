@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::contender::{Contender, Figure, Full};
 use crate::table::Table;
-use crate::{ours, targets, theirs, tiers};
+use crate::tiers::TURNS;
+use crate::{ours, shared, targets, theirs, tiers};
 
 pub struct Options {
     /// Where the rows go as JSON.
@@ -48,6 +49,7 @@ pub fn run(options: &Options) -> Result<()> {
     let folder = options.path.as_deref().and_then(|path| Path::new(path).parent());
     let folder = folder.unwrap_or(Path::new(""));
     tiers::run(folder, options.rounds, &mut table).context("tiers")?;
+    shared::run(options.rounds * TURNS, &mut table).context("shared tiers")?;
     table.print();
     options.path.as_deref().map_or(Ok(()), |path| table.write(path))
 }

@@ -10,13 +10,15 @@
 //! The keys of all blocks are there before the clock runs: what identifies a block is hashed by
 //! both sides when tokens come, not when blocks move. No bytes are written to any block.
 //!
-//! Then blocks go to a disk and back, beside the engine that moves them alone (`tiers.rs`).
+//! Then blocks go to a disk and back (`tiers.rs`), and to another agent's memory (`shared.rs`), beside the
+//! engines that move them alone.
 
 mod compare;
 mod contender;
 mod heap;
 mod manager;
 mod ours;
+mod shared;
 #[path = "../../request-plane/src/table.rs"]
 mod table;
 mod targets;
@@ -51,7 +53,7 @@ fn main() -> Result<()> {
 const USAGE: &str = "\
 usage: kv [PATH] [--rounds COUNT] [--blocks COUNT] [--tiers]
        the rows as JSON go to PATH; managers of COUNT blocks are timed, a multiple of 8192;
-       --tiers leaves the peer out, and measures blocks on their way to a disk and back alone";
+       --tiers leaves the peer out, and measures blocks on their way to tiers and back alone";
 
 const ROUNDS: usize = 7;
 const BLOCKS: usize = 1 << 16;

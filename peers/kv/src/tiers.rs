@@ -66,7 +66,7 @@ async fn measure(dir: &Path, block_bytes: usize, rounds: usize) -> Result<[f64; 
     Ok([down, up, write.max(writes), read.max(reads)])
 }
 
-fn median(mut rates: Vec<f64>) -> f64 {
+pub fn median(mut rates: Vec<f64>) -> f64 {
     rates.sort_by(f64::total_cmp);
     rates[rates.len() / 2]
 }
@@ -150,9 +150,11 @@ impl Alone {
     async fn pass(&mut self, is_write: bool, together: usize) -> Result<Duration> {
         let lanes = (IN_FLIGHT_BYTES / self.block_bytes).max(IN_FLIGHT) / together;
         let mut shares: Vec<Vec<_>> = (0..lanes).map(|_| Vec::new()).collect();
-        let mut parts = self.buffers.drain(..).enumerate().map(|(at, buffer)| {
-            ((at * self.block_bytes) as u64, buffer)
-        });
+        let mut parts = self
+            .buffers
+            .drain(..)
+            .enumerate()
+            .map(|(at, buffer)| ((at * self.block_bytes) as u64, buffer));
         for number in 0.. {
             let run: Vec<_> = parts.by_ref().take(together).collect();
             if run.is_empty() {
@@ -205,6 +207,6 @@ const IN_FLIGHT: usize = 32;
 const RUN_BYTES: usize = 512 << 10;
 
 /// How often all take turns, for each round that is asked for: a device's rate moves about.
-const TURNS: usize = 3;
+pub const TURNS: usize = 3;
 
 const PATIENCE: Duration = Duration::from_secs(60);
