@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, KvEvent, WorkerId};
 use dynamo_core::{Client, Runtime, ServeOptions};
+use dynamo_kv::layout::RankLayout;
 use dynamo_kv::tier::disk::{DiskConfig, DiskTier};
 use dynamo_kv::tier::peer::{Answer, Owner, OwnerConfig, PeerConfig, PeerTier, Request};
 use dynamo_kv::tier::{Tier, TierStats};
@@ -29,8 +30,8 @@ fn manager(id: u64, blocks: usize, tier: Arc<dyn Tier>) -> Result<BlockManager> 
     Ok(BlockManager::new(config, worker, Box::new(|_: KvEvent| {}))?)
 }
 
-fn layout() -> Result<BlockLayout> {
-    Ok(BlockLayout::new(2, 1, 8, BlockSize::DEFAULT, DType::F32)?)
+fn layout() -> Result<RankLayout> {
+    Ok(BlockLayout::new(2, 1, 8, BlockSize::DEFAULT, DType::F32)?.into())
 }
 
 /// A worker with room for four blocks.

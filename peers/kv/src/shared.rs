@@ -88,7 +88,7 @@ impl Shared {
         let _serving = endpoint.serve_with(owner.clone(), served).await?;
         let client = endpoint.client().await?;
         let config = PeerConfig::default();
-        let tier = PeerTier::new(client, InstanceId(1), here.clone(), &layout, config)?;
+        let tier = PeerTier::new(client, InstanceId(1), here.clone(), workers.layout(), config)?;
         let tokens: Vec<u32> = (0..u32::try_from(count)?).collect();
         let keys = TokenSequence::new(&CacheNamespace::default(), size, &tokens).keys().to_vec();
         let blocks = workers.allocate(count)?.into_iter().zip(&keys).map(|(mut block, key)| {
