@@ -30,8 +30,8 @@ pub use s3_fifo::S3Fifo;
 /// Orders the blocks that may be evicted; pure.
 ///
 /// # Contract
-/// - The pool offers a block only while nobody uses it and no cached block follows it, so whatever
-///   is chosen is a leaf: a prefix never goes before what depends on it.
+/// - A pool, or a disk tier, offers a block only while nobody uses it and no block there follows it,
+///   so whatever is chosen is a leaf: a prefix never goes before what depends on it.
 /// - `insert` and `remove` come in pairs per block; `victim` removes what it returns.
 /// - An entry names the block it was inserted for until it is removed or chosen; then it may name
 ///   another.

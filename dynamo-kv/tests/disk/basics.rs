@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use dynamo_kv::evict::{BlockCost, CostAware};
 use dynamo_kv::tier::disk::{DiskConfig, DiskTier};
 use dynamo_kv::tier::{MissReason, StoreError, Stored, Tier, TierChange};
 use dynamo_transfer::HostBuffer;
@@ -40,7 +41,7 @@ async fn what_is_stored_is_loaded_and_after_a_restart_all_of_it() {
 }
 
 #[tokio::test]
-async fn the_blocks_that_were_used_longest_ago_make_room_and_whoever_listens_knows() {
+async fn what_was_used_longest_ago_makes_room_its_end_first_and_whoever_listens_knows() {
     let scratch = Scratch::new();
     let truth = Truth::new(12, 4096);
     let changes = Arc::new(Mutex::new(Vec::new()));
@@ -56,13 +57,66 @@ async fn the_blocks_that_were_used_longest_ago_make_room_and_whoever_listens_kno
     store(&tier, &truth, [8]).await.remove(0).unwrap();
     store(&tier, &truth, [9]).await.remove(0).unwrap();
     let there: Vec<_> = (0..12).filter(|number| tier.contains(&key(*number).identity)).collect();
-    assert_eq!(there, [0, 3, 4, 5, 6, 7, 8, 9]);
-    assert_eq!(tier.match_prefix(&[0, 3, 4, 1, 5].map(key)), 3);
+    assert_eq!(there, [0, 1, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(tier.match_prefix(&[0, 1, 4, 2, 5].map(key)), 3);
     assert_eq!(tier.stats().evicted_total, 2);
     let last = changes.lock().unwrap().split_off(8);
-    let [one, two] = [(1, 8), (2, 9)]
+    let [one, two] = [(3, 8), (2, 9)]
         .map(|(old, new)| [TierChange::Removed(key(old)), TierChange::Stored(key(new))]);
     assert_eq!(last, [one, two].concat());
+    shut(tier).await;
+}
+
+#[tokio::test]
+async fn a_sequence_loses_its_end_first_though_its_beginning_was_used_before_also_after_a_restart()
+{
+    let scratch = Scratch::new();
+    let truth = Truth::new(12, 4096);
+    let sequence = [0, 1, 2, 3].map(key);
+    let config = scratch.config(4, 4096).with_in_flight(1);
+    let tier = DiskTier::open(config.clone()).await.unwrap();
+    store(&tier, &truth, 0..4).await;
+    assert!(truth.load(&tier, &sequence.map(|key| key.identity)).await.is_empty());
+    store(&tier, &truth, [4]).await.remove(0).unwrap();
+    assert_eq!(tier.match_prefix(&sequence), 3);
+    shut(tier).await;
+
+    let tier = DiskTier::open(config).await.unwrap();
+    store(&tier, &truth, [8]).await.remove(0).unwrap();
+    assert_eq!(tier.match_prefix(&sequence), 2);
+    assert_eq!(tier.stats().blocks, 4);
+    shut(tier).await;
+}
+
+#[tokio::test]
+async fn a_block_does_not_take_the_place_of_what_it_follows() {
+    let scratch = Scratch::new();
+    let truth = Truth::new(5, 4096);
+    let tier = DiskTier::open(scratch.config(3, 4096)).await.unwrap();
+    for _ in 0..2 {
+        let stored = store(&tier, &truth, 0..4).await;
+        assert!(matches!(stored[3], Err(StoreError::Busy)), "{stored:?}");
+        assert_eq!(tier.match_prefix(&[0, 1, 2, 3].map(key)), 3);
+    }
+    store(&tier, &truth, [4]).await.remove(0).unwrap();
+    assert_eq!(tier.match_prefix(&[0, 1, 2, 3].map(key)), 2);
+    shut(tier).await;
+}
+
+#[tokio::test]
+async fn the_policy_of_the_config_chooses_what_makes_room() {
+    let scratch = Scratch::new();
+    let truth = Truth::new(20, 4096);
+    let cost = BlockCost::new(1.0, 0.0);
+    let config = scratch.config(4, 4096).with_eviction(move || CostAware::new(cost));
+    let tier = DiskTier::open(config).await.unwrap();
+    store(&tier, &truth, [0, 4, 8, 12]).await;
+    for number in [0, 0, 0, 4, 8, 12] {
+        assert!(truth.load(&tier, &[key(number).identity]).await.is_empty());
+    }
+    store(&tier, &truth, [16]).await.remove(0).unwrap();
+    let there: Vec<_> = (0..20).filter(|number| tier.contains(&key(*number).identity)).collect();
+    assert_eq!(there, [0, 8, 12, 16], "0 was used longest ago, but most often");
     shut(tier).await;
 }
 

@@ -53,14 +53,15 @@ pub(crate) fn faulty(faults: &FileFaults) -> FileStoreConfig {
     FileStoreConfig::default().with_engine(FileEngine::Pool).with_faults(faults.clone())
 }
 
-/// The key of one of any number of blocks, each of which follows the one before it.
+/// The key of one of any number of blocks, four of which follow each other.
 pub(crate) fn key(number: u64) -> BlockKey {
     let identity = |number: u64| BlockIdentity(*blake3::hash(&number.to_le_bytes()).as_bytes());
+    let parent = (!number.is_multiple_of(4)).then(|| number - 1);
     BlockKey {
         identity: identity(number),
-        parent: number.checked_sub(1).map(identity),
+        parent: parent.map(identity),
         sequence: SequenceHash(number),
-        parent_sequence: number.checked_sub(1).map(SequenceHash),
+        parent_sequence: parent.map(SequenceHash),
         local: LocalHash(!number),
         position: 3,
         chain: number,

@@ -1,10 +1,13 @@
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dynamo_transfer::file::FileStoreConfig;
 
 use super::error::DiskError;
 use super::format::Geometry;
+use crate::evict::{EntryId, Eviction, Lru};
 
 /// What becomes of a directory that was made for something else, or whose superblock is damaged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -23,7 +26,7 @@ pub enum OnForeign {
 pub struct DiskConfig {
     /// The directory, which no other tier uses.
     pub dir: PathBuf,
-    /// How many blocks fit, from 1 to 2^32-2; their room is allocated when the directory is made.
+    /// How many blocks fit, from 1 to [`EntryId::COUNT_MAX`]; their room is allocated when the directory is made.
     pub blocks: u32,
     /// The size of every block in bytes; a multiple of 4,096 goes past the page cache as a whole.
     pub block_bytes: usize,
@@ -41,10 +44,28 @@ pub struct DiskConfig {
     pub on_foreign: OnForeign,
     /// The engine that moves the bytes.
     pub files: FileStoreConfig,
+    pub(super) eviction: Policy,
+}
+
+/// Makes what chooses the blocks that make room.
+#[derive(Clone)]
+pub(super) struct Policy(Arc<dyn Fn() -> Box<dyn Eviction> + Send + Sync>);
+
+impl Policy {
+    pub(super) fn make(&self) -> Box<dyn Eviction> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.make().fmt(f)
+    }
 }
 
 impl DiskConfig {
-    /// Describes a directory of `blocks` blocks of `block_bytes` bytes each.
+    /// Describes a directory of `blocks` blocks of `block_bytes` bytes each, evicted least recently
+    /// used first.
     pub fn new(dir: impl AsRef<Path>, blocks: u32, block_bytes: usize, fingerprint: u64) -> Self {
         Self {
             dir: dir.as_ref().to_owned(),
@@ -56,6 +77,7 @@ impl DiskConfig {
             load_time: LOAD_LATENCY + Duration::from_nanos(block_bytes as u64),
             on_foreign: OnForeign::default(),
             files: FileStoreConfig::default(),
+            eviction: Policy(Arc::new(|| Box::new(Lru::default()))),
         }
     }
 
@@ -94,11 +116,21 @@ impl DiskConfig {
         self
     }
 
+    /// Chooses the blocks that make room by a policy that `eviction` makes.
+    #[must_use]
+    pub fn with_eviction<E: Eviction>(
+        mut self,
+        eviction: impl Fn() -> E + Send + Sync + 'static,
+    ) -> Self {
+        self.eviction = Policy(Arc::new(move || Box::new(eviction())));
+        self
+    }
+
     /// Checks the numbers.
     pub(super) fn geometry(&self) -> Result<Geometry, DiskError> {
         let Self { blocks, block_bytes, fingerprint, .. } = *self;
         let geometry = Geometry { blocks, block_bytes, fingerprint };
-        let is_sound = (1..u32::MAX).contains(&blocks)
+        let is_sound = (1..=EntryId::COUNT_MAX).contains(&blocks)
             && (1..=self.files.operations_max).contains(&self.in_flight)
             && geometry.is_addressable();
         is_sound.then_some(geometry).ok_or(DiskError::Config {

@@ -5,22 +5,27 @@ use std::collections::{HashMap, VecDeque};
 use tokio::sync::watch;
 
 use super::format::Record;
-use super::line::{Line, NONE};
-use super::stats::{DiskStats, Recovery};
+use super::places::{NONE, Places};
+use super::stats::DiskStats;
+use crate::evict::{EntryId, Eviction, Use};
 use crate::identity::{BlockIdentity, BlockKey};
 use crate::tier::{TierChange, TierSink};
 
-/// The state of all slots. Every step takes constant time, but for those that say otherwise.
+/// The state of all slots. Every step takes constant time, beside that of the policy, but for those
+/// that say otherwise.
 pub(super) struct Index {
     slots: Vec<Slot>,
-    stored: HashMap<BlockIdentity, u32>,
+    places: Places,
     writing: HashMap<BlockIdentity, Writing>,
     /// Those that were freed first in front, so that one that cannot be written is not tried at once
     /// again.
     free: VecDeque<u32>,
-    /// Slots with a block that nobody holds, by its last use.
-    line: Line,
+    /// Orders the slots of blocks that nobody holds and nothing follows: a block goes before what it
+    /// needs.
+    policy: Box<dyn Eviction>,
     generation: u64,
+    /// Counts uses of blocks.
+    clock: u64,
     era: u64,
     stats: DiskStats,
     sink: Box<dyn TierSink>,
@@ -30,10 +35,15 @@ struct Slot {
     record: Option<Record>,
     /// Guards of what reads or writes here.
     holds: u32,
+    /// How often the block was found.
+    uses: u32,
+    last_use: u64,
 }
 
 struct Writing {
     generation: u64,
+    /// What it follows, which stays for it.
+    parent: Option<BlockIdentity>,
     /// Closed when it has ended.
     ended: watch::Receiver<()>,
 }
@@ -44,7 +54,7 @@ pub(super) enum Begun {
     Present,
     /// Another store of it is under way.
     Writing(watch::Receiver<()>),
-    /// Every slot is held.
+    /// Every slot is held, or has what others need.
     Busy,
     /// It is to be written; the slot is held.
     Slot(Start),
@@ -60,15 +70,16 @@ pub(super) struct Start {
 }
 
 impl Index {
-    pub(super) fn new(blocks: u32, era: u64) -> Self {
-        let slot = |_| Slot { record: None, holds: 0 };
+    pub(super) fn new(blocks: u32, era: u64, policy: Box<dyn Eviction>) -> Self {
+        let slot = |_| Slot { record: None, holds: 0, uses: 0, last_use: 0 };
         Self {
             slots: (0..blocks).map(slot).collect(),
-            stored: HashMap::new(),
+            places: Places::default(),
             writing: HashMap::new(),
             free: (0..blocks).collect(),
-            line: Line::new(blocks),
+            policy,
             generation: 0,
+            clock: 0,
             era,
             stats: DiskStats { capacity: blocks as usize, ..DiskStats::default() },
             sink: Box::new(|_: TierChange| {}),
@@ -81,41 +92,12 @@ impl Index {
         self.keys()
     }
 
-    /// Puts a record that was found into its slot; [`recovered`](Self::recovered) comes after all.
-    pub(super) fn recover(&mut self, slot: u32, record: Record) {
-        self.slot(slot).record = Some(record);
-    }
-
-    /// Lines up the blocks by generation, which takes the time to sort them.
-    pub(super) fn recovered(&mut self, recovery: &mut Recovery) {
-        let found = (0u32..).zip(&self.slots);
-        let found =
-            found.filter_map(|(slot, state)| Some((state.record.as_ref()?.generation, slot)));
-        let mut found: Vec<_> = found.collect();
-        found.sort_unstable();
-        for (generation, slot) in found {
-            self.generation = generation;
-            let Some(record) = &self.slots[slot as usize].record else { continue };
-            if let Some(earlier) = self.stored.insert(record.key.identity, slot) {
-                self.line.remove(earlier);
-                self.slot(earlier).record = None;
-                recovery.repeated += 1;
-            }
-            self.line.push(slot);
-        }
-        self.free = (0u32..)
-            .zip(&self.slots)
-            .filter_map(|(slot, state)| state.record.is_none().then_some(slot))
-            .collect();
-        recovery.blocks = self.stored.len();
-    }
-
     pub(super) fn contains(&self, identity: &BlockIdentity) -> bool {
-        self.stored.contains_key(identity)
+        self.slot_of(identity).is_some()
     }
 
     pub(super) fn slot_of(&self, identity: &BlockIdentity) -> Option<u32> {
-        self.stored.get(identity).copied()
+        self.places.slot_of(identity)
     }
 
     /// Returns the generations and keys of all blocks; takes time for each.
@@ -125,7 +107,7 @@ impl Index {
     }
 
     pub(super) fn stats(&self) -> DiskStats {
-        let (blocks, free) = (self.stored.len(), self.free.len());
+        let (blocks, free) = (self.places.stored(), self.free.len());
         DiskStats { blocks, free, held: self.slots.len() - blocks - free, ..self.stats }
     }
 
@@ -135,10 +117,10 @@ impl Index {
     }
 
     /// Begins to store blocks; those that are to be written get slots in the order of the file.
-    pub(super) fn begin(&mut self, identities: &[BlockIdentity]) -> Vec<Begun> {
-        let mut begun: Vec<_> = identities.iter().map(|identity| self.look(identity)).collect();
-        let starts = begun.iter_mut().zip(identities).filter_map(|(begun, identity)| match begun {
-            Begun::Slot(start) => Some((start, identity)),
+    pub(super) fn begin(&mut self, keys: &[BlockKey]) -> Vec<Begun> {
+        let mut begun: Vec<_> = keys.iter().map(|key| self.look(key)).collect();
+        let starts = begun.iter_mut().zip(keys).filter_map(|(begun, key)| match begun {
+            Begun::Slot(start) => Some((start, key)),
             _ => None,
         });
         let mut starts: Vec<_> = starts.collect();
@@ -147,8 +129,8 @@ impl Index {
         for ((start, _), slot) in starts.iter_mut().zip(&slots) {
             start.slot = *slot;
         }
-        for (_, identity) in starts.iter().skip(slots.len()) {
-            self.writing.remove(*identity);
+        for (_, key) in starts.iter().skip(slots.len()) {
+            self.end_write(&key.identity);
         }
         for begun in &mut begun {
             if matches!(begun, Begun::Slot(start) if start.slot == NONE) {
@@ -159,37 +141,38 @@ impl Index {
     }
 
     /// Looks for a block that is to be stored; its slot is still open if it is to be written.
-    fn look(&mut self, identity: &BlockIdentity) -> Begun {
-        if let Some(slot) = self.slot_of(identity) {
-            if self.slot(slot).holds == 0 {
-                self.line.remove(slot);
-                self.line.push(slot);
-            }
+    fn look(&mut self, key: &BlockKey) -> Begun {
+        if let Some(slot) = self.slot_of(&key.identity) {
+            self.withdraw(slot);
+            self.touch(slot);
+            self.offer(slot);
             return Begun::Present;
         }
-        if let Some(writing) = self.writing.get(identity) {
+        if let Some(writing) = self.writing.get(&key.identity) {
             return Begun::Writing(writing.ended.clone());
         }
         self.generation += 1;
         let (ended, receiver) = watch::channel(());
         let generation = self.generation;
-        self.writing.insert(*identity, Writing { generation, ended: receiver });
+        let writing = Writing { generation, parent: key.parent, ended: receiver };
+        self.writing.insert(key.identity, writing);
+        key.parent.inspect(|parent| self.follow(parent));
         Begun::Slot(Start { slot: NONE, generation, era: self.era, ended })
     }
 
-    /// Takes a slot that nothing is in, or that of the block which was used longest ago.
+    /// Takes a slot that nothing is in, or that of the block which the policy gives up.
     fn take_slot(&mut self) -> Option<u32> {
         let slot = match self.free.pop_front() {
             Some(slot) => slot,
             None => self.evict()?,
         };
-        self.slot(slot).holds = 1;
+        let state = self.slot(slot);
+        (state.holds, state.uses) = (1, 0);
         Some(slot)
     }
 
     fn evict(&mut self) -> Option<u32> {
-        let slot = self.line.oldest()?;
-        self.line.remove(slot);
+        let slot = self.policy.victim()?.0;
         self.take_record(slot);
         self.stats.evicted_total += 1;
         Some(slot)
@@ -201,8 +184,9 @@ impl Index {
         if !self.is_writing(&identity, record.generation) {
             return false;
         }
+        // It follows its parent still.
         self.writing.remove(&identity);
-        self.stored.insert(identity, slot);
+        self.places.insert(identity, slot);
         self.slot(slot).record = Some(record);
         self.sink.publish(TierChange::Stored(record.key));
         true
@@ -211,8 +195,13 @@ impl Index {
     /// Ends a store that did not come to its commit.
     pub(super) fn abandon(&mut self, identity: &BlockIdentity, generation: u64) {
         if self.is_writing(identity, generation) {
-            self.writing.remove(identity);
+            self.end_write(identity);
         }
+    }
+
+    fn end_write(&mut self, identity: &BlockIdentity) {
+        let writing = self.writing.remove(identity);
+        writing.and_then(|writing| writing.parent).inspect(|parent| self.unfollow(parent));
     }
 
     fn is_writing(&self, identity: &BlockIdentity, generation: u64) -> bool {
@@ -223,26 +212,62 @@ impl Index {
     pub(super) fn read(&mut self, identity: &BlockIdentity) -> Option<(u32, Record)> {
         let slot = self.slot_of(identity)?;
         self.hold(slot);
-        let record = self.slots[slot as usize].record?;
-        Some((slot, record))
+        let state = self.slot(slot);
+        state.uses = state.uses.saturating_add(1);
+        state.record.map(|record| (slot, record))
     }
 
     fn hold(&mut self, slot: u32) {
-        if self.slot(slot).holds == 0 {
-            self.line.remove(slot);
-        }
+        self.withdraw(slot);
         self.slot(slot).holds += 1;
     }
 
     /// Gives a hold back: the last one makes the slot free, or its block the one last used.
     pub(super) fn release(&mut self, slot: u32) {
+        self.touch(slot);
         let state = self.slot(slot);
         state.holds -= 1;
         match (state.holds, state.record.is_some()) {
-            (0, true) => self.line.push(slot),
+            (0, true) => self.offer(slot),
             (0, false) => self.free.push_back(slot),
             _ => {}
         }
+    }
+
+    fn touch(&mut self, slot: u32) {
+        self.clock += 1;
+        self.slot(slot).last_use = self.clock;
+    }
+
+    /// Counts a block that follows another one, which stays for it.
+    fn follow(&mut self, parent: &BlockIdentity) {
+        self.slot_of(parent).inspect(|slot| self.withdraw(*slot));
+        self.places.follow(parent);
+    }
+
+    fn unfollow(&mut self, parent: &BlockIdentity) {
+        self.places.unfollow(parent);
+        self.slot_of(parent).inspect(|slot| self.offer(*slot));
+    }
+
+    /// Has the policy choose among others and the block of a slot, if it may be evicted from now on.
+    fn offer(&mut self, slot: u32) {
+        self.usage(slot).inspect(|usage| self.policy.insert(EntryId::new(slot), *usage));
+    }
+
+    /// Takes a block back from the policy, if it may be evicted so far.
+    fn withdraw(&mut self, slot: u32) {
+        if self.usage(slot).is_some() {
+            self.policy.remove(EntryId::new(slot));
+        }
+    }
+
+    /// Describes the block of a slot, if it may be evicted: nobody holds it, and nothing follows it.
+    fn usage(&self, slot: u32) -> Option<Use> {
+        let Slot { record, holds, uses, last_use } = &self.slots[slot as usize];
+        let key = &record.as_ref()?.key;
+        let is_evictable = *holds == 0 && self.places.is_leaf(&key.identity);
+        is_evictable.then(|| Use::new(key.identity.chain(), key.position, *uses, *last_use))
     }
 
     /// Forgets a block, if it still is the one that was read; its slot must be held.
@@ -257,7 +282,7 @@ impl Index {
 
     /// Removes a block, and refuses the one being written; returns its slot, held.
     pub(super) fn remove(&mut self, identity: &BlockIdentity) -> Option<u32> {
-        self.writing.remove(identity);
+        self.end_write(identity);
         let slot = self.slot_of(identity)?;
         self.hold(slot);
         self.take_record(slot);
@@ -268,8 +293,8 @@ impl Index {
     pub(super) fn clear(&mut self, era: u64) {
         self.era = era;
         self.writing.clear();
-        self.stored.clear();
-        self.line.clear();
+        (0u32..).take(self.slots.len()).for_each(|slot| self.withdraw(slot));
+        self.places.clear();
         for (slot, state) in (0u32..).zip(&mut self.slots) {
             if state.record.take().is_some() && state.holds == 0 {
                 self.free.push_back(slot);
@@ -278,11 +303,12 @@ impl Index {
         self.sink.publish(TierChange::Cleared);
     }
 
-    /// Makes the block of a slot impossible to find.
+    /// Makes the block of a slot impossible to find, which the policy does not have.
     fn take_record(&mut self, slot: u32) {
         if let Some(record) = self.slot(slot).record.take() {
-            self.stored.remove(&record.key.identity);
+            self.places.remove(&record.key.identity);
             self.sink.publish(TierChange::Removed(record.key));
+            record.key.parent.inspect(|parent| self.unfollow(parent));
         }
     }
 
@@ -290,6 +316,8 @@ impl Index {
         &mut self.slots[slot as usize]
     }
 }
+
+mod recover;
 
 #[cfg(test)]
 mod tests;

@@ -51,9 +51,16 @@
 //! that its neighbours share in place of a page of its own, blocks stay whole pages that go past the
 //! page cache straight from the caller's memory, and opening reads 256 bytes per slot, one after the
 //! other, in place of a page at each. A record lies within one sector. While the tier is open,
-//! records are kept in memory (about 250 bytes per slot), and a load is one read.
+//! records are kept in memory (230 to 280 bytes per slot, with its place in the index and in the
+//! policy), and a load is one read.
 //!
 //! Digests find damage, not malice: who can write to the directory can forge a block.
+//!
+//! # What makes room
+//! Of the blocks that nobody reads and that no other block of the tier follows, the one that the policy
+//! chooses ([`DiskConfig::with_eviction`]; by default the one that was used longest ago). So a sequence
+//! loses its end first, whatever the order in which its blocks came or were loaded, and after a restart
+//! too. A block that is written is one that follows: what it needs stays for it.
 //!
 //! # A slot
 //! ```text
@@ -70,9 +77,9 @@ mod error;
 mod format;
 mod hold;
 mod index;
-mod line;
 mod load;
 mod open;
+mod places;
 mod run;
 mod stats;
 mod store;

@@ -42,7 +42,7 @@ pub(super) async fn open(config: DiskConfig) -> Result<Inner, DiskError> {
         Some(found) => found,
         None => make(&dir, &tasks, &files).await?,
     };
-    let mut index = Index::new(geometry.blocks, era);
+    let mut index = Index::new(geometry.blocks, era, config.eviction.make());
     if !recovery.is_new {
         recover(&files, &manifest, (geometry, era), &mut index, &mut recovery).await?;
     }

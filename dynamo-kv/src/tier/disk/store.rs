@@ -17,9 +17,12 @@ use crate::tier::{StoreError, Stored, digest};
 impl DiskTier {
     /// Writes blocks, evicting those that were used longest ago; the outcomes are in their order.
     ///
+    /// A block goes before what it needs, and none goes for one that follows it: with no room but what
+    /// others need, a block fails with [`StoreError::Busy`].
+    ///
     /// Blocks that follow each other get slots in the order of the file, and neighbours are written at
-    /// once, while they are hashed. Each block is held, in memory, until it was written. A block that fails cannot be found, nor can the one that it
-    /// replaced; others are not concerned. No more than [`in_flight`](super::DiskConfig::in_flight)
+    /// once, while they are hashed. Each block is held, in memory, until it was written. A block that
+    /// fails cannot be found, nor can the one that it replaced; others are not concerned. No more than [`in_flight`](super::DiskConfig::in_flight)
     /// blocks are moved at once, and the call waits, in order, while others have the places.
     ///
     /// # Cancel safety
@@ -95,8 +98,8 @@ async fn admit<B: AsRef<[u8]>>(
             found => parts.push(Part::Done((number, Err(StoreError::Length { expected, found })))),
         }
     }
-    let identities: Vec<_> = sound.iter().map(|block| block.key.identity).collect();
-    let begun = inner.shared.index().begin(&identities);
+    let keys: Vec<_> = sound.iter().map(|block| block.key).collect();
+    let begun = inner.shared.index().begin(&keys);
     for (block, begun) in sound.into_iter().zip(begun) {
         match (begun, permits.split(1)) {
             (Begun::Slot(start), Some(permit)) => writing.push(inner.writing(start, permit, block)),
@@ -148,7 +151,7 @@ impl Inner {
         let outcome = loop {
             // Nothing is ever sent: it fails when the other one has ended.
             while ended.changed().await.is_ok() {}
-            let begun = self.shared.index().begin(&[block.key.identity]).pop();
+            let begun = self.shared.index().begin(&[block.key]).pop();
             match begun {
                 Some(Begun::Writing(next)) => ended = next,
                 Some(Begun::Present) => break Ok(Stored::Present),

@@ -1,9 +1,12 @@
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use dynamo_core::protocol::{LocalHash, SequenceHash};
 use dynamo_core::random::Random;
 
 use super::*;
+use crate::evict::Lru;
+use crate::tier::disk::stats::Recovery;
 
 fn key(number: u8) -> BlockKey {
     BlockKey {
@@ -21,26 +24,39 @@ fn record(number: u8, generation: u64) -> Record {
     Record { key: key(number), generation, digest: [number; 32] }
 }
 
+/// The key of a block that follows another one.
+fn behind(number: u8, parent: u8) -> BlockKey {
+    BlockKey { parent: Some(key(parent).identity), ..key(number) }
+}
+
 fn index(blocks: u32) -> (Index, Arc<Mutex<Vec<TierChange>>>) {
     let changes = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&changes);
     let sink = move |change| seen.lock().unwrap().push(change);
-    let mut index = Index::new(blocks, 1);
+    let mut index = Index::new(blocks, 1, Box::new(Lru::default()));
     assert!(index.watch(Box::new(sink)).is_empty());
     (index, changes)
 }
 
 /// Begins one store, which must get a slot.
 fn start(index: &mut Index, number: u8) -> Start {
-    match index.begin(&[key(number).identity]).remove(0) {
+    start_of(index, key(number))
+}
+
+fn start_of(index: &mut Index, key: BlockKey) -> Start {
+    match index.begin(&[key]).remove(0) {
         Begun::Slot(start) => start,
         _ => panic!("no slot"),
     }
 }
 
 fn store(index: &mut Index, number: u8) -> u32 {
-    let Start { slot, generation, .. } = start(index, number);
-    assert!(index.commit(slot, record(number, generation)));
+    store_of(index, key(number))
+}
+
+fn store_of(index: &mut Index, key: BlockKey) -> u32 {
+    let Start { slot, generation, .. } = start_of(index, key);
+    assert!(index.commit(slot, Record { key, generation, digest: [0; 32] }));
     index.release(slot);
     slot
 }
@@ -53,7 +69,7 @@ fn the_block_that_was_used_longest_ago_makes_room_and_none_that_is_held() {
     }
     // 0 is read, 1 is stored again: 2 is the oldest, then 0 once it is released.
     let (held, _) = index.read(&key(0).identity).unwrap();
-    assert!(matches!(index.begin(&[key(1).identity])[..], [Begun::Present]));
+    assert!(matches!(index.begin(&[key(1)])[..], [Begun::Present]));
     assert_eq!(store(&mut index, 3), 2);
     assert_eq!(store(&mut index, 4), 1);
     index.release(held);
@@ -74,8 +90,8 @@ fn slots_of_one_batch_lie_in_its_order_and_what_has_none_is_busy() {
         index.release(u32::from(slot));
     }
     // They were freed in the order 2, 0, 1.
-    let identities: Vec<_> = [5, 6, 5, 7, 8].map(|number| key(number).identity).into();
-    let begun = index.begin(&identities);
+    let keys = [5, 6, 5, 7, 8].map(key);
+    let begun = index.begin(&keys);
     let slots: Vec<_> = begun
         .iter()
         .map(|begun| match begun {
@@ -86,7 +102,7 @@ fn slots_of_one_batch_lie_in_its_order_and_what_has_none_is_busy() {
         })
         .collect();
     assert_eq!(slots, [Ok(0), Ok(1), Err("writing"), Ok(2), Err("busy")]);
-    assert!(matches!(index.begin(&identities[4..])[..], [Begun::Busy]), "it is not being written");
+    assert!(matches!(index.begin(&keys[4..])[..], [Begun::Busy]), "it is not being written");
 }
 
 #[test]
@@ -109,7 +125,7 @@ fn a_store_that_was_removed_or_cleared_meanwhile_is_not_committed() {
 }
 
 #[test]
-fn a_recovered_block_is_the_later_of_two_and_blocks_line_up_by_generation() {
+fn a_recovered_block_is_the_later_of_two_and_blocks_go_by_generation() {
     let (mut index, _) = index(4);
     index.recover(3, record(1, 10));
     index.recover(0, record(2, 30));
@@ -127,6 +143,71 @@ fn a_recovered_block_is_the_later_of_two_and_blocks_line_up_by_generation() {
     assert_eq!(store(&mut index, 5), 1, "the oldest");
 }
 
+/// Stores a block that nothing follows; returns which block made room.
+fn victim(index: &mut Index, changes: &Mutex<Vec<TierChange>>, number: u8) -> BlockKey {
+    changes.lock().unwrap().clear();
+    store(index, number);
+    match changes.lock().unwrap()[..] {
+        [TierChange::Removed(key), TierChange::Stored(_)] => key,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_block_goes_before_what_it_needs_in_whatever_order_they_came_or_were_used() {
+    let chain = [key(0), behind(1, 0), behind(2, 1), behind(3, 2)];
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
+        let (mut index, changes) = index(4);
+        for at in order {
+            store_of(&mut index, chain[at]);
+        }
+        // The last one was used longest before the others.
+        for key in chain.iter().rev() {
+            let (slot, _) = index.read(&key.identity).unwrap();
+            index.release(slot);
+        }
+        let victims = [10, 11, 12].map(|number| victim(&mut index, &changes, number));
+        assert_eq!(victims, [chain[3], chain[2], chain[1]], "{order:?}");
+        // Then it is the one that was used last, for it was used after them all.
+        let victims = [13, 14].map(|number| victim(&mut index, &changes, number));
+        assert_eq!(victims, [chain[0], key(10)], "{order:?}");
+    }
+}
+
+#[test]
+fn after_a_restart_too_a_block_goes_before_what_it_needs() {
+    let (mut index, changes) = index(3);
+    let found = [(2, key(0)), (0, behind(1, 0)), (1, behind(2, 1))];
+    for (generation, (slot, key)) in (1..).zip(found) {
+        index.recover(slot, Record { key, generation, digest: [0; 32] });
+    }
+    index.recovered(&mut Recovery::default());
+    let victims = [10, 11, 12].map(|number| victim(&mut index, &changes, number));
+    assert_eq!(victims, [found[2].1, found[1].1, found[0].1]);
+}
+
+#[test]
+fn nothing_makes_room_for_what_needs_it_nor_while_that_is_written() {
+    let (mut index, changes) = index(2);
+    store(&mut index, 0);
+    store_of(&mut index, behind(1, 0));
+    assert!(matches!(index.begin(&[behind(2, 1)])[..], [Begun::Busy]));
+    assert_eq!(victim(&mut index, &changes, 9), behind(1, 0), "nothing follows it any more");
+    let writing = start_of(&mut index, behind(1, 0));
+    assert!(!index.contains(&key(9).identity), "it has made room");
+    assert!(matches!(index.begin(&[key(8)])[..], [Begun::Busy]), "what is written needs the other");
+    index.abandon(&key(1).identity, writing.generation);
+    index.release(writing.slot);
+    assert_eq!((store(&mut index, 7), index.stats().free), (writing.slot, 0));
+    assert_eq!(victim(&mut index, &changes, 6), key(0));
+    assert_eq!(index.places.len(), 2, "who is not there and not needed is forgotten");
+}
+
+#[test]
+fn a_slot_takes_168_bytes() {
+    assert_eq!(size_of::<Slot>(), 168);
+}
+
 /// Held slots of the model, by what they do.
 #[derive(Default)]
 struct Model {
@@ -139,12 +220,19 @@ fn whatever_is_done_each_slot_is_in_one_state_and_none_is_given_twice() {
     for seed in 0..200 {
         let mut random = Random::new(seed);
         let (mut index, changes) = index(5);
+        let offered = Arc::new(Mutex::new(BTreeSet::new()));
+        index.policy = Box::new(Offered(Lru::default(), Arc::clone(&offered)));
         let mut model = Model::default();
         for _ in 0..500 {
             step(&mut index, &mut model, &mut random);
-            check(&index, &model, &changes);
+            check(&index, &model, &changes, &offered.lock().unwrap());
         }
     }
+}
+
+/// Three sequences of three blocks.
+fn model_key(number: u8) -> BlockKey {
+    if number.is_multiple_of(3) { key(number) } else { behind(number, number - 1) }
 }
 
 fn step(index: &mut Index, model: &mut Model, random: &mut Random) {
@@ -152,14 +240,15 @@ fn step(index: &mut Index, model: &mut Model, random: &mut Random) {
     let identity = key(number).identity;
     match random.below(12).unwrap() {
         0..4 => {
-            if let Begun::Slot(start) = index.begin(&[identity]).remove(0) {
+            if let Begun::Slot(start) = index.begin(&[model_key(number)]).remove(0) {
                 model.writing.push((number, start));
             }
         }
         4..6 => {
             let Some(at) = random.below(model.writing.len()) else { return };
             let (number, start) = model.writing.swap_remove(at);
-            index.commit(start.slot, record(number, start.generation));
+            let record = Record { key: model_key(number), ..record(number, start.generation) };
+            index.commit(start.slot, record);
             index.abandon(&key(number).identity, start.generation);
             index.release(start.slot);
         }
@@ -189,13 +278,43 @@ fn step(index: &mut Index, model: &mut Model, random: &mut Random) {
     }
 }
 
-fn check(index: &Index, model: &Model, changes: &Mutex<Vec<TierChange>>) {
-    let lined_up: Vec<_> = index.line.iter().collect();
+/// A policy, and which slots it has.
+#[derive(Debug)]
+struct Offered(Lru, Arc<Mutex<BTreeSet<u32>>>);
+
+impl Eviction for Offered {
+    fn insert(&mut self, block: EntryId, usage: Use) {
+        assert!(self.1.lock().unwrap().insert(block.0), "offered twice");
+        self.0.insert(block, usage);
+    }
+
+    fn remove(&mut self, block: EntryId) {
+        assert!(self.1.lock().unwrap().remove(&block.0), "taken back and not offered");
+        self.0.remove(block);
+    }
+
+    fn victim(&mut self) -> Option<EntryId> {
+        let victim = self.0.victim()?;
+        assert!(self.1.lock().unwrap().remove(&victim.0));
+        Some(victim)
+    }
+
+    fn rank(&self) -> Option<u64> {
+        self.0.rank()
+    }
+}
+
+fn check(index: &Index, model: &Model, changes: &Mutex<Vec<TierChange>>, offered: &BTreeSet<u32>) {
+    let stored = index.keys().into_iter().map(|(_, key)| key);
+    let written = index.writing.keys().map(|identity| model_key(identity.0[0]));
+    let needed: Vec<_> = stored.chain(written).filter_map(|key| key.parent).collect();
     for (slot, state) in (0u32..).zip(&index.slots) {
         let is_free = index.free.contains(&slot);
-        let is_lined_up = lined_up.contains(&slot);
         assert_eq!(is_free, state.holds == 0 && state.record.is_none());
-        assert_eq!(is_lined_up, state.holds == 0 && state.record.is_some());
+        let is_needed = |record: Record| needed.contains(&record.key.identity);
+        let is_evictable =
+            state.holds == 0 && state.record.is_some_and(|record| !is_needed(record));
+        assert_eq!(offered.contains(&slot), is_evictable, "it is a leaf that nobody holds");
         let writers = model.writing.iter().filter(|(_, start)| start.slot == slot).count();
         let readers = model.reading.iter().filter(|(held, _)| *held == slot).count();
         assert!(writers == 0 || (writers == 1 && readers == 0), "one writes, or many read");
@@ -206,10 +325,9 @@ fn check(index: &Index, model: &Model, changes: &Mutex<Vec<TierChange>>) {
     }
     let stats = index.stats();
     assert_eq!(stats.blocks + stats.free + stats.held, stats.capacity);
-    assert_eq!(
-        lined_up.len() + index.free.len(),
-        index.slots.iter().filter(|s| s.holds == 0).count()
-    );
+    let known: BTreeSet<_> =
+        index.keys().iter().map(|(_, key)| key.identity).chain(needed).collect();
+    assert_eq!(index.places.len(), known.len(), "nothing else is kept");
     // Who only listens knows what can be found.
     let mut heard = Vec::new();
     for change in changes.lock().unwrap().iter() {
