@@ -1,10 +1,16 @@
 use std::fs;
+use std::future::poll_fn;
 use std::io::Write as _;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::Poll;
 
 use dynamo_kv::tier::disk::{DiskConfig, DiskError, DiskTier, Foreign, OnForeign};
 use dynamo_transfer::file::{FileAct, FileFault, FileFaults};
+use tokio::runtime::Builder;
+use tokio::task::spawn_blocking;
 
-use crate::support::{FINGERPRINT, Scratch, Truth, faulty, key, shut, store, write_at};
+use crate::support::{FINGERPRINT, Scratch, Truth, faulty, key, open, shut, store, write_at};
 
 async fn refused(config: DiskConfig) -> DiskError {
     DiskTier::open(config).await.unwrap_err()
@@ -109,4 +115,75 @@ async fn a_device_that_fails_while_the_directory_is_opened_is_typed_and_leaves_w
     let tier = DiskTier::open(config).await.unwrap();
     assert_eq!(tier.keys(), [0, 1, 2, 3].map(key));
     shut(tier).await;
+}
+
+/// Polls a future so many times, each time after it was woken, the last time behind `plug`.
+async fn poll_times<T>(
+    future: impl Future<Output = T>,
+    times: usize,
+    mut plug: impl FnMut(),
+) -> Option<T> {
+    let (mut future, mut left) = (pin!(future), times);
+    poll_fn(|cx| {
+        left -= 1;
+        if left == 0 {
+            plug();
+        }
+        match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Whoever opens it is dropped at each of its steps, while what it has begun waits for a thread.
+#[tokio::test]
+async fn an_open_that_is_dropped_keeps_the_directory_until_what_it_began_has_ended() {
+    let truth = Truth::new(1, 4096);
+    let mut locked = 0;
+    for times in 1.. {
+        let scratch = Scratch::new();
+        let config = scratch.config(4, 4096);
+        let (release, plugged) = mpsc::channel::<()>();
+        let plugged = Arc::new(Mutex::new(plugged));
+        let threads = Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let first = config.clone();
+        let dropped = threads.spawn(async move {
+            let plug = || {
+                let plugged = Arc::clone(&plugged);
+                drop(spawn_blocking(move || plugged.lock().unwrap().recv()));
+            };
+            poll_times(DiskTier::open(first), times, plug).await.is_none()
+        });
+        if !dropped.await.unwrap() {
+            threads.shutdown_background();
+            break;
+        }
+        let second = DiskTier::open(config.clone()).await;
+        locked += usize::from(matches!(second, Err(DiskError::Locked { .. })));
+        // Now comes what was begun.
+        drop(release);
+        threads.spawn_blocking(|| ()).await.unwrap();
+        threads.shutdown_background();
+        let second = match second {
+            Err(DiskError::Locked { .. }) => open(config.clone()).await.unwrap(),
+            second => second.unwrap(),
+        };
+        store(&second, &truth, [0]).await.remove(0).unwrap();
+        shut(second).await;
+        let tier = DiskTier::open(config).await.unwrap();
+        assert_eq!(tier.keys(), [key(0)], "after {times} polls");
+        shut(tier).await;
+    }
+    assert!(
+        locked >= 3,
+        "as it looks for a manifest, makes files, and names the manifest: {locked}"
+    );
 }

@@ -73,6 +73,7 @@
 //! engine: the slot is used anew when the kernel is done with it, also if nobody waits any more.
 
 mod config;
+mod directory;
 mod error;
 mod format;
 mod hold;
@@ -86,7 +87,6 @@ mod store;
 mod tier;
 
 use std::fmt;
-use std::fs::File;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -101,7 +101,8 @@ pub use stats::{DiskStats, Recovery};
 
 use crate::identity::{BlockIdentity, BlockKey};
 use crate::tier::Pace;
-use format::{Geometry, RECORD_BYTES, Superblock};
+use directory::Directory;
+use format::{Geometry, RECORD_BYTES};
 use hold::{Held, Hold};
 use index::Index;
 
@@ -135,7 +136,7 @@ struct Inner {
 /// What guards of slots keep alive, after the tier itself too.
 struct Shared {
     index: Mutex<Index>,
-    lock: File,
+    dir: Arc<Directory>,
 }
 
 impl Shared {
@@ -152,7 +153,8 @@ impl DiskTier {
     /// does not say to start anew, and with [`DiskError::StorageFull`] if its files have no room.
     ///
     /// # Cancel safety
-    /// Cancel safe: what was made so far is found by the next one who opens it.
+    /// Cancel safe: the directory is locked until what was begun has come to its end, and whoever opens
+    /// it then finds what was made so far.
     pub async fn open(config: DiskConfig) -> Result<Self, DiskError> {
         open::open(config).await.map(|inner| Self(Arc::new(inner)))
     }
@@ -217,9 +219,7 @@ impl DiskTier {
         // Not used again, whatever becomes of this write.
         let era = *next_era;
         *next_era = era.wrapping_add(1);
-        let superblock = Superblock { geometry: inner.geometry, era }.encode();
-        let place = FileRange { offset: 0, at: 0, len: superblock.len() };
-        inner.files.write(&inner.manifest, &[place], superblock).await.0?;
+        open::write_superblock(&inner.files, &inner.manifest, &inner.shared.dir, era).await?;
         inner.sync().await?;
         inner.shared.index().clear(era);
         Ok(())
@@ -250,8 +250,7 @@ impl DiskTier {
                 return Err(DiskError::Busy);
             }
         }
-        // It may have been unlocked before.
-        let _ = inner.shared.lock.unlock();
+        inner.shared.dir.unlock();
         Ok(())
     }
 }
@@ -297,10 +296,7 @@ impl Inner {
     }
 
     async fn sync(&self) -> Result<(), DiskError> {
-        let files = [self.blocks.path().to_owned(), self.manifest.path().to_owned()];
-        let synced =
-            blocking(&self.tasks, move || files.iter().try_for_each(|path| open::sync(path)));
-        synced.await.unwrap_or(Err(DiskError::Closed))
+        self.shared.dir.run(&self.tasks, Directory::sync).await
     }
 }
 

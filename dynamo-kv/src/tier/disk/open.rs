@@ -1,16 +1,15 @@
 //! How a directory is opened, made, and read.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use dynamo_transfer::file::{FileOptions, FileRange, FileRegion, FileStore};
+use dynamo_transfer::file::{FileRange, FileRegion, FileStore};
 use dynamo_transfer::{ErrorKind, HostBuffer};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::config::{DiskConfig, OnForeign};
+use super::directory::{Directory, Kept};
 use super::error::{DiskError, Foreign};
 use super::format::{
     Flaw, Geometry, PAGE_BYTES, RECORD_BYTES, Record, SUPERBLOCK_BYTES, Superblock, record_offset,
@@ -24,8 +23,8 @@ pub(super) async fn open(config: DiskConfig) -> Result<Inner, DiskError> {
     let geometry = config.geometry()?;
     let tasks = TaskTracker::new();
     let files = FileStore::start(config.files.clone())?;
-    let dir = Arc::new(Directory { geometry, path: config.dir, direct: config.direct });
-    let lock = dir.run(&tasks, Directory::lock).await?;
+    let locked = blocking(&tasks, move || Directory::lock(config.dir, geometry, config.direct));
+    let dir = Arc::new(locked.await.unwrap_or(Err(DiskError::Closed))?);
 
     let found = read_era(&dir, &tasks, &files).await?;
     let found = match (found, config.on_foreign) {
@@ -47,7 +46,7 @@ pub(super) async fn open(config: DiskConfig) -> Result<Inner, DiskError> {
         recover(&files, &manifest, (geometry, era), &mut index, &mut recovery).await?;
     }
     Ok(Inner {
-        shared: Arc::new(Shared { index: Mutex::new(index), lock }),
+        shared: Arc::new(Shared { index: Mutex::new(index), dir }),
         files,
         blocks,
         manifest,
@@ -75,11 +74,7 @@ async fn read_era(
     tasks: &TaskTracker,
     files: &FileStore,
 ) -> Result<Found, DiskError> {
-    let manifest = dir.run(tasks, |dir| {
-        let options = FileOptions::default().with_direct(false);
-        Ok(FileRegion::open(dir.manifest(), SUPERBLOCK_BYTES as u64, options))
-    });
-    let manifest = match manifest.await? {
+    let manifest = match dir.run(tasks, |dir| Ok(dir.open_superblock())).await? {
         Ok(manifest) => manifest,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) if error.kind() == ErrorKind::InvalidArgument => {
@@ -105,12 +100,22 @@ async fn make(
         .map_err(|error| dir.fail("choosing an era for", io::Error::other(error.to_string())))?;
     let era = u64::from_le_bytes(era);
     let (blocks, manifest) = dir.run(tasks, Directory::make_files).await?;
-    let superblock = Superblock { geometry: dir.geometry, era }.encode();
-    let place = FileRange { offset: 0, at: 0, len: superblock.len() };
-    files.write(&manifest, &[place], superblock).await.0?;
+    write_superblock(files, &manifest, dir, era).await?;
     drop(manifest);
     let manifest = dir.run(tasks, Directory::name_manifest).await?;
     Ok(((blocks, manifest), era))
+}
+
+/// Begins an era.
+pub(super) async fn write_superblock(
+    files: &FileStore,
+    manifest: &FileRegion,
+    dir: &Arc<Directory>,
+    era: u64,
+) -> dynamo_transfer::Result<()> {
+    let bytes = Superblock { geometry: dir.geometry, era }.encode();
+    let place = FileRange { offset: 0, at: 0, len: bytes.len() };
+    files.write(manifest, &[place], Kept { bytes, _dir: Arc::clone(dir) }).await.0.map(drop)
 }
 
 /// Reads all records, a part of the manifest at a time.
@@ -142,127 +147,6 @@ async fn recover(
     }
     index.recovered(recovery);
     Ok(())
-}
-
-/// A directory that is opened; its methods wait for the filesystem.
-struct Directory {
-    path: PathBuf,
-    geometry: Geometry,
-    direct: bool,
-}
-
-impl Directory {
-    async fn run<T: Send + 'static>(
-        self: &Arc<Self>,
-        tasks: &TaskTracker,
-        work: impl FnOnce(&Self) -> Result<T, DiskError> + Send + 'static,
-    ) -> Result<T, DiskError> {
-        let dir = Arc::clone(self);
-        blocking(tasks, move || work(&dir)).await.unwrap_or(Err(DiskError::Closed))
-    }
-
-    /// Makes the directory if there is none, and locks it.
-    fn lock(&self) -> Result<File, DiskError> {
-        fs::create_dir_all(&self.path).map_err(|error| self.fail("making", error))?;
-        let mut options = OpenOptions::new();
-        let lock = options.create(true).truncate(false).write(true);
-        let lock = lock.open(self.path.join("dynamo-kv.lock"));
-        let lock = lock.map_err(|error| self.fail("locking", error))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(lock),
-            Err(TryLockError::WouldBlock) => Err(DiskError::Locked { dir: self.path.clone() }),
-            Err(TryLockError::Error(error)) => Err(self.fail("locking", error)),
-        }
-    }
-
-    /// Opens the blocks and the manifest; `None` if there are not as many blocks as there should.
-    fn open_files(&self) -> Result<Option<(FileRegion, FileRegion)>, DiskError> {
-        let blocks = FileRegion::open(self.blocks(), self.geometry.blocks_len(), self.options());
-        let blocks = match blocks {
-            Ok(blocks) => blocks,
-            Err(error) if is_lost(error.kind()) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        Ok(Some((blocks, self.open_manifest()?)))
-    }
-
-    /// Opens the manifest; records that are missing at its end are empty.
-    fn open_manifest(&self) -> Result<FileRegion, DiskError> {
-        let (path, len) = (self.manifest(), self.geometry.manifest_len());
-        let grow = || {
-            let file = OpenOptions::new().write(true).open(&path)?;
-            if file.metadata()?.len() < len { file.set_len(len) } else { Ok(()) }
-        };
-        grow().map_err(|error| self.fail("growing the manifest of", error))?;
-        Ok(FileRegion::open(&path, len, FileOptions::default().with_direct(false))?)
-    }
-
-    /// Makes the blocks, unless there are as many as there should, and a manifest under another name.
-    fn make_files(&self) -> Result<(FileRegion, FileRegion), DiskError> {
-        let len = self.geometry.blocks_len();
-        let blocks = match FileRegion::open(self.blocks(), len, self.options()) {
-            Ok(blocks) if fs::metadata(self.blocks()).is_ok_and(|found| found.len() == len) => {
-                blocks
-            }
-            _ => {
-                self.remove(&self.blocks())?;
-                FileRegion::create(self.blocks(), len, self.options())?
-            }
-        };
-        self.remove(&self.unnamed())?;
-        let options = FileOptions::default().with_direct(false);
-        let len = self.geometry.manifest_len();
-        Ok((blocks, FileRegion::create(self.unnamed(), len, options)?))
-    }
-
-    /// Gives the manifest its name, once it is on the device.
-    fn name_manifest(&self) -> Result<FileRegion, DiskError> {
-        sync(&self.unnamed())?;
-        fs::rename(self.unnamed(), self.manifest())
-            .map_err(|error| self.fail("naming the manifest of", error))?;
-        sync(&self.path)?;
-        self.open_manifest()
-    }
-
-    fn remove(&self, path: &Path) -> Result<(), DiskError> {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(self.fail("removing a file of", error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn options(&self) -> FileOptions {
-        FileOptions::default().with_direct(self.direct)
-    }
-
-    fn blocks(&self) -> PathBuf {
-        self.path.join("dynamo-kv.blocks")
-    }
-
-    fn manifest(&self) -> PathBuf {
-        self.path.join("dynamo-kv.manifest")
-    }
-
-    fn unnamed(&self) -> PathBuf {
-        self.path.join("dynamo-kv.manifest.new")
-    }
-
-    fn fail(&self, doing: &'static str, source: io::Error) -> DiskError {
-        DiskError::Io { doing, path: self.path.clone(), source }
-    }
-}
-
-/// Waits until a file is on the device.
-pub(super) fn sync(path: &Path) -> Result<(), DiskError> {
-    let synced = File::open(path).and_then(|file| file.sync_all());
-    synced.map_err(|source| DiskError::Io { doing: "syncing", path: path.to_owned(), source })
-}
-
-/// Tells whether a file is not there, or shorter than it was.
-fn is_lost(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::NotFound | ErrorKind::InvalidArgument)
 }
 
 /// What is read of a manifest at once: 1 MiB.
