@@ -311,7 +311,10 @@ async fn a_block_of_another_size_is_refused_and_so_is_everything_after_a_shutdow
     let miss = tier.load(vec![(key(0).identity, vec![0u8; 4096])]).await.remove(0).unwrap_err();
     assert!(matches!(miss.reason, MissReason::Absent));
 
+    assert_eq!(tier.match_prefix(&[key(1)]), 1);
     tier.shutdown(PATIENCE).await.unwrap();
+    assert!(!tier.contains(&key(1).identity));
+    assert_eq!(tier.match_prefix(&[key(1)]), 0, "nobody makes room for what he cannot load");
     assert!(matches!(store(&tier, &truth, [0]).await[..], [Err(StoreError::Closed)]));
     let miss = truth.load(&tier, &[key(1).identity]).await.remove(0);
     assert!(matches!(miss.reason, MissReason::Closed) && miss.target.is_some());

@@ -159,13 +159,17 @@ impl DiskTier {
         open::open(config).await.map(|inner| Self(Arc::new(inner)))
     }
 
-    /// Tells whether a block can be found; it may still turn out to be damaged.
+    /// Tells whether a block can be found; it may still turn out to be damaged. After a shutdown none
+    /// can be.
     pub fn contains(&self, identity: &BlockIdentity) -> bool {
-        self.0.shared.index().contains(identity)
+        !self.0.room.is_closed() && self.0.shared.index().contains(identity)
     }
 
-    /// Returns how many of the first keys can be found without a gap.
+    /// Returns how many of the first keys can be found without a gap, after a shutdown none.
     pub fn match_prefix(&self, keys: &[BlockKey]) -> usize {
+        if self.0.room.is_closed() {
+            return 0;
+        }
         let index = self.0.shared.index();
         keys.iter().take_while(|key| index.contains(&key.identity)).count()
     }
