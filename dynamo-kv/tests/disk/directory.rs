@@ -10,7 +10,9 @@ use dynamo_transfer::file::{FileAct, FileFault, FileFaults};
 use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
 
-use crate::support::{FINGERPRINT, Scratch, Truth, faulty, key, open, shut, store, write_at};
+use crate::support::{
+    FINGERPRINT, Scratch, Truth, faulty, key, open, read_at, record_at, shut, store, write_at,
+};
 
 async fn refused(config: DiskConfig) -> DiskError {
     DiskTier::open(config).await.unwrap_err()
@@ -53,7 +55,9 @@ async fn a_directory_of_something_else_is_refused_and_made_anew_only_if_the_conf
     assert_eq!(tier.keys().len(), 4);
     shut(tier).await;
 
-    write_at(&scratch.manifest(), 8, &2u32.to_le_bytes());
+    for superblock in [0, 4096] {
+        write_at(&scratch.manifest(), superblock + 8, &2u32.to_le_bytes());
+    }
     is_foreign(refused(config.clone()).await, Foreign::Version(2));
     fs::write(scratch.manifest(), b"something else").unwrap();
     is_foreign(refused(config.clone()).await, Foreign::Unknown);
@@ -103,17 +107,113 @@ async fn a_device_that_fails_while_the_directory_is_opened_is_typed_and_leaves_w
     assert!(tier.recovery().is_new);
     store(&tier, &truth, 0..4).await;
     shut(tier).await;
-    // While it is read: the superblock, then the records.
-    for call in 0..2 {
-        let faults = FileFaults::new(move |now| match now.index == call {
-            true => FileFault::Fail(libc::EIO),
-            false => FileFault::Pass,
-        });
-        let error = refused(config.clone().with_files(faulty(&faults))).await;
-        assert!(matches!(error, DiskError::File(_)), "{error:?}");
-    }
+    // While it is read: nothing says whose it is.
+    let faults = FileFaults::new(|call| match call.offset < record_at(0) {
+        true => FileFault::Fail(libc::EIO),
+        false => FileFault::Pass,
+    });
+    let error = refused(config.clone().with_files(faulty(&faults))).await;
+    assert!(matches!(error, DiskError::File(_)), "{error:?}");
     let tier = DiskTier::open(config).await.unwrap();
     assert_eq!(tier.keys(), [0, 1, 2, 3].map(key));
+    shut(tier).await;
+}
+
+/// Fails to read one page of the manifest, and to write it.
+fn bad_page(page: u64) -> FileFaults {
+    FileFaults::new(move |call| {
+        let is_hit = call.offset <= page && page < call.offset + call.len as u64;
+        // No block is as small as what is moved of a manifest.
+        match is_hit && (call.act == FileAct::Read || call.len < 4096) {
+            true => FileFault::Fail(libc::EIO),
+            false => FileFault::Pass,
+        }
+    })
+}
+
+#[tokio::test]
+async fn one_superblock_is_enough_and_makes_the_other_whole_again() {
+    let scratch = Scratch::new();
+    let truth = Truth::new(4, 4096);
+    let config = scratch.config(4, 4096);
+    let tier = DiskTier::open(config.clone()).await.unwrap();
+    store(&tier, &truth, 0..4).await;
+    shut(tier).await;
+    let is_whole = |tier: &DiskTier| {
+        assert_eq!(tier.keys(), [0, 1, 2, 3].map(key));
+        let superblock = |at| read_at(&scratch.manifest(), at, 512);
+        assert_eq!(superblock(0), superblock(4096));
+    };
+    // A flipped bit, of the checksum or of the version; zeros; each of the one, then of the other.
+    for (at, byte) in [(0, 500), (4096, 500), (0, 9), (4096, 9)] {
+        let flipped = read_at(&scratch.manifest(), at + byte, 1)[0] ^ 4;
+        write_at(&scratch.manifest(), at + byte, &[flipped]);
+        let tier = DiskTier::open(config.clone()).await.unwrap();
+        is_whole(&tier);
+        shut(tier).await;
+    }
+    for page in [0, 4096] {
+        write_at(&scratch.manifest(), page, &[0; 512]);
+        let tier = DiskTier::open(config.clone()).await.unwrap();
+        is_whole(&tier);
+        shut(tier).await;
+        // The device fails to read it, and to write it anew.
+        let faults = bad_page(page);
+        let tier = DiskTier::open(config.clone().with_files(faulty(&faults))).await.unwrap();
+        is_whole(&tier);
+        shut(tier).await;
+    }
+    // A clear reaches both.
+    let tier = DiskTier::open(config.clone()).await.unwrap();
+    tier.clear().await.unwrap();
+    shut(tier).await;
+    write_at(&scratch.manifest(), 0, &[0; 512]);
+    let tier = DiskTier::open(config).await.unwrap();
+    assert!(tier.keys().is_empty() && !tier.recovery().is_new);
+    shut(tier).await;
+}
+
+#[tokio::test]
+async fn records_that_cannot_be_read_are_misses_and_their_slots_are_not_used() {
+    const SLOTS: u64 = 40;
+    let scratch = Scratch::new();
+    let truth = Truth::new(2 * SLOTS, 4096);
+    let config = scratch.config(u32::try_from(SLOTS).unwrap(), 4096);
+    let tier = DiskTier::open(config.clone()).await.unwrap();
+    for number in 0..SLOTS {
+        store(&tier, &truth, [number]).await.remove(0).unwrap();
+    }
+    shut(tier).await;
+    // The second of three pages: the records of 16 to 31.
+    let faults = bad_page(record_at(16));
+    let tier = DiskTier::open(config.clone().with_files(faulty(&faults))).await.unwrap();
+    let recovery = tier.recovery();
+    assert_eq!((recovery.blocks, recovery.unreadable, recovery.is_new), (24, 16, false));
+    let stats = tier.stats();
+    assert_eq!((stats.blocks, stats.free, stats.held, stats.lost), (24, 0, 0, 16));
+    let is_lost = |number| (16..32).contains(&number);
+    assert!((0..SLOTS).all(|number| tier.contains(&key(number).identity) != is_lost(number)));
+    // Whatever is stored goes where it can be found again.
+    for number in SLOTS..2 * SLOTS {
+        store(&tier, &truth, [number]).await.remove(0).unwrap();
+    }
+    assert_eq!((tier.stats().blocks, tier.stats().failed_total), (24, 0));
+    shut(tier).await;
+    let tier = DiskTier::open(config).await.unwrap();
+    let recovery = tier.recovery();
+    assert_eq!((recovery.blocks, recovery.unreadable, recovery.damaged), (40, 0, 0));
+    assert!((16..32).all(|number| tier.contains(&key(number).identity)), "it was not overwritten");
+    let all: Vec<_> = tier.keys().iter().map(|key| key.identity).collect();
+    assert!(truth.load(&tier, &all).await.is_empty());
+    shut(tier).await;
+}
+
+#[tokio::test]
+async fn an_empty_manifest_is_nobodys() {
+    let scratch = Scratch::new();
+    fs::write(scratch.manifest(), b"").unwrap();
+    let tier = DiskTier::open(scratch.config(4, 4096)).await.unwrap();
+    assert!(tier.recovery().is_new);
     shut(tier).await;
 }
 
@@ -182,8 +282,6 @@ async fn an_open_that_is_dropped_keeps_the_directory_until_what_it_began_has_end
         assert_eq!(tier.keys(), [key(0)], "after {times} polls");
         shut(tier).await;
     }
-    assert!(
-        locked >= 3,
-        "as it looks for a manifest, makes files, and names the manifest: {locked}"
-    );
+    // How often it is polled after that is up to the engine.
+    assert!(locked >= 2, "as it looks for a manifest, and as it makes files: {locked}");
 }

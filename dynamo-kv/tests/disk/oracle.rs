@@ -129,7 +129,7 @@ impl World {
             self.is_failing.store(false, Ordering::SeqCst);
             let stats = tier.stats();
             assert_eq!(stats.held, 0, "nothing is in flight");
-            assert_eq!(stats.blocks + stats.free, SLOTS as usize);
+            assert_eq!(stats.blocks + stats.free + stats.lost, SLOTS as usize);
             total.add(&stats);
             total.lives += 1;
             match self.chance(4) {
@@ -235,7 +235,7 @@ impl World {
             8 | 9 => self.restore(0, record_at(one) / 512 * 512, 512),
             // A block as it was: an old block with a new record.
             10 => self.restore(1, one * stride, self.truth.block_bytes),
-            11 => self.flip(&manifest, 0, 512),
+            11 => self.flip(&manifest, 4096 * (one % 2), 512),
             12 => {
                 let (path, len) =
                     if self.chance(2) { (manifest, manifest_len) } else { (blocks, blocks_len) };

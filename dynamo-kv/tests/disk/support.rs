@@ -173,7 +173,7 @@ pub(crate) fn write_at(path: &Path, offset: u64, bytes: &[u8]) {
 
 /// Returns where the record of a slot is.
 pub(crate) fn record_at(slot: u64) -> u64 {
-    4096 + 256 * slot
+    8192 + 256 * slot
 }
 
 /// Returns how far slots are apart.

@@ -177,7 +177,7 @@ fn damage(dir: &Path, random: &mut Random, total: &Total) {
     let name = ["dynamo-kv.blocks", "dynamo-kv.manifest"][random.below(2).unwrap()];
     let mut file = OpenOptions::new().read(true).write(true).open(dir.join(name)).unwrap();
     let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
-    // Not the beginning of the manifest: the directory would be made anew.
+    // Not the first superblock: of both the directory would be made anew.
     let at = 4096 + random.below(len.saturating_sub(4096 + 512).max(1)).unwrap() as u64;
     let mut bytes = [0u8; 256];
     file.seek(SeekFrom::Start(at)).unwrap();

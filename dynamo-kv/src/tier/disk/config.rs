@@ -9,11 +9,13 @@ use super::error::DiskError;
 use super::format::Geometry;
 use crate::evict::{EntryId, Eviction, Lru};
 
-/// What becomes of a directory that was made for something else, or whose superblock is damaged.
+/// What becomes of a directory that was made for something else, or of which both superblocks are
+/// damaged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OnForeign {
-    /// Opening fails with [`DiskError::Foreign`], and nothing is touched.
+    /// Opening fails with [`DiskError::Foreign`], or [`DiskError::File`] if the device fails to read
+    /// both superblocks, and nothing is touched.
     #[default]
     Refuse,
     /// What is there is given up, and the directory made anew.

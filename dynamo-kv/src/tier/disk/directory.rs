@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use super::blocking;
 use super::error::DiskError;
-use super::format::{Geometry, SUPERBLOCK_BYTES};
+use super::format::{Geometry, record_offset};
 
 /// A directory that is locked until this is dropped; its methods wait for the filesystem.
 ///
@@ -53,10 +53,18 @@ impl Directory {
         let _ = self.lock.unlock();
     }
 
-    /// Opens what the manifest begins with.
-    pub(super) fn open_superblock(&self) -> dynamo_transfer::Result<FileRegion> {
+    /// Opens what the manifest begins with, as far as it is there; `None` if there is nothing.
+    pub(super) fn open_superblocks(&self) -> Result<Option<FileRegion>, DiskError> {
+        let len = match fs::metadata(self.manifest()) {
+            Ok(found) => found.len().min(record_offset(0)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(self.fail("looking into", error)),
+        };
+        if len == 0 {
+            return Ok(None);
+        }
         let options = FileOptions::default().with_direct(false);
-        FileRegion::open(self.manifest(), SUPERBLOCK_BYTES as u64, options)
+        Ok(Some(FileRegion::open(self.manifest(), len, options)?))
     }
 
     /// Opens the blocks and the manifest; `None` if there are not as many blocks as there should.

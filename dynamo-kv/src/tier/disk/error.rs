@@ -73,7 +73,7 @@ impl From<Error> for DiskError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Foreign {
-    /// Its manifest begins with something else, or is too short, or its superblock is damaged.
+    /// Its manifest begins with something else, or is too short, or both its superblocks are damaged.
     Unknown,
     /// It was written in another version of the format.
     Version(u32),

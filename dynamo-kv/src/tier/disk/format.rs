@@ -40,10 +40,11 @@ impl Geometry {
 
 /// Returns where the record of a slot is in a manifest.
 pub(super) fn record_offset(slot: u32) -> u64 {
-    PAGE_BYTES as u64 + u64::from(slot) * RECORD_BYTES as u64
+    let superblocks = SUPERBLOCK_OFFSETS.len() * PAGE_BYTES;
+    superblocks as u64 + u64::from(slot) * RECORD_BYTES as u64
 }
 
-/// What a manifest begins with.
+/// What a manifest begins with, twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Superblock {
     pub(super) geometry: Geometry,
@@ -207,8 +208,11 @@ fn checksum_of(body: &[u8]) -> [u8; CHECKSUM_BYTES] {
 /// What slots are multiples of, and where records begin: a page, which suits direct IO.
 pub(super) const PAGE_BYTES: usize = 4096;
 
-/// Within the first sector, so that it is not torn.
+/// A sector, so that it is not torn.
 pub(super) const SUPERBLOCK_BYTES: usize = 512;
+
+/// Where it is, twice: each alone in a page, so that none is lost with the other.
+pub(super) const SUPERBLOCK_OFFSETS: [u64; 2] = [0, PAGE_BYTES as u64];
 
 /// Divides a sector, so that none is torn.
 pub(super) const RECORD_BYTES: usize = 256;

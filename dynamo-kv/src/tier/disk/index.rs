@@ -108,7 +108,8 @@ impl Index {
 
     pub(super) fn stats(&self) -> DiskStats {
         let (blocks, free) = (self.places.stored(), self.free.len());
-        DiskStats { blocks, free, held: self.slots.len() - blocks - free, ..self.stats }
+        let held = self.slots.len() - blocks - free - self.stats.lost;
+        DiskStats { blocks, free, held, ..self.stats }
     }
 
     /// Counts what happened.

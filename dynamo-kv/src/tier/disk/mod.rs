@@ -33,7 +33,7 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `dynamo-kv.blocks` | slots of one size, multiples of 4,096 bytes: the blocks, and nothing else |
-//! | `dynamo-kv.manifest` | a superblock, then per slot a record of 256 bytes: key, generation, digest, checksum |
+//! | `dynamo-kv.manifest` | a superblock, twice, then per slot a record of 256 bytes: key, generation, digest, checksum |
 //! | `dynamo-kv.lock` | locked by the process that has the directory open |
 //!
 //! Every field is in `docs/disk-format.md`.
@@ -84,6 +84,7 @@ mod places;
 mod run;
 mod stats;
 mod store;
+mod superblock;
 mod tier;
 
 use std::fmt;
@@ -148,9 +149,11 @@ impl Shared {
 impl DiskTier {
     /// Opens the directory, makes it if there is none, and finds the blocks that are there.
     ///
-    /// It reads 256 bytes per slot, and no block. Fails with [`DiskError::Locked`] if another tier
-    /// has it open, with [`DiskError::Foreign`] if it was made for something else and the config
-    /// does not say to start anew, and with [`DiskError::StorageFull`] if its files have no room.
+    /// It reads 256 bytes per slot, and no block. What is damaged there, or cannot be read, is not
+    /// found, and [`recovery`](Self::recovery) says how much that is. Fails with [`DiskError::Locked`]
+    /// if another tier has it open, with [`DiskError::Foreign`] if it was made for something else, or
+    /// [`DiskError::File`] if nothing can be read that says what for, and the config does not say to
+    /// start anew, and with [`DiskError::StorageFull`] if its files have no room.
     ///
     /// # Cancel safety
     /// Cancel safe: the directory is locked until what was begun has come to its end, and whoever opens
@@ -211,7 +214,7 @@ impl DiskTier {
     /// Removes all blocks, for good: none is found again after a restart, nor is one whose store is
     /// under way, which ends with [`StoreError::Removed`](crate::tier::StoreError::Removed).
     ///
-    /// Begins an era, with one write that is synced, and fails with the error of that.
+    /// Begins an era, with two writes that are synced, and fails with the error of those.
     ///
     /// # Cancel safety
     /// If it is dropped, the blocks may be gone after a restart only.
@@ -223,7 +226,7 @@ impl DiskTier {
         // Not used again, whatever becomes of this write.
         let era = *next_era;
         *next_era = era.wrapping_add(1);
-        open::write_superblock(&inner.files, &inner.manifest, &inner.shared.dir, era).await?;
+        superblock::write(&inner.files, &inner.manifest, &inner.shared.dir, era).await?;
         inner.sync().await?;
         inner.shared.index().clear(era);
         Ok(())

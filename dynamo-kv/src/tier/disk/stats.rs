@@ -4,7 +4,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DiskStats {
-    /// Slots in all: `blocks` + `free` + `held`.
+    /// Slots in all: `blocks` + `free` + `held` + `lost`.
     pub capacity: usize,
     /// Blocks that can be found.
     pub blocks: usize,
@@ -12,6 +12,8 @@ pub struct DiskStats {
     pub free: usize,
     /// Slots whose block cannot be found, or not yet: they are written, or a reader still has them.
     pub held: usize,
+    /// Slots whose records could not be read when it was opened: they are not used.
+    pub lost: usize,
     /// Blocks that were loaded.
     pub hits_total: u64,
     /// Blocks that were asked for and not there.
@@ -42,12 +44,15 @@ pub struct DiskStats {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Recovery {
-    /// The directory was made anew, by the config or since its file of blocks was missing or short.
+    /// The directory was made anew, by the config or since its file of blocks was missing or short, or
+    /// its manifest missing or empty.
     pub is_new: bool,
     /// Blocks that can be found.
     pub blocks: usize,
     /// Records that are damaged, of another version, or of another slot.
     pub damaged: usize,
+    /// Records that the device fails to read; their slots are not used.
+    pub unreadable: usize,
     /// Records of another era or fingerprint.
     pub stale: usize,
     /// Records of blocks that a later record is about too.

@@ -8,6 +8,12 @@ impl Index {
         self.slot(slot).record = Some(record);
     }
 
+    /// Has a slot that nothing is known of used by nobody: what is there may be found again.
+    pub(in crate::tier::disk) fn lose(&mut self, slot: u32) {
+        self.slot(slot).holds = 1;
+        self.stats.lost += 1;
+    }
+
     /// Takes the blocks to have been used in the order in which they were stored, which takes the time
     /// to sort them.
     pub(in crate::tier::disk) fn recovered(&mut self, recovery: &mut Recovery) {
@@ -30,7 +36,9 @@ impl Index {
         found.into_iter().for_each(|(_, slot)| self.offer(slot));
         self.free = (0u32..)
             .zip(&self.slots)
-            .filter_map(|(slot, state)| state.record.is_none().then_some(slot))
+            .filter_map(|(slot, state)| {
+                (state.holds == 0 && state.record.is_none()).then_some(slot)
+            })
             .collect();
         recovery.blocks = self.places.stored();
     }
