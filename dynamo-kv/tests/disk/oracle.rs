@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use dynamo_core::random::Random;
 use dynamo_kv::tier::disk::{DiskConfig, DiskStats, DiskTier, OnForeign};
@@ -36,7 +37,12 @@ async fn run(hits: u64) {
             let mut total = Total::default();
             while sum.load(Ordering::Relaxed) < hits {
                 let before = total.stats.hits_total;
-                World::new(seeds.fetch_add(1, Ordering::Relaxed)).live(&mut total).await;
+                let world = World::new(seeds.fetch_add(1, Ordering::Relaxed));
+                let faults = world.faults.clone();
+                tokio::select! {
+                    () = world.live(&mut total) => {}
+                    () = release(faults) => {}
+                }
                 sum.fetch_add(total.stats.hits_total - before, Ordering::Relaxed);
             }
             total
@@ -47,13 +53,15 @@ async fn run(hits: u64) {
         let lane = lane.unwrap();
         total.add(&lane.stats);
         total.injected += lane.injected;
+        total.delayed += lane.delayed;
         total.lives += lane.lives;
         total.recovered += lane.recovered;
     }
     let said = format!("{} seeds: {total:?}\n", seeds.load(Ordering::Relaxed));
     std::io::Write::write_all(&mut std::io::stderr(), said.as_bytes()).unwrap();
     let stats = total.stats;
-    assert!(stats.hits_total >= hits && total.injected > 0 && total.recovered > 0);
+    assert!(stats.hits_total >= hits && total.recovered > 0);
+    assert!(total.injected > 0 && total.delayed > 0, "{total:?}");
     let kinds = [stats.damaged_total, stats.unreadable_total, stats.failed_total];
     assert!(kinds.iter().all(|count| *count > 0) && stats.evicted_total > 0, "{total:?}");
 }
@@ -64,6 +72,8 @@ struct Total {
     lives: u64,
     /// Calls that failed, and damages that were tried on files.
     injected: u64,
+    /// Calls that were made later than they came.
+    delayed: u64,
     /// Blocks that were found when a directory was opened.
     recovered: u64,
 }
@@ -89,7 +99,9 @@ struct World {
     truth: Truth,
     config: DiskConfig,
     is_failing: Arc<AtomicBool>,
+    faults: FileFaults,
     failed: Arc<AtomicU64>,
+    delayed: Arc<AtomicU64>,
     /// The files as they were once: manifest and blocks.
     old: Option<[Vec<u8>; 2]>,
 }
@@ -104,7 +116,9 @@ impl World {
         let scratch = Scratch::new();
         let is_failing = Arc::new(AtomicBool::new(false));
         let failed = Arc::new(AtomicU64::new(0));
-        let faults = faults(random.next_u64(), Arc::clone(&is_failing), Arc::clone(&failed));
+        let delayed = Arc::new(AtomicU64::new(0));
+        let counts = (Arc::clone(&failed), Arc::clone(&delayed));
+        let faults = faults(random.next_u64(), Arc::clone(&is_failing), counts);
         let config = scratch
             .config(SLOTS, block_bytes)
             .with_direct(is_direct)
@@ -112,7 +126,7 @@ impl World {
             .with_on_foreign(OnForeign::Reinitialise)
             .with_files(faulty(&faults));
         let truth = Truth::new(NUMBERS as u64, block_bytes);
-        Self { random, scratch, truth, config, is_failing, failed, old: None }
+        Self { random, scratch, truth, config, is_failing, faults, failed, delayed, old: None }
     }
 
     /// Opens the directory a few times; in between, its files are damaged.
@@ -148,6 +162,7 @@ impl World {
             }
         }
         total.injected += self.failed.load(Ordering::Relaxed);
+        total.delayed += self.delayed.load(Ordering::Relaxed);
     }
 
     /// Opens the directory over a device that fails, or if that is no use, over one that does not.
@@ -274,8 +289,20 @@ fn copy(path: &std::path::Path, from: u64, to: u64, len: usize) {
     write_at(path, to, &read_at(path, from, len));
 }
 
-/// While it is told so, calls fail, move less than they should, or are torn at a sector.
-fn faults(seed: u64, is_failing: Arc<AtomicBool>, failed: Arc<AtomicU64>) -> FileFaults {
+/// Makes the calls that are held, later than they came.
+async fn release(faults: FileFaults) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        faults.release();
+    }
+}
+
+/// While it is told so, calls fail, come late, move less than they should, or are torn at a sector.
+fn faults(
+    seed: u64,
+    is_failing: Arc<AtomicBool>,
+    (failed, delayed): (Arc<AtomicU64>, Arc<AtomicU64>),
+) -> FileFaults {
     let mut random = Random::new(seed);
     // Where the rest of a torn call begins.
     let mut torn = None;
@@ -292,6 +319,10 @@ fn faults(seed: u64, is_failing: Arc<AtomicBool>, failed: Arc<AtomicU64>) -> Fil
             0 => fail(&failed, libc::EIO),
             1 if call.act == FileAct::Write => fail(&failed, libc::ENOSPC),
             2 => FileFault::Cut(1 + random.below(call.len.max(1)).unwrap()),
+            4 => {
+                delayed.fetch_add(1, Ordering::Relaxed);
+                FileFault::Hold
+            }
             3 if sector < call.len => {
                 torn = Some((call.act, call.offset + sector as u64));
                 FileFault::Cut(sector)

@@ -34,7 +34,7 @@ async fn what_is_written_through_leaves_room_in_the_queue_for_what_is_evicted() 
     let scratch = Scratch::new();
     let gate = Gate::new(scratch.disk(64).await, protocol::Tier::Disk);
     let tier = TierConfig::new(gate.clone()).with_offload(Offload::WriteThrough);
-    let (manager, _) = manager(16, TiersConfig::default().with_tier(tier).with_queue_blocks(4));
+    let (manager, _) = manager(16, patient().with_tier(tier).with_queue_blocks(4));
     fill(&manager, &keys(0, 16));
     assert_eq!(manager.tiers().unwrap().tiers[0].queued, 4, "the others go when they are evicted");
     drop(manager.allocate(4).unwrap());
@@ -50,7 +50,7 @@ async fn a_reservation_waits_for_blocks_that_are_held_until_they_are_down() {
     let scratch = Scratch::new();
     let gate = Gate::new(scratch.disk(64).await, protocol::Tier::Disk);
     let tier = TierConfig::new(gate.clone()).with_offload(Offload::WriteThrough);
-    let (manager, _) = manager(4, TiersConfig::default().with_tier(tier));
+    let (manager, _) = manager(4, patient().with_tier(tier));
     fill(&manager, &keys(0, 4));
     assert_eq!(manager.allocate(1).unwrap_err().available, 0);
     let mut reserving = Box::pin(manager.reserve(4));
@@ -104,7 +104,7 @@ async fn blocks_go_down_when_the_policy_says_so() {
         let scratch = Scratch::new();
         let disk = scratch.disk(64).await;
         let tier = TierConfig::new(disk.clone()).with_offload(offload);
-        let (manager, _) = manager(8, TiersConfig::default().with_tier(tier));
+        let (manager, _) = manager(8, patient().with_tier(tier));
         let spares = TiersConfig::default().queue_blocks;
         let keys = keys(0, 8);
         fill(&manager, &keys);
@@ -127,7 +127,7 @@ async fn what_is_written_through_goes_to_each_tier_and_comes_from_the_first_that
     Gate::open(&remote.stores);
     Gate::open(&remote.loads);
     let through = |tier: Arc<dyn Tier>| TierConfig::new(tier).with_offload(Offload::WriteThrough);
-    let tiers = TiersConfig::default()
+    let tiers = patient()
         .with_tier(through(disk.clone()))
         .with_tier(through(remote.clone()))
         .with_queue_blocks(16);
@@ -184,9 +184,9 @@ async fn tiers_that_cannot_work_are_refused() {
     let through = tier.clone().with_exclusive(true).with_offload(Offload::WriteThrough);
     let nine = vec![tier.clone(); TiersConfig::TIERS_MAX + 1];
     let nine = nine.into_iter().fold(TiersConfig::default(), TiersConfig::with_tier);
-    let with = || TiersConfig::default().with_tier(tier.clone());
+    let with = || patient().with_tier(tier.clone());
     for tiers in [
-        TiersConfig::default().with_tier(through),
+        patient().with_tier(through),
         nine,
         with().with_queue_blocks(0),
         with().with_acquire_timeout(Duration::MAX),
@@ -194,7 +194,7 @@ async fn tiers_that_cannot_work_are_refused() {
     ] {
         assert_eq!(build(tiers).unwrap_err().kind(), ErrorKind::InvalidArgument);
     }
-    let outside = TiersConfig::default().with_tier(tier);
+    let outside = patient().with_tier(tier);
     std::thread::scope(|scope| {
         let built = scope.spawn(|| build(outside).unwrap_err().kind()).join().unwrap();
         assert_eq!(built, ErrorKind::InvalidArgument, "there is no runtime");

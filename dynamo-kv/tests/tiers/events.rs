@@ -4,7 +4,7 @@ use dynamo_core::metrics::Registry;
 use dynamo_core::protocol::{KvChange, Tier as Kind};
 use dynamo_kv::metrics::BlockMetrics;
 use dynamo_kv::tier::Tier;
-use dynamo_kv::{Offload, TierConfig, TiersConfig};
+use dynamo_kv::{Offload, TierConfig};
 
 use super::support::*;
 
@@ -54,7 +54,7 @@ async fn events_and_snapshots_name_every_tier_in_one_order_also_after_a_restart(
 async fn two_tiers_of_one_name_are_one_to_whoever_listens() {
     let scratches = [Scratch::new(), Scratch::new()];
     let tiers = [scratches[0].disk(16).await, scratches[1].disk(16).await];
-    let config = tiers.iter().fold(TiersConfig::default(), |config, tier| {
+    let config = tiers.iter().fold(patient(), |config, tier| {
         config.with_tier(TierConfig::new(tier.clone()).with_offload(Offload::WriteThrough))
     });
     let (manager, events) = manager(8, config);

@@ -39,6 +39,7 @@ struct Total {
     from_disk: AtomicU64,
     from_host: AtomicU64,
     failed: AtomicU64,
+    delayed: AtomicU64,
     damaged: AtomicU64,
     lost: AtomicU64,
     dropped: AtomicU64,
@@ -56,7 +57,14 @@ async fn run(hits: u64) {
     }
     let said = format!("{total:?}\n");
     std::io::Write::write_all(&mut std::io::stderr(), said.as_bytes()).unwrap();
-    let seen = [&total.from_host, &total.failed, &total.damaged, &total.lost, &total.dropped];
+    let seen = [
+        &total.from_host,
+        &total.failed,
+        &total.delayed,
+        &total.damaged,
+        &total.lost,
+        &total.dropped,
+    ];
     assert!(seen.iter().all(|count| count.load(Ordering::Relaxed) > 0), "{total:?}");
     assert!(
         total.evicted.load(Ordering::Relaxed) > 0 && total.recovered.load(Ordering::Relaxed) > 0
@@ -70,7 +78,10 @@ async fn live(seed: u64, total: &Arc<Total>) {
     let is_failing = Arc::new(AtomicBool::new(false));
     for _ in 0..2 {
         let faults = faults(random.next_u64(), Arc::clone(&is_failing), Arc::clone(total));
-        let files = FileStoreConfig::default().with_engine(FileEngine::Pool).with_faults(faults);
+        let files = FileStoreConfig::default().with_engine(FileEngine::Pool);
+        let files = files.with_faults(faults.clone());
+        let mut releasing = tokio::task::JoinSet::new();
+        releasing.spawn(release(faults));
         let config = scratch
             .config(DISK)
             .with_direct(false)
@@ -191,7 +202,16 @@ fn damage(dir: &Path, random: &mut Random, total: &Total) {
     total.damaged.fetch_add(1, Ordering::Relaxed);
 }
 
-/// While it is told so, calls fail, move less than they should, or come to nothing for want of room.
+/// Makes the calls that are held, later than they came.
+async fn release(faults: FileFaults) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        faults.release();
+    }
+}
+
+/// While it is told so, calls fail, move less than they should, come late, or come to nothing for want
+/// of room.
 fn faults(seed: u64, is_failing: Arc<AtomicBool>, total: Arc<Total>) -> FileFaults {
     let mut random = Random::new(seed);
     FileFaults::new(move |call| {
@@ -202,6 +222,10 @@ fn faults(seed: u64, is_failing: Arc<AtomicBool>, total: Arc<Total>) -> FileFaul
             0 => FileFault::Fail(libc::EIO),
             1 if call.act == FileAct::Write => FileFault::Fail(libc::ENOSPC),
             2 => FileFault::Cut(1 + random.below(call.len.max(1)).unwrap()),
+            3 if random.below(4) == Some(0) => {
+                total.delayed.fetch_add(1, Ordering::Relaxed);
+                return FileFault::Hold;
+            }
             _ => return FileFault::Pass,
         };
         total.failed.fetch_add(1, Ordering::Relaxed);

@@ -88,9 +88,15 @@ pub(crate) fn manager(blocks: usize, tiers: TiersConfig) -> (BlockManager, Event
     (manager, events)
 }
 
+/// Waits for its tiers for longer than any machine stalls, so that what they do is certain.
+pub(crate) fn patient() -> TiersConfig {
+    let never = Duration::from_secs(60 * 60);
+    TiersConfig::default().with_acquire_timeout(never).with_reserve_timeout(never)
+}
+
 /// One tier that gets what is evicted.
 pub(crate) fn over(tier: &Arc<impl Tier>) -> TiersConfig {
-    TiersConfig::default().with_tier(TierConfig::new(tier.clone()))
+    patient().with_tier(TierConfig::new(tier.clone()))
 }
 
 /// Acquires a sequence, checks what came, and computes the rest.

@@ -68,7 +68,7 @@ async fn with_blocks_below(
 #[tokio::test]
 async fn two_that_want_the_same_blocks_load_them_once() {
     let scratch = Scratch::new();
-    let tiers = |tier| TiersConfig::default().with_tier(tier);
+    let tiers = |tier| patient().with_tier(tier);
     let (manager, gate) = with_blocks_below(&scratch, 8, tiers).await;
     let keys = keys(0, 8);
     let [mut first, mut second] = [(); 2].map(|()| Box::pin(manager.acquire(&keys)));
@@ -86,7 +86,7 @@ async fn two_that_want_the_same_blocks_load_them_once() {
 #[tokio::test]
 async fn an_acquire_that_is_dropped_shares_nothing_and_whoever_waited_for_it_loads_by_itself() {
     let scratch = Scratch::new();
-    let tiers = |tier| TiersConfig::default().with_tier(tier);
+    let tiers = |tier| patient().with_tier(tier);
     let (manager, gate) = with_blocks_below(&scratch, 8, tiers).await;
     let keys = keys(0, 8);
     let [mut first, mut second] = [(); 2].map(|()| Box::pin(manager.acquire(&keys)));
@@ -104,7 +104,7 @@ async fn a_tier_that_does_not_answer_in_time_is_not_waited_for() {
     let scratch = Scratch::new();
     let tiers = |tier| {
         let soon = Duration::from_millis(20);
-        TiersConfig::default().with_tier(tier).with_acquire_timeout(soon)
+        patient().with_tier(tier).with_acquire_timeout(soon)
     };
     let (manager, gate) = with_blocks_below(&scratch, 8, tiers).await;
     let keys = keys(0, 8);
@@ -117,9 +117,8 @@ async fn a_tier_that_does_not_answer_in_time_is_not_waited_for() {
 #[tokio::test]
 async fn what_is_cheaper_to_compute_is_not_loaded() {
     let scratch = Scratch::new();
-    // Cheaper than any load, and dearer from the fifth block on.
-    let tiers =
-        |tier| TiersConfig::default().with_tier(tier).with_recompute(BlockCost::new(1e-12, 0.0));
+    // Cheaper than any load.
+    let tiers = |tier| patient().with_tier(tier).with_recompute(BlockCost::new(1e-12, 0.0));
     let (manager, gate) = with_blocks_below(&scratch, 8, tiers).await;
     Gate::open(&gate.loads);
     let acquired = manager.acquire(&keys(0, 8)).await;
@@ -127,9 +126,24 @@ async fn what_is_cheaper_to_compute_is_not_loaded() {
 }
 
 #[tokio::test]
+async fn of_a_run_that_is_there_only_the_part_that_pays_is_loaded() {
+    let scratch = Scratch::new();
+    // Dearer than any load, and from the fifth block on it costs nothing.
+    let cost = BlockCost::new(100.0, -25.0);
+    let tiers = |tier| patient().with_tier(tier).with_recompute(cost);
+    let (manager, gate) = with_blocks_below(&scratch, 8, tiers).await;
+    Gate::open(&gate.loads);
+    let keys = keys(0, 8);
+    let served = serve(&manager, &keys).await;
+    assert_eq!((served.sources.disk, served.compute), (4, 4..8));
+    assert_eq!(Tier::stats(&*gate).hits_total, 4);
+    check(&served.blocks, &keys);
+}
+
+#[tokio::test]
 async fn a_block_that_is_lost_below_ends_the_run_and_what_came_before_stands() {
     let scratch = Scratch::new();
-    let tiers = |tier| TiersConfig::default().with_tier(tier);
+    let tiers = |tier| patient().with_tier(tier);
     let (manager, gate) = with_blocks_below(&scratch, 8, tiers).await;
     Gate::open(&gate.loads);
     let keys = keys(0, 8);
@@ -142,7 +156,7 @@ async fn a_block_that_is_lost_below_ends_the_run_and_what_came_before_stands() {
 #[tokio::test]
 async fn a_prefetch_leaves_blocks_in_memory_and_too_many_are_refused() {
     let scratch = Scratch::new();
-    let tiers = |tier| TiersConfig::default().with_tier(tier).with_prefetches(1);
+    let tiers = |tier| patient().with_tier(tier).with_prefetches(1);
     let (manager, gate) = with_blocks_below(&scratch, 8, tiers).await;
     let keys = keys(0, 8);
     assert!(manager.prefetch(keys.clone()));
@@ -163,8 +177,7 @@ async fn a_prefetch_leaves_blocks_in_memory_and_too_many_are_refused() {
 async fn an_exclusive_tier_gives_its_block_away_and_gets_it_back() {
     for is_exclusive in [true, false] {
         let scratch = Scratch::new();
-        let tiers =
-            |tier: TierConfig| TiersConfig::default().with_tier(tier.with_exclusive(is_exclusive));
+        let tiers = |tier: TierConfig| patient().with_tier(tier.with_exclusive(is_exclusive));
         let (manager, gate) = with_blocks_below(&scratch, 8, tiers).await;
         Gate::open(&gate.loads);
         let keys = keys(0, 8);
