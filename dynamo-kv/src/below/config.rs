@@ -82,7 +82,8 @@ impl TierConfig {
 pub struct TiersConfig {
     /// The tiers, fastest first: at most [`TiersConfig::TIERS_MAX`].
     pub tiers: Vec<TierConfig>,
-    /// Slots beside the pool's, for blocks on their way down; also the length of each tier's queue.
+    /// Slots beside the pool's, for blocks on their way down. Each tier's queue is twice as long: so many
+    /// places for those blocks, and as many again for blocks that are written through.
     pub queue_blocks: usize,
     /// What it costs to compute a block: one that is dearer to load is not loaded. Without, whatever is
     /// found is loaded.
