@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -34,6 +35,8 @@ pub(crate) enum Fault {
     Hang,
     /// It is done, and never ends.
     HangAfter,
+    /// It is done, and a second goes by before anybody knows.
+    Late,
     /// The body is cut, and the size is what it was.
     Cut(usize),
     /// The body, and the size with it, is cut.
@@ -72,6 +75,11 @@ fn failure() -> Error {
 
 fn absent(path: &Path) -> Error {
     Error::NotFound { path: path.to_string(), source: "told to".into() }
+}
+
+async fn late<T>(answer: T) -> T {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    answer
 }
 
 /// Returns a body as a fault leaves it.
@@ -113,6 +121,7 @@ impl ObjectStore for Faulty {
         match fault {
             Fault::FailAfter => Err(failure()),
             Fault::HangAfter => std::future::pending().await,
+            Fault::Late => late(put).await,
             _ => put,
         }
     }
@@ -133,6 +142,9 @@ impl ObjectStore for Faulty {
             Fault::Deny => return Err(absent(path)),
             Fault::Hang => return std::future::pending().await,
             _ => {}
+        }
+        if fault == Fault::Late {
+            return late(self.inner.get_opts(path, options).await).await;
         }
         if options.head {
             return self.inner.get_opts(path, options).await;

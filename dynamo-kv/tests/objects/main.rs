@@ -5,5 +5,6 @@ mod basics;
 mod faulty;
 mod oracle;
 mod presence;
+mod races;
 mod s3;
 mod support;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use dynamo_kv::tier::object::ObjectTier;
 use dynamo_kv::tier::object::object_store::ObjectStoreExt as _;
+use dynamo_kv::tier::{Stored, Tier as _};
 
 use crate::faulty::{Act, Fault, Faulty};
-use crate::support::{Shelf, config, keys, load, object, store};
+use crate::support::{Known, Shelf, config, keys, load, object, store};
 
 /// A tier that has not asked yet, of a store that counts what it is asked whether it is there.
 async fn counting(blocks: u32) -> (Shelf, ObjectTier, Arc<AtomicUsize>) {
@@ -52,10 +53,28 @@ async fn what_a_listing_has_seen_costs_no_question() {
 async fn a_wrong_guess_is_a_miss_when_it_is_loaded_and_made_once() {
     let (shelf, tier, _) = counting(100).await;
     shelf.store.delete(&object(50)).await.unwrap();
-    let chain = keys(0..100);
+    let (chain, known) = (keys(0..100), Known::of(&tier));
     assert_eq!(tier.match_prefix(&chain).await, 100, "the last one is there");
+    assert_eq!(known.numbers(), [0, 99], "the others were not asked for");
+    assert_eq!(tier.stats().blocks, 2);
     assert_eq!(load(&tier, 0..100, 8).await.len(), 1);
+    assert_eq!(known.numbers(), (0..50).chain(51..100).collect::<Vec<_>>());
     assert_eq!(tier.match_prefix(&chain).await, 50);
+}
+
+#[tokio::test]
+async fn a_block_that_is_guessed_to_be_there_is_stored_if_it_is_not() {
+    let (shelf, tier, _) = counting(100).await;
+    shelf.store.delete(&object(50)).await.unwrap();
+    let known = Known::of(&tier);
+    assert_eq!(tier.match_prefix(&keys(0..100)).await, 100);
+    let stored = store(&tier, [49, 50, 99], 8).await;
+    assert!(
+        matches!(stored[..], [Ok(Stored::Present), Ok(Stored::Written), Ok(Stored::Present)]),
+        "{stored:?}"
+    );
+    assert_eq!(known.numbers(), [0, 49, 50, 99]);
+    assert!(load(&tier, 0..100, 8).await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

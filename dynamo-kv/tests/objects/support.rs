@@ -1,5 +1,6 @@
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dynamo_core::protocol::{LocalHash, SequenceHash};
@@ -9,7 +10,7 @@ use dynamo_kv::tier::object::object_store::local::LocalFileSystem;
 use dynamo_kv::tier::object::object_store::memory::InMemory;
 use dynamo_kv::tier::object::object_store::path::Path;
 use dynamo_kv::tier::object::{ObjectConfig, ObjectTier};
-use dynamo_kv::tier::{Miss, StoreError, Stored};
+use dynamo_kv::tier::{Miss, StoreError, Stored, Tier as _, TierChange};
 use dynamo_kv::{BlockIdentity, BlockKey};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -88,6 +89,35 @@ pub(crate) async fn store(
 ) -> Vec<Result<Stored, StoreError>> {
     let blocks = numbers.into_iter().map(|number| (key(number), truth(number, block_bytes)));
     tier.store(blocks.collect()).await
+}
+
+/// What a tier says is there.
+#[derive(Clone, Default)]
+pub(crate) struct Known(Arc<Mutex<BTreeSet<u32>>>);
+
+impl Known {
+    /// Listens to a tier from now on.
+    pub(crate) fn of(tier: &ObjectTier) -> Self {
+        let known = Self::default();
+        let heard = known.clone();
+        let there = tier.watch(Box::new(move |change| {
+            let mut known = heard.0.lock().unwrap();
+            match change {
+                TierChange::Stored(key) => assert!(known.insert(key.position), "said twice"),
+                TierChange::Removed(key) => {
+                    assert!(known.remove(&key.position), "it was not there")
+                }
+                TierChange::Cleared => known.clear(),
+                change => unreachable!("{change:?}"),
+            }
+        }));
+        known.0.lock().unwrap().extend(there.iter().map(|key| key.position));
+        known
+    }
+
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        self.0.lock().unwrap().iter().copied().collect()
+    }
 }
 
 /// Loads blocks; each hit must be what was stored. Returns the misses.

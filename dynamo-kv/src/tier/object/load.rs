@@ -5,14 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use futures::stream::{self, BoxStream, StreamExt};
-use object_store::path::Path;
 use object_store::{GetResult, GetResultPayload, ObjectStoreExt};
 use tokio::time::Instant;
 
 use super::format::HEADER_BYTES;
 use super::request::Failure;
 use super::{INLINE_BYTES_MAX, Inner, ObjectTier};
-use crate::identity::BlockKey;
+use crate::identity::{BlockIdentity, BlockKey};
 use crate::tier::{Damage, Loaded, Miss, MissReason};
 
 impl ObjectTier {
@@ -40,7 +39,8 @@ impl ObjectTier {
         let hits = outcomes.iter().filter_map(|outcome| outcome.as_ref().ok().map(Loaded::key));
         let hits: Vec<_> = hits.collect();
         self.0.pace.observe(hits.len(), begun.elapsed());
-        self.0.used(&hits).await;
+        self.0.used(&hits);
+        self.0.make_room().await;
         outcomes
     }
 }
@@ -50,11 +50,11 @@ impl Inner {
     where
         B: AsMut<[u8]> + Send + 'static,
     {
-        let begun = Instant::now();
+        let (begun, seen) = (Instant::now(), self.index().now());
         let outcome = self.fetch(key, target).await;
         let mut index = self.index();
         match outcome.as_ref().map_err(|miss| &miss.reason) {
-            Ok(_) => index.learn(key),
+            Ok(_) => drop(index.learn(key, seen)),
             Err(MissReason::Absent | MissReason::Damaged(_)) => {
                 index.lack(&key.identity, Instant::now());
             }
@@ -84,30 +84,34 @@ impl Inner {
             Ok(place) => place,
             Err(failure) => return Err(miss(failure.into(), target)),
         };
-        let path = self.format.path(&key.identity);
-        let (header, target) = self.read(&path, target).await?;
+        let (header, target) = self.read(&key.identity, target).await?;
         let loaded = match self.format.digest(&key.identity, &header) {
             Some(digest) => self.verify(key, digest, target).await,
             None => Err(miss(MissReason::Damaged(Damage::Foreign), target)),
         };
         if matches!(&loaded, Err(Miss { reason: MissReason::Damaged(_), .. })) {
-            self.discard(&path).await;
+            self.discard(&key.identity).await;
         }
         loaded
     }
 
     /// Reads an object's header, and its block into the target.
-    async fn read<B>(&self, path: &Path, mut target: B) -> Result<([u8; HEADER_BYTES], B), Miss<B>>
+    async fn read<B>(
+        &self,
+        identity: &BlockIdentity,
+        mut target: B,
+    ) -> Result<([u8; HEADER_BYTES], B), Miss<B>>
     where
         B: AsMut<[u8]> + Send + 'static,
     {
+        let path = self.format.path(identity);
         let mut attempts = self.attempts();
         loop {
-            let failure = match self.within(self.store.get(path)).await {
+            let failure = match self.within(self.store.get(&path)).await {
                 Ok(found) if !self.is_sized(&found.meta) => {
                     let is_short = found.meta.size < self.format.object_bytes();
                     let damage = if is_short { Damage::Truncated } else { Damage::Foreign };
-                    self.discard(path).await;
+                    self.discard(identity).await;
                     return Err(miss(MissReason::Damaged(damage), target));
                 }
                 Ok(found) => match self.body(found, target).await {
@@ -172,9 +176,9 @@ impl Inner {
     }
 
     /// Deletes an object that is no good; what cannot be deleted is found out again.
-    async fn discard(&self, path: &Path) {
-        if let Err(error) = self.delete(path).await {
-            tracing::debug!(%path, %error, "a damaged object stays");
+    async fn discard(&self, identity: &BlockIdentity) {
+        if let Err(error) = self.delete(identity).await {
+            tracing::debug!(?identity, %error, "a damaged object stays");
         }
     }
 }

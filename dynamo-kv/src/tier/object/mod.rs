@@ -139,7 +139,6 @@ impl ObjectTier {
     /// If it is dropped, some of the blocks may be there still.
     pub async fn clear(&self) -> Result<()> {
         let _place = self.0.place().await?;
-        self.0.index().clear();
         Ok(self.0.delete_all().await?)
     }
 
@@ -163,20 +162,19 @@ impl Inner {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes blocks to be there and used: the last one first, so that those behind others go first.
-    async fn used(&self, keys: &[BlockKey]) {
-        keys.iter().rev().for_each(|key| self.index().learn(key));
-        self.make_room().await;
+    /// Takes the blocks that are known to be used: the last one first, so that those behind others make
+    /// room first.
+    fn used(&self, keys: &[BlockKey]) {
+        let mut index = self.index();
+        for key in keys.iter().rev() {
+            index.touch(key);
+        }
     }
 
     async fn remove_one(&self, key: &BlockKey) -> Result<bool> {
         let _place = self.place().await?;
-        let path = self.format.path(&key.identity);
-        self.index().forget(&key.identity);
-        let was_there = self.is_whole(&path).await?;
-        self.delete(&path).await?;
-        // It may have been found there meanwhile.
-        self.index().forget(&key.identity);
+        let was_there = self.is_whole(&self.format.path(&key.identity)).await?;
+        self.delete(&key.identity).await?;
         Ok(was_there)
     }
 }

@@ -19,8 +19,9 @@ impl ObjectTier {
     /// What the tier has stored, loaded or seen it knows. In what it does not know it looks for the
     /// end of the prefix: at the first and the last of those blocks, then at eight that lie evenly
     /// between those that are there and those that are not, all at once, until they meet. Blocks in
-    /// front of one that is there are taken to be there: a wrong guess is a miss when it is loaded. Of
-    /// n unknown blocks that takes 1 + log₉ n round trips, one if all or none of them are there.
+    /// front of one that is there are guessed to be there: a wrong guess is a miss when it is loaded, is
+    /// told to nobody, and keeps nobody from storing the block. Of n unknown blocks that takes
+    /// 1 + log₉ n round trips, one if all or none of them are there.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -40,7 +41,9 @@ impl ObjectTier {
             }
             asked = PROBES;
         }
-        inner.used(&keys[..there]).await;
+        inner.used(&keys[..there]);
+        keys[..there].iter().for_each(|key| inner.index().guess(&key.identity));
+        inner.make_room().await;
         there
     }
 
@@ -55,7 +58,7 @@ impl ObjectTier {
     pub async fn refresh(&self) -> dynamo_core::Result<usize> {
         let inner = &self.0;
         let _place = inner.place().await?;
-        let begun = inner.index().begin_survey();
+        let begun = inner.index().now();
         let mut attempts = inner.attempts();
         let newest = loop {
             match inner.survey().await {
@@ -78,14 +81,17 @@ impl Inner {
     /// Asks whether a block is there; what does not answer in time is not.
     async fn probe(&self, key: &BlockKey) -> bool {
         let path = self.format.path(&key.identity);
+        let begun = self.index().now();
         let asked = async {
             let _place = self.place().await?;
             Ok::<_, Failure>(self.store.head(&path).await?)
         };
         let answer = timeout(self.config.probe_timeout, asked).await;
-        let is_there = matches!(answer, Ok(Ok(meta)) if self.is_sized(&meta));
+        let is_sized = matches!(answer, Ok(Ok(meta)) if self.is_sized(&meta));
+        let mut index = self.index();
+        let is_there = is_sized && index.learn(key, begun);
         if !is_there {
-            self.index().lack(&key.identity, Instant::now());
+            index.lack(&key.identity, Instant::now());
         }
         is_there
     }
@@ -104,7 +110,7 @@ impl Inner {
                 && let Some(Reverse((_, oldest))) = newest.pop()
                 && self.config.on_full == OnFull::Delete
             {
-                self.delete(&self.format.path(&oldest)).await?;
+                self.delete(&oldest).await?;
             }
         }
         let mut newest: Vec<_> = newest.into_iter().map(|Reverse(block)| block).collect();

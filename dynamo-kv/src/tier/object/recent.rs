@@ -61,6 +61,17 @@ impl<V> Recent<V> {
         self.values.remove(&identity).map(|(_, value)| (identity, value))
     }
 
+    /// Takes out what was used longest ago until no more than `max` are left; returns the last of that.
+    pub(super) fn keep_newest(&mut self, max: usize) -> Option<V> {
+        let mut last = None;
+        while self.len() > max
+            && let Some((_, value)) = self.pop_oldest()
+        {
+            last = Some(value);
+        }
+        last
+    }
+
     /// Returns the blocks that were not used since that use.
     pub(super) fn before(&self, at: i64) -> Vec<BlockIdentity> {
         self.by_use.range(..at).map(|(_, identity)| *identity).collect()

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Inner;
+use crate::identity::BlockIdentity;
 use crate::tier::StoreError;
 
 /// A place among the requests under way, for all attempts at one.
@@ -175,9 +176,11 @@ impl Inner {
         meta.size == self.format.object_bytes()
     }
 
-    /// Deletes an object, if there is one.
-    pub(super) async fn delete(&self, path: &Path) -> Result<(), Failure> {
-        match self.request(|| self.store.delete(path)).await {
+    /// Deletes a block's object, if there is one.
+    pub(super) async fn delete(&self, identity: &BlockIdentity) -> Result<(), Failure> {
+        let _deletion = Deletion::begin(self, Some(*identity));
+        let path = self.format.path(identity);
+        match self.request(|| self.store.delete(&path)).await {
             Err(Failure::Absent) => Ok(()),
             deleted => deleted,
         }
@@ -185,6 +188,7 @@ impl Inner {
 
     /// Deletes all objects of the tier, page by page.
     pub(super) async fn delete_all(&self) -> Result<(), Failure> {
+        let _deletion = Deletion::begin(self, None);
         let mut attempts = self.attempts();
         loop {
             let listed = self.store.list(Some(self.format.root()));
@@ -200,6 +204,35 @@ impl Inner {
             };
             attempts.again(failure).await?;
         }
+    }
+}
+
+/// A deletion under way, of a block or of all: what is seen meanwhile is not known when it ends, or is
+/// given up.
+struct Deletion<'a> {
+    inner: &'a Inner,
+    identity: Option<BlockIdentity>,
+}
+
+impl<'a> Deletion<'a> {
+    fn begin(inner: &'a Inner, identity: Option<BlockIdentity>) -> Self {
+        let deletion = Self { inner, identity };
+        deletion.note();
+        deletion
+    }
+
+    fn note(&self) {
+        let mut index = self.inner.index();
+        match &self.identity {
+            Some(identity) => index.delete(identity),
+            None => index.clear(),
+        }
+    }
+}
+
+impl Drop for Deletion<'_> {
+    fn drop(&mut self) {
+        self.note();
     }
 }
 

@@ -35,10 +35,8 @@ impl ObjectTier {
             .buffered(self.0.config.in_flight)
             .collect()
             .await;
-        let stored =
-            keys.iter().zip(&outcomes).filter_map(|(key, stored)| stored.is_ok().then_some(*key));
-        let stored: Vec<_> = stored.collect();
-        self.0.used(&stored).await;
+        self.0.used(&keys);
+        self.0.make_room().await;
         outcomes
     }
 }
@@ -72,12 +70,12 @@ impl Inner {
             return Err(StoreError::Length { expected, found });
         }
         let _place = self.place().await?;
-        let era = {
+        let begun = {
             let mut index = self.index();
             if index.touch(key) {
                 return Ok(Stored::Present);
             }
-            index.era()
+            index.now()
         };
         // The store gets the block's own memory.
         let block = Bytes::from_owner(block);
@@ -85,10 +83,10 @@ impl Inner {
         let path = self.format.path(&key.identity);
         let object = [self.format.header(&key.identity, &digest), block];
         let stored = self.create(&path, &object).await?;
-        let committed = self.index().commit(key, era);
-        if committed.is_none() {
-            // Those who clear have listed what was there before.
-            self.delete(&path).await?;
+        let is_there = self.index().learn(key, begun);
+        if !is_there {
+            // Whoever deletes it may have been there before.
+            self.delete(&key.identity).await?;
             return Err(StoreError::Removed);
         }
         Ok(stored)
@@ -117,14 +115,13 @@ impl Inner {
 
     /// Forgets, or deletes, the blocks that were used longest ago.
     pub(super) async fn make_room(&self) {
-        let doomed = self.index().overflow();
-        for identity in doomed {
-            let path = self.format.path(&identity);
-            if let Err(error) = self.delete(&path).await {
-                tracing::warn!(%path, %error, "an object that was to make room stays");
+        while let Some(identity) = {
+            let mut index = self.index();
+            index.overflow()
+        } {
+            if let Err(error) = self.delete(&identity).await {
+                tracing::warn!(?identity, %error, "an object that was to make room stays");
             }
-            // It may have been found there meanwhile.
-            self.index().forget(&identity);
         }
     }
 }

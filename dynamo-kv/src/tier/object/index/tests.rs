@@ -21,6 +21,14 @@ fn index(known_max: usize, on_full: OnFull) -> Index {
     Index::new(&ObjectConfig::new("", 1, 1).with_known_max(known_max, on_full))
 }
 
+fn learn(index: &mut Index, number: u8) {
+    assert!(index.learn(&key(number), index.now()));
+}
+
+fn doomed(index: &mut Index) -> Vec<BlockIdentity> {
+    std::iter::from_fn(|| index.overflow()).collect()
+}
+
 /// Whatever happens, a listener that folds the changes knows what the index does.
 #[test]
 fn what_was_said_adds_up_to_what_is_known() {
@@ -48,17 +56,15 @@ fn what_was_said_adds_up_to_what_is_known() {
             let block = key(u8::try_from(random.below(32).unwrap()).unwrap());
             match random.below(32).unwrap() {
                 0 => index.clear(),
-                1 => {
-                    let begun = index.begin_survey();
-                    index.survey(begun, &[1, 3, 5, 7, 9].map(|number| key(number).identity));
-                }
-                2..6 => index.lack(&block.identity, Instant::now()),
-                6..9 => drop(index.forget(&block.identity)),
-                9..12 => drop(index.touch(&block)),
-                _ => index.learn(&block),
+                1 => index.survey(index.now(), &[1, 3, 5, 7, 9].map(|number| key(number).identity)),
+                2..5 => index.lack(&block.identity, Instant::now()),
+                5..8 => index.delete(&block.identity),
+                8..10 => index.guess(&block.identity),
+                10..13 => drop(index.touch(&block)),
+                _ => assert!(index.learn(&block, index.now())),
             }
             let before = index.there.len();
-            let doomed = index.overflow();
+            let doomed = doomed(&mut index);
             let left = before.min(index.known_max);
             assert_eq!(index.there.len(), left);
             let is_deleted = on_full == OnFull::Delete;
@@ -69,6 +75,7 @@ fn what_was_said_adds_up_to_what_is_known() {
             known.sort_by_key(|key| key.position);
             assert_eq!(said, known);
             assert!(index.absent.len() <= index.known_max);
+            assert!(index.guessed.len() <= index.known_max);
         }
     }
 }
@@ -76,15 +83,14 @@ fn what_was_said_adds_up_to_what_is_known() {
 #[test]
 fn blocks_that_were_used_longest_ago_go_first_and_those_only_seen_before_them() {
     let mut index = index(3, OnFull::Delete);
-    [1, 2, 3].iter().for_each(|number| index.learn(&key(*number)));
+    [1, 2, 3].into_iter().for_each(|number| learn(&mut index, number));
     assert!(index.touch(&key(1)));
-    let begun = index.begin_survey();
     // Seen, oldest first; 3 is not, and was used before that.
-    index.survey(begun, &[9, 8, 2, 1].map(|number| key(number).identity));
-    assert_eq!(index.overflow(), [key(9).identity]);
-    index.learn(&key(4));
-    index.learn(&key(5));
-    assert_eq!(index.overflow(), [key(8), key(2)].map(|key| key.identity));
+    index.survey(index.now(), &[9, 8, 2, 1].map(|number| key(number).identity));
+    assert_eq!(doomed(&mut index), [key(9).identity]);
+    learn(&mut index, 4);
+    learn(&mut index, 5);
+    assert_eq!(doomed(&mut index), [key(8), key(2)].map(|key| key.identity));
 }
 
 #[test]
@@ -92,11 +98,42 @@ fn what_is_unknown_lies_between_what_is_there_and_what_is_not() {
     let (mut index, now) = (index(9, OnFull::Forget), Instant::now());
     let keys = [1, 2, 3, 4, 5, 6].map(key);
     assert_eq!(index.bounds(&keys, now), (0, 6));
-    index.learn(&keys[0]);
-    index.learn(&keys[1]);
+    learn(&mut index, 1);
+    index.guess(&keys[1].identity);
     index.lack(&keys[4].identity, now);
     assert_eq!(index.bounds(&keys, now), (2, 4));
     assert_eq!(index.bounds(&keys, now + Duration::from_secs(2)), (2, 6));
-    index.learn(&keys[4]);
+    learn(&mut index, 5);
     assert_eq!(index.bounds(&keys, now), (2, 6));
+    assert!(!index.touch(&keys[1]), "a guess is no knowledge");
+}
+
+#[test]
+fn what_was_seen_before_it_was_deleted_is_not_believed() {
+    let mut index = index(9, OnFull::Forget);
+    let before = index.now();
+    index.delete(&key(1).identity);
+    assert!(!index.learn(&key(1), before) && index.learn(&key(2), before));
+    assert!(index.learn(&key(1), index.now()));
+    let seen = index.now();
+    index.delete(&key(1).identity);
+    index.survey(seen, &[1, 3].map(|number| key(number).identity));
+    assert!(!index.touch(&key(1)) && index.touch(&key(3)));
+    index.clear();
+    assert!(!index.learn(&key(2), seen) && index.learn(&key(2), index.now()));
+}
+
+#[test]
+fn what_is_not_remembered_of_deletions_is_not_relied_on() {
+    let mut index = index(9, OnFull::Forget);
+    let identity = |number: usize| BlockIdentity(*blake3::hash(&number.to_le_bytes()).as_bytes());
+    let before = index.now();
+    index.delete(&key(1).identity);
+    let behind = index.now();
+    (1..DELETED_MAX).for_each(|number| index.delete(&identity(number)));
+    assert!(index.learn(&key(2), before), "all are remembered");
+    index.delete(&identity(0));
+    assert_eq!(index.deleted.len(), DELETED_MAX);
+    assert!(!index.learn(&key(1), before) && !index.learn(&key(3), before));
+    assert!(index.learn(&key(1), behind));
 }
