@@ -1,14 +1,16 @@
 //! What is known stays true whatever happens at the same time.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use dynamo_kv::tier::object::object_store::ObjectStoreExt as _;
 use dynamo_kv::tier::object::{ObjectConfig, ObjectTier, OnFull};
-use dynamo_kv::tier::{StoreError, Stored, Tier as _};
+use dynamo_kv::tier::{MissReason, StoreError, Stored, Tier as _};
 use futures::FutureExt as _;
 
 use crate::faulty::{Act, Fault, Faulty};
-use crate::support::{Known, Shelf, config, keys, load, object, store};
+use crate::support::{Known, PATIENCE, Shelf, config, keys, load, object, store};
 
 /// A tier whose next request of a kind meets a fault, once it is told which.
 struct Trap {
@@ -133,4 +135,29 @@ async fn a_block_that_is_loaded_while_it_makes_room_is_not_said_to_be_there() {
     store(&trap.tier, [1], 64).await.remove(0).unwrap();
     assert!(loading.await.is_empty(), "it was there");
     trap.holds(&[1]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_makes_room_has_a_place_and_is_waited_for() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let shelf = Shelf::memory();
+    let faulty = Faulty::new(&shelf.store, move |act, _| {
+        count.fetch_add(1, Ordering::SeqCst);
+        if *act == Act::Delete { Fault::Hang } else { Fault::None }
+    });
+    let config = config(64).with_in_flight(2).with_known_max(1, OnFull::Delete);
+    let tier = ObjectTier::new(faulty, config).unwrap();
+    store(&tier, [0], 64).await.remove(0).unwrap();
+    let mut storing = Box::pin(store(&tier, [1, 2, 3, 4], 64));
+    assert!((&mut storing).now_or_never().is_none());
+    assert_eq!(asked.swap(0, Ordering::SeqCst), 5 + 2, "two of four deletions have begun");
+    let mut loading = Box::pin(load(&tier, [4], 64));
+    assert!((&mut loading).now_or_never().is_none());
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "all places are taken");
+    assert!(tier.shutdown(Duration::ZERO).await.is_err(), "two deletions are under way");
+    let closed = load(&tier, [4], 64).await.remove(0);
+    assert!(matches!(closed.reason, MissReason::Closed));
+    drop((storing, loading));
+    tier.shutdown(PATIENCE).await.unwrap();
 }

@@ -57,7 +57,7 @@ impl ObjectTier {
     /// Cancel safe.
     pub async fn refresh(&self) -> dynamo_core::Result<usize> {
         let inner = &self.0;
-        let _place = inner.place().await?;
+        let place = inner.place().await?;
         let begun = inner.index().now();
         let mut attempts = inner.attempts();
         let newest = loop {
@@ -66,6 +66,7 @@ impl ObjectTier {
                 Err(failure) => attempts.again(failure).await?,
             }
         };
+        drop(place);
         let seen: Vec<_> = newest.into_iter().map(|(_, identity)| identity).collect();
         let blocks = {
             let mut index = inner.index();

@@ -115,13 +115,17 @@ impl Inner {
 
     /// Forgets, or deletes, the blocks that were used longest ago.
     pub(super) async fn make_room(&self) {
-        while let Some(identity) = {
-            let mut index = self.index();
-            index.overflow()
-        } {
-            if let Err(error) = self.delete(&identity).await {
-                tracing::warn!(?identity, %error, "an object that was to make room stays");
-            }
-        }
+        let doomed = stream::iter(std::iter::from_fn(|| self.index().overflow()));
+        doomed
+            .for_each_concurrent(self.config.in_flight, async |identity| {
+                let deleted = async {
+                    let _place = self.place().await?;
+                    self.delete(&identity).await
+                };
+                if let Err(error) = deleted.await {
+                    tracing::warn!(?identity, %error, "an object that was to make room stays");
+                }
+            })
+            .await;
     }
 }
