@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use dynamo_kv::tier::object::object_store::ObjectStoreExt as _;
 use dynamo_kv::tier::object::{ObjectConfig, ObjectTier, OnFull};
-use dynamo_kv::tier::{MissReason, StoreError, Stored, Tier as _};
+use dynamo_kv::tier::{Damage, MissReason, StoreError, Stored, Tier as _};
 use futures::FutureExt as _;
 
-use crate::faulty::{Act, Fault, Faulty};
+use crate::faulty::{Act, Fault, Faulty, vandalise};
 use crate::support::{Known, PATIENCE, Shelf, config, keys, load, object, store};
 
 /// A tier whose next request of a kind meets a fault, once it is told which.
@@ -160,4 +160,29 @@ async fn what_makes_room_has_a_place_and_is_waited_for() {
     assert!(matches!(closed.reason, MissReason::Closed));
     drop((storing, loading));
     tier.shutdown(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_load_found_damaged_and_could_not_delete_is_written_over_by_the_next_store() {
+    let shelf = Shelf::memory();
+    let faulty =
+        Faulty::new(
+            &shelf.store,
+            |act, _| {
+                if *act == Act::Delete { Fault::Fail } else { Fault::None }
+            },
+        );
+    let tier = ObjectTier::new(faulty, config(64)).unwrap();
+    store(&tier, [0], 64).await.remove(0).unwrap();
+    vandalise(&*shelf.store, &object(0), Fault::Flip(100 * 8)).await;
+    // Nobody has looked: it is of the right size.
+    let other = shelf.tier(config(64));
+    assert!(matches!(store(&other, [0], 64).await[..], [Ok(Stored::Present)]));
+    let miss = load(&tier, [0], 64).await.remove(0);
+    assert!(matches!(miss.reason, MissReason::Damaged(Damage::Digest)));
+    assert!(shelf.store.head(&object(0)).await.is_ok(), "it could not be deleted");
+    assert_eq!(tier.match_prefix(&keys([0])).await, 0);
+    assert!(matches!(store(&tier, [0], 64).await[..], [Ok(Stored::Written)]));
+    assert!(load(&tier, [0], 64).await.is_empty());
+    assert!(matches!(store(&tier, [0], 64).await[..], [Ok(Stored::Present)]));
 }

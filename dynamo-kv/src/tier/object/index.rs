@@ -18,6 +18,8 @@ pub(super) struct Index {
     absent: Recent<Instant>,
     /// Blocks that others make likely: they are worth a load, and nothing else is made of them.
     guessed: Recent<()>,
+    /// Blocks whose objects are no good, and may be there still.
+    damaged: Recent<()>,
     /// By which number a block was deleted last.
     deleted: Recent<u64>,
     deletions: u64,
@@ -43,6 +45,7 @@ impl Index {
             there: Recent::new(),
             absent: Recent::new(),
             guessed: Recent::new(),
+            damaged: Recent::new(),
             deleted: Recent::new(),
             deletions: 0,
             believed_from: 0,
@@ -113,6 +116,7 @@ impl Index {
     fn insert(&mut self, key: &BlockKey) {
         self.absent.remove(&key.identity);
         self.guessed.remove(&key.identity);
+        self.damaged.remove(&key.identity);
         if self.there.insert(key.identity, Some(*key)).flatten().is_none() {
             self.sink.publish(TierChange::Stored(*key));
         }
@@ -139,6 +143,18 @@ impl Index {
         if let Some(oldest) = self.deleted.keep_newest(DELETED_MAX) {
             self.believed_from = self.believed_from.max(oldest);
         }
+    }
+
+    /// Takes a block's object to be no good.
+    pub(super) fn spoil(&mut self, identity: &BlockIdentity) {
+        self.forget(identity);
+        self.damaged.insert(*identity, ());
+        self.damaged.keep_newest(self.known_max);
+    }
+
+    /// Tells whether a block's object is to be written over, whatever it looks like.
+    pub(super) fn is_damaged(&self, identity: &BlockIdentity) -> bool {
+        self.damaged.get(identity).is_some()
     }
 
     /// Takes a block not to be there for a while.
@@ -185,7 +201,7 @@ impl Index {
         }
         self.guessed.clear();
         for identity in seen.iter().rev() {
-            if !self.believes(identity, since) {
+            if !self.believes(identity, since) || self.is_damaged(identity) {
                 continue;
             }
             self.absent.remove(identity);
@@ -199,6 +215,7 @@ impl Index {
         self.believed_from = self.deletions;
         self.absent.clear();
         self.guessed.clear();
+        self.damaged.clear();
         self.deleted.clear();
         if self.there.len() > 0 {
             self.there.clear();

@@ -175,10 +175,11 @@ impl Inner {
         verified.unwrap_or(Err(Miss { reason: MissReason::Closed, target: None }))
     }
 
-    /// Deletes an object that is no good; what cannot be deleted is found out again.
+    /// Deletes an object that is no good; the next store writes over what cannot be deleted.
     async fn discard(&self, identity: &BlockIdentity) {
         if let Err(error) = self.delete(identity).await {
             tracing::debug!(?identity, %error, "a damaged object stays");
+            self.index().spoil(identity);
         }
     }
 }

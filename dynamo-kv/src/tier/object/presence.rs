@@ -90,7 +90,7 @@ impl Inner {
         let answer = timeout(self.config.probe_timeout, asked).await;
         let is_sized = matches!(answer, Ok(Ok(meta)) if self.is_sized(&meta));
         let mut index = self.index();
-        let is_there = is_sized && index.learn(key, begun);
+        let is_there = is_sized && !index.is_damaged(&key.identity) && index.learn(key, begun);
         if !is_there {
             index.lack(&key.identity, Instant::now());
         }

@@ -14,10 +14,12 @@ use crate::tier::{self, StoreError, Stored};
 impl ObjectTier {
     /// Stores blocks; the outcomes are in their order.
     ///
-    /// A block is put where nothing is, or written over what is damaged: of many who store it, in this
-    /// process or others, one writes, if the store can tell. It is held, in memory, until its request
-    /// has ended. No more than [`in_flight`](super::ObjectConfig::in_flight) requests are under way at
-    /// once, and the call waits, in order, while others have the places.
+    /// A block is put where nothing is: of many who store it, in this process or others, one writes, if
+    /// the store can tell. It is written over an object of another size, and over one that a
+    /// [`load`](Self::load) of this tier found damaged and could not delete; any other is taken to be
+    /// whole. It is held, in memory, until its request has ended. No more than
+    /// [`in_flight`](super::ObjectConfig::in_flight) requests are under way at once, and the call waits,
+    /// in order, while others have the places.
     ///
     /// # Cancel safety
     /// If it is dropped, blocks whose requests were under way may be there, whole.
@@ -70,19 +72,19 @@ impl Inner {
             return Err(StoreError::Length { expected, found });
         }
         let _place = self.place().await?;
-        let begun = {
+        let (begun, is_damaged) = {
             let mut index = self.index();
             if index.touch(key) {
                 return Ok(Stored::Present);
             }
-            index.now()
+            (index.now(), index.is_damaged(&key.identity))
         };
         // The store gets the block's own memory.
         let block = Bytes::from_owner(block);
         let digest = self.digest(key, &block).await?;
         let path = self.format.path(&key.identity);
         let object = [self.format.header(&key.identity, &digest), block];
-        let stored = self.create(&path, &object).await?;
+        let stored = self.create(&path, &object, is_damaged).await?;
         let is_there = self.index().learn(key, begun);
         if !is_there {
             // Whoever deletes it may have been there before.
@@ -92,13 +94,20 @@ impl Inner {
         Ok(stored)
     }
 
-    /// Puts an object where there is none, or none that is whole.
-    async fn create(&self, path: &Path, object: &[Bytes; 2]) -> Result<Stored, Failure> {
-        match self.put(path, object, &PutMode::Create).await {
-            Ok(()) => return Ok(Stored::Written),
-            Err(Failure::Exists) if self.is_whole(path).await? => return Ok(Stored::Present),
-            Err(Failure::Exists | Failure::Unsupported(_)) => {}
-            Err(failure) => return Err(failure),
+    /// Puts an object where there is none that is whole, as far as that is known.
+    async fn create(
+        &self,
+        path: &Path,
+        object: &[Bytes; 2],
+        is_damaged: bool,
+    ) -> Result<Stored, Failure> {
+        if !is_damaged {
+            match self.put(path, object, &PutMode::Create).await {
+                Ok(()) => return Ok(Stored::Written),
+                Err(Failure::Exists) if self.is_whole(path).await? => return Ok(Stored::Present),
+                Err(Failure::Exists | Failure::Unsupported(_)) => {}
+                Err(failure) => return Err(failure),
+            }
         }
         self.put(path, object, &PutMode::Overwrite).await?;
         Ok(Stored::Written)
