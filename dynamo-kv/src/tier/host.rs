@@ -85,9 +85,10 @@ impl HostTier {
             return Vec::new();
         };
         let (count, begun) = (pieces.len(), Instant::now());
+        let timing = self.pace.begin(count);
         match memory.copier.upload_pieces(pieces, &memory.buffer).await {
             Ok(pieces) => {
-                self.pace.observe(count, begun.elapsed());
+                timing.end(count);
                 self.count(|stats| {
                     stats.hits_total += count as u64;
                     stats.read_bytes_total += (count * memory.block_bytes) as u64;

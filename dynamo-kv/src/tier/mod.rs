@@ -32,7 +32,7 @@ use dynamo_core::protocol;
 pub use block::{Loaded, Outgoing, Stored, digest};
 pub use error::{Damage, Miss, MissReason, StoreError};
 pub(crate) use host::HostTier;
-pub use pace::Pace;
+pub use pace::{Pace, Timing};
 pub use stats::TierStats;
 
 use crate::block::MutableBlock;
@@ -89,6 +89,9 @@ pub trait Tier: fmt::Debug + Send + Sync + 'static {
     async fn clear(&self) -> dynamo_core::Result<()>;
 
     /// Returns how long a load of so many blocks is likely to take, as far as loads were measured.
+    ///
+    /// Nobody loads what seems to take too long, so a tier must not keep to a figure that no load
+    /// confirms: [`Pace`] is such an average.
     fn estimate(&self, blocks: usize) -> Duration;
 
     /// Returns what is there and what happened so far.

@@ -39,7 +39,8 @@ async fn kill(times: u32) {
     let (mut hits, mut damaged) = (0, 0);
     for number in 0..times {
         let is_torn = number % 2 == 1;
-        let role = if is_torn { "stores_until_a_write_is_torn" } else { "stores_until_it_is_killed" };
+        let role =
+            if is_torn { "stores_until_a_write_is_torn" } else { "stores_until_it_is_killed" };
         let mut other = Other::start(&format!("killed::{role}"), scratch.path());
         if is_torn {
             other.hear(1);

@@ -4,6 +4,7 @@
 mod basics;
 mod faulty;
 mod oracle;
+mod plan;
 mod presence;
 mod races;
 mod s3;

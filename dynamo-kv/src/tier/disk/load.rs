@@ -51,8 +51,9 @@ impl DiskTier {
             wanted.collect()
         };
         wanted.sort_unstable_by_key(|(slot, target)| (*slot, target.number));
+        let count = wanted.len();
         let wanted = wanted.into_iter().map(|(_, target)| target).collect();
-        let (inner, started) = (Arc::clone(&self.0), SystemClock.now());
+        let (inner, timing) = (Arc::clone(&self.0), self.0.pace.begin(count));
         let mut outcomes: Vec<_> = stream::iter(runs(wanted, self.0.run_blocks))
             .map(move |run| {
                 let inner = Arc::clone(&inner);
@@ -63,7 +64,7 @@ impl DiskTier {
             .collect()
             .await;
         let hits = outcomes.iter().filter(|(_, outcome)| outcome.is_ok()).count();
-        self.0.pace.observe(hits, SystemClock.now() - started);
+        timing.end(hits);
         outcomes.sort_unstable_by_key(|(number, _)| *number);
         outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }

@@ -37,6 +37,8 @@ pub struct ObjectConfig {
     pub backoff: Duration,
     /// How long a question whether a block is there may take; no answer means that it is not.
     pub probe_timeout: Duration,
+    /// How long a block is taken to load until loads were measured.
+    pub load_time: Duration,
     /// How long a block that was not there is taken not to be.
     pub absent_for: Duration,
     /// Blocks that are kept in mind, about 300 bytes each.
@@ -60,6 +62,8 @@ impl ObjectConfig {
             backoff: Duration::from_millis(50),
             // The first token waits for it.
             probe_timeout: Duration::from_millis(250),
+            // What one takes from a store in the same region.
+            load_time: Duration::from_millis(10),
             absent_for: Duration::from_secs(1),
             known_max: 1 << 17,
             on_full: OnFull::default(),
@@ -91,6 +95,13 @@ impl ObjectConfig {
     #[must_use]
     pub fn with_probe_timeout(mut self, timeout: Duration) -> Self {
         self.probe_timeout = timeout;
+        self
+    }
+
+    /// Says how long a block is taken to load until loads were measured.
+    #[must_use]
+    pub fn with_load_time(mut self, load_time: Duration) -> Self {
+        self.load_time = load_time;
         self
     }
 

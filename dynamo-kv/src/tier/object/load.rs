@@ -27,7 +27,7 @@ impl ObjectTier {
     where
         B: AsMut<[u8]> + Send + 'static,
     {
-        let (inner, begun) = (Arc::clone(&self.0), Instant::now());
+        let (inner, timing) = (Arc::clone(&self.0), self.0.pace.begin(targets.len()));
         let outcomes: Vec<_> = stream::iter(targets)
             .map(move |(key, target)| {
                 let inner = Arc::clone(&inner);
@@ -38,7 +38,7 @@ impl ObjectTier {
             .await;
         let hits = outcomes.iter().filter_map(|outcome| outcome.as_ref().ok().map(Loaded::key));
         let hits: Vec<_> = hits.collect();
-        self.0.pace.observe(hits.len(), begun.elapsed());
+        timing.end(hits.len());
         self.0.used(&hits);
         self.0.make_room().await;
         outcomes

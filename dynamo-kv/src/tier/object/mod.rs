@@ -112,7 +112,7 @@ impl ObjectTier {
             index: Mutex::new(Index::new(&config)),
             room: Semaphore::new(config.in_flight),
             tasks: TaskTracker::new(),
-            pace: Pace::new(ASSUMED),
+            pace: Pace::new(config.load_time),
             config,
         })))
     }
@@ -190,6 +190,3 @@ impl fmt::Debug for ObjectTier {
 
 /// Hashed in the time that it takes to wake a thread.
 const INLINE_BYTES_MAX: usize = 64 << 10;
-
-/// What a block takes from a store in the same region, before any was loaded.
-const ASSUMED: Duration = Duration::from_millis(10);

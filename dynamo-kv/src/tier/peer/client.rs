@@ -9,7 +9,6 @@ use dynamo_core::{Client, Context, Error, ErrorKind, Result};
 use dynamo_transfer::Agent;
 use futures::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -75,7 +74,7 @@ impl PeerTier {
             block_bytes: layout.block_bytes(),
             room: Arc::new(Semaphore::new(config.in_flight.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
-            pace: Pace::new(ASSUMED),
+            pace: Pace::new(config.load_time),
             stats: Mutex::default(),
             lease_blocks: AtomicUsize::new(usize::MAX),
             follow: Arc::new(follow),
@@ -118,13 +117,13 @@ impl PeerTier {
         &self,
         targets: Vec<(BlockKey, MutableBlock)>,
     ) -> Vec<Result<Loaded<MutableBlock>, Miss<MutableBlock>>> {
-        let begun = Instant::now();
+        let timing = self.0.pace.begin(targets.len());
         let closed = |(_, target)| {
             Err(Miss { reason: crate::tier::MissReason::Closed, target: Some(target) })
         };
         let outcomes = self.in_batches(targets, Inner::load_batch, closed).await;
         let hits = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-        self.0.pace.observe(hits, begun.elapsed());
+        timing.end(hits);
         outcomes
     }
 
@@ -308,6 +307,3 @@ impl fmt::Debug for PeerTier {
 pub(super) fn unexpected() -> Error {
     Error::new(ErrorKind::Protocol, "an owner of blocks answers something else")
 }
-
-/// What a block takes from a process of the same host, before any was loaded.
-const ASSUMED: Duration = Duration::from_micros(500);

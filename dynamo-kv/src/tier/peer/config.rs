@@ -86,6 +86,8 @@ pub struct PeerConfig {
     pub request_timeout: Duration,
     /// How long it may take to say what is there; no answer means nothing is.
     pub match_timeout: Duration,
+    /// How long a block is taken to load until loads were measured.
+    pub load_time: Duration,
 }
 
 impl Default for PeerConfig {
@@ -97,6 +99,8 @@ impl Default for PeerConfig {
             request_timeout: Duration::from_secs(5),
             // The first token waits for it.
             match_timeout: Duration::from_millis(250),
+            // What a block takes from a process of the same host.
+            load_time: Duration::from_micros(500),
         }
     }
 }
@@ -120,6 +124,13 @@ impl PeerConfig {
     #[must_use]
     pub fn with_match_timeout(mut self, timeout: Duration) -> Self {
         self.match_timeout = timeout;
+        self
+    }
+
+    /// Says how long a block is taken to load until loads were measured.
+    #[must_use]
+    pub fn with_load_time(mut self, load_time: Duration) -> Self {
+        self.load_time = load_time;
         self
     }
 
