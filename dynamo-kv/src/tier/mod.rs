@@ -13,6 +13,8 @@
 //! [`TierConfig::host`](crate::TierConfig::host).
 
 mod block;
+#[cfg(any(test, feature = "test-util"))]
+pub mod conformance;
 #[cfg(unix)]
 pub mod disk;
 mod error;
@@ -47,14 +49,20 @@ use crate::identity::BlockKey;
 ///   late, torn or damaged load is never a hit. A [`Loaded`] block exists only after its digest was
 ///   verified, or as a copy of one that a manager of host memory shares.
 /// - A tier is a cache: it may lose any block at any time. What it drops it tells its [`TierSink`].
-/// - A block is kept once: storing what is there does nothing, and of two that store the same block
-///   at once one writes.
+/// - A block is kept once: storing what is there does nothing. Of two that store the same block at once
+///   both succeed; both may have written it, where the tier cannot tell before.
+/// - What is removed, or cleared, is not there when that has ended, nor said to be. A store of it that
+///   is under way either ends with [`Removed`](StoreError::Removed) or comes behind; a load of it that
+///   is under way may be a hit, and does not make it known again.
 /// - A block's place is not used anew while something reads or writes there.
 /// - Outcomes are in the order of what they are of, one each. A tier bounds by itself how much it
 ///   has in flight, and orders a batch as suits its device; whoever calls bounds how much waits.
-/// - Futures may be dropped. What was not stored by then is not there, and targets are freed as soon
-///   as nothing writes to them any more.
+/// - Futures may be dropped. A block whose store had begun by then is there, whole, or is not; one whose
+///   store had not begun is not. Memory is freed as soon as nothing reads or writes it any more, which
+///   [`shutdown`](Self::shutdown) waits for.
 /// - After [`shutdown`](Self::shutdown) loads are misses and stores fail, at once.
+///
+/// With the feature `test-util`, `tier::conformance` checks it.
 #[async_trait]
 pub trait Tier: fmt::Debug + Send + Sync + 'static {
     /// Returns what events call this tier.

@@ -1,5 +1,6 @@
 //! The process is killed while it stores; what is found then is what was stored.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

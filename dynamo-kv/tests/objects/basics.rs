@@ -2,13 +2,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dynamo_core::protocol::{self, BlockSize, InstanceId, WorkerId};
 use dynamo_kv::tier::object::object_store::{ObjectStore, ObjectStoreExt as _};
 use dynamo_kv::tier::object::{ObjectConfig, ObjectTier, OnFull};
-use dynamo_kv::tier::{
-    Damage, Loaded, Miss, MissReason, Outgoing, StoreError, Stored, Tier, TierChange,
-};
-use dynamo_kv::{BlockLayout, BlockManager, DType, ManagerConfig};
+use dynamo_kv::tier::{Damage, MissReason, StoreError, Stored, Tier as _, TierChange};
 use futures::FutureExt as _;
 use futures::TryStreamExt as _;
 
@@ -292,45 +288,4 @@ fn numbers_and_prefixes_that_make_no_tier_are_refused() {
     ] {
         assert_eq!(new(config), dynamo_core::ErrorKind::InvalidArgument);
     }
-}
-
-#[tokio::test]
-async fn blocks_go_down_and_come_back_through_the_contract_that_all_tiers_share() {
-    let (shelf, manager, keys) = (Shelf::memory(), manager(4), keys(0..4));
-    let tier: Arc<dyn Tier> = Arc::new(shelf.tier(config(manager.layout().block_bytes())));
-    let blocks = manager.allocate(4).unwrap().into_iter().zip(&keys).map(|(mut block, key)| {
-        block.fill(u8::try_from(key.position).unwrap());
-        block.complete(*key)
-    });
-    let blocks = manager.register_all(blocks.collect()).into_iter().map(Outgoing::from);
-    let stored = tier.store(keys.iter().copied().zip(blocks).collect()).await;
-    assert!(stored.iter().all(|stored| matches!(stored, Ok(Stored::Written))));
-    assert_eq!(tier.kind(), protocol::Tier::Remote);
-
-    // What is in memory is gone, and comes from below.
-    manager.clear();
-    assert_eq!(tier.remove(&keys[3..]).await.unwrap(), 1);
-    let targets = keys.iter().copied().zip(manager.allocate(4).unwrap()).collect();
-    let outcomes = tier.load(targets).await;
-    assert!(matches!(&outcomes[3], Err(Miss { reason: MissReason::Absent, .. })));
-    let hits = outcomes.into_iter().flatten().map(Loaded::complete);
-    manager.register_all(hits.collect());
-    let found = manager.match_prefix(&keys);
-    assert_eq!(found.len(), 3);
-    for (block, value) in found.iter().zip(0..) {
-        assert!(block.iter().all(|byte| *byte == value));
-    }
-    assert_eq!(
-        (tier.stats().blocks, tier.stats().hits_total, tier.stats().misses_total),
-        (3, 3, 1)
-    );
-    tier.clear().await.unwrap();
-    assert_eq!(tier.match_prefix(&keys).await, 0);
-    tier.shutdown(PATIENCE).await.unwrap();
-}
-
-fn manager(blocks: usize) -> BlockManager {
-    let layout = BlockLayout::new(2, 1, 4, BlockSize::DEFAULT, DType::F32).unwrap();
-    let (config, worker) = (ManagerConfig::new(layout, blocks), WorkerId::new(InstanceId(1)));
-    BlockManager::new(config, worker, Box::new(|_| {})).unwrap()
 }

@@ -12,6 +12,7 @@ use dynamo_kv::tier::object::object_store::{
     ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload,
     PutResult, Result,
 };
+use futures::FutureExt as _;
 use futures::stream::{self, BoxStream, StreamExt as _};
 
 /// One request, as whoever chooses faults sees it.
@@ -35,6 +36,8 @@ pub(crate) enum Fault {
     Hang,
     /// It is done, and never ends.
     HangAfter,
+    /// It is done, and others run before and behind.
+    Yield,
     /// It is done, and a second goes by before anybody knows.
     Late,
     /// The body is cut, and the size is what it was.
@@ -108,6 +111,7 @@ impl ObjectStore for Faulty {
         match fault {
             Fault::Fail => return Err(failure()),
             Fault::Hang => return std::future::pending().await,
+            Fault::Yield => tokio::task::yield_now().await,
             _ => {}
         }
         let payload = match fault {
@@ -122,6 +126,10 @@ impl ObjectStore for Faulty {
             Fault::FailAfter => Err(failure()),
             Fault::HangAfter => std::future::pending().await,
             Fault::Late => late(put).await,
+            Fault::Yield => {
+                tokio::task::yield_now().await;
+                put
+            }
             _ => put,
         }
     }
@@ -142,6 +150,12 @@ impl ObjectStore for Faulty {
             Fault::Deny => return Err(absent(path)),
             Fault::Hang => return std::future::pending().await,
             _ => {}
+        }
+        if fault == Fault::Yield {
+            tokio::task::yield_now().await;
+            let found = self.inner.get_opts(path, options).await;
+            tokio::task::yield_now().await;
+            return found;
         }
         if fault == Fault::Late {
             return late(self.inner.get_opts(path, options).await).await;
@@ -183,6 +197,11 @@ impl ObjectStore for Faulty {
         match self.choose(&Act::Delete, &Path::default()) {
             Fault::Fail => stream::iter([Err(failure())]).boxed(),
             Fault::Hang => stream::pending().boxed(),
+            Fault::Yield => {
+                let inner = Arc::clone(&self.inner);
+                let deleted = tokio::task::yield_now().map(move |()| inner.delete_stream(paths));
+                deleted.flatten_stream().boxed()
+            }
             _ => self.inner.delete_stream(paths),
         }
     }

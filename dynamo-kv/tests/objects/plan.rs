@@ -1,16 +1,15 @@
 use std::sync::Arc;
 
-use dynamo_core::protocol::{BlockSize, InstanceId, WorkerId};
+use dynamo_core::protocol::{InstanceId, WorkerId};
 use dynamo_kv::evict::BlockCost;
-use dynamo_kv::tier::Pace;
-use dynamo_kv::{BlockLayout, BlockManager, DType, ManagerConfig, TierConfig, TiersConfig};
+use dynamo_kv::tier::{Pace, conformance};
+use dynamo_kv::{BlockManager, ManagerConfig, TierConfig, TiersConfig};
 
 use crate::support::{Shelf, config, keys, store};
 
 #[tokio::test(start_paused = true)]
 async fn a_tier_that_seems_slower_than_computing_is_tried_after_a_while_and_then_relied_on() {
-    let shelf = Shelf::memory();
-    let layout = BlockLayout::new(2, 1, 32, BlockSize::new(8).unwrap(), DType::F32).unwrap();
+    let (shelf, layout) = (Shelf::memory(), conformance::layout());
     let config = config(layout.block_bytes());
     // Between a half and a quarter of what a block is taken to need.
     let cost = BlockCost::new(config.load_time.as_secs_f64() / 3.0, 0.0);

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod basics;
+mod contract;
 mod events;
 #[cfg(unix)]
 mod killed;

@@ -81,9 +81,13 @@ impl Process {
     }
 
     pub(crate) async fn tier(&self, config: PeerConfig) -> PeerTier {
+        self.tier_of(&layout(), config).await
+    }
+
+    pub(crate) async fn tier_of(&self, layout: &BlockLayout, config: PeerConfig) -> PeerTier {
         let client = self.endpoint().client().await.unwrap();
         client.wait_ready(PATIENCE).await.unwrap();
-        PeerTier::new(client, OWNER, self.agent.clone(), &layout(), config).unwrap()
+        PeerTier::new(client, OWNER, self.agent.clone(), layout, config).unwrap()
     }
 
     pub(crate) async fn end(self) {

@@ -16,7 +16,10 @@ impl Tier for DiskTier {
 
     fn watch(&self, sink: Box<dyn TierSink>) -> Vec<BlockKey> {
         // Under one lock, so that no change falls between the two.
-        in_order(self.0.shared.index().watch(sink))
+        let mut keys = in_order(self.0.shared.index().watch(sink));
+        // Leaves go down first, as they are evicted.
+        keys.sort_by_key(|key| (key.chain, key.position));
+        keys
     }
 
     async fn match_prefix(&self, keys: &[BlockKey]) -> usize {

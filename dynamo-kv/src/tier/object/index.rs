@@ -61,7 +61,7 @@ impl Index {
     pub(super) fn watch(&mut self, sink: Box<dyn TierSink>) -> Vec<BlockKey> {
         self.sink = sink;
         let mut keys: Vec<_> = self.there.iter().copied().flatten().collect();
-        keys.sort_by_key(|key| key.position);
+        keys.sort_by_key(|key| (key.chain, key.position));
         keys
     }
 
