@@ -10,15 +10,15 @@ use crate::support::Ground;
 /// Has every tier at an owner of its own, and a batch for every few blocks.
 async fn conforms(ground: fn() -> Ground) {
     let owners = RefCell::new(Vec::new());
-    conformance::run_without_removal(async || {
+    conformance::run(async || {
         let (ground, layout) = (ground(), conformance::layout());
         let (leader, worker) = (ground.process("leader").await, ground.process("worker").await);
         let blocks = conformance::BLOCKS as usize;
         let config = ManagerConfig::new(layout, blocks);
         let shared =
             BlockManager::new(config, WorkerId::new(InstanceId(1)), Box::new(|_| {})).unwrap();
-        let served = leader.serve(&shared, OwnerConfig::new(blocks), 0).await;
-        let tier = worker.tier_of(&layout, PeerConfig::default().with_batches(4, 3)).await;
+        let served = leader.serve(&shared, OwnerConfig::new(blocks).with_removable(true), 0).await;
+        let tier = worker.tier_of(&layout.into(), PeerConfig::default().with_batches(4, 3)).await;
         owners.borrow_mut().push((leader, worker, served));
         tier
     })
@@ -32,11 +32,11 @@ async fn conforms(ground: fn() -> Ground) {
 }
 
 #[tokio::test]
-async fn a_tier_of_a_peer_in_this_process_conforms_as_far_as_it_removes_nothing() {
+async fn a_tier_of_a_peer_in_this_process_conforms() {
     conforms(Ground::memory).await;
 }
 
 #[tokio::test]
-async fn a_tier_of_a_peer_over_tcp_conforms_as_far_as_it_removes_nothing() {
+async fn a_tier_of_a_peer_over_tcp_conforms() {
     conforms(Ground::tcp).await;
 }

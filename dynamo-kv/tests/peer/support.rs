@@ -84,7 +84,7 @@ impl Process {
         self.tier_of(&layout(), config).await
     }
 
-    pub(crate) async fn tier_of(&self, layout: &BlockLayout, config: PeerConfig) -> PeerTier {
+    pub(crate) async fn tier_of(&self, layout: &RankLayout, config: PeerConfig) -> PeerTier {
         let client = self.endpoint().client().await.unwrap();
         client.wait_ready(PATIENCE).await.unwrap();
         PeerTier::new(client, OWNER, self.agent.clone(), layout, config).unwrap()
