@@ -51,9 +51,9 @@ use crate::identity::BlockKey;
 /// - A tier is a cache: it may lose any block at any time. What it drops it tells its [`TierSink`].
 /// - A block is kept once: storing what is there does nothing. Of two that store the same block at once
 ///   both succeed; both may have written it, where the tier cannot tell before.
-/// - What is removed, or cleared, is not there when that has ended, nor said to be. A store of it that
-///   is under way either ends with [`Removed`](StoreError::Removed) or comes behind; a load of it that
-///   is under way may be a hit, and does not make it known again.
+/// - What is removed, or cleared, is not there when that has ended, nor said to be, unless it was in use.
+///   A store of it that is under way either ends with [`Removed`](StoreError::Removed) or comes behind;
+///   a load of it that is under way may be a hit, and does not make it known again.
 /// - A block's place is not used anew while something reads or writes there.
 /// - Outcomes are in the order of what they are of, one each. A tier bounds by itself how much it
 ///   has in flight, and orders a batch as suits its device; whoever calls bounds how much waits.

@@ -77,8 +77,37 @@ impl Stage {
         assert!(missed.iter().all(is_absent), "{missed:?}");
     }
 
+    /// Waits until the tier says that of `keys` just these are there, and no others.
+    pub(super) async fn says(&self, keys: &[BlockKey], there: &[BlockKey]) {
+        let told = async {
+            while self.said(keys) != there || self.tier.stats().blocks != there.len() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let is_told = tokio::time::timeout(PATIENCE, told).await.is_ok();
+        assert!(is_told, "it says {:?}, not {there:?}", self.said(keys));
+    }
+
+    /// Loads the blocks that the tier says are there.
+    pub(super) async fn has_what_it_says(&self, keys: &[BlockKey]) {
+        let agreed = async {
+            // Others' blocks are told of a little later; one's own at once.
+            loop {
+                let said = self.said(keys);
+                let found =
+                    said.iter().map(|key| self.tier.match_prefix(std::slice::from_ref(key)));
+                if futures::future::join_all(found).await.iter().all(|found| *found == 1) {
+                    break said;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let said = tokio::time::timeout(PATIENCE, agreed).await.expect("what is said is found");
+        self.has(&said).await;
+    }
+
     /// Returns which blocks the tier has said are there, in the order of `keys`.
-    pub(super) fn said(&self, keys: &[BlockKey]) -> Vec<BlockKey> {
+    fn said(&self, keys: &[BlockKey]) -> Vec<BlockKey> {
         let said = lock(&self.said);
         keys.iter().filter(|key| said.get(&key.identity) == Some(key)).copied().collect()
     }
