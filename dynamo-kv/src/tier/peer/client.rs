@@ -146,11 +146,13 @@ impl PeerTier {
     ///
     /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if the owner does not
     /// [let clients do so](super::OwnerConfig::with_removable), and with [`Conflict`](ErrorKind::Conflict)
-    /// if some are in use there, once the others were removed.
+    /// if some are in use there, once the others were removed; with [`Closed`](ErrorKind::Closed) after
+    /// [`shutdown`](Self::shutdown).
     ///
     /// # Cancel safety
     /// If it is dropped, some may have been removed.
     pub async fn remove(&self, keys: &[BlockKey]) -> Result<usize> {
+        self.check_open()?;
         let (mut removed, mut outcome) = (0, Ok(()));
         for keys in keys.chunks(MATCH_MAX) {
             let ask = Ask::Remove { fingerprint: self.0.fingerprint, keys: keys.to_vec() };
@@ -168,11 +170,19 @@ impl PeerTier {
     /// # Cancel safety
     /// If it is dropped, the blocks may have been removed.
     pub async fn clear(&self) -> Result<()> {
+        self.check_open()?;
         let ask = Ask::Clear { fingerprint: self.0.fingerprint };
         match self.0.ask(ask, self.0.config.request_timeout).await? {
             Told::Cleared => Ok(()),
             _ => Err(unexpected()),
         }
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.0.room.is_closed() {
+            return Err(Error::new(ErrorKind::Closed, "a tier of a peer that was shut down"));
+        }
+        Ok(())
     }
 
     /// Moves batches one after another, each in a task, a few of them at once.
