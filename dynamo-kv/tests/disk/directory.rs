@@ -2,11 +2,12 @@ use std::fs;
 use std::future::poll_fn;
 use std::io::Write as _;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::mpsc;
 use std::task::Poll;
 
 use dynamo_kv::tier::disk::{DiskConfig, DiskError, DiskTier, Foreign, OnForeign};
 use dynamo_transfer::file::{FileAct, FileFault, FileFaults};
+use futures::poll;
 use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
 
@@ -217,71 +218,59 @@ async fn an_empty_manifest_is_nobodys() {
     shut(tier).await;
 }
 
-/// Polls a future so many times, each time after it was woken, the last time behind `plug`.
-async fn poll_times<T>(
-    future: impl Future<Output = T>,
-    times: usize,
-    mut plug: impl FnMut(),
-) -> Option<T> {
-    let (mut future, mut left) = (pin!(future), times);
-    poll_fn(|cx| {
-        left -= 1;
-        if left == 0 {
-            plug();
-        }
-        match future.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if left == 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
+/// Has the only thread for what takes long wait until this is dropped.
+fn plug() -> mpsc::Sender<()> {
+    let (plug, plugged) = mpsc::channel();
+    drop(spawn_blocking(move || plugged.recv()));
+    plug
 }
 
-/// Whoever opens it is dropped at each of its steps, while what it has begun waits for a thread.
+/// Begins to open a directory, and gives up when so many of its steps have ended and the next one waits
+/// for a thread; that comes when what this returns is dropped.
+async fn give_up_after(steps: usize, config: DiskConfig) -> mpsc::Sender<()> {
+    let mut waiting = plug();
+    let mut opening = pin!(DiskTier::open(config));
+    assert!(poll!(opening.as_mut()).is_pending(), "its first step waits");
+    for _ in 0..steps {
+        let next = plug();
+        let mut earlier = Some(std::mem::replace(&mut waiting, next));
+        poll_fn(|cx| {
+            assert!(opening.as_mut().poll(cx).is_pending(), "its next step waits");
+            // Then it is woken by the end of that.
+            earlier.take().map_or(Poll::Ready(()), |_| Poll::Pending)
+        })
+        .await;
+    }
+    waiting
+}
+
 #[tokio::test]
 async fn an_open_that_is_dropped_keeps_the_directory_until_what_it_began_has_ended() {
     let truth = Truth::new(1, 4096);
-    let mut locked = 0;
-    for times in 1.. {
+    // It locks the directory, looks for a manifest, and makes the files.
+    for steps in 0..3 {
         let scratch = Scratch::new();
         let config = scratch.config(4, 4096);
-        let (release, plugged) = mpsc::channel::<()>();
-        let plugged = Arc::new(Mutex::new(plugged));
-        let threads = Builder::new_multi_thread()
-            .worker_threads(1)
-            .max_blocking_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let first = config.clone();
-        let dropped = threads.spawn(async move {
-            let plug = || {
-                let plugged = Arc::clone(&plugged);
-                drop(spawn_blocking(move || plugged.lock().unwrap().recv()));
-            };
-            poll_times(DiskTier::open(first), times, plug).await.is_none()
-        });
-        if !dropped.await.unwrap() {
-            threads.shutdown_background();
-            break;
-        }
+        let mut threads = Builder::new_multi_thread();
+        let threads = threads.worker_threads(1).max_blocking_threads(1).enable_all();
+        let threads = threads.build().unwrap();
+        let waiting = threads.spawn(give_up_after(steps, config.clone())).await.unwrap();
         let second = DiskTier::open(config.clone()).await;
-        locked += usize::from(matches!(second, Err(DiskError::Locked { .. })));
+        let is_locked = matches!(second, Err(DiskError::Locked { .. }));
+        assert_eq!(is_locked, steps > 0, "after {steps} steps");
         // Now comes what was begun.
-        drop(release);
+        drop(waiting);
         threads.spawn_blocking(|| ()).await.unwrap();
         threads.shutdown_background();
-        let second = match second {
-            Err(DiskError::Locked { .. }) => open(config.clone()).await.unwrap(),
-            second => second.unwrap(),
+        let second = match is_locked {
+            true => open(config.clone()).await,
+            false => second,
         };
+        let second = second.unwrap();
         store(&second, &truth, [0]).await.remove(0).unwrap();
         shut(second).await;
         let tier = DiskTier::open(config).await.unwrap();
-        assert_eq!(tier.keys(), [key(0)], "after {times} polls");
+        assert_eq!(tier.keys(), [key(0)], "after {steps} steps");
         shut(tier).await;
     }
-    // How often it is polled after that is up to the engine.
-    assert!(locked >= 2, "as it looks for a manifest, and as it makes files: {locked}");
 }
