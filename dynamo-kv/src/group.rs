@@ -7,7 +7,8 @@
 //!
 //! What can be reused of a prefix is what *all* groups have what they read of: full attention all of its
 //! blocks, a window the last few. Blocks of a window therefore stand alone
-//! ([`BlockKey::alone`]): those that it has left behind may go while later ones stay.
+//! ([`BlockKey::alone`]): those that it has left behind may go while later ones stay. Managers may have
+//! tiers below them, each group its own: [`BlockGroups::acquire`] brings up what is needed and no more.
 //!
 //! ```
 //! use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, WorkerId};
@@ -35,6 +36,8 @@
 //! # Ok(())
 //! # }
 //! ```
+
+mod acquire;
 
 use std::ops::Range;
 
@@ -155,7 +158,8 @@ impl BlockGroups {
         &self.groups[group].manager
     }
 
-    /// Returns the longest run of `keys`, from the first on, of which every group has what it reads.
+    /// Returns the longest run of `keys`, from the first on, of which every group has what it reads, in
+    /// memory.
     pub fn match_prefix(&self, keys: &[BlockKey]) -> GroupedPrefix {
         let mut found: Vec<_> = self.groups.iter().map(|group| Found::new(group, keys)).collect();
         let mut blocks = keys.len();
@@ -169,6 +173,11 @@ impl BlockGroups {
                 break;
             }
         }
+        self.grouped(blocks, found)
+    }
+
+    /// Takes what each group reads of a prefix of which it has that.
+    fn grouped(&self, blocks: usize, found: Vec<Found>) -> GroupedPrefix {
         let taken = |(group, found): (&Group, Found)| {
             let range = group.attention.reads(blocks, self.block_size);
             GroupPrefix { blocks: found.take(range.clone()), range }

@@ -244,7 +244,7 @@ impl BlockManager {
 
     /// Allocates like [`allocate`](Self::allocate), but waits while blocks that have to go down have
     /// no room in the queue, no longer than
-    /// [`reserve_timeout`](TiersConfig::reserve_timeout).
+    /// [`reserve_timeout`](crate::TiersConfig::reserve_timeout).
     ///
     /// # Cancel safety
     /// Cancel safe: what was allocated by then is free again.

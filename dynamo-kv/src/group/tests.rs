@@ -1,5 +1,6 @@
 use dynamo_core::ErrorKind;
 use dynamo_core::protocol::{CacheNamespace, InstanceId, WorkerId};
+use futures::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
@@ -70,7 +71,13 @@ proptest! {
             }
         }
         let is_whole = |blocks: &usize| (0..3).all(|group| is_whole(attention(group), &there[group], *blocks));
+        let acquired = groups.acquire(&keys[..asked]).now_or_never().expect("no tier to wait for");
         let found = groups.match_prefix(&keys[..asked]);
+        prop_assert_eq!(acquired.blocks(), found.blocks());
+        let ranges = |prefix: GroupedPrefix| {
+            prefix.into_groups().into_iter().map(|group| (group.range, group.blocks.len())).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(ranges(acquired), ranges(groups.match_prefix(&keys[..asked])));
         prop_assert_eq!(found.blocks(), (0..=asked).rev().find(is_whole).unwrap());
         let blocks = found.blocks();
         for (group, found) in found.into_groups().into_iter().enumerate() {

@@ -51,7 +51,7 @@ impl ManagerConfig {
     }
 
     /// Puts tiers below the pool: then the manager is built within a tokio runtime, has tasks of its
-    /// own, and is ended by [`BlockManager::shutdown`].
+    /// own, and is ended by [`BlockManager::shutdown`](crate::BlockManager::shutdown).
     #[must_use]
     pub fn with_tiers(mut self, tiers: TiersConfig) -> Self {
         self.tiers = tiers;

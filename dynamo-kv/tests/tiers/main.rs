@@ -5,6 +5,7 @@
 mod device;
 mod down;
 mod events;
+mod groups;
 mod oracle;
 mod pulled;
 mod quota;
