@@ -168,6 +168,30 @@ fn many_threads_find_what_each_of_them_wrote_and_no_block_is_lost() {
 }
 
 #[test]
+fn of_two_that_want_more_than_half_at_once_one_has_it() {
+    const BLOCKS: usize = 512;
+    const WANTED: usize = 400;
+    let (manager, _) = manager(BLOCKS);
+    let rounds = if cfg!(miri) { 3 } else { 2000 };
+    let (begin, end) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    let is_had = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let allocating = || {
+            for round in 1..=rounds {
+                begin.wait();
+                let blocks = manager.allocate(WANTED);
+                is_had.fetch_add(blocks.iter().len(), Ordering::Relaxed);
+                end.wait();
+                assert_eq!(is_had.load(Ordering::Relaxed), round, "both, or neither");
+            }
+        };
+        scope.spawn(allocating);
+        scope.spawn(allocating);
+    });
+    assert_eq!(manager.stats().free, BLOCKS);
+}
+
+#[test]
 fn a_weak_handle_finds_its_block_until_that_is_evicted() {
     let (manager, _) = manager(2);
     let held = store(&manager, &sequence(0).keys()[..2]).unwrap();

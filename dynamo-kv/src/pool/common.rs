@@ -11,7 +11,7 @@ use super::partition::{Among, Partition, Quota, Quotas};
 use super::publisher::{self, Shared as Published};
 use super::registry::Registry;
 use super::shard::Shard;
-use super::sync::{AtomicU64, AtomicUsize};
+use super::sync::{AtomicU64, AtomicUsize, Mutex};
 use super::{Home, Pool};
 use crate::below::{self, Below, TiersConfig};
 use crate::evict::{EvictionFactory, Levels};
@@ -28,6 +28,8 @@ pub(super) struct Common {
     pub(super) below: Option<Below>,
     /// Where the next allocation of free slots begins.
     pub(super) next: AtomicUsize,
+    /// Allocations that came short at their first look, one after the other.
+    pub(super) turns: Mutex<()>,
     /// Counts uses of blocks: what compares those in one shard with those in others.
     pub(super) clock: AtomicU64,
     pub(super) publisher: Arc<Published>,
@@ -86,6 +88,7 @@ impl Common {
                 zero_on_allocate: config.zero_on_allocate,
                 below,
                 next: AtomicUsize::new(0),
+                turns: Mutex::new(()),
                 clock: AtomicU64::new(1),
                 publisher,
                 tier,

@@ -10,7 +10,8 @@
 //! A quota has shards of its own, so that it knows its blocks, and no free slots: those are in the
 //! manager's. Each is a [`Pool`] over what is [`Common`].
 //!
-//! Locks are taken in this order: the list of quotas; shards, the manager's first; what is below.
+//! Locks are taken in this order: the turns of allocations; the list of quotas; shards, the manager's
+//! first; what is below.
 
 mod common;
 mod home;

@@ -1,5 +1,7 @@
 //! Where slots for an allocation come from: those that are free, then those of victims.
 
+use std::sync::PoisonError;
+
 use super::Pool;
 use super::partition::Among;
 use super::registry::Registry;
@@ -10,31 +12,42 @@ use crate::manager::{AllocateError, Limit};
 impl Pool {
     pub(crate) fn allocate(&self, count: usize) -> Result<Vec<MutableBlock>, AllocateError> {
         self.check(count)?;
-        let mut blocks = Vec::with_capacity(count);
-        // Blocks that the quota has room for, and that are not there yet.
-        let mut room = 0;
-        // Once more, for what others have freed behind the first look.
-        for _ in 0..2 {
-            room += self.partition.count_up(count - blocks.len() - room);
-            // What it has no room for takes the place of its own.
-            self.take_own(count - room, &mut blocks);
-            let all = blocks.len() + room;
-            self.take_free(all, &mut blocks);
-            self.take_cached(all, &mut blocks);
-            room = all - blocks.len();
-        }
-        let (common, number) = (&self.common, self.number());
-        common.notes.set_quota(blocks.iter().map(MutableBlock::slot), number);
+        let (mut blocks, mut room) = (Vec::with_capacity(count), 0);
+        self.take(count, &mut blocks, &mut room);
         if blocks.len() < count {
-            // Others were faster; what was taken is freed again.
-            self.partition.count_down(room);
-            let limit = if room > 0 { Limit::Pool } else { self.limit() };
-            return Err(self.lacks(count, blocks.len(), limit));
+            // Others were faster, and may lack what this one has: whoever comes last finds all that those
+            // before it gave back.
+            let turn = self.common.turns.lock();
+            let _turn = turn.unwrap_or_else(PoisonError::into_inner);
+            self.take(count, &mut blocks, &mut room);
+            if blocks.len() < count {
+                return Err(self.give_back(count, blocks, room));
+            }
         }
-        if common.zero_on_allocate {
+        if self.common.zero_on_allocate {
             blocks.iter_mut().for_each(|block| block.fill(0));
         }
         Ok(blocks)
+    }
+
+    /// Takes what there is until there are so many; `room` are those of them that the quota has room for
+    /// and that are not there yet.
+    fn take(&self, count: usize, blocks: &mut Vec<MutableBlock>, room: &mut usize) {
+        *room += self.partition.count_up(count - blocks.len() - *room);
+        // What it has no room for takes the place of its own.
+        self.take_own(count - *room, blocks);
+        let all = blocks.len() + *room;
+        self.take_free(all, blocks);
+        self.take_cached(all, blocks);
+        *room = all - blocks.len();
+        self.common.notes.set_quota(blocks.iter().map(MutableBlock::slot), self.number());
+    }
+
+    /// Frees what was taken, and says what there is too little of.
+    fn give_back(&self, count: usize, blocks: Vec<MutableBlock>, room: usize) -> AllocateError {
+        self.partition.count_down(room);
+        let limit = if room > 0 { Limit::Pool } else { self.limit() };
+        self.lacks(count, blocks.len(), limit)
     }
 
     pub(crate) fn check(&self, requested: usize) -> Result<(), AllocateError> {

@@ -185,6 +185,23 @@ fn two_quotas_that_want_the_last_blocks_take_what_the_other_has_cached() {
 }
 
 #[test]
+fn of_two_that_want_all_at_once_one_has_it() {
+    tried(|| {
+        let (manager, _, held) = pool();
+        drop(held);
+        let thread = thread::spawn({
+            let manager = manager.clone();
+            move || manager.allocate(2)
+        });
+        let one = manager.allocate(2);
+        let other = thread.join().unwrap();
+        assert!(one.is_ok() != other.is_ok(), "both, or neither");
+        drop((one, other));
+        at_rest(&manager);
+    });
+}
+
+#[test]
 fn a_quota_that_goes_while_another_takes_its_blocks_gives_each_back_once() {
     tried(|| {
         let (manager, sequence, held) = pool();
