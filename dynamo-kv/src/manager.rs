@@ -161,8 +161,8 @@ impl BlockManager {
         self.pool.match_prefix(keys)
     }
 
-    /// Finds blocks as [`match_prefix`](Self::match_prefix) does, and counts neither hits nor misses nor a
-    /// use.
+    /// Finds blocks as [`match_prefix`](Self::match_prefix) does, and counts neither hits nor misses nor how
+    /// often a block was found; for eviction they are used while they are held.
     pub(crate) fn find_prefix(&self, keys: &[BlockKey]) -> BlockRun {
         self.pool.find_prefix(keys)
     }
@@ -225,14 +225,14 @@ impl BlockManager {
     }
 
     /// Returns how many of the first keys [`acquire`](Self::acquire) would probably find, without
-    /// loading any.
+    /// loading any. To be asked for is no use of a block: what is in memory is evicted no later for it.
     ///
     /// # Cancel safety
     /// Cancel safe.
     pub async fn probe(&self, keys: &[BlockKey]) -> usize {
         match self.pool.below() {
             Some(below) => below.probe(&self.pool, keys).await,
-            None => self.pool.find_prefix(keys).len(),
+            None => self.pool.count_prefix(keys),
         }
     }
 

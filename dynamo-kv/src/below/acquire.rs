@@ -193,7 +193,7 @@ impl Below {
     pub(crate) async fn probe(&self, pool: &Arc<Pool>, keys: &[BlockKey]) -> usize {
         let mut found = 0;
         loop {
-            found += pool.find_prefix(&keys[found..]).len();
+            found += pool.count_prefix(&keys[found..]);
             if found == keys.len() {
                 return found;
             }

@@ -191,6 +191,19 @@ fn of_two_that_want_more_than_half_at_once_one_has_it() {
     assert_eq!(manager.stats().free, BLOCKS);
 }
 
+#[tokio::test]
+async fn what_was_only_asked_for_goes_when_it_would_have_gone() {
+    let (manager, _) = manager(4);
+    let (first, second) = (sequence(0), sequence(7));
+    for sequence in [&first, &second] {
+        drop(store(&manager, &sequence.keys()[..2]).unwrap());
+    }
+    assert_eq!(manager.probe(first.keys()).await, 2);
+    drop(manager.allocate(2).unwrap());
+    let found = [&first, &second].map(|sequence| manager.match_prefix(sequence.keys()).len());
+    assert_eq!(found, [0, 2]);
+}
+
 #[test]
 fn a_weak_handle_finds_its_block_until_that_is_evicted() {
     let (manager, _) = manager(2);

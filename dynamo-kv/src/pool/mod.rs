@@ -105,10 +105,16 @@ impl Pool {
         self.prefix(keys, true)
     }
 
-    /// Finds blocks as [`match_prefix`](Self::match_prefix) does, and counts neither hits nor misses nor a
-    /// use.
+    /// Finds blocks as [`match_prefix`](Self::match_prefix) does, and counts neither hits nor misses nor how
+    /// often a block was found; for eviction they are used while they are held.
     pub(crate) fn find_prefix(self: &Arc<Self>, keys: &[BlockKey]) -> BlockRun {
         self.prefix(keys, false)
+    }
+
+    /// Returns how many blocks [`match_prefix`](Self::match_prefix) would find, which is no use of them.
+    pub(crate) fn count_prefix(&self, keys: &[BlockKey]) -> usize {
+        let Some(first) = keys.first() else { return 0 };
+        self.partition.shards[self.shard_of(first) as usize].lock().registry.count_prefix(keys)
     }
 
     /// Finds blocks in memory, then in tiers.

@@ -121,7 +121,26 @@ impl Registry {
 
     /// Takes a hold of the longest run of `keys` from the first on, and takes note of it if it `is_use`.
     pub(super) fn hold_prefix(&mut self, keys: &[BlockKey], is_use: bool) -> Vec<Linked> {
-        let (mut parts, mut keys) = (Vec::new(), keys);
+        let parts = self.prefix(keys);
+        for (last, _) in &parts {
+            if is_use {
+                self.found(*last);
+            } else {
+                self.activate(last.index());
+            }
+        }
+        parts
+    }
+
+    /// Returns how many of `keys` from the first on are there.
+    pub(super) fn count_prefix(&self, keys: &[BlockKey]) -> usize {
+        // The holds end under the lock: to whoever settles nothing was held.
+        self.prefix(keys).iter().map(|(_, slots)| slots.len()).sum()
+    }
+
+    /// Returns the longest run of `keys` from the first on; it has to be active, or let go, before the
+    /// lock is let go.
+    fn prefix(&self, mut keys: &[BlockKey]) -> Vec<Linked> {
         while let Some((length, last)) = self.reach(keys) {
             keys = &keys[..length];
             let follows = |pair: &[BlockKey]| pair[1].parent == Some(pair[0].identity);
@@ -131,21 +150,11 @@ impl Registry {
                 continue;
             }
             match self.linked_up_to(keys, last) {
-                Ok(found) => {
-                    parts = found;
-                    break;
-                }
+                Ok(found) => return found,
                 Err(missing) => keys = &keys[..missing],
             }
         }
-        for (last, _) in &parts {
-            if is_use {
-                self.found(*last);
-            } else {
-                self.activate(last.index());
-            }
-        }
-        parts
+        Vec::new()
     }
 
     /// Finds a key that is there while the one behind it is not, and says how many end with it; `None`

@@ -1,3 +1,4 @@
+use futures::FutureExt as _;
 use proptest::prelude::*;
 
 use super::model::{Model, ModelBlock};
@@ -21,6 +22,9 @@ enum Op {
         priority: RetentionPriority,
     },
     Match {
+        at: Blocks,
+    },
+    Probe {
         at: Blocks,
     },
     Drop {
@@ -78,6 +82,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (place(), priority()).prop_map(|(at, priority)| Op::Store { at, priority }),
         2 => (place(), priority()).prop_map(|(at, priority)| Op::StoreLast { at, priority }),
         6 => place().prop_map(|at| Op::Match { at }),
+        4 => place().prop_map(|at| Op::Probe { at }),
         12 => index().prop_map(|index| Op::Drop { index }),
         2 => index().prop_map(|index| Op::Clone { index }),
         2 => index().prop_map(|index| Op::Append { index }),
@@ -221,6 +226,12 @@ impl Both {
                 let keys = &keys[..self.model.matched(&keys)];
                 keys.iter().for_each(|key| self.model.pin(key));
                 self.keep(found, keys);
+            }
+            // The model changes in nothing: in no order either.
+            Op::Probe { at } => {
+                let (number, keys) = self.keys(at);
+                let found = self.manager(number).probe(&keys).now_or_never();
+                assert_eq!(found, Some(self.model.matched(&keys)));
             }
             Op::Allocate { tenant, count } => {
                 let number = self.tenants[tenant];
