@@ -21,13 +21,13 @@ mod plan;
 mod prefetch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use dynamo_core::time::{Clock, SystemClock};
 use dynamo_core::{Error, ErrorKind, protocol};
 use dynamo_transfer::{Slot, SlotList};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,8 +59,8 @@ pub(crate) struct Below {
     recompute: Option<BlockCost>,
     acquire_timeout: Duration,
     reserve_timeout: Duration,
-    /// Those who wait for spare slots, one after the other.
-    reserving: tokio::sync::Mutex<()>,
+    /// The turn of those who wait for slots, one after the other.
+    reserving: Semaphore,
     merged_total: AtomicU64,
     /// Blocks that were loaded ahead of their use.
     prefetched_total: Arc<AtomicU64>,
@@ -135,7 +135,7 @@ impl Below {
             recompute,
             acquire_timeout: config.acquire_timeout,
             reserve_timeout: config.reserve_timeout,
-            reserving: tokio::sync::Mutex::new(()),
+            reserving: Semaphore::new(1),
             merged_total: AtomicU64::new(0),
             prefetched_total: Arc::default(),
             prefetches_refused_total: AtomicU64::new(0),
@@ -221,7 +221,9 @@ impl Below {
         count: usize,
     ) -> Result<Vec<MutableBlock>, AllocateError> {
         let deadline = Instant::now() + self.reserve_timeout;
-        let turn = tokio::time::timeout_at(deadline, self.reserving.lock()).await;
+        let turn = tokio::time::timeout_at(deadline, self.reserving.acquire()).await;
+        // What is freed is seen below, or that it is waited for is seen by `freed`.
+        fence(Ordering::SeqCst);
         let mut blocks = Vec::with_capacity(count);
         while blocks.len() < count {
             let left = count - blocks.len();
@@ -247,6 +249,14 @@ impl Below {
             blocks.extend(pool.allocate(step).map_err(lacks)?);
         }
         Ok(blocks)
+    }
+
+    /// Takes note that slots of the pool are free, or that a quota has room for them.
+    pub(crate) fn freed(&self) {
+        fence(Ordering::SeqCst);
+        if self.reserving.available_permits() == 0 {
+            self.outbox.say_returned();
+        }
     }
 
     /// Puts keys in the queue of those to be loaded; `false` if that is full.

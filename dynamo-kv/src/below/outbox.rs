@@ -79,9 +79,15 @@ impl Outbox {
         self.lock().spares.len()
     }
 
-    /// Waits until a slot is spare again, or a block held no more; for one waiter at a time.
+    /// Waits until a slot is spare again, or a block held no more, or
+    /// [`say_returned`](Self::say_returned) says so; for one waiter at a time.
     pub(super) async fn returned(&self) {
         self.returned.notified().await;
+    }
+
+    /// Wakes whoever waits, or will.
+    pub(super) fn say_returned(&self) {
+        self.returned.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -114,7 +120,7 @@ impl Drop for Offered {
         drop(self.block.take());
         let Some(outbox) = self.outbox.upgrade() else { return };
         outbox.held.fetch_sub(1, Ordering::Relaxed);
-        outbox.returned.notify_one();
+        outbox.say_returned();
     }
 }
 
@@ -134,6 +140,6 @@ impl Drop for Leaving {
         }
         state.spares.push(slot);
         drop(state);
-        outbox.returned.notify_one();
+        outbox.say_returned();
     }
 }

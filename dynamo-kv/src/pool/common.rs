@@ -110,12 +110,20 @@ impl Common {
         self.quotas.add(|number| Partition { shards, quota: Some(Quota::new(number, blocks)) })
     }
 
-    /// Takes back a slot that nobody has.
+    /// Takes back a slot that nobody has, and no quota counts any more.
     pub(super) fn free(&self, slot: Slot<Home>) {
         let shards = &self.root.shards;
         let shard = slot.index() * shards.len() / self.capacity;
         // Slots that were spare have the last numbers.
         shards[shard.min(shards.len() - 1)].lock().free.push(slot);
+        self.say_freed();
+    }
+
+    /// Has those who wait for slots look again.
+    fn say_freed(&self) {
+        if let Some(below) = &self.below {
+            below.freed();
+        }
     }
 
     fn stats(&self) -> PoolStats {
@@ -198,6 +206,7 @@ impl Common {
         }
         drop(shards);
         freed.into_iter().for_each(|slot| self.free(slot));
+        self.say_freed();
     }
 
     /// Returns the root and the partitions of quotas.

@@ -51,10 +51,10 @@ impl Home {
         // If its pool is gone, so is the memory with the last of the slots.
         if let Some(common) = slot.home().common.upgrade() {
             let quota = slot.home().notes.quota(&slot);
-            common.free(slot);
             if quota != 0 {
                 common.quotas.count_down(quota, 1);
             }
+            common.free(slot);
         }
     }
 

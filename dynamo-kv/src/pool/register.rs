@@ -64,7 +64,7 @@ struct Registering<'a> {
     is_watched: bool,
     parent: Option<SequenceHash>,
     last_stored: Option<BlockIdentity>,
-    /// Slots that a quota counts no more, for a shard that is another one.
+    /// Slots of blocks that were there already, for the shards that they are of.
     unneeded: Vec<Slot<Home>>,
 }
 
@@ -98,10 +98,7 @@ impl Registering<'_> {
             }
             Err((entry, slot)) => {
                 self.locked.registry.raise(entry, priority);
-                match self.pool.partition.quota {
-                    None => self.locked.free.push(slot),
-                    Some(_) => self.unneeded.push(slot),
-                }
+                self.unneeded.push(slot);
                 (entry, None)
             }
         };

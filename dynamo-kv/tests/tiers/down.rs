@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use dynamo_core::{ErrorKind, protocol};
 use dynamo_kv::tier::Tier;
-use dynamo_kv::{BlockManager, ManagerConfig, Offload, TierConfig, TiersConfig};
+use dynamo_kv::{BlockManager, ManagerConfig, MutableBlock, Offload, TierConfig, TiersConfig};
 use futures::poll;
 
 use super::support::*;
@@ -73,6 +73,42 @@ async fn a_reservation_that_waits_too_long_evicts_without_going_down() {
     fill(&manager, &keys(0, 8));
     assert_eq!(manager.reserve(8).await.unwrap().len(), 8);
     assert_eq!(manager.tiers().unwrap().tiers[0].offload_dropped_total, 6);
+}
+
+#[tokio::test]
+async fn beside_a_stuck_tier_a_reservation_takes_what_others_free() {
+    // Each returns what it has not freed.
+    type Freeing = fn(&BlockManager, Vec<MutableBlock>) -> Vec<MutableBlock>;
+    let ways: [Freeing; 3] = [
+        |_, _| Vec::new(),
+        |manager, blocks| {
+            // They are there already.
+            drop(manager.register_all(compute(blocks, &keys(0, 2))));
+            Vec::new()
+        },
+        |manager, blocks| {
+            manager.clear();
+            blocks
+        },
+    ];
+    for quota in [None, Some(4)] {
+        let scratch = Scratch::new();
+        let gate = Gate::new(scratch.disk(64).await, protocol::Tier::Disk);
+        let (manager, _) = manager(8, over(&gate).with_queue_blocks(2));
+        let tenant = quota.map(|blocks| manager.with_quota(usize::try_from(blocks).unwrap()));
+        let tenant = tenant.transpose().unwrap().unwrap_or(manager);
+        fill(&tenant, &keys(0, quota.unwrap_or(8)));
+        drop(tenant.allocate(2).unwrap());
+        assert_eq!(tenant.tiers().unwrap().spares, 0, "nothing more goes down");
+        for free in ways {
+            let held = tenant.allocate(2).unwrap();
+            let mut reserving = Box::pin(tenant.reserve(2));
+            assert!(poll!(&mut reserving).is_pending());
+            let _held = free(&tenant, held);
+            let reserved = tokio::time::timeout(PATIENCE, reserving).await.unwrap();
+            assert_eq!(reserved.unwrap().len(), 2);
+        }
+    }
 }
 
 #[tokio::test]
