@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::config::PeerConfig;
 use super::follow::Follow;
+use super::loan::RETURNS_MAX;
 use super::message::{Answer, Ask, MATCH_MAX, Request, Told, Wanted};
 use crate::block::MutableBlock;
 use crate::identity::BlockKey;
@@ -38,7 +39,9 @@ pub(super) struct Inner {
     pub(super) block_bytes: usize,
     /// Places for batches that are under way.
     room: Arc<Semaphore>,
-    /// Batches, and blocks that are hashed on threads.
+    /// Places for leases that go back by themselves.
+    pub(super) returns: Arc<Semaphore>,
+    /// Batches, leases that go back, and blocks that are hashed on threads.
     pub(super) tasks: TaskTracker,
     pace: Pace,
     stats: Mutex<TierStats>,
@@ -73,6 +76,7 @@ impl PeerTier {
             fingerprint: layout.fingerprint(),
             block_bytes: layout.block_bytes(),
             room: Arc::new(Semaphore::new(config.in_flight.min(Semaphore::MAX_PERMITS))),
+            returns: Arc::new(Semaphore::new(RETURNS_MAX)),
             tasks: TaskTracker::new(),
             pace: Pace::new(config.load_time),
             stats: Mutex::default(),

@@ -91,6 +91,7 @@ mod feed;
 mod follow;
 mod holdings;
 mod lease;
+mod loan;
 mod message;
 mod moving;
 mod owner;

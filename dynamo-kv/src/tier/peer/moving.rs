@@ -4,31 +4,23 @@ use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use dynamo_core::{Error, ErrorKind, Result};
-use dynamo_transfer::{RegisteredRegion, RemoteAgent, TransferOptions};
+use dynamo_transfer::{RegisteredRegion, TransferOptions};
 use tokio::time::Instant;
 
 use super::client::{Inner, unexpected};
-use super::message::{Ask, Digest, Lent, Place, Told};
+use super::loan::Loan;
+use super::message::{Ask, Digest, Place, Told};
 use crate::block::MutableBlock;
 use crate::identity::BlockKey;
 use crate::tier::{Loaded, Miss, MissReason, Outgoing, StoreError, Stored, digest};
-use crate::time::TIME_MAX;
 
 type LoadedBlock = Result<Loaded<MutableBlock>, Miss<MutableBlock>>;
 type StoredBlock = Result<Stored, StoreError>;
 
 /// Why a batch failed: the same for all of its blocks.
 type Cause = Arc<dyn StdError + Send + Sync>;
-
-/// What an owner lends, and until when it does at least.
-struct Lease {
-    lent: Lent,
-    peer: RemoteAgent,
-    ends: Instant,
-}
 
 impl Inner {
     pub(super) async fn load_batch(
@@ -71,7 +63,7 @@ impl Inner {
 
     /// Loads blocks under one lease; fails with them if the owner lends fewer at once.
     async fn borrow_and_read(
-        &self,
+        self: &Arc<Self>,
         targets: Vec<(BlockKey, MutableBlock)>,
     ) -> Result<Vec<LoadedBlock>, Vec<(BlockKey, MutableBlock)>> {
         let expected = self.block_bytes;
@@ -83,20 +75,21 @@ impl Inner {
         let begun = Instant::now();
         let keys = targets.iter().map(|(key, _)| *key).collect();
         let told = self.ask(Ask::Borrow(self.wanted(keys)), self.config.request_timeout).await;
-        let (digests, lent) = match told {
-            Ok(Told::Lent { blocks, lent }) if blocks.len() == targets.len() => (blocks, lent),
+        let (digests, loan) = match told {
+            Ok(Told::Lent { blocks, lent }) => {
+                (blocks, lent.map(|lent| Loan::new(self, lent, begun)))
+            }
             Ok(Told::TooMany(limit)) if self.learn(limit, targets.len()) => return Err(targets),
             Ok(_) => return Ok(failed(targets, unexpected())),
             Err(error) => return Ok(failed(targets, error)),
         };
-        let lent = lent.map(|lent| self.lease(lent, begun)).transpose();
-        let lease = match lent {
-            Ok(Some(lease)) => lease,
-            Ok(None) if digests.iter().all(Option::is_none) => {
+        let loan = match loan {
+            _ if digests.len() != targets.len() => return Ok(failed(targets, unexpected())),
+            Some(loan) => loan,
+            None if digests.iter().all(Option::is_none) => {
                 return Ok(missed(targets, || MissReason::Absent));
             }
-            Ok(None) => return Ok(failed(targets, unexpected())),
-            Err(error) => return Ok(failed(targets, error)),
+            None => return Ok(failed(targets, unexpected())),
         };
         let mut here = Vec::new();
         let mut wanted = Vec::new();
@@ -112,7 +105,7 @@ impl Inner {
                 None => Some(Miss { reason: MissReason::Absent, target: Some(target) }),
             })
             .collect();
-        let read = self.read(lease, wanted, here).await;
+        let read = self.read(loan, wanted, here).await;
         let mut read = read.into_iter();
         let next = |absent: Option<_>| absent.map_or_else(|| read.next(), |miss| Some(Err(miss)));
         Ok(absent.into_iter().filter_map(next).collect())
@@ -121,7 +114,7 @@ impl Inner {
     /// Fills targets with the blocks of a lease, all of them, and proves each.
     async fn read(
         &self,
-        lease: Lease,
+        loan: Loan,
         wanted: Vec<(BlockKey, Digest)>,
         targets: Vec<MutableBlock>,
     ) -> Vec<LoadedBlock> {
@@ -131,16 +124,13 @@ impl Inner {
             Err(error) => return gone(wanted.len(), error),
         };
         let moved = async {
-            let remote = lease.peer.regions().first().ok_or_else(unexpected)?;
-            let remote = remote.descriptor([(0, bytes)])?;
-            let options = TransferOptions::default().with_deadline(lease.left());
+            let remote = loan.region()?.descriptor([(0, bytes)])?;
+            let options = TransferOptions::default().with_deadline(loan.left());
             self.agent.read(target.descriptor([(0, bytes)])?, remote, options).await?;
             Ok::<_, Box<dyn StdError + Send + Sync>>(())
         };
         let moved = moved.await;
-        let release = self.ask(Ask::Release(lease.lent.lease), self.config.request_timeout);
-        // What cannot be told ends at the owner's time.
-        let (targets, _) = tokio::join!(self.reclaim(target), release);
+        let (targets, ()) = tokio::join!(self.reclaim(target), loan.end());
         let Some(targets) = targets else {
             return gone(wanted.len(), io::Error::from(io::ErrorKind::TimedOut));
         };
@@ -199,7 +189,7 @@ impl Inner {
 
     /// Stores blocks under one lease; gives them back if the owner lends fewer at once.
     async fn reserve_and_write(
-        &self,
+        self: &Arc<Self>,
         blocks: Vec<(BlockKey, Outgoing)>,
     ) -> Result<Result<Vec<StoredBlock>, Vec<(BlockKey, Outgoing)>>> {
         let expected = self.block_bytes;
@@ -210,17 +200,20 @@ impl Inner {
         let begun = Instant::now();
         let keys = blocks.iter().map(|(key, _)| *key).collect();
         let told = self.ask(Ask::Reserve(self.wanted(keys)), self.config.request_timeout).await?;
-        let (places, lent) = match told {
-            Told::Reserved { blocks: places, lent } if places.len() == blocks.len() => {
-                (places, lent)
+        let (places, loan) = match told {
+            Told::Reserved { blocks: places, lent } => {
+                (places, lent.map(|lent| Loan::new(self, lent, begun)))
             }
             Told::TooMany(limit) if self.learn(limit, blocks.len()) => return Ok(Err(blocks)),
             _ => return Err(unexpected()),
         };
+        if places.len() != blocks.len() {
+            return Err(unexpected());
+        }
         let open = blocks.into_iter().zip(&places).filter(|(_, place)| **place == Place::Open);
         let open: Vec<_> = open.map(|(block, _)| block).collect();
-        let written = match lent {
-            Some(lent) => self.write(self.lease(lent, begun)?, open).await?,
+        let written = match loan {
+            Some(loan) => self.write(loan, open).await?,
             None if open.is_empty() => Vec::new(),
             None => return Err(unexpected()),
         };
@@ -238,7 +231,7 @@ impl Inner {
     }
 
     /// Writes blocks into the region of a lease, and commits them; tells which the owner has taken.
-    async fn write(&self, lease: Lease, blocks: Vec<(BlockKey, Outgoing)>) -> Result<Vec<bool>> {
+    async fn write(&self, loan: Loan, blocks: Vec<(BlockKey, Outgoing)>) -> Result<Vec<bool>> {
         let count = blocks.len();
         let bytes = (count * self.block_bytes) as u64;
         let hashed = blocks.clone();
@@ -249,42 +242,24 @@ impl Inner {
         let moved = async {
             let blocks = blocks.into_iter().map(|(_, block)| block).collect();
             let source = self.agent.register(blocks).map_err(moving)?;
-            let remote = lease.peer.regions().first().ok_or_else(unexpected)?;
-            let remote = remote.descriptor([(0, bytes)]).map_err(moving)?;
+            let remote = loan.region()?.descriptor([(0, bytes)]).map_err(moving)?;
             let local = source.descriptor([(0, bytes)]).map_err(moving)?;
-            let options = TransferOptions::default().with_deadline(lease.left());
+            let options = TransferOptions::default().with_deadline(loan.left());
             self.agent.write(local, remote, options).await.map_err(moving)
         };
         let (moved, digests) = tokio::join!(moved, digests);
-        let (id, limit) = (lease.lent.lease, self.config.request_timeout);
         if let Err(error) = moved {
-            // What cannot be told ends at the owner's time.
-            let _ = self.ask(Ask::Release(id), limit).await;
+            loan.end().await;
             return Err(error);
         }
         let digests =
             digests.map_err(|error| Error::internal("hashing blocks").with_source(error))?;
-        match self.ask(Ask::Commit { lease: id, digests }, limit).await? {
-            Told::Committed(taken) if taken.len() == count => Ok(taken),
-            _ => Err(unexpected()),
-        }
-    }
-
-    /// Reads what is lent; `begun` is when it was asked for, before the owner's time began.
-    fn lease(&self, lent: Lent, begun: Instant) -> Result<Lease> {
-        let peer = self.agent.load_metadata(&lent.metadata).map_err(moving)?;
-        let ttl = Duration::from_millis(lent.ttl_ms).min(TIME_MAX);
-        Ok(Lease { lent, peer, ends: begun + ttl })
+        let taken = loan.commit(digests).await?;
+        if taken.len() == count { Ok(taken) } else { Err(unexpected()) }
     }
 }
 
-impl Lease {
-    fn left(&self) -> Duration {
-        self.ends.saturating_duration_since(Instant::now())
-    }
-}
-
-fn moving(error: dynamo_transfer::Error) -> Error {
+pub(super) fn moving(error: dynamo_transfer::Error) -> Error {
     Error::new(ErrorKind::Unavailable, "moving blocks to a peer").with_source(error)
 }
 
