@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub(super) struct Inner {
     stats: Mutex<TierStats>,
     /// Blocks that the owner lends at once, as far as it has said so.
     pub(super) lease_blocks: AtomicUsize,
+    /// The owner's blocks are of another layout.
+    is_refused: AtomicBool,
     follow: Arc<Follow>,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
@@ -81,6 +83,7 @@ impl PeerTier {
             pace: Pace::new(config.load_time),
             stats: Mutex::default(),
             lease_blocks: AtomicUsize::new(usize::MAX),
+            is_refused: AtomicBool::new(false),
             follow: Arc::new(follow),
             _stop_on_drop: stop.clone().drop_guard(),
             stop,
@@ -89,15 +92,24 @@ impl PeerTier {
     }
 
     /// Returns how many of the first keys the owner can find without a gap; 0 if it does not say so in
-    /// time.
+    /// time, or its blocks are of another layout: then it is not asked again.
     ///
     /// # Cancel safety
     /// Cancel safe.
     pub async fn match_prefix(&self, keys: &[BlockKey]) -> usize {
+        if self.0.is_refused.load(Ordering::Relaxed) {
+            return 0;
+        }
         let asked = keys.len().min(MATCH_MAX);
-        let ask = Ask::Match(keys[..asked].to_vec());
+        let ask = Ask::Match { fingerprint: self.0.fingerprint, keys: keys[..asked].to_vec() };
         match self.0.ask(ask, self.0.config.match_timeout).await {
             Ok(Told::Matched(count)) => asked.min(count as usize),
+            Err(error) if error.kind() == ErrorKind::InvalidArgument => {
+                if !self.0.is_refused.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(owner = %self.0.owner, %error, "a tier of a peer has nothing");
+                }
+                0
+            }
             Ok(_) | Err(_) => 0,
         }
     }

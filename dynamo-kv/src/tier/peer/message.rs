@@ -19,7 +19,7 @@ pub struct Answer(pub(super) Told);
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Ask {
     /// How many of the first blocks are there?
-    Match(Vec<BlockKey>),
+    Match { fingerprint: u64, keys: Vec<BlockKey> },
     /// To read blocks.
     Borrow(Wanted),
     /// To write blocks that are not there.

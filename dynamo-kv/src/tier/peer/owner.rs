@@ -149,7 +149,8 @@ impl Inner {
 
     async fn answer(&self, ask: Ask) -> Result<Told> {
         match ask {
-            Ask::Match(mut keys) => {
+            Ask::Match { fingerprint, mut keys } => {
+                self.check_layout(fingerprint)?;
                 keys.truncate(MATCH_MAX);
                 let count = self.manager.probe(&keys).await;
                 Ok(Told::Matched(u32::try_from(count).unwrap_or(u32::MAX)))

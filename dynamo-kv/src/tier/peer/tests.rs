@@ -14,6 +14,8 @@ use crate::manager::{BlockManager, ManagerConfig};
 use crate::sequence::TokenSequence;
 use crate::tier::{Damage, Miss, MissReason, StoreError, digest};
 
+mod reach;
+
 const TTL: Duration = Duration::from_secs(10);
 
 fn layout() -> RankLayout {
