@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::config::PeerConfig;
 use super::follow::Follow;
 use super::loan::RETURNS_MAX;
 use super::message::{Answer, Ask, MATCH_MAX, Request, Told, Wanted};
+use super::reach::Reach;
 use crate::block::MutableBlock;
 use crate::identity::BlockKey;
 use crate::layout::RankLayout;
@@ -31,11 +32,11 @@ pub struct PeerTier(Arc<Inner>);
 
 pub(super) struct Inner {
     client: Client<Request, Answer>,
-    owner: InstanceId,
+    pub(super) owner: InstanceId,
     pub(super) agent: Agent,
     pub(super) config: PeerConfig,
     id: u64,
-    fingerprint: u64,
+    pub(super) fingerprint: u64,
     pub(super) block_bytes: usize,
     /// Places for batches that are under way.
     room: Arc<Semaphore>,
@@ -47,8 +48,7 @@ pub(super) struct Inner {
     stats: Mutex<TierStats>,
     /// Blocks that the owner lends at once, as far as it has said so.
     pub(super) lease_blocks: AtomicUsize,
-    /// The owner's blocks are of another layout.
-    is_refused: AtomicBool,
+    pub(super) reach: Arc<Reach>,
     follow: Arc<Follow>,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
@@ -69,7 +69,9 @@ impl PeerTier {
     ) -> Result<Self> {
         config.check()?;
         let (stop, limit) = (CancellationToken::new(), config.request_timeout);
-        let follow = Follow::new(client.clone(), owner, layout.fingerprint(), limit);
+        let reach = Arc::new(Reach::new(config.match_timeout));
+        let follow =
+            Follow::new(client.clone(), owner, layout.fingerprint(), limit, Arc::clone(&reach));
         Ok(Self(Arc::new(Inner {
             client,
             owner,
@@ -83,7 +85,7 @@ impl PeerTier {
             pace: Pace::new(config.load_time),
             stats: Mutex::default(),
             lease_blocks: AtomicUsize::new(usize::MAX),
-            is_refused: AtomicBool::new(false),
+            reach,
             follow: Arc::new(follow),
             _stop_on_drop: stop.clone().drop_guard(),
             stop,
@@ -92,26 +94,16 @@ impl PeerTier {
     }
 
     /// Returns how many of the first keys the owner can find without a gap; 0 if it does not say so in
-    /// time, or its blocks are of another layout: then it is not asked again.
+    /// time, or its blocks are of another layout.
+    ///
+    /// An owner that did not answer in time is asked again after a second, and then less and less often,
+    /// each 30 s in the end: it has nothing meanwhile, and nobody waits for it. Any sign of life ends
+    /// that.
     ///
     /// # Cancel safety
     /// Cancel safe.
     pub async fn match_prefix(&self, keys: &[BlockKey]) -> usize {
-        if self.0.is_refused.load(Ordering::Relaxed) {
-            return 0;
-        }
-        let asked = keys.len().min(MATCH_MAX);
-        let ask = Ask::Match { fingerprint: self.0.fingerprint, keys: keys[..asked].to_vec() };
-        match self.0.ask(ask, self.0.config.match_timeout).await {
-            Ok(Told::Matched(count)) => asked.min(count as usize),
-            Err(error) if error.kind() == ErrorKind::InvalidArgument => {
-                if !self.0.is_refused.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(owner = %self.0.owner, %error, "a tier of a peer has nothing");
-                }
-                0
-            }
-            Ok(_) | Err(_) => 0,
-        }
+        self.0.match_prefix(keys).await
     }
 
     /// Stores blocks at the owner, as far as it has room; the outcomes are in their order.
@@ -250,7 +242,11 @@ impl Inner {
         let ctx = Context::new().with_timeout(limit);
         let mut answers = self.client.direct(self.owner, ctx, Request(ask)).await?;
         match answers.next().await {
-            Some(answer) => Ok(answer?.0),
+            Some(answer) => {
+                let told = answer?.0;
+                self.reach.heard();
+                Ok(told)
+            }
             None => Err(unexpected()),
         }
     }

@@ -84,7 +84,8 @@ pub struct PeerConfig {
     /// How long the owner may take to answer, loading from its own tier included, and how long it may be
     /// silent: then what it had is taken to be out of reach, at most as long again later.
     pub request_timeout: Duration,
-    /// How long it may take to say what is there; no answer means nothing is.
+    /// How long it may take to say what is there; no answer means nothing is, and that it is not asked for
+    /// four times as long at first.
     pub match_timeout: Duration,
     /// How long a block is taken to load until loads were measured.
     pub load_time: Duration,

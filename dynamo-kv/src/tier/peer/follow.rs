@@ -1,7 +1,7 @@
 //! What an owner has, as it tells.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dynamo_core::protocol::{InstanceId, SequenceHash, Tier};
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::client::unexpected;
 use super::message::{Answer, Ask, Change, Request, Told};
+use super::reach::Reach;
 use crate::identity::BlockKey;
 use crate::tier::{TierChange, TierSink};
 
@@ -20,6 +21,8 @@ pub(super) struct Follow {
     fingerprint: u64,
     /// How long it may be silent.
     limit: Duration,
+    /// What it says is a sign of life.
+    reach: Arc<Reach>,
     known: Mutex<Known>,
 }
 
@@ -44,10 +47,11 @@ impl Follow {
         owner: InstanceId,
         fingerprint: u64,
         limit: Duration,
+        reach: Arc<Reach>,
     ) -> Self {
         let sink = Box::new(|_: TierChange| {});
         let known = Known { sink, is_followed: false, epoch: 0, blocks: HashMap::new() };
-        Self { client, owner, fingerprint, limit, known: Mutex::new(known) }
+        Self { client, owner, fingerprint, limit, reach, known: Mutex::new(known) }
     }
 
     /// Tells `sink` from now on; returns what is there, and whether nobody follows the owner yet.
@@ -125,7 +129,9 @@ impl Follow {
 
     async fn next(&self, answers: &mut ResponseStream<Answer>) -> Result<Told> {
         let answer = self.in_time(answers.next()).await?;
-        Ok(answer.ok_or_else(unexpected)??.0)
+        let told = answer.ok_or_else(unexpected)??.0;
+        self.reach.heard();
+        Ok(told)
     }
 
     async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T> {

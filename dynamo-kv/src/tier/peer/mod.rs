@@ -95,6 +95,7 @@ mod loan;
 mod message;
 mod moving;
 mod owner;
+mod reach;
 mod stats;
 
 pub use client::PeerTier;
