@@ -17,7 +17,7 @@ pub fn alone(metric: Metric, depth: usize) -> Option<f64> {
     match metric {
         SCALING => Some(1.6),
         CACHED => Some(128.0),
-        // None for a block, some lists for the calls of a sequence: six of 64, eight of 8192.
+        // None for a block, five lists for the calls of a sequence, and now and then room for more blocks.
         ALLOCATIONS if depth <= 64 => Some(0.1),
         ALLOCATIONS => Some(0.001),
         _ => None,
