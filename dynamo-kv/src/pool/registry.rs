@@ -210,8 +210,8 @@ impl Registry {
     pub(super) fn reserve(&mut self, blocks: usize) {
         let vacant = self.entries.capacity() - self.len();
         if blocks > vacant {
-            // Not twice as many: shards fill up evenly.
-            let room = blocks.max(self.len() / 16).max(64);
+            // Not twice as many: shards fill up evenly. But for the next ones too.
+            let room = (2 * blocks).max(self.len() / 16).max(64);
             self.entries.reserve_exact(self.len() + room - self.entries.len());
             self.slots.reserve(self.entries.capacity());
         }
