@@ -16,7 +16,8 @@ pub struct HandoffConfig {
     pub claim_ttl: Duration,
     /// How long they are held in all, if pullers move along; never less than `ttl`.
     pub ttl_max: Duration,
-    /// How long a pull may take, its transfer included.
+    /// How long a pull may take, its transfer included. Who pulls from this worker may ask as long whether it
+    /// has, or for `ttl_max` if that is more: keep it alike where workers hand off to each other.
     pub pull_timeout: Duration,
     /// How long a block is taken to pull until pulls were measured; a gigabyte per second if `None`. What a
     /// tier below memory gives sooner is not pulled.
@@ -75,7 +76,9 @@ impl HandoffConfig {
     }
 
     pub(super) fn terms(&self) -> Terms {
-        Terms { ttl: self.ttl, claim_ttl: self.claim_ttl, max: self.ttl_max }
+        // A puller goes by its own limit, which is this one's or nearly so: the most of all is ample.
+        let pull = self.pull_timeout.max(self.ttl_max).max(self.ttl);
+        Terms { ttl: self.ttl, claim_ttl: self.claim_ttl, max: self.ttl_max, pull }
     }
 
     pub(super) fn check(&self) -> Result<()> {

@@ -1,7 +1,8 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::message::{Attempt, StageId};
+use super::pullers::Pullers;
 
 /// Time since a moment that all calls of one machine count from.
 pub(super) type Time = Duration;
@@ -15,6 +16,8 @@ pub(super) struct Terms {
     pub(super) claim_ttl: Duration,
     /// In all, whoever moves along.
     pub(super) max: Duration,
+    /// How long a puller may ask whether it has pulled, and is told so.
+    pub(super) pull: Duration,
 }
 
 /// Everything an owner has staged, each with a `T` that is given out once, when its hold ends: pure.
@@ -22,8 +25,8 @@ pub(super) struct Terms {
 pub(super) struct Holds<T> {
     terms: Terms,
     by_id: BTreeMap<StageId, (Hold, T)>,
-    /// The last ones that were pulled, and by whom: the answer to that may have been lost.
-    pulled: VecDeque<(StageId, Attempt)>,
+    /// Who has ended those that were pulled: the answer to that may have been lost.
+    pullers: Pullers,
 }
 
 /// What an owner says to a claim.
@@ -82,7 +85,7 @@ impl Hold {
 
 impl<T> Holds<T> {
     pub(super) fn new(terms: Terms) -> Self {
-        Self { terms, by_id: BTreeMap::new(), pulled: VecDeque::new() }
+        Self { terms, by_id: BTreeMap::new(), pullers: Pullers::new(terms.pull) }
     }
 
     /// Holds `held`; `id` is new.
@@ -101,7 +104,7 @@ impl<T> Holds<T> {
     ) -> Verdict<'_, T> {
         let lapses = now + self.terms.claim_ttl;
         let Some((hold, held)) = self.by_id.get_mut(&id) else {
-            let is_theirs = self.pulled.contains(&(id, attempt));
+            let is_theirs = self.pullers.is_by(id, attempt);
             return if is_theirs { Verdict::Pulled } else { Verdict::Over };
         };
         if !hold.admits(attempt, now) {
@@ -126,9 +129,9 @@ impl<T> Holds<T> {
     /// Ends a hand-off that an attempt has pulled: the one it is reserved for, or, while it is open,
     /// one that needed none of its bytes. Tells whether it was this one that ended it, also when asked
     /// again.
-    pub(super) fn done(&mut self, id: StageId, attempt: Attempt) -> (bool, Option<T>) {
+    pub(super) fn done(&mut self, id: StageId, attempt: Attempt, now: Time) -> (bool, Option<T>) {
         let Some((hold, _)) = self.by_id.get(&id) else {
-            return (self.pulled.contains(&(id, attempt)), None);
+            return (self.pullers.is_by(id, attempt), None);
         };
         let is_theirs = match &hold.claim {
             Some(claim) => claim.attempt == attempt,
@@ -137,10 +140,7 @@ impl<T> Holds<T> {
         if !is_theirs {
             return (false, None);
         }
-        if self.pulled.len() == PULLED_MAX {
-            self.pulled.pop_front();
-        }
-        self.pulled.push_back((id, attempt));
+        self.pullers.insert(id, attempt, now);
         (true, self.end(id))
     }
 
@@ -171,6 +171,7 @@ impl<T> Holds<T> {
 
     /// Ends those whose time is over.
     pub(super) fn expire(&mut self, now: Time) -> Vec<T> {
+        self.pullers.forget(now);
         let is_overdue =
             |(id, (hold, _)): (&StageId, &(Hold, T))| (hold.ends() <= now).then_some(*id);
         let overdue: Vec<_> = self.by_id.iter().filter_map(is_overdue).collect();
@@ -187,9 +188,6 @@ impl<T> Holds<T> {
         self.by_id.values().map(|(_, held)| held)
     }
 }
-
-/// Pulls that are remembered: each says that it is done until it hears so, in milliseconds mostly.
-const PULLED_MAX: usize = 1024;
 
 /// Attempts at one hand-off, far above those of a router; when so many have failed there are no others.
 const ATTEMPTS_MAX: usize = 64;
@@ -209,7 +207,7 @@ mod tests {
     }
 
     fn staged() -> Holds<()> {
-        let terms = Terms { ttl: ms(30), claim_ttl: ms(5), max: ms(100) };
+        let terms = Terms { ttl: ms(30), claim_ttl: ms(5), max: ms(100), pull: ms(200) };
         let mut holds = Holds::new(terms);
         holds.stage(STAGE, (), ms(0));
         holds
@@ -236,16 +234,16 @@ mod tests {
         assert_eq!(holds.try_claim(2, 0, 14), 't');
         assert_eq!(holds.try_claim(2, 0, 15), 'n', "the first one has lapsed");
         assert_eq!(holds.try_claim(1, 9, 16), 'o');
-        assert_eq!(holds.done(STAGE, attempt(1)), (false, None));
+        assert_eq!(holds.done(STAGE, attempt(1), ms(16)), (false, None));
         assert!(holds.release(STAGE, attempt(1)).is_none());
         assert!(holds.release(STAGE, attempt(2)).is_some());
         assert_eq!(holds.try_claim(2, 0, 17), 'o', "a copy behind the release");
         assert!(holds.release(STAGE, attempt(3)).is_none());
         assert_eq!(holds.try_claim(3, 0, 17), 'o', "released before the claim came");
         assert_eq!(holds.try_claim(4, 0, 17), 'n');
-        assert_eq!(holds.done(STAGE, attempt(4)), (true, Some(())));
-        assert_eq!(holds.done(STAGE, attempt(4)), (true, None), "asked again");
-        assert_eq!(holds.done(STAGE, attempt(3)), (false, None));
+        assert_eq!(holds.done(STAGE, attempt(4), ms(17)), (true, Some(())));
+        assert_eq!(holds.done(STAGE, attempt(4), ms(17)), (true, None), "asked again");
+        assert_eq!(holds.done(STAGE, attempt(3), ms(17)), (false, None));
         assert_eq!(holds.try_claim(4, 9, 17), 'p', "a claim behind that");
         assert_eq!(holds.try_claim(5, 0, 17), 'o');
     }
@@ -281,12 +279,31 @@ mod tests {
     }
 
     #[test]
+    fn who_has_pulled_is_told_so_as_long_as_it_may_ask_however_many_others_have_since() {
+        let mut holds = staged();
+        assert_eq!(holds.try_claim(1, 0, 1), 'n');
+        // The answer is lost.
+        assert_eq!(holds.done(STAGE, attempt(1), ms(2)), (true, Some(())));
+        for number in 2..20_000 {
+            let other = StageId::of_test(number);
+            holds.stage(other, (), ms(3));
+            assert_eq!(holds.done(other, attempt(2), ms(3)), (true, Some(())));
+        }
+        assert!(holds.expire(ms(201)).is_empty());
+        assert_eq!(holds.done(STAGE, attempt(1), ms(201)), (true, None));
+        assert_eq!(holds.try_claim(1, 9, 201), 'p');
+        assert_eq!(holds.done(STAGE, attempt(2), ms(201)), (false, None));
+        assert!(holds.expire(ms(202)).is_empty());
+        assert_eq!(holds.done(STAGE, attempt(1), ms(202)), (false, None), "it has given up");
+    }
+
+    #[test]
     fn who_needs_nothing_of_it_may_end_what_is_open() {
         let mut holds = staged();
         assert_eq!(holds.try_claim(1, 0, 1), 'n');
-        assert_eq!(holds.done(STAGE, attempt(2)), (false, None));
+        assert_eq!(holds.done(STAGE, attempt(2), ms(1)), (false, None));
         assert!(holds.release(STAGE, attempt(1)).is_some());
-        assert_eq!(holds.done(STAGE, attempt(1)), (false, None));
-        assert_eq!(holds.done(STAGE, attempt(2)), (true, Some(())));
+        assert_eq!(holds.done(STAGE, attempt(1), ms(1)), (false, None));
+        assert_eq!(holds.done(STAGE, attempt(2), ms(1)), (true, Some(())));
     }
 }

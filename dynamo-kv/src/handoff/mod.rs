@@ -35,7 +35,7 @@
 //! Owner and puller say what they have to say by notifications of their agents, of which any may be lost,
 //! come twice, late, or out of order. All carry the attempt, a random number, and asking is idempotent: a
 //! puller asks again until it has an answer or its deadline has come. An owner remembers who has pulled
-//! from it, and which attempts have ended, so that a late word changes nothing. A lost release costs
+//! from it, for as long as that one may ask, and which attempts have ended, so that a late word changes nothing. A lost release costs
 //! others the wait for the lease; a lost answer to the last word is asked for again; if it never comes,
 //! because the owner has died in that moment, the pull fails although its bytes were there.
 //!
@@ -54,6 +54,7 @@ mod outbox;
 mod owner;
 mod plan;
 mod pull;
+mod pullers;
 mod reads;
 #[cfg(test)]
 mod sim;

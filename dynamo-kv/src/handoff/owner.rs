@@ -83,7 +83,7 @@ impl Owner {
                 Some((from, self.claimed(agent, stage, attempt, moved)?))
             }
             Message::Done { stage, attempt, from } if stage.is_of(&self.key) => {
-                let (is_theirs, held) = self.lock().as_mut()?.done(stage, attempt);
+                let (is_theirs, held) = self.lock().as_mut()?.done(stage, attempt, self.now());
                 self.end(held, StageOutcome::Pulled);
                 let settled = Message::Settled { attempt };
                 Some((from, if is_theirs { settled } else { Message::Over { attempt } }))

@@ -199,12 +199,13 @@ impl World {
     }
 
     fn done(&mut self, at: usize, stage: StageId, attempt: Attempt) -> Result<Message, String> {
-        let (is_theirs, held) = self.owners[at].holds.done(stage, attempt);
+        let now = self.now;
+        let (is_theirs, held) = self.owners[at].holds.done(stage, attempt, now);
+        let pull = self.pulls.iter().find(|pull| pull.attempts.contains(&attempt)).unwrap();
         let truth = self.truth.get_mut(&stage).unwrap();
         if held.is_some() {
             truth.pulled_by = Some(attempt);
             check(!truth.released.contains(&attempt), "pulled by one that had released it")?;
-            let pull = self.pulls.iter().find(|pull| pull.attempts.contains(&attempt)).unwrap();
             if pull.outcome == Some("declined") {
                 let is_open = truth.holder.is_none_or(|holder| truth.released.contains(&holder));
                 check(is_open, "taken from one that has it")?;
@@ -213,7 +214,10 @@ impl World {
                 check(pull.is_here(), "pulled by one that has not all of it")?;
             }
         }
-        check(is_theirs == (truth.pulled_by == Some(attempt)), "not what was said before")?;
+        // Whoever asks so late hears no answer.
+        let is_late = now >= pull.deadline;
+        let is_right = is_theirs == (truth.pulled_by == Some(attempt));
+        check(is_right || (is_late && !is_theirs), "not what was said before")?;
         self.ended(at, held, "pulled")?;
         Ok(if is_theirs { Message::Settled { attempt } } else { Message::Over { attempt } })
     }

@@ -27,7 +27,7 @@ pub(super) struct Pull {
     /// How many those are.
     first: usize,
     phase: Phase,
-    deadline: Time,
+    pub(super) deadline: Time,
     pub(super) outcome: Option<&'static str>,
 }
 

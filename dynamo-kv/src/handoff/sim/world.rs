@@ -130,7 +130,8 @@ pub(super) struct Process {
     frozen_until: Time,
 }
 
-pub(super) const TERMS: Terms = Terms { ttl: ms(3000), claim_ttl: ms(400), max: ms(3600) };
+pub(super) const TERMS: Terms =
+    Terms { ttl: ms(3000), claim_ttl: ms(400), max: ms(3600), pull: ms(4500) };
 
 pub(super) const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
