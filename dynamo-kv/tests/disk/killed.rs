@@ -84,7 +84,7 @@ fn config(dir: &std::path::Path) -> DiskConfig {
 async fn stores_until_it_is_killed() {
     let Some(dir) = other::directory() else { return };
     let tier = open(config(dir.as_ref())).await.unwrap();
-    store_for_ever(&tier, |_| (), other::tell).await;
+    store_for_ever(&tier, |_| (), || other::tell("")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,7 +123,7 @@ fn tear(is_full: Arc<AtomicBool>) -> FileFaults {
         None => FileFault::Pass,
         Some(rest) => {
             if call.offset == rest {
-                other::tell();
+                other::tell("");
             }
             FileFault::Hold
         }

@@ -1,5 +1,6 @@
 //! Workers and owners are killed in the middle of what they do.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +10,8 @@ use dynamo_core::discovery::{FileConfig, FileDiscovery};
 use dynamo_core::random::Random;
 use dynamo_kv::tier::disk::{DiskConfig, DiskError, DiskTier};
 use dynamo_kv::tier::peer::{OwnerConfig, PeerConfig};
-use dynamo_kv::tier::{MissReason, Tier as _, TierChange};
-use dynamo_kv::{TierConfig, TiersConfig};
+use dynamo_kv::tier::{MissReason, Stored, Tier as _, TierChange};
+use dynamo_kv::{BlockKey, TierConfig, TiersConfig};
 
 use crate::other::{self, Other};
 use crate::support::{
@@ -23,29 +24,34 @@ async fn what_a_killed_worker_had_is_back_and_whole() {
     let scratch = Scratch::new();
     let ground = scratch.ground().await;
     let leader = ground.process("leader").await;
-    let shared = manager(64);
-    let config = OwnerConfig::new(64).with_ttl(Duration::from_millis(300));
+    // Room for all that the worker has, and for what it stores once more while that is given up.
+    let blocks = NUMBERS as usize + 20;
+    let shared = manager(blocks);
+    let config = OwnerConfig::new(blocks).with_ttl(Duration::from_millis(300));
     let (owner, _serving) = leader.serve(&shared, config, 0).await;
-    for _ in 0..8 {
+    for life in 0..8 {
         let mut worker = Other::start("killed::works_until_it_is_killed", &scratch.0);
-        worker.hear(1);
+        // That it has begun, and what some of its stores have come to.
+        let mut told = worker.hear(2 + life % 3);
         let lent = async {
             while owner.lent_blocks() == 0 {
                 tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(PATIENCE, lent).await.unwrap();
-        worker.kill();
+        told.extend(worker.kill());
         at_rest(&owner, &shared).await;
-        let found = (0..9).flat_map(|chain| {
-            let keys = keys(chain * 10..chain * 10 + 10);
-            shared.match_prefix(&keys).into_iter().zip(keys).collect::<Vec<_>>()
-        });
-        for (block, key) in found {
-            assert!(block[..] == truth(&key)[..], "wrong bytes");
+        let numbers = told.iter().flat_map(|told| told.split_whitespace());
+        let committed: BTreeSet<u32> = numbers.map(|number| number.parse().unwrap()).collect();
+        assert!(!committed.is_empty(), "{told:?}");
+        for key in keys(0..NUMBERS) {
+            match shared.match_prefix(&[key]).into_iter().next() {
+                Some(block) => assert!(block[..] == truth(&key)[..], "wrong bytes"),
+                None => assert!(!committed.contains(&number(&key)), "{key:?} is lost"),
+            }
         }
         shared.clear();
-        assert_eq!(shared.stats().free, 64);
+        assert_eq!(shared.stats().free, blocks);
     }
 }
 
@@ -194,6 +200,13 @@ async fn ground(dir: &Path) -> Ground {
     Ground::Tcp(Arc::new(FileDiscovery::start(config).await.unwrap()))
 }
 
+/// Blocks that a worker has any of.
+const NUMBERS: u32 = 60;
+
+fn number(key: &BlockKey) -> u32 {
+    u32::try_from(key.sequence.0).unwrap()
+}
+
 /// What a worker does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the other process of the test that kills it"]
@@ -202,14 +215,17 @@ async fn works_until_it_is_killed() {
     let worker = ground(&dir).await.process("worker").await;
     let tier = worker.tier(PeerConfig::default().with_batches(4, 4)).await;
     let (from, into, mut random) = (manager(30), manager(30), Random::unseeded());
-    other::tell();
+    other::tell("");
     loop {
-        let first = u32::try_from(random.below(60).unwrap()).unwrap();
-        let moved = tokio::join!(
+        let first = u32::try_from(random.below(NUMBERS as usize - 20).unwrap()).unwrap();
+        let (stored, _) = tokio::join!(
             store(&tier, &from, first..first + 20),
             load(&tier, &into, first..first + 20)
         );
-        drop(moved);
+        let written = stored.iter().zip(first..);
+        let written = written.filter(|(stored, _)| matches!(stored, Ok(Stored::Written)));
+        let written: Vec<_> = written.map(|(_, number)| number.to_string()).collect();
+        other::tell(format_args!("{} ", written.join(" ")));
     }
 }
 
@@ -234,6 +250,6 @@ async fn owns_until_it_is_killed() {
     let (leader, shared) = (ground(&dir).await.process("leader").await, manager_above(20, below));
     let config = OwnerConfig::new(10).with_client_limits(10, 16);
     let (_owner, _serving) = leader.serve(&shared, config, 0).await;
-    other::tell();
+    other::tell("");
     std::future::pending().await
 }
