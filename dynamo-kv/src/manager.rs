@@ -224,6 +224,11 @@ impl BlockManager {
         self.pool.acquire_sooner(keys, per_block, within).await
     }
 
+    /// Returns how long an [`acquire`](Self::acquire) may take, if there are tiers.
+    pub(crate) fn acquire_timeout(&self) -> Option<Duration> {
+        self.pool.below().map(Below::acquire_timeout)
+    }
+
     /// Returns how many of the first keys [`acquire`](Self::acquire) would probably find, without
     /// loading any. To be asked for is no use of a block: what is in memory is evicted no later for it.
     ///

@@ -259,6 +259,10 @@ impl Below {
         }
     }
 
+    pub(crate) fn acquire_timeout(&self) -> Duration {
+        self.acquire_timeout
+    }
+
     /// Puts keys in the queue of those to be loaded; `false` if that is full.
     pub(crate) fn prefetch(&self, pool: &Arc<Pool>, keys: Vec<BlockKey>) -> bool {
         let wanted = (Arc::downgrade(pool), keys);

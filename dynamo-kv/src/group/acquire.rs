@@ -15,7 +15,8 @@ impl BlockGroups {
     /// [`BlockManager::acquire`](crate::BlockManager::acquire).
     ///
     /// Groups that attend to all tokens come first, and a window loads no more than what it reads of the
-    /// prefix that they have.
+    /// prefix that they have. Windows together take no longer than the longest
+    /// [`acquire_timeout`](crate::TiersConfig::acquire_timeout) of a manager; then what is in memory stands.
     ///
     /// # Cancel safety
     /// As of [`BlockManager::acquire`](crate::BlockManager::acquire).
@@ -29,6 +30,20 @@ impl BlockGroups {
                 *found = Found::Prefix(acquired.into());
             }
         }
+        // Without tiers there is nothing to wait for.
+        let within = self.groups.iter().filter_map(|group| group.manager.acquire_timeout()).max();
+        let Some(within) = within else { return self.bring(keys, blocks, found).await };
+        let brought = tokio::time::timeout(within, self.bring(keys, blocks, found)).await;
+        brought.unwrap_or_else(|_| self.match_prefix(&keys[..blocks]))
+    }
+
+    /// Brings up what windows read of the first `blocks`, or of fewer if that is not there.
+    async fn bring(
+        &self,
+        keys: &[BlockKey],
+        mut blocks: usize,
+        mut found: Vec<Found>,
+    ) -> GroupedPrefix {
         loop {
             let before = blocks;
             for (group, found) in self.groups.iter().zip(&mut found) {
@@ -60,11 +75,14 @@ impl Found {
         let mut end = keys.len();
         loop {
             let range = group.attention.reads(end, size);
+            let is_missing = |each: &[Looked], at: &usize| matches!(each[*at], Looked::Missing);
+            if let Some(at) = range.clone().rev().find(|at| is_missing(each, at)) {
+                end = at;
+                continue;
+            }
             bring(each, group, keys, range.clone()).await;
-            let is_missing = |at: &usize| matches!(each[*at], Looked::Missing);
-            match range.rev().find(is_missing) {
-                Some(at) => end = at,
-                None => return end,
+            if !range.clone().any(|at| is_missing(each, &at)) {
+                return end;
             }
         }
     }
