@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use dynamo_core::protocol::Tier;
 use tokio::sync::mpsc;
 
 use super::Sources;
@@ -14,7 +15,9 @@ pub(super) type Wanted = (Weak<Pool>, Vec<BlockKey>);
 pub(super) async fn run(mut queue: mpsc::Receiver<Wanted>, loaded: Arc<AtomicU64>) {
     while let Some((pool, keys)) = queue.recv().await {
         let Some(pool) = pool.upgrade() else { continue };
-        let Sources { disk, remote, .. } = pool.prefetch(&keys).await;
-        loaded.fetch_add((disk + remote) as u64, Ordering::Relaxed);
+        let Sources { host, disk, remote, .. } = pool.prefetch(&keys).await;
+        // What was in host memory was loaded if the pool is above that.
+        let host = if pool.tier() == Tier::Device { host } else { 0 };
+        loaded.fetch_add((host + disk + remote) as u64, Ordering::Relaxed);
     }
 }

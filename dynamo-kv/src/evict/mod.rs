@@ -2,7 +2,7 @@
 //!
 //! | policy | first goes | a call costs | memory per block |
 //! |---|---|---|---|
-//! | [`Lru`] | what was used longest ago | O(1) | 16 B |
+//! | [`Lru`] | what was used longest ago | O(1), O(log n) where a block comes late | 16 B |
 //! | [`S3Fifo`] | what was never found again, then what was found least | O(1) amortised | 23 to 25 B |
 //! | [`CostAware`] | what saves the least time, and was used long ago | O(log n) | 20 B |
 //!

@@ -188,7 +188,7 @@ impl Inner {
     ) -> Result<(Vec<MutableBlock>, u64)> {
         let (deadline, count) = (pulling.deadline(), blocks.len());
         let granted = pulling.reserve().await?;
-        let began = Instant::now();
+        let timing = self.pace.begin(count);
         let local = self.agent.register_mut(blocks).map_err(transfer_error)?;
         let mut reads = Reads::default();
         for (ticket, region) in granted {
@@ -199,7 +199,7 @@ impl Inner {
             self.post(&mut reads, &local, region, &pieces, deadline)?;
         }
         pulling.read(&mut reads).await?;
-        self.pace.observe(count, began.elapsed());
+        timing.end(count);
         let bytes = reads.moved();
         let blocks = local.close().await;
         pulling.settle().await?;

@@ -189,6 +189,8 @@ fn of_two_that_want_all_at_once_one_has_it() {
     tried(|| {
         let (manager, _, held) = pool();
         drop(held);
+        // Free, each in a shard of its own: one could take both at once else.
+        drop(manager.allocate(2));
         let thread = thread::spawn({
             let manager = manager.clone();
             move || manager.allocate(2)

@@ -92,7 +92,7 @@ impl HostTier {
                 self.count(|stats| {
                     stats.hits_total += count as u64;
                     stats.read_bytes_total += (count * memory.block_bytes) as u64;
-                    stats.load_time_total += begun.elapsed();
+                    stats.load_time_total += begun.elapsed() * each(count);
                 });
                 let from = sources.in_order();
                 let loaded = pieces
@@ -133,7 +133,7 @@ impl HostTier {
                 self.count(|stats| {
                     stats.stored_total += count as u64;
                     stats.written_bytes_total += (count * memory.block_bytes) as u64;
-                    stats.store_time_total += elapsed;
+                    stats.store_time_total += elapsed * each(count);
                 });
                 // Leaves go first: whoever follows another is linked to it if it comes behind.
                 pieces.sort_by_key(|(_, down)| (down.key.chain, down.key.position));
@@ -279,6 +279,11 @@ impl fmt::Debug for HostTier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostTier").field("manager", &self.manager).finish_non_exhaustive()
     }
+}
+
+/// Times are summed over blocks.
+fn each(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// What a block takes over a bus of 25 GB/s, before any was copied: 1 MiB.

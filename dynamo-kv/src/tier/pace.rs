@@ -45,13 +45,6 @@ impl Pace {
         Timing { pace: self, blocks, begun, hoped_ns: self.average().begin(begun) }
     }
 
-    /// Takes note of a load that has ended well, and does not tell when it begins.
-    pub(crate) fn observe(&self, blocks: usize, elapsed: Duration) {
-        let mut average = self.average();
-        let hoped_ns = average.begin(SystemClock.now());
-        average.observe(blocks, elapsed, hoped_ns);
-    }
-
     /// Returns how long a load of so many blocks is likely to take.
     pub fn estimate(&self, blocks: usize) -> Duration {
         let blocks = u64::try_from(blocks).unwrap_or(u64::MAX);

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dynamo_core::protocol::KvChange;
+use dynamo_core::protocol::{KvChange, Tier};
 use dynamo_core::{Error, ErrorKind, Result};
 use futures::stream::{self, Stream};
 use tokio::sync::mpsc;
@@ -53,6 +53,9 @@ impl Feed {
             watchers.retain(|watcher| watcher.try_send(told.clone()).is_ok());
         };
         match change {
+            // Of a pool above this one: what it has cannot be lent.
+            KvChange::BlockStored { tier: Tier::Device, .. }
+            | KvChange::BlockRemoved { tier: Tier::Device, .. } => {}
             KvChange::BlockStored { tier, .. } => {
                 keys.chunks(PART_BLOCKS)
                     .for_each(|keys| tell(Change::Stored(keys.to_vec(), *tier)));
