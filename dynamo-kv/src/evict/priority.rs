@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{EntryId, Eviction, Use};
+use super::{EntryId, Eviction, Lru, Use};
 
 /// How dear a cached block is: whatever is of a lower priority goes first, and a policy chooses among
 /// blocks of one.
@@ -60,7 +60,31 @@ pub enum RetentionPriority {
 }
 
 /// Makes policies of one kind.
-pub(crate) type EvictionFactory = Arc<dyn Fn() -> Box<dyn Eviction> + Send + Sync>;
+#[derive(Clone)]
+pub(crate) struct EvictionFactory(Arc<dyn Fn() -> Box<dyn Eviction> + Send + Sync>);
+
+impl EvictionFactory {
+    pub(crate) fn new<E: Eviction>(eviction: impl Fn() -> E + Send + Sync + 'static) -> Self {
+        Self(Arc::new(move || Box::new(eviction())))
+    }
+
+    pub(crate) fn make(&self) -> Box<dyn Eviction> {
+        (self.0)()
+    }
+}
+
+impl Default for EvictionFactory {
+    /// What was used longest ago goes first.
+    fn default() -> Self {
+        Self::new(Lru::default)
+    }
+}
+
+impl fmt::Debug for EvictionFactory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.make().fmt(f)
+    }
+}
 
 /// A policy for each priority in use, of which the lowest gives the victim.
 pub(crate) struct Levels {
@@ -81,7 +105,9 @@ impl Levels {
 
     /// Adds a block, as [`Eviction::insert`] does.
     pub(crate) fn insert(&mut self, block: EntryId, priority: RetentionPriority, usage: Use) {
-        self.policies[priority as usize].get_or_insert_with(&*self.make).insert(block, usage);
+        self.policies[priority as usize]
+            .get_or_insert_with(|| self.make.make())
+            .insert(block, usage);
     }
 
     /// Takes back a block that was added with that priority.

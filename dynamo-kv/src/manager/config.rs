@@ -1,12 +1,10 @@
-use std::fmt;
-use std::sync::Arc;
-
 use crate::below::TiersConfig;
-use crate::evict::{Eviction, EvictionFactory, Lru};
+use crate::evict::{Eviction, EvictionFactory};
 use crate::layout::RankLayout;
 use crate::pool::BlockMemory;
 
 /// How a block manager is built.
+#[derive(Debug)]
 pub struct ManagerConfig {
     pub(super) layout: RankLayout,
     pub(super) blocks: usize,
@@ -24,8 +22,8 @@ impl ManagerConfig {
     /// [`BlockLayout`](crate::BlockLayout) is that of a worker that has all of it.
     pub fn new(layout: impl Into<RankLayout>, blocks: usize) -> Self {
         let layout = layout.into();
-        let eviction: EvictionFactory = Arc::new(|| Box::new(Lru::default()));
-        let (tiers, memory) = (TiersConfig::default(), BlockMemory::default());
+        let (eviction, tiers) = (EvictionFactory::default(), TiersConfig::default());
+        let memory = BlockMemory::default();
         Self { layout, blocks, epoch: 1, zero_on_allocate: false, eviction, tiers, memory }
     }
 
@@ -65,22 +63,7 @@ impl ManagerConfig {
         mut self,
         eviction: impl Fn() -> E + Send + Sync + 'static,
     ) -> Self {
-        self.eviction = Arc::new(move || Box::new(eviction()));
+        self.eviction = EvictionFactory::new(eviction);
         self
-    }
-}
-
-impl fmt::Debug for ManagerConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { layout, blocks, epoch, zero_on_allocate, eviction, tiers, memory } = self;
-        f.debug_struct("ManagerConfig")
-            .field("layout", layout)
-            .field("blocks", blocks)
-            .field("epoch", epoch)
-            .field("zero_on_allocate", zero_on_allocate)
-            .field("eviction", &eviction())
-            .field("tiers", tiers)
-            .field("memory", memory)
-            .finish()
     }
 }

@@ -72,7 +72,7 @@ impl Common {
             let shard = |index: usize| {
                 let own = capacity / count + usize::from(index < capacity % count);
                 let free = slots.split_off(slots.len() - own);
-                Shard::new(free, Levels::new(Arc::clone(&eviction)), tiers.is_some())
+                Shard::new(free, Levels::new(eviction.clone()), tiers.is_some())
             };
             let shards = (0..count).map(shard).collect();
             let below = tiers.map(|tiers| {
@@ -102,7 +102,7 @@ impl Common {
     pub(super) fn partition(&self, blocks: usize) -> dynamo_core::Result<Arc<Partition>> {
         self.notes.know_quotas();
         let shard = |_| {
-            let policies = Levels::new(Arc::clone(&self.eviction));
+            let policies = Levels::new(self.eviction.clone());
             // Free slots are those of all.
             Shard::new(SlotList::default(), policies, self.below.is_some())
         };
@@ -128,8 +128,8 @@ impl Common {
 
     fn stats(&self) -> PoolStats {
         let quotas = self.quotas.lock();
-        let shards: Vec<_> = self.all(&quotas.partitions).shards().collect();
-        let shards: Vec<_> = shards.into_iter().map(|(_, shard)| shard.lock()).collect();
+        let shards: Vec<_> =
+            self.all(&quotas.partitions).shards().map(|(_, shard)| shard.lock()).collect();
         let mut stats = PoolStats { capacity: self.capacity, ..quotas.gone };
         for shard in &shards {
             stats.free += shard.free.len();

@@ -1,13 +1,11 @@
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use dynamo_transfer::file::FileStoreConfig;
 
 use super::error::DiskError;
 use super::format::Geometry;
-use crate::evict::{EntryId, Eviction, Lru};
+use crate::evict::{EntryId, Eviction, EvictionFactory};
 
 /// What becomes of a directory that was made for something else, or of which both superblocks are
 /// damaged.
@@ -46,23 +44,7 @@ pub struct DiskConfig {
     pub on_foreign: OnForeign,
     /// The engine that moves the bytes.
     pub files: FileStoreConfig,
-    pub(super) eviction: Policy,
-}
-
-/// Makes what chooses the blocks that make room.
-#[derive(Clone)]
-pub(super) struct Policy(Arc<dyn Fn() -> Box<dyn Eviction> + Send + Sync>);
-
-impl Policy {
-    pub(super) fn make(&self) -> Box<dyn Eviction> {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.make().fmt(f)
-    }
+    pub(super) eviction: EvictionFactory,
 }
 
 impl DiskConfig {
@@ -79,7 +61,7 @@ impl DiskConfig {
             load_time: LOAD_LATENCY + Duration::from_nanos(block_bytes as u64),
             on_foreign: OnForeign::default(),
             files: FileStoreConfig::default(),
-            eviction: Policy(Arc::new(|| Box::new(Lru::default()))),
+            eviction: EvictionFactory::default(),
         }
     }
 
@@ -124,7 +106,7 @@ impl DiskConfig {
         mut self,
         eviction: impl Fn() -> E + Send + Sync + 'static,
     ) -> Self {
-        self.eviction = Policy(Arc::new(move || Box::new(eviction())));
+        self.eviction = EvictionFactory::new(eviction);
         self
     }
 
