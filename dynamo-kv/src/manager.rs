@@ -135,11 +135,6 @@ impl BlockManager {
         self.pool.tier()
     }
 
-    /// Tells whether a block can be found in the pool.
-    pub(crate) fn has(&self, key: &BlockKey) -> bool {
-        self.pool.has(key)
-    }
-
     /// Returns how every block lies.
     pub fn layout(&self) -> &RankLayout {
         &self.layout
@@ -159,12 +154,6 @@ impl BlockManager {
     /// blocks stay as they are while the run lives.
     pub fn match_prefix(&self, keys: &[BlockKey]) -> BlockRun {
         self.pool.match_prefix(keys)
-    }
-
-    /// Finds blocks as [`match_prefix`](Self::match_prefix) does, and counts neither hits nor misses nor how
-    /// often a block was found; for eviction they are used while they are held.
-    pub(crate) fn find_prefix(&self, keys: &[BlockKey]) -> BlockRun {
-        self.pool.find_prefix(keys)
     }
 
     /// Returns what holds the blocks.
@@ -210,18 +199,6 @@ impl BlockManager {
     /// nothing writes to them any more.
     pub async fn acquire(&self, keys: &[BlockKey]) -> Acquired {
         self.pool.acquire(keys).await
-    }
-
-    /// Acquires like [`acquire`](Self::acquire) what is likely to come sooner from below than by another
-    /// way, which takes `per_block` for each block; what has not come in the time that takes, or `within`,
-    /// is left to it.
-    pub(crate) async fn acquire_sooner(
-        &self,
-        keys: &[BlockKey],
-        per_block: Duration,
-        within: Duration,
-    ) -> Acquired {
-        self.pool.acquire_sooner(keys, per_block, within).await
     }
 
     /// Returns how long an [`acquire`](Self::acquire) may take, if there are tiers.

@@ -48,7 +48,7 @@ impl Level {
     /// Tells whether the tier is a pool of host memory that has a block; of other tiers the catalog
     /// knows.
     pub(super) fn has_in_host(&self, key: &BlockKey) -> bool {
-        self.host().is_some_and(|host| host.has(key))
+        self.host().is_some_and(|host| host.pool().has(key))
     }
 
     pub(super) fn offload(&self) -> Offload {

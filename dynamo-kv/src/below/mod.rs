@@ -220,6 +220,10 @@ impl Below {
         pool: &Pool,
         count: usize,
     ) -> Result<Vec<MutableBlock>, AllocateError> {
+        if count == 0 {
+            // Without waiting for those who want some.
+            return Ok(Vec::new());
+        }
         let deadline = Instant::now() + self.reserve_timeout;
         let turn = tokio::time::timeout_at(deadline, self.reserving.acquire()).await;
         // What is freed is seen below, or that it is waited for is seen by `freed`.

@@ -122,7 +122,8 @@ impl Pool {
         self.bring(keys, self.match_prefix(keys), |below, _| below.computed()).await
     }
 
-    /// Finds blocks in memory, then in tiers those that come sooner than by another way.
+    /// Finds blocks in memory, then in tiers those that are likely to come sooner than by another way, which
+    /// takes `per_block` for each; what has not come in the time that takes, or `within`, is left to it.
     pub(crate) async fn acquire_sooner(
         self: &Arc<Self>,
         keys: &[BlockKey],

@@ -1,6 +1,6 @@
 //! Where slots for an allocation come from: those that are free, then those of victims.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use super::Pool;
 use super::partition::Among;
@@ -28,6 +28,23 @@ impl Pool {
             blocks.iter_mut().for_each(|block| block.fill(0));
         }
         Ok(blocks)
+    }
+
+    /// Allocates so many blocks, or as many as there are.
+    pub(crate) fn allocate_up_to(&self, count: usize) -> Vec<MutableBlock> {
+        let blocks = self.allocate(count);
+        let blocks = blocks.or_else(|error| self.allocate(error.available.min(count)));
+        blocks.unwrap_or_default()
+    }
+
+    /// Allocates so many blocks, or as many as there are, once those that have to go down have gone.
+    pub(crate) async fn reserve_up_to(self: &Arc<Self>, count: usize) -> Vec<MutableBlock> {
+        let Some(below) = self.below() else { return self.allocate_up_to(count) };
+        let blocks = match below.reserve(self, count).await {
+            Err(error) => below.reserve(self, error.available.min(count)).await,
+            blocks => blocks,
+        };
+        blocks.unwrap_or_default()
     }
 
     /// Takes what there is until there are so many; `room` are those of them that the quota has room for

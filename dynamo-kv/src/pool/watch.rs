@@ -1,14 +1,11 @@
 //! What lends a manager's blocks to others: all that names them, and their removal.
 
-use std::sync::Arc;
-
 use dynamo_core::protocol::Tier;
 
 use super::Pool;
 use super::publisher::Watcher;
 use super::registry::Removed;
 use super::shard::Shard;
-use crate::block::MutableBlock;
 use crate::identity::BlockKey;
 
 impl Pool {
@@ -52,22 +49,5 @@ impl Pool {
             }
         }
         (was_there, kept)
-    }
-
-    /// Allocates so many blocks, or as many as there are.
-    pub(crate) fn allocate_up_to(&self, count: usize) -> Vec<MutableBlock> {
-        let blocks = self.allocate(count);
-        let blocks = blocks.or_else(|error| self.allocate(error.available.min(count)));
-        blocks.unwrap_or_default()
-    }
-
-    /// Allocates so many blocks, or as many as there are, once those that have to go down have gone.
-    pub(crate) async fn reserve_up_to(self: &Arc<Self>, count: usize) -> Vec<MutableBlock> {
-        let Some(below) = self.below() else { return self.allocate_up_to(count) };
-        let blocks = match below.reserve(self, count).await {
-            Err(error) => below.reserve(self, error.available.min(count)).await,
-            blocks => blocks,
-        };
-        blocks.unwrap_or_default()
     }
 }

@@ -110,17 +110,6 @@ impl HostTier {
         }
     }
 
-    /// Takes room for blocks that come down: as much as there is.
-    async fn room(&self, count: usize) -> Vec<MutableBlock> {
-        match self.manager.reserve(count).await {
-            Ok(room) => room,
-            Err(error) => {
-                let count = error.available.min(count);
-                self.manager.reserve(count).await.unwrap_or_default()
-            }
-        }
-    }
-
     /// Copies blocks down and shares them; says how that went by their numbers.
     async fn download(&self, pieces: Vec<(usize, Down)>, outcomes: &mut [StoreOutcome]) {
         let device = pieces.first().and_then(|(_, down)| down.source.device());
@@ -186,13 +175,13 @@ impl Tier for HostTier {
         let mut outcomes = Vec::with_capacity(blocks.len());
         let mut wanted = Vec::with_capacity(blocks.len());
         for (number, (key, source)) in blocks.into_iter().enumerate() {
-            let is_there = self.manager.has(&key);
+            let is_there = self.manager.pool().has(&key);
             outcomes.push(if is_there { Ok(Stored::Present) } else { Err(StoreError::Busy) });
             if !is_there {
                 wanted.push((number, key, source));
             }
         }
-        let room = self.room(wanted.len()).await;
+        let room = self.manager.pool().reserve_up_to(wanted.len()).await;
         let pieces = wanted.into_iter().zip(room).map(|((number, key, source), target)| {
             let offset = source.device().map_or(usize::MAX, |device| device.offset());
             (offset, Down { source, key, target, number })

@@ -304,7 +304,7 @@ impl Inner {
     fn held(&self, keys: &[BlockKey]) -> Vec<Option<RegisteredBlock>> {
         let mut held = Vec::with_capacity(keys.len());
         while held.len() < keys.len() {
-            let run = self.manager.find_prefix(&keys[held.len()..]);
+            let run = self.manager.pool().find_prefix(&keys[held.len()..]);
             if run.is_empty() {
                 held.push(None);
             }
