@@ -4,6 +4,7 @@ use dynamo_core::{Error, Result};
 
 use super::hold::Terms;
 use crate::tier::Pace;
+use crate::time::TIME_MAX;
 
 /// How hand-offs are held and pulled.
 #[derive(Debug, Clone)]
@@ -101,6 +102,3 @@ impl HandoffConfig {
         Pace::new(self.pull_time.unwrap_or(assumed))
     }
 }
-
-/// Far beyond any hold or pull; keeps arithmetic on times safe.
-const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);

@@ -81,6 +81,7 @@ pub use stats::HandoffStats;
 use crate::block::{PartialBlock, RegisteredBlock};
 use crate::manager::BlockManager;
 use crate::tier::Pace;
+use crate::time::expiry_or_change;
 use answers::Answers;
 use message::Message;
 use outbox::Outbox;
@@ -259,16 +260,8 @@ impl Listener {
         let mut changed = self.owner.changed.subscribe();
         loop {
             let next = self.owner.expire();
-            let expiry = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                () = expiry => {}
-                // The sender lives as long as the owner.
-                _ = changed.changed() => {}
+                () = expiry_or_change(next, &mut changed) => {}
                 notification = notifications.recv() => {
                     let Some(notification) = notification else { return };
                     match Message::decode(&notification.payload) {

@@ -106,7 +106,8 @@ impl Inner {
 
         let keys = &sequence.keys()[..full];
         let left = deadline.saturating_duration_since(Instant::now());
-        let acquired = self.manager.acquire_sooner(keys, self.pace.estimate(1), left).await;
+        let pool = self.manager.pool();
+        let acquired = pool.acquire_sooner(keys, self.pace.estimate(1), left).await;
         let (mut blocks, sources) = (Vec::from(acquired.blocks), acquired.sources);
         let blocks_cached = blocks.len();
         let missing = keys.len() - blocks_cached + usize::from(tail_tokens > 0);
