@@ -239,8 +239,12 @@ impl Found {
     fn new(group: &Group, keys: &[BlockKey]) -> Self {
         match group.attention {
             Attention::Full => Self::Prefix(group.manager.match_prefix(keys).into()),
-            Attention::Window { .. } => Self::Each(keys.iter().map(|_| Looked::NotYet).collect()),
+            Attention::Window { .. } => Self::not_yet(keys),
         }
+    }
+
+    fn not_yet(keys: &[BlockKey]) -> Self {
+        Self::Each(keys.iter().map(|_| Looked::NotYet).collect())
     }
 
     /// Returns how many blocks, at most all of `keys`, the group has what it reads of.

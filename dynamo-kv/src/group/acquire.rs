@@ -21,7 +21,7 @@ impl BlockGroups {
     /// # Cancel safety
     /// As of [`BlockManager::acquire`](crate::BlockManager::acquire).
     pub async fn acquire(&self, keys: &[BlockKey]) -> GroupedPrefix {
-        let mut found: Vec<_> = self.groups.iter().map(|group| Found::none(group, keys)).collect();
+        let mut found: Vec<_> = self.groups.iter().map(|_| Found::not_yet(keys)).collect();
         let mut blocks = keys.len();
         for (group, found) in self.groups.iter().zip(&mut found) {
             if group.attention == Attention::Full {
@@ -58,13 +58,6 @@ impl BlockGroups {
 }
 
 impl Found {
-    fn none(group: &Group, keys: &[BlockKey]) -> Self {
-        match group.attention {
-            Attention::Full => Self::Prefix(Vec::new()),
-            Attention::Window { .. } => Self::Each(keys.iter().map(|_| Looked::NotYet).collect()),
-        }
-    }
-
     /// Returns how many blocks, at most all of `keys`, the group has what it reads of, once that has come
     /// up.
     async fn bring_longest(&mut self, group: &Group, keys: &[BlockKey], size: BlockSize) -> usize {
