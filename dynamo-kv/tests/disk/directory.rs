@@ -19,6 +19,17 @@ async fn refused(config: DiskConfig) -> DiskError {
     DiskTier::open(config).await.unwrap_err()
 }
 
+/// A directory of four blocks, all of them there.
+async fn filled() -> (Scratch, DiskConfig) {
+    let scratch = Scratch::new();
+    let truth = Truth::new(4, 4096);
+    let config = scratch.config(4, 4096);
+    let tier = DiskTier::open(config.clone()).await.unwrap();
+    store(&tier, &truth, 0..4).await;
+    shut(tier).await;
+    (scratch, config)
+}
+
 #[tokio::test]
 async fn a_directory_has_one_tier_at_a_time() {
     let scratch = Scratch::new();
@@ -33,12 +44,7 @@ async fn a_directory_has_one_tier_at_a_time() {
 
 #[tokio::test]
 async fn a_directory_of_something_else_is_refused_and_made_anew_only_if_the_config_says_so() {
-    let scratch = Scratch::new();
-    let truth = Truth::new(4, 4096);
-    let config = scratch.config(4, 4096);
-    let tier = DiskTier::open(config.clone()).await.unwrap();
-    store(&tier, &truth, 0..4).await;
-    shut(tier).await;
+    let (scratch, config) = filled().await;
 
     let of = |blocks, block_bytes, fingerprint| {
         DiskConfig::new(scratch.path(), blocks, block_bytes, fingerprint)
@@ -134,12 +140,7 @@ fn bad_page(page: u64) -> FileFaults {
 
 #[tokio::test]
 async fn one_superblock_is_enough_and_makes_the_other_whole_again() {
-    let scratch = Scratch::new();
-    let truth = Truth::new(4, 4096);
-    let config = scratch.config(4, 4096);
-    let tier = DiskTier::open(config.clone()).await.unwrap();
-    store(&tier, &truth, 0..4).await;
-    shut(tier).await;
+    let (scratch, config) = filled().await;
     let is_whole = |tier: &DiskTier| {
         assert_eq!(tier.keys(), [0, 1, 2, 3].map(key));
         let superblock = |at| read_at(&scratch.manifest(), at, 512);

@@ -9,23 +9,17 @@ use dynamo_core::time::{Clock, SystemClock};
 use dynamo_kv::Settlement;
 use dynamo_transfer::BackendKind;
 
-use crate::support::{Other, PATIENCE, Worker, backend, backends, report, say, ticket};
+use crate::support::{Other, PATIENCE, Worker, backend, kill_on_each_backend, report, say, ticket};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_decode_process_that_is_killed_leaves_nothing_staged() {
-    kill_on_each_backend(10).await;
+    kill_on_each_backend(10, kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes; `cargo test -p dynamo-kv --test handoff -- --ignored --nocapture killed_200`"]
 async fn a_decode_process_that_is_killed_200_times_leaves_nothing_staged() {
-    kill_on_each_backend(100).await;
-}
-
-async fn kill_on_each_backend(times: u32) {
-    for backend in backends() {
-        kill(*backend, times).await;
-    }
+    kill_on_each_backend(100, kill).await;
 }
 
 const SEED: u64 = 1;

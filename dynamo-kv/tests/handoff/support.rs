@@ -11,12 +11,15 @@ use dynamo_transfer::{Agent, AgentConfig, BackendKind};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What joins processes of one host.
-pub(crate) fn backends() -> &'static [BackendKind] {
-    if cfg!(target_os = "linux") {
+/// Kills processes so many times over each backend that joins processes of one host.
+pub(crate) async fn kill_on_each_backend(times: u32, kill: impl AsyncFn(BackendKind, u32)) {
+    let backends: &[_] = if cfg!(target_os = "linux") {
         &[BackendKind::Tcp, BackendKind::Shm]
     } else {
         &[BackendKind::Tcp]
+    };
+    for backend in backends {
+        kill(*backend, times).await;
     }
 }
 

@@ -29,8 +29,6 @@ async fn of_ten_million_blocks_from_a_disk_that_fails_none_is_wrong() {
 
 const HOST: usize = 24;
 const DISK: u32 = 80;
-const SEQUENCES: u32 = 14;
-const BLOCKS: u32 = 8;
 const TASKS: u64 = 4;
 
 /// What happened in all lives.
@@ -55,8 +53,7 @@ async fn run(hits: u64) {
         live(seed, &total).await;
         seed += 1;
     }
-    let said = format!("{total:?}\n");
-    std::io::Write::write_all(&mut std::io::stderr(), said.as_bytes()).unwrap();
+    say(&format!("{total:?}"));
     let seen = [
         &total.from_host,
         &total.failed,
@@ -140,9 +137,7 @@ async fn step(
     total: &Total,
     (scratch, is_failing): (&Scratch, &AtomicBool),
 ) {
-    let sequence = u32::try_from(random.below(SEQUENCES as usize).unwrap()).unwrap();
-    let len = 1 + u32::try_from(random.below(BLOCKS as usize).unwrap()).unwrap();
-    let keys = keys(sequence, len);
+    let keys = any_keys(random);
     match random.below(40).unwrap() {
         0 => is_failing.store(true, Ordering::SeqCst),
         1..4 => is_failing.store(false, Ordering::SeqCst),
@@ -155,13 +150,7 @@ async fn step(
             blocks.into_iter().flatten().for_each(|mut block| block.fill(0xff));
         }
         8 | 9 => {
-            let mut acquire = Box::pin(manager.acquire(&keys));
-            for _ in 0..random.below(4).unwrap() {
-                if futures::poll!(&mut acquire).is_ready() {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
+            give_up(manager.acquire(&keys), random.below(4).unwrap()).await;
         }
         number => {
             let mut acquired = manager.acquire(&keys).await;

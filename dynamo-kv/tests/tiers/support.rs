@@ -62,6 +62,31 @@ pub(crate) fn keys(sequence: u32, blocks: u32) -> Vec<BlockKey> {
     TokenSequence::new(&CacheNamespace::default(), size, &tokens).keys().to_vec()
 }
 
+/// The first keys of one of the sequences that oracles ask for.
+pub(crate) fn any_keys(random: &mut Random) -> Vec<BlockKey> {
+    const SEQUENCES: usize = 14;
+    const BLOCKS: usize = 8;
+    let mut below = |count| u32::try_from(random.below(count).unwrap()).unwrap();
+    let sequence = below(SEQUENCES);
+    keys(sequence, 1 + below(BLOCKS))
+}
+
+/// Polls a call so many times, unless it ends before, and drops it.
+pub(crate) async fn give_up(call: impl Future, polls: usize) {
+    let mut call = std::pin::pin!(call);
+    for _ in 0..polls {
+        if futures::poll!(&mut call).is_ready() {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Says something past what captures the output of tests.
+pub(crate) fn say(what: &str) {
+    std::io::Write::write_all(&mut std::io::stderr(), format!("{what}\n").as_bytes()).unwrap();
+}
+
 /// Writes what is in a block: it is different for each.
 pub(crate) fn write(identity: &BlockIdentity, bytes: &mut [u8]) {
     bytes.chunks_mut(32).for_each(|bytes| bytes.copy_from_slice(&identity.0[..bytes.len()]));

@@ -28,8 +28,6 @@ async fn of_a_million_blocks_that_came_to_a_device_none_is_wrong() {
 
 const SIZES: Sizes = Sizes { device: 24, host: 40, queue: 0 };
 const DISK: u32 = 80;
-const SEQUENCES: u32 = 14;
-const BLOCKS: u32 = 8;
 const TASKS: u64 = 4;
 const STEPS: usize = 200;
 
@@ -59,8 +57,7 @@ async fn run(hits: u64) {
         live(seed, &total).await;
         seed += 1;
     }
-    let said = format!("{total:?}, {seed} lives\n");
-    std::io::Write::write_all(&mut std::io::stderr(), said.as_bytes()).unwrap();
+    say(&format!("{total:?}, {seed} lives"));
     let Total { from_device, from_host, from_disk, given_up, refused, .. } = &*total;
     let seen = [from_device, from_host, from_disk, given_up, refused, &total.disk_failed];
     assert!(seen.iter().all(|count| count.load(Ordering::Relaxed) > 0), "{total:?}");
@@ -121,9 +118,7 @@ async fn step(
     (device, is_failing): (&SoftwareDevice, &AtomicBool),
 ) {
     let manager = &rig.manager;
-    let sequence = u32::try_from(random.below(SEQUENCES as usize).unwrap()).unwrap();
-    let len = 1 + u32::try_from(random.below(BLOCKS as usize).unwrap()).unwrap();
-    let keys = keys(sequence, len);
+    let keys = any_keys(random);
     match random.below(40).unwrap() {
         0 => is_failing.store(true, Ordering::SeqCst),
         1..4 => is_failing.store(false, Ordering::SeqCst),
@@ -144,14 +139,7 @@ async fn step(
         8..11 => {
             // The device stops for a while, and somebody has enough of it.
             device.pause();
-            let mut acquire = Box::pin(manager.acquire(&keys));
-            for _ in 0..random.below(4).unwrap() {
-                if futures::poll!(&mut acquire).is_ready() {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
-            drop(acquire);
+            give_up(manager.acquire(&keys), random.below(4).unwrap()).await;
             total.given_up.fetch_add(1, Ordering::Relaxed);
             device.resume();
         }
