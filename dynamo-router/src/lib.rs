@@ -55,9 +55,11 @@ pub mod events;
 pub mod index;
 pub mod load;
 pub mod router;
+mod workers;
 
 pub use choose::{CandidateCost, CostModel, RouteExplain};
 pub use disagg::{DisaggReport, Observer, Outcome, Pool, PrefillDecode};
 pub use events::EventFeed;
 pub use load::Booking;
 pub use router::{Decision, KvRouter, RouterConfig, RouterStats};
+pub use workers::Slot;

@@ -5,15 +5,18 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dynamo_core::protocol::{GenerateRequest, InstanceId, KvChange, KvEvent, Stage, WorkerId};
+use dynamo_core::protocol::{
+    GenerateRequest, InstanceId, KvChange, KvEvent, SequenceHash, Stage, WorkerId,
+};
 use dynamo_core::random::Random;
 use dynamo_core::time::Clock;
 use dynamo_core::{Context, Error, ErrorKind, Instance, Pick, Picker, Result};
 
 use crate::choose::{CostModel, Rates, RouteExplain, Work, cost, pick};
 use crate::events::{Sequencer, Verdict};
-use crate::index::{Matches, PrefixIndex};
+use crate::index::{Matches, PrefixIndex, PrefixReader};
 use crate::load::{Booking, Ledger, Load};
+use crate::workers::Workers;
 
 /// How a router chooses.
 #[derive(Debug, Clone)]
@@ -60,7 +63,9 @@ pub struct KvRouter {
 }
 
 struct State {
+    workers: Workers,
     index: PrefixIndex,
+    reader: PrefixReader,
     sequencers: HashMap<WorkerId, Sequencer>,
     rates: HashMap<WorkerId, Rates>,
     /// What all workers have shown: stands in for one that has shown nothing yet.
@@ -70,6 +75,8 @@ struct State {
     /// Instances something is known of that are not listed, and since when.
     absent_since: HashMap<InstanceId, Instant>,
     matches: Matches,
+    /// The hashes of the event that is applied.
+    hashes: Vec<SequenceHash>,
     random: Random,
     events_total: u64,
     gaps_total: u64,
@@ -107,14 +114,18 @@ pub struct RouterStats {
 impl KvRouter {
     /// Creates a router that knows nothing yet.
     pub fn new(config: RouterConfig, clock: Arc<dyn Clock>) -> Self {
+        let index = PrefixIndex::default();
         let state = State {
-            index: PrefixIndex::default(),
+            workers: Workers::default(),
+            reader: index.reader(),
+            index,
             sequencers: HashMap::new(),
             rates: HashMap::new(),
             pool_rates: Rates::default(),
             listed: BTreeSet::new(),
             absent_since: HashMap::new(),
             matches: Matches::default(),
+            hashes: Vec::new(),
             random: Random::new(config.seed),
             events_total: 0,
             gaps_total: 0,
@@ -138,7 +149,7 @@ impl KvRouter {
         let mut state = self.lock();
         let state = &mut *state;
         state.forget_absent(candidates, self.clock.now());
-        state.index.find(request.blocks.sequence(), &mut state.matches);
+        state.reader.find(request.blocks.sequence(), &mut state.matches);
 
         let block_tokens = request.blocks.block_size().tokens();
         let prompt_tokens = request.token_ids.len();
@@ -154,7 +165,8 @@ impl KvRouter {
             .filter(|candidate| !exclude.contains(&candidate.id))
             .map(|candidate| {
                 let worker = WorkerId::new(candidate.id);
-                let cached = (state.matches.depth(worker) * block_tokens).min(reusable);
+                let depth = state.workers.get(worker).map_or(0, |slot| state.matches.depth(slot));
+                let cached = (depth * block_tokens).min(reusable);
                 let rates = state.rates_of(worker);
                 let tokens = (cached, prompt_tokens - cached);
                 cost(&self.cost, rates, worker, self.ledger.load(worker), tokens, work)
@@ -186,25 +198,31 @@ impl KvRouter {
     /// Takes in what a worker says of its cache.
     pub fn apply(&self, event: &KvEvent) {
         let mut state = self.lock();
+        let state = &mut *state;
         let worker = event.worker;
         state.events_total += 1;
+        let Some(slot) = state.workers.get_or_take(worker) else {
+            return tracing::warn!(%worker, "more workers than there are slots: its cache is not seen");
+        };
         match state.sequencers.entry(worker).or_default().judge(event) {
             Verdict::Ignore => return,
             Verdict::Apply => {}
-            Verdict::Restart => state.index.clear(worker),
+            Verdict::Restart => state.index.clear(slot),
             Verdict::Gap => {
                 state.gaps_total += 1;
-                state.index.clear(worker);
+                state.index.clear(slot);
             }
         }
         match &event.change {
-            KvChange::BlockStored { blocks, tier, .. } => {
-                state.index.store(worker, *tier, blocks.iter().map(|block| block.sequence));
+            KvChange::BlockStored { parent, blocks, tier } => {
+                state.hashes.clear();
+                state.hashes.extend(blocks.iter().map(|block| block.sequence));
+                state.index.store(slot, *tier, *parent, &state.hashes);
             }
             KvChange::BlockRemoved { sequence_hashes, tier } => {
-                state.index.remove(worker, *tier, sequence_hashes.iter().copied());
+                state.index.remove(slot, *tier, sequence_hashes);
             }
-            KvChange::AllBlocksCleared => state.index.clear(worker),
+            KvChange::AllBlocksCleared => state.index.clear(slot),
             _ => tracing::warn!(%worker, "KV event of an unknown kind"),
         }
     }
@@ -295,7 +313,10 @@ impl State {
         let workers: Vec<_> = self.sequencers.keys().copied().filter(of_gone).collect();
         for worker in workers {
             self.sequencers.remove(&worker);
-            self.index.clear(worker);
+            if let Some(slot) = self.workers.get(worker) {
+                self.index.clear(slot);
+                self.workers.release(worker);
+            }
         }
         self.rates.retain(|worker, _| !of_gone(worker));
     }

@@ -2,34 +2,36 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dynamo_core::protocol::{SequenceHash, Tier, WorkerId};
+use dynamo_core::protocol::{SequenceHash, Tier};
+
+use crate::workers::Slot;
 
 #[derive(Debug, Default)]
-pub(crate) struct Reference(BTreeMap<WorkerId, BTreeSet<(SequenceHash, Tier)>>);
+pub(crate) struct Reference(BTreeMap<Slot, BTreeSet<(SequenceHash, Tier)>>);
 
 impl Reference {
-    pub(crate) fn store(&mut self, worker: WorkerId, tier: Tier, hashes: &[SequenceHash]) {
+    pub(crate) fn store(&mut self, worker: Slot, tier: Tier, hashes: &[SequenceHash]) {
         let held = self.0.entry(worker).or_default();
         held.extend(hashes.iter().map(|hash| (*hash, tier)));
     }
 
-    pub(crate) fn remove(&mut self, worker: WorkerId, tier: Tier, hashes: &[SequenceHash]) {
+    pub(crate) fn remove(&mut self, worker: Slot, tier: Tier, hashes: &[SequenceHash]) {
         let held = self.0.entry(worker).or_default();
         hashes.iter().for_each(|hash| {
             held.remove(&(*hash, tier));
         });
     }
 
-    pub(crate) fn clear(&mut self, worker: WorkerId) {
+    pub(crate) fn clear(&mut self, worker: Slot) {
         self.0.remove(&worker);
     }
 
-    pub(crate) fn depth(&self, worker: WorkerId, hashes: &[SequenceHash]) -> usize {
+    pub(crate) fn depth(&self, worker: Slot, hashes: &[SequenceHash]) -> usize {
         let held = self.distinct(worker);
         hashes.iter().take_while(|hash| held.contains(hash)).count()
     }
 
-    pub(crate) fn held(&self, worker: WorkerId) -> usize {
+    pub(crate) fn held(&self, worker: Slot) -> usize {
         self.distinct(worker).len()
     }
 
@@ -39,7 +41,7 @@ impl Reference {
     }
 
     /// Returns the blocks that a worker has in any tier.
-    fn distinct(&self, worker: WorkerId) -> BTreeSet<SequenceHash> {
+    fn distinct(&self, worker: Slot) -> BTreeSet<SequenceHash> {
         self.0.get(&worker).into_iter().flatten().map(|(hash, _)| *hash).collect()
     }
 }
