@@ -228,7 +228,9 @@ impl Below {
         acquired: &mut Acquired,
     ) -> bool {
         let (level, count) = match source {
-            Source::Leaving(leaving) => return copy(leaving, pool, keys, acquired).await,
+            Source::Leaving(leaving) => {
+                return self.copy(leaving, pool, keys, acquired).await;
+            }
             Source::Tier { level, .. } => (level, keys.len()),
         };
         let (tier, depth) = (self.tier(level), keys[0].position);
@@ -297,27 +299,36 @@ impl Below {
         let blocks = hits.collect();
         (keys, sources, blocks)
     }
-}
 
-/// Copies blocks that have not gone; tells whether there was room for all.
-async fn copy(
-    mut leaving: Vec<Arc<Leaving>>,
-    pool: &Arc<Pool>,
-    keys: &[BlockKey],
-    acquired: &mut Acquired,
-) -> bool {
-    // Without waiting for a spare slot: it might be one of theirs.
-    let targets = pool.allocate_up_to(keys.len());
-    leaving.truncate(targets.len());
-    let sources = leaving.iter().map(Outgoing::leaving).collect();
-    let copied = match pool.tier() {
-        protocol::Tier::Device => copy_across(sources, targets).await,
-        _ => sources.iter().zip(targets).map(|(source, target)| fill(target, source)).collect(),
-    };
-    let is_all = copied.len() == keys.len();
-    let blocks = copied.into_iter().zip(keys).map(|(block, key)| block.complete(*key));
-    acquired.push(pool.tier(), pool.register(blocks.collect()));
-    is_all
+    /// Copies the first of blocks that have not gone, as many as there is room for; tells whether there
+    /// may be more.
+    async fn copy(
+        &self,
+        mut leaving: Vec<Arc<Leaving>>,
+        pool: &Arc<Pool>,
+        keys: &[BlockKey],
+        acquired: &mut Acquired,
+    ) -> bool {
+        // Room beyond that would cost blocks that have no spare slot to leave by.
+        let ready = pool.free_count() + self.outbox.spares();
+        if ready == 0 {
+            // Not while these are held: the next slot to be spare may be one of theirs.
+            drop(leaving);
+            let is_room = !pool.reserve_up_to(keys.len()).await.is_empty();
+            return is_room;
+        }
+        let targets = pool.allocate_up_to(keys.len().min(ready));
+        leaving.truncate(targets.len());
+        let sources = leaving.iter().map(Outgoing::leaving).collect();
+        let copied = match pool.tier() {
+            protocol::Tier::Device => copy_across(sources, targets).await,
+            _ => sources.iter().zip(targets).map(|(source, target)| fill(target, source)).collect(),
+        };
+        let is_any = !copied.is_empty();
+        let blocks = copied.into_iter().zip(keys).map(|(block, key)| block.complete(*key));
+        acquired.push(pool.tier(), pool.register(blocks.collect()));
+        is_any
+    }
 }
 
 fn fill(mut target: MutableBlock, source: &Outgoing) -> MutableBlock {
