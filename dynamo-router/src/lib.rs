@@ -1,7 +1,7 @@
 //! KV-cache-aware routing and the prefill/decode split.
 //!
-//! The heart is a synchronous call without a runtime: [`KvRouter::route`] takes a request and the
-//! workers there are, and answers with a worker, the reason, and a booking.
+//! The heart is a synchronous call without a runtime: [`KvRouter::route`] takes a request and
+//! what is asked of its worker, and answers with a worker, the reason, and a booking.
 //!
 //! ```
 //! use std::collections::BTreeMap;
@@ -12,7 +12,7 @@
 //! use dynamo_core::protocol::{BlockSize, CacheNamespace, GenerateRequest, InstanceId, Sampling};
 //! use dynamo_core::time::SystemClock;
 //! use dynamo_core::{Instance, Result};
-//! use dynamo_router::{KvRouter, RouterConfig};
+//! use dynamo_router::{Constraints, KvRouter, RouterConfig};
 //!
 //! # fn main() -> Result<()> {
 //! let name = |name| Name::new(name);
@@ -31,8 +31,9 @@
 //! let request = GenerateRequest::new(
 //!     CacheNamespace::model("m"), BlockSize::DEFAULT, prompt, Sampling::default(),
 //! );
-//! let first = router.route(&request, &[worker(1), worker(2)], &[])?;
-//! let second = router.route(&request, &[worker(1), worker(2)], &[])?;
+//! router.set_workers(&[worker(1), worker(2)])?;
+//! let first = router.route(&request, &Constraints::default())?;
+//! let second = router.route(&request, &Constraints::default())?;
 //! assert_ne!(first.worker, second.worker, "the first booking makes its worker the busier one");
 //! # Ok(())
 //! # }
@@ -41,10 +42,10 @@
 //! # The rooms, in the order a choice passes them
 //! | room | what is there |
 //! |---|---|
-//! | [`router`] | the recipe: find, cost, pick, book |
+//! | [`router`] | the recipe: find, filter, score, pick, reserve |
 //! | [`index`] | who holds which prefix |
 //! | [`events`] | what feeds the index: order, gaps, restarts |
-//! | [`load`] | what is booked on whom, until the stream ends |
+//! | [`load`] | what is booked on whom, until the stream ends, and what workers report |
 //! | [`choose`] | the one formula, and the explanation |
 //! | [`disagg`] | [`PrefillDecode`]: an engine over two pools |
 #![forbid(unsafe_code)]
@@ -57,9 +58,9 @@ pub mod load;
 pub mod router;
 mod workers;
 
-pub use choose::{CandidateCost, CostModel, RouteExplain};
+pub use choose::{CandidateCost, CostModel, Rivals, RouteExplain};
 pub use disagg::{DisaggReport, Observer, Outcome, Pool, PrefillDecode};
 pub use events::EventFeed;
-pub use load::Booking;
-pub use router::{Decision, KvRouter, RouterConfig, RouterStats};
-pub use workers::Slot;
+pub use load::{Booking, Load};
+pub use router::{Constraints, Decision, KvRouter, Preference, RouterConfig, RouterStats};
+pub use workers::{RANKS_LABEL, Slot};

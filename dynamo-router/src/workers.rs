@@ -1,8 +1,17 @@
-//! Who can be chosen: each worker has a dense number, by which tables are indexed.
+//! Who can be chosen: each worker has a dense number, by which tables are indexed, and a seat, which
+//! says what is booked on it and how fast it is.
 
-use std::collections::HashMap;
+mod fleet;
+mod members;
+mod seat;
 
-use dynamo_core::protocol::WorkerId;
+use std::sync::{Mutex, PoisonError};
+
+pub use fleet::RANKS_LABEL;
+
+pub(crate) use fleet::{Fleet, Positions, is_in};
+pub(crate) use members::Members;
+pub(crate) use seat::{Common, Seat, as_ns};
 
 /// The number of a worker in a router's tables: small, and another worker's once this one is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,66 +32,47 @@ impl Slot {
     }
 }
 
-/// The slots that are taken, and by whom.
+/// The slots that nobody has.
 #[derive(Debug, Default)]
-pub(crate) struct Workers {
-    slots: HashMap<WorkerId, Slot>,
-    by_slot: Vec<Option<WorkerId>>,
-    free: Vec<Slot>,
+pub(crate) struct Slots(Mutex<Free>);
+
+#[derive(Debug, Default)]
+struct Free {
+    /// The lowest that was never taken.
+    next: usize,
+    given_back: Vec<Slot>,
 }
 
-impl Workers {
-    /// Returns a worker's slot.
-    pub(crate) fn get(&self, worker: WorkerId) -> Option<Slot> {
-        self.slots.get(&worker).copied()
+impl Slots {
+    /// Takes a free slot; `None` if all are taken.
+    fn take(&self) -> Option<Slot> {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        free.given_back.pop().or_else(|| {
+            let slot = Slot::from_index(free.next)?;
+            free.next += 1;
+            Some(slot)
+        })
     }
 
-    /// Returns a worker's slot, a free one if it has none yet; `None` if all are taken.
-    pub(crate) fn get_or_take(&mut self, worker: WorkerId) -> Option<Slot> {
-        if let Some(slot) = self.get(worker) {
-            return Some(slot);
-        }
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None => Slot::from_index(self.by_slot.len())?,
-        };
-        if slot.index() == self.by_slot.len() {
-            self.by_slot.push(None);
-        }
-        self.by_slot[slot.index()] = Some(worker);
-        self.slots.insert(worker, slot);
-        Some(slot)
-    }
-
-    /// Frees the slot of a worker of which no table says anything any more.
-    pub(crate) fn release(&mut self, worker: WorkerId) {
-        if let Some(slot) = self.slots.remove(&worker) {
-            self.by_slot[slot.index()] = None;
-            self.free.push(slot);
-        }
+    fn give_back(&self, slot: Slot) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).given_back.push(slot);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use dynamo_core::protocol::InstanceId;
-
     use super::*;
 
     #[test]
-    fn a_slot_is_one_workers_until_it_is_released() {
-        let worker = |id| WorkerId::new(InstanceId(id));
-        let mut workers = Workers::default();
-        let slots: Vec<_> = (0..3).map(|id| workers.get_or_take(worker(id)).unwrap()).collect();
-        assert_eq!(slots.iter().map(|slot| slot.index()).collect::<Vec<_>>(), [0, 1, 2]);
-        assert_eq!(workers.get_or_take(worker(1)), Some(slots[1]));
-        workers.release(worker(1));
-        assert_eq!(workers.get(worker(1)), None);
-        assert_eq!(workers.get_or_take(worker(7)), Some(slots[1]));
-        assert_eq!(workers.get_or_take(worker(1)).unwrap().index(), 3);
-        workers.release(worker(8));
+    fn a_slot_is_taken_once_until_it_is_given_back() {
+        let slots = Slots::default();
+        let taken: Vec<_> = (0..3).map(|_| slots.take().unwrap().index()).collect();
+        assert_eq!(taken, [0, 1, 2]);
+        slots.give_back(Slot::from_index(1).unwrap());
+        assert_eq!(slots.take(), Slot::from_index(1));
+        assert_eq!(slots.take(), Slot::from_index(3));
         assert_eq!(Slot::from_index(Slot::COUNT), None);
-        (4..Slot::COUNT as u64 + 2).for_each(|id| _ = workers.get_or_take(worker(100 + id)));
-        assert_eq!(workers.get_or_take(worker(9)), None);
+        (4..Slot::COUNT).for_each(|_| assert!(slots.take().is_some()));
+        assert_eq!(slots.take(), None);
     }
 }

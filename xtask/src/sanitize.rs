@@ -45,13 +45,16 @@ pub(crate) fn asan() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs the models of slots, and of a shard of the pool, in every order of their threads.
+/// Runs the models of slots, of a shard of the pool and of a worker's load, in every order of their
+/// threads.
 pub(crate) fn loom() -> Result<()> {
-    step("cargo test with loom: dynamo-transfer, slots; dynamo-kv, pool");
+    step("cargo test with loom: dynamo-transfer, slots; dynamo-kv, pool; dynamo-router, load");
     let mut models = Command::new("cargo");
     models.args(["test", "--release", "--lib", "--locked", "--target-dir", "target/loom"]);
-    models.args(["--package", "dynamo-transfer", "--package", "dynamo-kv", "--"]);
-    models.args(["slots::tests::models::", "pool::tests::"]);
+    for package in ["dynamo-transfer", "dynamo-kv", "dynamo-router"] {
+        models.args(["--package", package]);
+    }
+    models.args(["--", "slots::tests::models::", "pool::tests::", "load::models::"]);
     shell::run(models.env("RUSTFLAGS", "--cfg dynamo_loom"))
 }
 

@@ -45,32 +45,6 @@ pub(crate) enum Work {
     Fetch,
 }
 
-/// What is known of one worker's speed.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Rates {
-    prefill_s_per_token: Option<f64>,
-}
-
-impl Rates {
-    /// Learns from `tokens` prefilled in `seconds`: an average that forgets.
-    pub(crate) fn observe(&mut self, tokens: usize, seconds: f64) {
-        if tokens < OBSERVED_TOKENS_MIN || !seconds.is_finite() || seconds <= 0.0 {
-            return;
-        }
-        let seen = seconds / tokens as f64;
-        let rate = self.prefill_s_per_token.map_or(seen, |rate| rate + (seen - rate) * FORGETTING);
-        self.prefill_s_per_token = Some(rate);
-    }
-
-    pub(crate) fn prefill_s_per_token(&self) -> Option<f64> {
-        self.prefill_s_per_token
-    }
-}
-
-/// Fewer tokens measure the overhead, not the rate.
-const OBSERVED_TOKENS_MIN: usize = 16;
-const FORGETTING: f64 = 0.2;
-
 /// What choosing one worker would cost.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CandidateCost {
@@ -88,11 +62,28 @@ pub struct CandidateCost {
     pub ttft_s: f64,
     /// Delay that all requests decoding there would suffer together, in seconds.
     pub harm_s: f64,
+    /// What the labels cost that it lacks and the request would rather have, in seconds.
+    pub lacking_s: f64,
 }
 
 impl CandidateCost {
     /// Returns what is minimised, in seconds.
     pub fn total_s(&self, model: &CostModel) -> f64 {
+        let Self { queue_s, ttft_s, harm_s, .. } = *self;
+        Cost { queue_s, ttft_s, harm_s }.total_s(model) + self.lacking_s
+    }
+}
+
+/// What the formula says of one worker, in seconds; see [`CandidateCost`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Cost {
+    pub(crate) queue_s: f64,
+    pub(crate) ttft_s: f64,
+    pub(crate) harm_s: f64,
+}
+
+impl Cost {
+    pub(crate) fn total_s(&self, model: &CostModel) -> f64 {
         self.ttft_s + model.harm_weight * self.harm_s
     }
 }
@@ -107,21 +98,19 @@ impl CandidateCost {
 /// The harm is what prefilling stops, and what one more request in the batch slows down.
 pub(crate) fn cost(
     model: &CostModel,
-    rates: Rates,
-    worker: WorkerId,
-    load: Load,
-    (cached_tokens, new_tokens): (usize, usize),
+    prefill_s_per_token: f64,
+    load: &Load,
+    new_tokens: usize,
     work: Work,
-) -> CandidateCost {
-    let prefill = rates.prefill_s_per_token.unwrap_or(model.prefill_s_per_token);
+) -> Cost {
     let new = new_tokens as f64;
     let (work_s, stop_s) = match work {
-        Work::Prefill => (new * prefill, new * prefill),
+        Work::Prefill => (new * prefill_s_per_token, new * prefill_s_per_token),
         Work::Fetch => (new * model.fetch_s_per_token, 0.0),
     };
-    let queue_s = load.prefill_tokens as f64 * prefill;
+    let queue_s = load.prefill_tokens as f64 * prefill_s_per_token;
     let ttft_s = queue_s + work_s + load.requests as f64 * model.step_s_per_request;
     let slow_s = model.step_s_per_request * model.output_tokens;
     let harm_s = load.decoding as f64 * (stop_s + slow_s);
-    CandidateCost { worker, cached_tokens, new_tokens, load, queue_s, ttft_s, harm_s }
+    Cost { queue_s, ttft_s, harm_s }
 }

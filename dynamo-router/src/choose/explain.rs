@@ -11,12 +11,36 @@ pub struct RouteExplain {
     pub prompt_tokens: usize,
     /// The worker that was chosen.
     pub chosen: CandidateCost,
-    /// The others.
+    /// What there is to say of the others.
+    pub rivals: Rivals,
+    /// The others one by one, if they were asked for
+    /// ([`route_explained`](crate::KvRouter::route_explained)).
     pub others: Vec<CandidateCost>,
 }
 
+/// The workers that could have been chosen as well.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rivals {
+    /// How many they are.
+    pub count: usize,
+    /// The shortest time to a first token among them, in seconds; endless if there are none.
+    pub ttft_s: f64,
+    /// Prompt tokens that the one has cached that has most of them.
+    pub cached_tokens: usize,
+    /// The queue of that one, in seconds.
+    pub holder_queue_s: f64,
+    /// Requests booked on the one that has most of them.
+    pub requests: usize,
+}
+
+impl Default for Rivals {
+    fn default() -> Self {
+        Self { count: 0, ttft_s: f64::INFINITY, cached_tokens: 0, holder_queue_s: 0.0, requests: 0 }
+    }
+}
+
 impl RouteExplain {
-    /// Returns the cost of `worker`, if it was a candidate.
+    /// Returns the cost of `worker`, if it was chosen or is among the others that were asked for.
     pub fn candidate(&self, worker: WorkerId) -> Option<&CandidateCost> {
         std::iter::once(&self.chosen).chain(&self.others).find(|cost| cost.worker == worker)
     }
@@ -24,24 +48,22 @@ impl RouteExplain {
 
 impl fmt::Display for RouteExplain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { prompt_tokens, chosen, others } = self;
-        let fastest = others.iter().map(|other| other.ttft_s).fold(f64::INFINITY, f64::min);
-        let holder = others.iter().max_by_key(|other| other.cached_tokens);
-        let most_cached = holder.map_or(0, |holder| holder.cached_tokens);
+        let Self { prompt_tokens, chosen, rivals, .. } = self;
+        let most_cached = rivals.cached_tokens;
         if chosen.cached_tokens > most_cached {
             write!(f, "holds {} of {prompt_tokens} tokens", chosen.cached_tokens)?;
         } else if chosen.cached_tokens < most_cached {
-            let is_busier = holder.is_some_and(|holder| holder.queue_s > chosen.queue_s);
+            let is_busier = rivals.holder_queue_s > chosen.queue_s;
             let why = if is_busier { "less busy than" } else { "as good as" };
             write!(f, "{why} the holder of {most_cached} tokens")?;
-        } else if others.iter().any(|other| other.load.requests > chosen.load.requests) {
+        } else if rivals.requests > chosen.load.requests {
             f.write_str("least busy")?;
         } else {
             f.write_str("as good as any")?;
         }
-        if others.is_empty() {
+        if rivals.count == 0 {
             return write!(f, ", ttft {:.3} s, no other", chosen.ttft_s);
         }
-        write!(f, ", ttft {:.3} s against {fastest:.3} s", chosen.ttft_s)
+        write!(f, ", ttft {:.3} s against {:.3} s", chosen.ttft_s, rivals.ttft_s)
     }
 }

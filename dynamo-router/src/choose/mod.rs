@@ -1,11 +1,15 @@
 //! Filter → score → pick: the one formula, and why.
 
+mod columns;
 mod cost;
 mod explain;
 mod pick;
+mod speed;
 
 pub use cost::{CandidateCost, CostModel};
-pub use explain::RouteExplain;
+pub use explain::{Rivals, RouteExplain};
 
-pub(crate) use cost::{Rates, Work, cost};
+pub(crate) use columns::{Asked, Columns, View};
+pub(crate) use cost::Work;
 pub(crate) use pick::pick;
+pub(crate) use speed::Speed;

@@ -1,27 +1,38 @@
 use dynamo_core::random::Random;
 
-use super::cost::{CandidateCost, CostModel};
+use super::columns::Columns;
+use super::cost::CostModel;
 
-/// Chooses among candidates: the cheapest, at random among those that cost almost the same.
+/// Chooses a position: the cheapest, at random among those that cost almost the same.
 ///
-/// Candidates whose queue is far longer than the shortest one are left out first, whatever they
-/// have cached: affinity never builds a queue without bound.
+/// Workers whose queue is far longer than the shortest one are left out first, whatever they
+/// have cached: affinity never builds a queue without bound. `random` is only drawn from if there
+/// is more than one to choose among.
 pub(crate) fn pick(
     model: &CostModel,
-    candidates: &[CandidateCost],
-    random: &mut Random,
+    columns: &Columns,
+    random: impl FnOnce() -> Random,
 ) -> Option<usize> {
-    let shortest = candidates.iter().map(|c| c.queue_s).fold(f64::INFINITY, f64::min);
-    let eligible = |c: &CandidateCost| c.queue_s <= shortest + model.queue_excess_max_s;
-    let total = |c: &CandidateCost| c.total_s(model);
-    let best = candidates.iter().filter(|c| eligible(c)).map(total).fold(f64::INFINITY, f64::min);
+    let Columns { queue_s, total_s, .. } = columns;
+    let queue_max = least(queue_s.iter().copied()) + model.queue_excess_max_s;
+    let among = |(queue, total): (&f64, &f64)| if *queue <= queue_max { *total } else { ENDLESS };
+    let totals = || queue_s.iter().zip(total_s).map(among);
+    let best = least(totals());
     let limit = best * NEAR + NEAR_S;
-    let near = |c: &CandidateCost| eligible(c) && total(c) <= limit;
-    let count = candidates.iter().filter(|c| near(c)).count();
-    let nth = random.below(count)?;
-    candidates.iter().enumerate().filter(|(_, c)| near(c)).map(|(index, _)| index).nth(nth)
+    let is_near = |total: &f64| *total <= limit && *total < ENDLESS;
+    let nth = match totals().filter(is_near).count() {
+        0 => return None,
+        1 => 0,
+        count => random().below(count)?,
+    };
+    totals().enumerate().filter(|(_, total)| is_near(total)).map(|(position, _)| position).nth(nth)
 }
 
+fn least(times: impl Iterator<Item = f64>) -> f64 {
+    times.fold(ENDLESS, |least, time| if time < least { time } else { least })
+}
+
+const ENDLESS: f64 = f64::INFINITY;
 /// Costs that differ by less than the estimate's error are the same.
 const NEAR: f64 = 1.05;
 /// A microsecond: separates nothing, and makes zero costs equal.
@@ -31,59 +42,60 @@ const NEAR_S: f64 = 1e-6;
 mod tests {
     use std::collections::BTreeSet;
 
-    use dynamo_core::protocol::{InstanceId, WorkerId};
-
     use super::*;
-    use crate::choose::{Rates, Work, cost};
+    use crate::choose::Work;
+    use crate::choose::cost::cost;
     use crate::load::Load;
 
-    fn candidate(id: u64, queued: usize, decoding: usize, new_tokens: usize) -> CandidateCost {
-        let load = Load { prefill_tokens: queued, decoding, requests: decoding, ..Load::default() };
-        let worker = WorkerId::new(InstanceId(id));
-        let model = CostModel::default();
-        cost(&model, Rates::default(), worker, load, (0, new_tokens), Work::Prefill)
+    /// A worker's queue, requests that decode there, and tokens that are new to it.
+    type Worker = (usize, usize, usize);
+
+    fn columns(model: &CostModel, workers: &[Worker]) -> Columns {
+        let mut columns = Columns::default();
+        columns.reset(workers.len());
+        for (position, (queued, decoding, new)) in workers.iter().copied().enumerate() {
+            let load =
+                Load { prefill_tokens: queued, decoding, requests: decoding, ..Load::default() };
+            let cost = cost(model, model.prefill_s_per_token, &load, new, Work::Prefill);
+            columns.queue_s[position] = cost.queue_s;
+            columns.total_s[position] = cost.total_s(model);
+        }
+        columns
     }
 
-    fn picks(model: &CostModel, candidates: &[CandidateCost]) -> BTreeSet<Option<usize>> {
-        let mut random = Random::new(1);
-        (0..64).map(|_| pick(model, candidates, &mut random)).collect()
+    fn picks(model: &CostModel, workers: &[Worker]) -> BTreeSet<Option<usize>> {
+        let columns = columns(model, workers);
+        (0..64).map(|seed| pick(model, &columns, || Random::new(seed))).collect()
     }
 
     #[test]
     fn near_ties_spread_and_a_clear_difference_does_not() {
         let model = CostModel::default();
-        let near = [candidate(1, 0, 0, 1000), candidate(2, 0, 0, 1040)];
-        assert_eq!(picks(&model, &near), [Some(0), Some(1)].into());
-        let clear = [candidate(1, 0, 0, 1000), candidate(2, 0, 0, 1100)];
-        assert_eq!(picks(&model, &clear), [Some(0)].into());
+        assert_eq!(picks(&model, &[(0, 0, 1000), (0, 0, 1040)]), [Some(0), Some(1)].into());
+        assert_eq!(picks(&model, &[(0, 0, 1000), (0, 0, 1100)]), [Some(0)].into());
         assert_eq!(picks(&model, &[]), [None].into());
     }
 
     #[test]
     fn harm_to_requests_that_decode_there_counts() {
-        let model = CostModel::default();
-        let candidates = [candidate(1, 0, 32, 1000), candidate(2, 0, 0, 1000)];
-        assert_eq!(picks(&model, &candidates), [Some(1)].into());
+        assert_eq!(picks(&CostModel::default(), &[(0, 32, 1000), (0, 0, 1000)]), [Some(1)].into());
     }
 
     #[test]
     fn no_cached_prefix_is_worth_a_queue_without_bound() {
         let model = CostModel { queue_excess_max_s: 1.0, ..CostModel::default() };
         // The holder would be faster, yet it is behind the shortest queue by more than a second.
-        let candidates = [candidate(1, 20_000, 0, 0), candidate(2, 0, 0, 100_000)];
-        assert!(candidates[0].ttft_s < candidates[1].ttft_s);
-        assert_eq!(picks(&model, &candidates), [Some(1)].into());
+        let workers = [(20_000, 0, 0), (0, 0, 100_000)];
+        let columns = columns(&model, &workers);
+        assert!(columns.total_s[0] < columns.total_s[1]);
+        assert_eq!(picks(&model, &workers), [Some(1)].into());
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_picks() {
-        let candidates: Vec<_> = (0..8).map(|id| candidate(id, 0, 0, 100)).collect();
-        let run = |seed| {
-            let mut random = Random::new(seed);
-            let model = CostModel::default();
-            (0..16).map(|_| pick(&model, &candidates, &mut random)).collect::<Vec<_>>()
-        };
-        assert_eq!(run(7), run(7));
-        assert_ne!(run(7), run(8));
+    fn who_may_not_be_chosen_is_not_even_if_there_is_nobody_else() {
+        let model = CostModel::default();
+        let mut columns = columns(&model, &[(0, 0, 0)]);
+        (columns.queue_s[0], columns.total_s[0]) = (ENDLESS, ENDLESS);
+        assert_eq!(pick(&model, &columns, || Random::new(1)), None);
     }
 }

@@ -89,6 +89,7 @@ impl Flow {
                     };
                     match next {
                         Some(Ok(chunk)) => {
+                            decoding.decision.booking.progress();
                             self.phase = match chunk.finish {
                                 None => Phase::Decode(decoding),
                                 Some(_) => {

@@ -21,7 +21,7 @@ use futures::stream;
 
 pub use report::{DisaggReport, Observer, Outcome};
 
-use crate::router::{Decision, KvRouter};
+use crate::router::{Constraints, Decision, KvRouter};
 use flow::Flow;
 use report::Report;
 
@@ -157,7 +157,10 @@ async fn call(
             let message = format!("no instance serves {}", pool.client.endpoint());
             return Err(Error::new(ErrorKind::Unavailable, message).unprocessed());
         }
-        let decision = pool.router.route(request, &candidates, &failed)?;
+        // Whoever is left out was named in the log; the others serve.
+        let _ = pool.router.set_workers(&candidates);
+        let constraints = Constraints::default().with_exclude(&failed);
+        let decision = pool.router.route(request, &constraints)?;
         on_decision(&decision);
         let instance = decision.worker.instance;
         let attempt = async {

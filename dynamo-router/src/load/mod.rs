@@ -1,7 +1,32 @@
-//! What is booked on whom, from the choice until the stream ends.
+//! What is booked on whom, from the choice until the stream ends, and what workers report.
 
-mod ledger;
+mod booking;
+mod leases;
+mod report;
+mod row;
+mod sync;
 
-pub use ledger::{Booking, Load};
+pub use booking::Booking;
 
-pub(crate) use ledger::Ledger;
+pub(crate) use booking::expire;
+pub(crate) use row::{Booked, Claim, Row};
+
+/// How busy a worker is: what the router has booked on it, corrected by what it reports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests whose stream has not ended.
+    pub requests: usize,
+    /// Of these, the ones past their prefill.
+    pub decoding: usize,
+    /// Prompt tokens that are not prefilled yet.
+    pub prefill_tokens: usize,
+    /// KV blocks that the requests take; of those booked, their prompts.
+    pub blocks: usize,
+    /// KV blocks that the worker has in all; 0 if it has not said so.
+    pub blocks_total: usize,
+}
+
+#[cfg(all(test, dynamo_loom))]
+mod models;
+#[cfg(all(test, not(dynamo_loom)))]
+mod tests;

@@ -1,12 +1,25 @@
-use std::collections::BTreeMap;
+mod constraints;
+mod leases;
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use dynamo_core::ErrorKind;
 use dynamo_core::discovery::Address;
 use dynamo_core::name::{EndpointPath, Name};
 use dynamo_core::protocol::{BlockSize, CacheNamespace, PromptBlocks, Sampling, StoredBlock, Tier};
+use dynamo_core::protocol::{KvChange, KvEvent};
 use dynamo_core::time::ManualClock;
 use proptest::prelude::*;
 
 use super::*;
+use crate::index::Matches;
+use crate::load::Claim;
+
+/// Routes among `listed`, with nothing to avoid.
+fn route(router: &KvRouter, request: &GenerateRequest, listed: &[Instance]) -> Decision {
+    router.set_workers(listed).unwrap();
+    router.route(request, &Constraints::default()).unwrap()
+}
 
 fn router() -> KvRouter {
     KvRouter::new(RouterConfig::default(), Arc::new(ManualClock::new()))
@@ -45,7 +58,8 @@ fn the_holder_of_the_prefix_is_chosen_and_the_explanation_says_so() {
     let router = router();
     let request = request(1600);
     router.apply(&stored(2, 1, 0, &request.blocks));
-    let decision = router.route(&request, &[instance(1), instance(2)], &[]).unwrap();
+    router.set_workers(&[instance(1), instance(2)]).unwrap();
+    let decision = router.route_explained(&request, &Constraints::default()).unwrap();
     assert_eq!(decision.worker, worker(2));
     assert_eq!(decision.cached_tokens, 1584, "the last token is always computed");
     let text = decision.explain.to_string();
@@ -58,8 +72,10 @@ fn a_busy_holder_loses_to_an_idle_worker() {
     let router = router();
     let cached = request(160);
     router.apply(&stored(1, 1, 0, &cached.blocks));
-    let _busy = router.ledger.book(worker(1), 5_000, 300);
-    let decision = router.route(&cached, &[instance(1), instance(2)], &[]).unwrap();
+    let busy = Claim { prefill_tokens: 5_000, blocks: 300 };
+    let seat = router.hear_of(worker(1)).unwrap();
+    assert!(seat.load.reserve_anyway(busy));
+    let decision = route(&router, &cached, &[instance(1), instance(2)]);
     assert_eq!(decision.worker, worker(2));
     let text = decision.explain.to_string();
     assert!(text.starts_with("less busy than the holder of 144 tokens"), "{text}");
@@ -71,7 +87,7 @@ fn equal_workers_share_a_burst_and_every_booking_ends() {
     let candidates: Vec<_> = (0..4).map(instance).collect();
     let mut decisions = Vec::new();
     for _ in 0..40 {
-        decisions.push(router.route(&request(64), &candidates, &[]).unwrap());
+        decisions.push(route(&router, &request(64), &candidates));
     }
     for id in 0..4 {
         assert_eq!(router.load(worker(id)).requests, 10, "worker {id}");
@@ -80,7 +96,7 @@ fn equal_workers_share_a_burst_and_every_booking_ends() {
     decisions.clear();
     assert_eq!(router.stats().bookings, 0);
     let chosen: BTreeSet<_> =
-        (0..40).map(|_| router.route(&request(64), &candidates, &[]).unwrap().worker).collect();
+        (0..40).map(|_| route(&router, &request(64), &candidates).worker).collect();
     assert_eq!(chosen.len(), 4);
 }
 
@@ -89,13 +105,14 @@ fn excluded_workers_are_never_chosen_and_nobody_left_is_retryable() {
     let router = router();
     let request = request(64);
     router.apply(&stored(1, 1, 0, &request.blocks));
-    let candidates = [instance(1), instance(2)];
+    router.set_workers(&[instance(1), instance(2)]).unwrap();
+    let without = |exclude| Constraints::default().with_exclude(exclude);
     for _ in 0..10 {
-        let decision = router.route(&request, &candidates, &[InstanceId(1)]).unwrap();
+        let decision = router.route(&request, &without(&[InstanceId(1)])).unwrap();
         assert_eq!(decision.worker, worker(2));
     }
     let all = [InstanceId(1), InstanceId(2)];
-    let error = router.route(&request, &candidates, &all).unwrap_err();
+    let error = router.route(&request, &without(&all)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.is_retryable());
 }
@@ -105,7 +122,7 @@ fn a_worker_that_stays_away_is_forgotten_and_one_that_comes_back_is_kept() {
     let clock = Arc::new(ManualClock::new());
     let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
     let request = request(64);
-    let route = |listed: &[Instance]| drop(router.route(&request, listed, &[]).unwrap());
+    let route = |listed: &[Instance]| drop(route(&router, &request, listed));
     let (one, two) = (instance(1), instance(2));
     // Ahead of discovery, then listed, then gone and back.
     router.apply(&stored(1, 1, 0, &request.blocks));
@@ -125,8 +142,8 @@ fn a_worker_that_stays_away_is_forgotten_and_one_that_comes_back_is_kept() {
     clock.advance(ABSENT_MAX);
     route(std::slice::from_ref(&two));
     assert_eq!(router.stats().indexed_blocks, 0);
-    let state = router.lock();
-    assert!(state.sequencers.is_empty() && state.absent_since.is_empty());
+    assert!(router.intake().publishers.is_empty());
+    assert_eq!(router.members().all().count(), 1);
 }
 
 #[test]
@@ -135,7 +152,7 @@ fn a_forgotten_worker_loses_its_blocks_and_its_speed_but_no_booking() {
     let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
     let request = request(64);
     router.apply(&stored(1, 1, 0, &request.blocks));
-    let mut decision = router.route(&request, &[instance(1)], &[]).unwrap();
+    let mut decision = route(&router, &request, &[instance(1)]);
     clock.advance(Duration::from_secs(1));
     decision.booked.1 = 64;
     router.observe_first_token(&mut decision);
@@ -163,7 +180,7 @@ fn a_restart_is_no_loss_and_a_late_listener_has_lost() {
 fn the_prefill_rate_is_learned_from_first_tokens() {
     let clock = Arc::new(ManualClock::new());
     let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
-    let mut decision = router.route(&request(100), &[instance(1)], &[]).unwrap();
+    let mut decision = route(&router, &request(100), &[instance(1)]);
     assert_eq!(router.load(worker(1)).prefill_tokens, 100);
     clock.advance(Duration::from_secs(1));
     router.observe_first_token(&mut decision);
@@ -171,7 +188,7 @@ fn the_prefill_rate_is_learned_from_first_tokens() {
     assert_eq!(router.load(worker(1)).decoding, 1);
     let rate = router.prefill_s_per_token(worker(1)).unwrap();
     assert!((rate - 0.01).abs() < 1e-9, "{rate}");
-    let next = router.route(&request(100), &[instance(1)], &[]).unwrap();
+    let next = route(&router, &request(100), &[instance(1)]);
     assert!(next.explain.chosen.ttft_s >= 1.0);
 }
 
@@ -235,12 +252,11 @@ proptest! {
                 last.iter().for_each(|old| router.apply(old));
             }
             last = Some(event);
-            let mut state = router.lock();
-            let State { workers, reader, matches, .. } = &mut *state;
-            let slot = workers.get(worker(1));
+            let slot = router.members().get(worker(1)).map(|seat| seat.slot());
+            let mut matches = Matches::default();
             for block in 0..20 {
                 let hash = SequenceHash(block);
-                reader.find(&[hash], matches);
+                router.0.index.find(&[hash], &mut matches);
                 let claimed = slot.is_some_and(|slot| matches.depth(slot) == 1);
                 prop_assert!(!claimed || truth.contains(&hash), "claims {hash:?}");
                 prop_assert_eq!(claimed, since_loss.contains(&hash));
@@ -254,15 +270,15 @@ fn a_worker_that_has_shown_nothing_counts_as_fast_as_the_others_not_as_the_prior
     let clock = Arc::new(ManualClock::new());
     let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
     // Too few tokens to show anything.
-    let mut tiny = router.route(&request(5), &[instance(2)], &[]).unwrap();
+    let mut tiny = route(&router, &request(5), &[instance(2)]);
     router.observe_first_token(&mut tiny);
     drop(tiny);
     let request = request(100);
-    let mut decision = router.route(&request, &[instance(1)], &[]).unwrap();
+    let mut decision = route(&router, &request, &[instance(1)]);
     clock.advance(Duration::from_secs(1));
     router.observe_first_token(&mut decision);
     drop(decision);
     router.apply(&stored(1, 1, 0, &request.blocks));
-    let decision = router.route(&request, &[instance(1), instance(2)], &[]).unwrap();
+    let decision = route(&router, &request, &[instance(1), instance(2)]);
     assert_eq!(decision.worker, worker(1), "slow workers are no reason to forgo the cache");
 }

@@ -1,0 +1,96 @@
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use dynamo_core::protocol::WorkerId;
+
+use super::leases::LeaseId;
+use super::row::Claim;
+use crate::workers::{Seat, as_ns};
+
+/// One request's load on one worker; dropping it releases the load.
+///
+/// It belongs into the response stream, so that it lives exactly as long as the work. A stream may
+/// hang for ever: once there has been no [`progress`](Self::progress) for as long as
+/// [`RouterConfig::lease`](crate::RouterConfig::lease) the load is released all the same, and
+/// counted. It is booked again if there is progress after that.
+#[must_use = "dropping the booking releases the load"]
+pub struct Booking {
+    seat: Arc<Seat>,
+    lease: LeaseId,
+    progress_ns: u64,
+    is_decoding: bool,
+}
+
+impl Booking {
+    /// Guards a claim that was reserved at `seat`.
+    pub(crate) fn new(seat: &Arc<Seat>, claim: Claim, now: u64) -> Self {
+        let lease = seat.load.open(claim, now);
+        let is_decoding = claim.prefill_tokens == 0;
+        Self { seat: Arc::clone(seat), lease, progress_ns: now, is_decoding }
+    }
+
+    /// Returns the worker that it is booked on.
+    pub fn worker(&self) -> WorkerId {
+        self.seat.worker()
+    }
+
+    /// Records that the first token is there: the prompt no longer waits to be prefilled.
+    pub fn prefill_done(&mut self) {
+        if !std::mem::replace(&mut self.is_decoding, true) {
+            self.renew(self.seat.common().now_ns());
+        }
+    }
+
+    /// Records that the request goes on; costs next to nothing, so that it may be said of each
+    /// token.
+    pub fn progress(&mut self) {
+        let common = self.seat.common();
+        let now = common.now_ns();
+        if now.saturating_sub(self.progress_ns) >= as_ns(common.lease) / 8 {
+            self.renew(now);
+        }
+    }
+
+    /// Lets it live until it is dropped, for a stream whose progress nobody reports.
+    pub fn until_dropped(mut self) -> Self {
+        self.renew(u64::MAX);
+        self
+    }
+
+    fn renew(&mut self, now: u64) {
+        self.progress_ns = now;
+        if self.seat.load.progress(self.lease, now, self.is_decoding) {
+            self.seat.common().released(self.seat.worker());
+        }
+    }
+
+    pub(crate) fn seat(&self) -> &Seat {
+        &self.seat
+    }
+}
+
+impl Drop for Booking {
+    fn drop(&mut self) {
+        if self.seat.load.close(self.lease) {
+            self.seat.common().released(self.seat.worker());
+        }
+    }
+}
+
+/// Releases what has made no progress at `seat` for as long as a lease is.
+pub(crate) fn expire(seat: &Seat, now: u64) {
+    let common = seat.common();
+    let Some(before) = now.checked_sub(as_ns(common.lease)) else { return };
+    let expired = seat.load.expire(before);
+    if expired > 0 {
+        common.leases_expired_total.fetch_add(expired, Ordering::Relaxed);
+        common.released(seat.worker());
+    }
+}
+
+impl fmt::Debug for Booking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Booking").field("worker", &self.worker()).finish_non_exhaustive()
+    }
+}

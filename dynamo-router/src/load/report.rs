@@ -1,0 +1,70 @@
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use dynamo_core::protocol::LoadReport;
+
+use super::Load;
+use super::row::clamp;
+
+/// What a worker said last, as the difference to what was booked on it then: the requests of other
+/// routers, and what bookings have too much.
+///
+/// The difference fades with the report's age, and is nothing once that is too old: silence says
+/// neither busy nor idle. Two reports at once may be mixed; each field is still of one of them.
+#[derive(Debug, Default)]
+pub(super) struct Reported {
+    /// When it was said, in nanoseconds; 0 if nothing was.
+    at: AtomicU64,
+    requests: AtomicI64,
+    decoding: AtomicI64,
+    prefill_tokens: AtomicI64,
+    blocks: AtomicI64,
+    blocks_total: AtomicU64,
+}
+
+impl Reported {
+    /// Takes in `report`, of `at`, when `booked` was booked; `false` if something newer is known.
+    pub(super) fn take_in(&self, report: &LoadReport, booked: Load, at: u64) -> bool {
+        let at = at.max(1);
+        if self.at.fetch_max(at, Ordering::AcqRel) >= at {
+            return false;
+        }
+        let running = u64::from(report.requests_running);
+        let requests = running + u64::from(report.requests_waiting);
+        let set = |field: &AtomicI64, said: u64, booked: usize| {
+            field.store(signed(said).saturating_sub(signed(booked as u64)), Ordering::Relaxed);
+        };
+        set(&self.requests, requests, booked.requests);
+        set(&self.decoding, running, booked.decoding);
+        set(&self.prefill_tokens, report.prefill_tokens, booked.prefill_tokens);
+        set(&self.blocks, report.blocks_active, booked.blocks);
+        self.blocks_total.store(report.blocks_total, Ordering::Relaxed);
+        true
+    }
+
+    /// Corrects what is booked at `now` by what was reported, if that is younger than `max_ns`.
+    pub(super) fn correct(&self, booked: Load, now: u64, max_ns: u64) -> Load {
+        let at = self.at.load(Ordering::Acquire);
+        let age = now.saturating_sub(at);
+        if at == 0 || age >= max_ns {
+            return booked;
+        }
+        let weight = 1.0 - age as f64 / max_ns as f64;
+        let corrected = |booked: usize, field: &AtomicI64| {
+            let difference = field.load(Ordering::Relaxed) as f64 * weight;
+            #[expect(clippy::cast_possible_truncation, reason = "a share of an i64 is one")]
+            let count = signed(booked as u64).saturating_add(difference as i64);
+            clamp(u64::try_from(count).unwrap_or(0))
+        };
+        Load {
+            requests: corrected(booked.requests, &self.requests),
+            decoding: corrected(booked.decoding, &self.decoding),
+            prefill_tokens: corrected(booked.prefill_tokens, &self.prefill_tokens),
+            blocks: corrected(booked.blocks, &self.blocks),
+            blocks_total: clamp(self.blocks_total.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,181 @@
+use std::sync::PoisonError;
+
+use dynamo_core::protocol::LoadReport;
+
+use super::Load;
+use super::leases::{Lease, LeaseId, Leases};
+use super::report::Reported;
+use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+
+/// One worker's load, read by choices without a lock.
+///
+/// What a choice goes by is one word: who books says which word it has seen, and has to look again
+/// if another choice was faster. Rows are lines of the cache of their own, so that bookings on
+/// different workers do not disturb each other.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct Row {
+    booked: AtomicU64,
+    blocks: AtomicU64,
+    reported: Reported,
+    leases: Mutex<Leases>,
+}
+
+/// What is booked on a worker at a moment: prompt tokens (32 bits), requests (16), and of these
+/// those that decode (16).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Booked(u64);
+
+/// What a request takes of a worker; without tokens to prefill it decodes from the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) prefill_tokens: u32,
+    pub(crate) blocks: u32,
+}
+
+const TOKEN: u64 = 1 << 32;
+const REQUEST: u64 = 1 << 16;
+const DECODING: u64 = 1;
+
+impl Booked {
+    pub(crate) fn prefill_tokens(self) -> u64 {
+        self.0 / TOKEN
+    }
+
+    pub(crate) fn requests(self) -> u64 {
+        (self.0 / REQUEST) & 0xffff
+    }
+
+    pub(crate) fn decoding(self) -> u64 {
+        self.0 & 0xffff
+    }
+
+    /// Returns it with `claim`, if there is room to count it: 65,535 requests, 2^32 tokens.
+    pub(crate) fn plus(self, claim: Claim) -> Option<Self> {
+        if self.requests() == 0xffff {
+            return None;
+        }
+        self.0.checked_add(word(claim, claim.prefill_tokens == 0)).map(Self)
+    }
+}
+
+/// What a claim adds to the word.
+fn word(claim: Claim, is_decoding: bool) -> u64 {
+    match is_decoding {
+        true => REQUEST + DECODING,
+        false => u64::from(claim.prefill_tokens) * TOKEN + REQUEST,
+    }
+}
+
+impl Row {
+    pub(crate) fn booked(&self) -> Booked {
+        Booked(self.booked.load(Ordering::Acquire))
+    }
+
+    /// Books `claim` if the word is still `seen`; else returns what it is by now.
+    pub(crate) fn reserve(&self, seen: Booked, claim: Claim) -> Result<(), Booked> {
+        let next = seen.plus(claim).ok_or(seen)?;
+        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+        self.booked.compare_exchange(seen.0, next.0, success, failure).map_err(Booked)?;
+        self.blocks.fetch_add(claim.blocks.into(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Books `claim` whatever else is booked meanwhile; `false` if there is no room to count it.
+    pub(crate) fn reserve_anyway(&self, claim: Claim) -> bool {
+        let mut seen = self.booked();
+        while let Err(now) = self.reserve(seen, claim) {
+            if now.plus(claim).is_none() {
+                return false;
+            }
+            seen = now;
+        }
+        true
+    }
+
+    /// Opens the lease of a claim that was reserved.
+    pub(crate) fn open(&self, claim: Claim, now: u64) -> LeaseId {
+        let is_decoding = claim.prefill_tokens == 0;
+        self.leases().insert(Lease { claim, is_decoding, is_expired: false, progress: now })
+    }
+
+    /// Records progress at `now`, and that the prompt is prefilled if `is_decoding`; what has
+    /// expired is booked again. Tells whether the prompt's tokens have left the queue by it.
+    pub(crate) fn progress(&self, id: LeaseId, now: u64, is_decoding: bool) -> bool {
+        let mut leases = self.leases();
+        let lease = leases.get(id);
+        lease.progress = lease.progress.max(now);
+        let was_decoding = lease.is_decoding;
+        lease.is_decoding |= is_decoding;
+        if lease.is_expired {
+            let tokens = if lease.is_decoding { 0 } else { lease.claim.prefill_tokens };
+            lease.is_expired =
+                !self.reserve_anyway(Claim { prefill_tokens: tokens, ..lease.claim });
+            return false;
+        }
+        if lease.is_decoding == was_decoding {
+            return false;
+        }
+        // Each part of the word is the sum of what leases add to it, so none runs into the next.
+        let change = word(lease.claim, true).wrapping_sub(word(lease.claim, false));
+        self.booked.fetch_add(change, Ordering::AcqRel);
+        true
+    }
+
+    /// Closes a lease, and tells whether anything was released by it.
+    pub(crate) fn close(&self, id: LeaseId) -> bool {
+        let mut leases = self.leases();
+        let lease = leases.remove(id);
+        if !lease.is_expired {
+            self.release(&lease);
+        }
+        !lease.is_expired
+    }
+
+    /// Releases what has made no progress since `before`, and returns how many requests that are.
+    pub(crate) fn expire(&self, before: u64) -> u64 {
+        let mut leases = self.leases();
+        let mut expired = 0;
+        for lease in leases.iter_mut() {
+            if !lease.is_expired && lease.progress <= before {
+                lease.is_expired = true;
+                self.release(lease);
+                expired += 1;
+            }
+        }
+        expired
+    }
+
+    fn release(&self, lease: &Lease) {
+        self.booked.fetch_sub(word(lease.claim, lease.is_decoding), Ordering::AcqRel);
+        self.blocks.fetch_sub(lease.claim.blocks.into(), Ordering::Relaxed);
+    }
+
+    /// Takes in what the worker said at `at`; `false` if something newer is known.
+    pub(crate) fn report(&self, report: &LoadReport, at: u64) -> bool {
+        self.reported.take_in(report, self.booked_load(self.booked()), at)
+    }
+
+    /// Returns the load, of which `booked` is the word seen, at `now`.
+    pub(crate) fn load(&self, booked: Booked, now: u64, report_max_ns: u64) -> Load {
+        self.reported.correct(self.booked_load(booked), now, report_max_ns)
+    }
+
+    fn booked_load(&self, booked: Booked) -> Load {
+        Load {
+            requests: clamp(booked.requests()),
+            decoding: clamp(booked.decoding()),
+            prefill_tokens: clamp(booked.prefill_tokens()),
+            blocks: clamp(self.blocks.load(Ordering::Relaxed)),
+            blocks_total: 0,
+        }
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(super) fn clamp(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,135 @@
+//! One choice: find, filter, score, pick, reserve.
+
+use std::sync::atomic::Ordering;
+
+use dynamo_core::protocol::{GenerateRequest, Stage, WorkerId};
+use dynamo_core::random::Random;
+use dynamo_core::{Error, ErrorKind, Result};
+
+use super::scratch::Scratch;
+use super::{Constraints, KvRouter};
+use crate::choose::{Asked, RouteExplain, View, Work, pick};
+use crate::load::Booking;
+use crate::workers::Fleet;
+
+/// Where a request goes, and why.
+#[derive(Debug)]
+#[must_use = "dropping the decision releases the booking"]
+pub struct Decision {
+    /// The chosen worker.
+    pub worker: WorkerId,
+    /// Prompt tokens that the worker is expected to have cached.
+    pub cached_tokens: usize,
+    /// The costs that led there.
+    pub explain: RouteExplain,
+    /// The load booked on the worker; keep it in the response stream.
+    pub booking: Booking,
+    /// When the choice was made, and the tokens that stood before the first token then.
+    pub(super) booked: (u64, usize),
+}
+
+impl KvRouter {
+    /// Chooses a worker of `fleet`, and tells of all the others too if `is_explained`.
+    pub(super) fn choose(
+        &self,
+        fleet: &Fleet,
+        request: &GenerateRequest,
+        constraints: &Constraints<'_>,
+        is_explained: bool,
+    ) -> Result<Decision> {
+        let view = View {
+            fleet,
+            model: &self.0.cost,
+            pool_speed: &self.0.pool_speed,
+            report_max_ns: self.0.report_max_ns,
+            now: self.tend(),
+        };
+        let asked = asked(request);
+        self.0.scratches.lend(|scratch| {
+            let Scratch { matches, columns } = scratch;
+            columns.reset(fleet.seats().len());
+            self.0.index.find(request.blocks.sequence(), matches);
+            let block_tokens = request.blocks.block_size().tokens();
+            for (slot, depth) in matches.iter() {
+                if let Some(position) = fleet.position(slot) {
+                    let cached = (depth * block_tokens).min(asked.reusable_tokens);
+                    columns.cached_tokens[position] = cached;
+                }
+            }
+            constraints.mark(fleet, columns);
+            columns.score(&view, &asked);
+            self.reserve(&view, &asked, scratch, is_explained)
+                .ok_or_else(|| refusal(fleet, constraints, &scratch.columns.eligible))
+        })
+    }
+
+    /// Picks the best and books there, or the best again if another choice was faster.
+    fn reserve(
+        &self,
+        view: &View<'_>,
+        asked: &Asked,
+        scratch: &mut Scratch,
+        is_explained: bool,
+    ) -> Option<Decision> {
+        let columns = &mut scratch.columns;
+        let random = || Random::new(self.0.random.fetch_add(RANDOM_STEP, Ordering::Relaxed));
+        for turn in 0..TURNS_MAX {
+            let position = pick(view.model, columns, random)?;
+            let seat = &view.fleet.seats()[position];
+            let chosen = columns.candidate(view, asked, position);
+            let claim = asked.claim(chosen.cached_tokens);
+            let is_reserved = match turn < CONFLICTS_MAX {
+                true => seat.load.reserve(columns.booked(position), claim).is_ok(),
+                false => seat.load.reserve_anyway(claim),
+            };
+            if !is_reserved {
+                columns.score_one(view, asked, position);
+                continue;
+            }
+            let others = columns.others(position).filter(|_| is_explained);
+            let others = others.map(|other| columns.candidate(view, asked, other)).collect();
+            let rivals = columns.rivals(position);
+            let tokens = chosen.load.prefill_tokens + claim.prefill_tokens as usize;
+            let prompt_tokens = asked.prompt_tokens;
+            return Some(Decision {
+                worker: chosen.worker,
+                cached_tokens: chosen.cached_tokens,
+                explain: RouteExplain { prompt_tokens, chosen, rivals, others },
+                booking: Booking::new(seat, claim, view.now),
+                booked: (view.now, tokens),
+            });
+        }
+        None
+    }
+}
+
+fn asked(request: &GenerateRequest) -> Asked {
+    let prompt_tokens = request.token_ids.len();
+    let block_size = request.blocks.block_size();
+    let work =
+        if matches!(request.stage, Stage::Decode { .. }) { Work::Fetch } else { Work::Prefill };
+    // The last token is always computed: its logits are what the answer starts from.
+    let block_tokens = block_size.tokens();
+    let reusable_tokens = match work {
+        Work::Prefill => prompt_tokens.saturating_sub(1) / block_tokens * block_tokens,
+        Work::Fetch => prompt_tokens,
+    };
+    Asked { work, prompt_tokens, reusable_tokens, blocks: block_size.blocks_for(prompt_tokens) }
+}
+
+/// Says why there was nobody to choose.
+fn refusal(fleet: &Fleet, constraints: &Constraints<'_>, eligible: &[u64]) -> Error {
+    let count = fleet.seats().len();
+    let (kind, why) = match eligible.iter().any(|word| *word != 0) {
+        true => (ErrorKind::Overloaded, "has room to count one more request"),
+        false => (ErrorKind::Unavailable, "is left"),
+    };
+    Error::new(kind, format!("none of {count} workers {why}: {constraints}")).unprocessed()
+}
+
+/// Choices that were overtaken as often as this book without looking again.
+const CONFLICTS_MAX: usize = 4;
+/// After that only who has no room to count a request refuses it, and is left out.
+const TURNS_MAX: usize = 64;
+/// Odd, so that no state comes twice.
+const RANDOM_STEP: u64 = 0x9e37_79b9_7f4a_7c15;

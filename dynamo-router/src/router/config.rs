@@ -1,0 +1,60 @@
+use std::time::Duration;
+
+use crate::choose::CostModel;
+
+/// How a router chooses.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RouterConfig {
+    /// The coefficients of the cost.
+    pub cost: CostModel,
+    /// Decides among workers that cost the same; the same seed gives the same choices.
+    pub seed: u64,
+    /// How long a booking stays without progress; it ends at most a quarter of that later.
+    pub lease: Duration,
+    /// How old a worker's report may be; what it says counts less and less until then.
+    pub report_max: Duration,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        Self {
+            cost: CostModel::default(),
+            seed: 0x5eed,
+            // A booking that ended too early is there again with the next token.
+            lease: Duration::from_secs(60),
+            // Several of the intervals at which engines report, which are a second or so.
+            report_max: Duration::from_secs(5),
+        }
+    }
+}
+
+impl RouterConfig {
+    /// Weighs costs by `cost`.
+    #[must_use]
+    pub fn with_cost(mut self, cost: CostModel) -> Self {
+        self.cost = cost;
+        self
+    }
+
+    /// Decides ties by `seed`.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Releases bookings after `lease` without progress.
+    #[must_use]
+    pub fn with_lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// Believes reports for at most `report_max`.
+    #[must_use]
+    pub fn with_report_max(mut self, report_max: Duration) -> Self {
+        self.report_max = report_max;
+        self
+    }
+}

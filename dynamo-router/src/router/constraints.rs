@@ -1,0 +1,120 @@
+use std::fmt;
+
+use dynamo_core::protocol::{InstanceId, WorkerId};
+
+use crate::choose::Columns;
+use crate::workers::{Fleet, is_in};
+
+/// Where a request may go; by default anywhere. Borrows all it says, so that it costs nothing to
+/// make.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct Constraints<'a> {
+    /// Never one of these instances.
+    pub exclude: &'a [InstanceId],
+    /// One of these instances, if there are any.
+    pub only: Option<&'a [InstanceId]>,
+    /// This worker and no other.
+    pub pinned: Option<WorkerId>,
+    /// Only where each of these labels has its value.
+    pub required: &'a [(&'a str, &'a str)],
+    /// Rather where these labels have their values.
+    pub preferred: &'a [Preference<'a>],
+}
+
+/// A label that a worker should rather have.
+#[derive(Debug, Clone, Copy)]
+#[expect(clippy::exhaustive_structs, reason = "a label, its value and what it is worth")]
+pub struct Preference<'a> {
+    /// The label.
+    pub label: &'a str,
+    /// Its value.
+    pub value: &'a str,
+    /// What it costs to go where the label has not that value, in seconds: the way to another
+    /// zone, say. At least 0.
+    pub seconds: f64,
+}
+
+impl<'a> Constraints<'a> {
+    /// Leaves out `exclude`.
+    #[must_use]
+    pub const fn with_exclude(mut self, exclude: &'a [InstanceId]) -> Self {
+        self.exclude = exclude;
+        self
+    }
+
+    /// Leaves out all but `only`.
+    #[must_use]
+    pub const fn with_only(mut self, only: &'a [InstanceId]) -> Self {
+        self.only = Some(only);
+        self
+    }
+
+    /// Leaves out all but `worker`.
+    #[must_use]
+    pub const fn with_pinned(mut self, worker: WorkerId) -> Self {
+        self.pinned = Some(worker);
+        self
+    }
+
+    /// Leaves out who has not all of `labels`, each with its value.
+    #[must_use]
+    pub const fn with_required(mut self, labels: &'a [(&'a str, &'a str)]) -> Self {
+        self.required = labels;
+        self
+    }
+
+    /// Lets who lacks one of `labels` cost more.
+    #[must_use]
+    pub const fn with_preferred(mut self, labels: &'a [Preference<'a>]) -> Self {
+        self.preferred = labels;
+        self
+    }
+
+    /// Marks in `columns`, which are blank, who is eligible, and what the others' labels cost.
+    pub(super) fn mark(&self, fleet: &Fleet, columns: &mut Columns) {
+        let Columns { eligible, lacking_s, .. } = columns;
+        let mut set = |position: usize, may: bool| {
+            let bit = 1 << (position % 64);
+            let word = &mut eligible[position / 64];
+            *word = if may { *word | bit } else { *word & !bit };
+        };
+        let ranks = |instances: &'a [InstanceId]| instances.iter().flat_map(|id| fleet.ranks(*id));
+        match (self.pinned, self.only) {
+            (Some(worker), only) if only.is_none_or(|only| only.contains(&worker.instance)) => {
+                let mut ranks = fleet.ranks(worker.instance);
+                let found = ranks.find(|at| fleet.seats()[*at].worker() == worker);
+                found.into_iter().for_each(|position| set(position, true));
+            }
+            (Some(_), _) => {}
+            (None, Some(only)) => ranks(only).for_each(|position| set(position, true)),
+            (None, None) => (0..fleet.seats().len()).for_each(|position| set(position, true)),
+        }
+        ranks(self.exclude).for_each(|position| set(position, false));
+        for (label, value) in self.required {
+            let mut labelled = fleet.labelled(label, value).iter();
+            eligible.iter_mut().for_each(|word| *word &= labelled.next().copied().unwrap_or(0));
+        }
+        for Preference { label, value, seconds } in self.preferred {
+            let labelled = fleet.labelled(label, value);
+            let lacking = lacking_s.iter_mut().enumerate();
+            lacking
+                .filter(|(position, _)| !is_in(labelled, *position))
+                .for_each(|(_, lacking_s)| *lacking_s += seconds.max(0.0));
+        }
+    }
+}
+
+/// Says what is asked of workers, for an error.
+impl fmt::Display for Constraints<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} are excluded", self.exclude.len())?;
+        if let Some(only) = self.only {
+            write!(f, ", only {} are allowed", only.len())?;
+        }
+        if let Some(worker) = self.pinned {
+            write!(f, ", only {worker} would do")?;
+        }
+        self.required.iter().try_for_each(|(label, value)| write!(f, ", {label} must be {value}"))
+    }
+}

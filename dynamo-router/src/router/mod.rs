@@ -1,0 +1,296 @@
+//! The router: what a choice is made of, and what it learns.
+
+mod choice;
+mod config;
+mod constraints;
+mod intake;
+mod scratch;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use dynamo_core::protocol::{GenerateRequest, InstanceId, LoadReport, WorkerId};
+use dynamo_core::time::Clock;
+use dynamo_core::{Context, Instance, Pick, Picker, Result};
+
+pub use choice::Decision;
+pub use config::RouterConfig;
+pub use constraints::{Constraints, Preference};
+
+use crate::choose::{CostModel, Speed};
+use crate::index::PrefixReader;
+use crate::load::{Load, expire};
+use crate::workers::{Common, Fleet, Members, Seat, as_ns};
+use intake::Intake;
+use scratch::Scratches;
+
+/// Chooses the worker on which a request costs least time; cheap to clone.
+///
+/// Told who there is ([`set_workers`](Self::set_workers)), fed by KV events
+/// ([`apply`](Self::apply)), by reports ([`report`](Self::report)) and by its own bookings.
+/// Everything is synchronous. A choice reads what is there without a lock that anybody holds for
+/// long, and allocates nothing.
+#[derive(Clone)]
+pub struct KvRouter(Arc<Shared>);
+
+struct Shared {
+    cost: CostModel,
+    report_max_ns: u64,
+    common: Arc<Common>,
+    /// Who can be chosen.
+    fleet: ArcSwap<Fleet>,
+    /// Whom something is known of. Locked after `intake`, never before it.
+    members: Mutex<Members>,
+    intake: Mutex<Intake>,
+    index: PrefixReader,
+    /// What all workers have shown: stands in for one that has shown nothing yet.
+    pool_speed: Speed,
+    random: AtomicU64,
+    /// When bookings or absent workers are to be looked after, in nanoseconds.
+    due: AtomicU64,
+    scratches: Scratches,
+}
+
+/// What a router holds at this moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RouterStats {
+    /// Requests booked whose stream has not ended.
+    pub bookings: usize,
+    /// Different blocks in the index.
+    pub indexed_blocks: usize,
+    /// Events of workers taken in, so far.
+    pub events_total: u64,
+    /// Times events of a worker were lost, so far.
+    pub gaps_total: u64,
+    /// Bookings released because nothing went on, so far.
+    pub leases_expired_total: u64,
+}
+
+impl KvRouter {
+    /// Creates a router that knows nothing yet.
+    pub fn new(config: RouterConfig, clock: Arc<dyn Clock>) -> Self {
+        let common = Common::new(clock, config.lease);
+        let intake = Intake::default();
+        Self(Arc::new(Shared {
+            cost: config.cost,
+            report_max_ns: as_ns(config.report_max),
+            fleet: ArcSwap::default(),
+            members: Mutex::new(Members::new(Arc::clone(&common))),
+            index: intake.index.reader(),
+            intake: Mutex::new(intake),
+            pool_speed: Speed::default(),
+            random: AtomicU64::new(config.seed),
+            due: AtomicU64::new(0),
+            scratches: Scratches::default(),
+            common,
+        }))
+    }
+
+    /// Says who there is: all instances, each with as many workers as it has ranks
+    /// ([`RANKS_LABEL`](crate::RANKS_LABEL)).
+    ///
+    /// Costs a comparison if nobody came or left. What is known of an instance that stays missing
+    /// for ten seconds is forgotten; what a request must avoid goes into its [`Constraints`].
+    ///
+    /// Fails with [`InvalidArgument`](dynamo_core::ErrorKind::InvalidArgument), which names the
+    /// first instance that cannot be chosen, and says so in the log; all others can all the same.
+    pub fn set_workers(&self, instances: &[Instance]) -> Result<()> {
+        self.fleet_of(instances).1
+    }
+
+    /// Chooses among the workers there are and books the request there.
+    ///
+    /// Fails with a retryable [`Unavailable`](dynamo_core::ErrorKind::Unavailable) if `constraints`
+    /// leave none, and with [`Overloaded`](dynamo_core::ErrorKind::Overloaded) if all have 65,535
+    /// requests or 2^32 tokens before them.
+    pub fn route(
+        &self,
+        request: &GenerateRequest,
+        constraints: &Constraints<'_>,
+    ) -> Result<Decision> {
+        self.choose(&self.0.fleet.load(), request, constraints, false)
+    }
+
+    /// Does what [`route`](Self::route) does, and tells of each of the others what it would have
+    /// cost.
+    pub fn route_explained(
+        &self,
+        request: &GenerateRequest,
+        constraints: &Constraints<'_>,
+    ) -> Result<Decision> {
+        self.choose(&self.0.fleet.load(), request, constraints, true)
+    }
+
+    /// Takes in what a worker said of its load at `at`; `false` if something newer is known.
+    ///
+    /// Counts less and less until it is [`RouterConfig::report_max`] old, and then not at all.
+    pub fn report(&self, report: &LoadReport, at: Instant) -> bool {
+        let seat = self.hear_of(report.worker);
+        let is_news = seat.is_some_and(|seat| seat.load.report(report, self.0.common.ns(at)));
+        if is_news {
+            self.0.common.released(report.worker);
+        }
+        is_news
+    }
+
+    /// Has `listener` told from now on whenever a worker may have room that it had not: a booking
+    /// ended or expired, a prompt is prefilled, the worker came or has reported.
+    ///
+    /// It is called by whoever did that, and must not block. It lives as long as the router, so it
+    /// should not own it.
+    pub fn on_release(&self, listener: impl Fn(WorkerId) + Send + Sync + 'static) {
+        self.0.common.on_release(Arc::new(listener));
+    }
+
+    /// Forgets what is known of an instance's caches and speed, because it is gone.
+    ///
+    /// Its bookings stay until their streams end. What stays missing from
+    /// [`set_workers`](Self::set_workers) is forgotten by itself.
+    pub fn forget(&self, instance: InstanceId) {
+        let workers = self.members().forget(instance);
+        let mut intake = self.intake();
+        workers.into_iter().for_each(|worker| intake.forget(worker));
+    }
+
+    /// Learns a worker's speed from the first token of a decision.
+    pub fn observe_first_token(&self, decision: &mut Decision) {
+        decision.booking.prefill_done();
+        let (since, tokens) = decision.booked;
+        let elapsed = Duration::from_nanos(self.0.common.now_ns().saturating_sub(since));
+        self.0.pool_speed.observe(tokens, elapsed.as_secs_f64());
+        decision.booking.seat().speed.observe(tokens, elapsed.as_secs_f64());
+    }
+
+    /// Returns how busy `worker` is.
+    pub fn load(&self, worker: WorkerId) -> Load {
+        let seat = self.members().get(worker);
+        let now = self.0.common.now_ns();
+        seat.map(|seat| seat.load.load(seat.load.booked(), now, self.0.report_max_ns))
+            .unwrap_or_default()
+    }
+
+    /// Returns a worker's learned prefill time per token in seconds, once there is one.
+    pub fn prefill_s_per_token(&self, worker: WorkerId) -> Option<f64> {
+        self.members().get(worker).and_then(|seat| seat.speed.prefill_s_per_token())
+    }
+
+    /// Returns what the router holds at this moment.
+    pub fn stats(&self) -> RouterStats {
+        let booked = |seat: Arc<Seat>| seat.load.booked().requests();
+        let bookings: u64 = self.members().all().map(booked).sum();
+        let intake = self.intake();
+        RouterStats {
+            bookings: usize::try_from(bookings).unwrap_or(usize::MAX),
+            indexed_blocks: intake.index.len(),
+            events_total: intake.events_total,
+            gaps_total: intake.gaps_total,
+            leases_expired_total: self.0.common.leases_expired_total.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Releases what progress has stopped for, and forgets who has been away. A choice sees to it
+    /// itself; for whoever waits for room and makes none.
+    pub fn tidy(&self) {
+        self.tend();
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.0.common.clock
+    }
+
+    /// Returns the fleet of `listed`, made anew if somebody came or left.
+    fn fleet_of(&self, listed: &[Instance]) -> (Arc<Fleet>, Result<()>) {
+        let fleet = self.0.fleet.load();
+        if fleet.is_of(listed) {
+            return (Arc::clone(&fleet), Ok(()));
+        }
+        let mut members = self.members();
+        let (fleet, outcome) = members.list(listed);
+        let fleet = Arc::new(fleet);
+        self.0.fleet.store(Arc::clone(&fleet));
+        self.look_after(&members);
+        drop(members);
+        fleet.seats().iter().for_each(|seat| self.0.common.released(seat.worker()));
+        let outcome =
+            outcome.inspect_err(|error| tracing::warn!(%error, "left out of the workers"));
+        (fleet, outcome)
+    }
+
+    /// Returns the seat of a worker of whom something is said; `None` if there are no more.
+    fn hear_of(&self, worker: WorkerId) -> Option<Arc<Seat>> {
+        let mut members = self.members();
+        let seat = members.hear_of(worker);
+        self.look_after(&members);
+        seat
+    }
+
+    fn look_after(&self, members: &Members) {
+        let due = members.next_due(as_ns(ABSENT_MAX)).unwrap_or(u64::MAX);
+        self.0.due.fetch_min(due, Ordering::Relaxed);
+    }
+
+    /// Does what is due, and returns the time, in nanoseconds.
+    fn tend(&self) -> u64 {
+        let now = self.0.common.now_ns();
+        if now < self.0.due.load(Ordering::Relaxed) {
+            return now;
+        }
+        // Whoever has it is at it, or makes another fleet: the next choice will see.
+        let Ok(mut members) = self.0.members.try_lock() else { return now };
+        let gone = members.forget_absent(now, as_ns(ABSENT_MAX));
+        let seats: Vec<_> = members.all().collect();
+        let leases_due = now.saturating_add(as_ns(self.0.common.lease) / 4);
+        self.0.due.store(leases_due, Ordering::Relaxed);
+        self.look_after(&members);
+        drop(members);
+        seats.iter().for_each(|seat| expire(seat, now));
+        if !gone.is_empty() {
+            let mut intake = self.intake();
+            gone.into_iter().for_each(|worker| intake.forget(worker));
+        }
+        now
+    }
+
+    fn members(&self) -> MutexGuard<'_, Members> {
+        self.0.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn intake(&self) -> MutexGuard<'_, Intake> {
+        self.0.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Longer than any difference between two views of discovery, shorter than memory can pile up in.
+const ABSENT_MAX: Duration = Duration::from_secs(10);
+
+/// Chooses and books; the booking is the guard of the stream.
+///
+/// A picker does not see what comes, so the prompt counts as waiting until the stream ends, unless
+/// the worker reports otherwise, and no speed is learned. [`PrefillDecode`](crate::PrefillDecode)
+/// does both.
+impl Picker<GenerateRequest> for KvRouter {
+    fn pick(
+        &self,
+        _: &Context,
+        request: &GenerateRequest,
+        candidates: &[Instance],
+    ) -> Result<Pick> {
+        // Not the fleet of someone with a list of another age: the pick is one of these.
+        let (fleet, _) = self.fleet_of(candidates);
+        let decision = self.choose(&fleet, request, &Constraints::default(), false)?;
+        let guard = decision.booking.until_dropped();
+        Ok(Pick::new(decision.worker.instance).with_guard(guard))
+    }
+}
+
+impl fmt::Debug for KvRouter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvRouter").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use dynamo_core::protocol::{InstanceId, WorkerId};
+use dynamo_core::{Error, Instance, Result};
+
+use super::{Seat, Slot};
+
+/// The label by which an instance says how many data-parallel ranks it has (vLLM's word): a number
+/// from 1 to 1024, 1 without the label. Each rank is a [`WorkerId`] of its own.
+pub const RANKS_LABEL: &str = "data_parallel_size";
+
+/// A set of positions in a fleet, 64 to a word.
+pub(crate) type Positions = Vec<u64>;
+
+/// The workers that can be chosen, in the order of their ids; never changed, only replaced.
+#[derive(Debug, Default)]
+pub(crate) struct Fleet {
+    listed: Vec<(InstanceId, u64)>,
+    seats: Vec<Arc<Seat>>,
+    /// By slot, the position of its worker.
+    positions: Vec<Option<u32>>,
+    /// By label and value, who has it.
+    labels: HashMap<String, HashMap<String, Positions>>,
+}
+
+impl Fleet {
+    /// Seats the ranks of `listed`, which are ordered by id; `seat` may have none left.
+    ///
+    /// Who says something of itself that cannot be is left out, and named in the error beside.
+    pub(super) fn new(
+        listed: &[&Instance],
+        mut seat: impl FnMut(WorkerId) -> Option<Arc<Seat>>,
+    ) -> (Self, Result<()>) {
+        let mut fleet = Self::default();
+        let mut outcome = Ok(());
+        for instance in listed {
+            fleet.listed.push((instance.id, instance.incarnation));
+            let added = ranks(instance).and_then(|ranks| fleet.add(instance, ranks, &mut seat));
+            outcome = outcome.and(added);
+        }
+        (fleet, outcome)
+    }
+
+    fn add(
+        &mut self,
+        instance: &Instance,
+        ranks: u32,
+        seat: &mut impl FnMut(WorkerId) -> Option<Arc<Seat>>,
+    ) -> Result<()> {
+        for rank in 0..ranks {
+            let worker = WorkerId { instance: instance.id, rank };
+            let seat = seat(worker).ok_or_else(|| {
+                Error::invalid(format!("worker {worker} is one more than {}", Slot::COUNT))
+            })?;
+            let (position, slot) = (self.seats.len(), seat.slot().index());
+            if self.positions.len() <= slot {
+                self.positions.resize(slot + 1, None);
+            }
+            self.positions[slot] = u32::try_from(position).ok();
+            for (label, value) in &instance.labels {
+                let values = self.labels.entry(label.clone()).or_default();
+                insert(values.entry(value.clone()).or_default(), position);
+            }
+            self.seats.push(seat);
+        }
+        Ok(())
+    }
+
+    /// Tells whether it is that of `listed`.
+    pub(crate) fn is_of(&self, listed: &[Instance]) -> bool {
+        let ids = listed.iter().map(|instance| (instance.id, instance.incarnation));
+        self.listed.len() == listed.len() && self.listed.iter().copied().eq(ids)
+    }
+
+    pub(crate) fn seats(&self) -> &[Arc<Seat>] {
+        &self.seats
+    }
+
+    /// Returns where the worker with `slot` stands, if it is of the fleet.
+    pub(crate) fn position(&self, slot: Slot) -> Option<usize> {
+        self.positions.get(slot.index()).copied().flatten().map(|position| position as usize)
+    }
+
+    /// Returns where the ranks of `instance` stand; nowhere if it is not of the fleet.
+    pub(crate) fn ranks(&self, instance: InstanceId) -> Range<usize> {
+        let first = self.seats.partition_point(|seat| seat.worker().instance < instance);
+        let ranks = self.seats[first..].iter();
+        first..first + ranks.take_while(|seat| seat.worker().instance == instance).count()
+    }
+
+    /// Returns who has `value` as its `label`; positions past the end are nobody's.
+    pub(crate) fn labelled(&self, label: &str, value: &str) -> &[u64] {
+        self.labels.get(label).and_then(|values| values.get(value)).map_or(&[], |set| set)
+    }
+}
+
+/// Tells whether `position` is in `set`.
+pub(crate) fn is_in(set: &[u64], position: usize) -> bool {
+    set.get(position / 64).is_some_and(|word| (word >> (position % 64)) & 1 == 1)
+}
+
+fn insert(set: &mut Positions, position: usize) {
+    if set.len() <= position / 64 {
+        set.resize(position / 64 + 1, 0);
+    }
+    set[position / 64] |= 1 << (position % 64);
+}
+
+fn ranks(instance: &Instance) -> Result<u32> {
+    let Some(text) = instance.labels.get(RANKS_LABEL) else { return Ok(1) };
+    let ranks = text.parse().ok().filter(|ranks| (1..=RANKS_MAX).contains(ranks));
+    ranks.ok_or_else(|| {
+        let message = format!("{instance}: label {RANKS_LABEL} is {text:?}, not 1 to {RANKS_MAX}");
+        Error::invalid(message)
+    })
+}
+
+/// Far more than a model is replicated inside one instance.
+const RANKS_MAX: u32 = 1024;

@@ -1,0 +1,124 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+
+use dynamo_core::protocol::{InstanceId, WorkerId};
+use dynamo_core::{Instance, Result};
+
+use super::{Common, Fleet, Seat};
+
+/// Everyone a router knows something of, listed or not.
+#[derive(Debug)]
+pub(crate) struct Members {
+    common: Arc<Common>,
+    seats: BTreeMap<WorkerId, Arc<Seat>>,
+    /// Forgotten ones: who comes back while something is still booked on it finds that again.
+    forgotten: BTreeMap<WorkerId, Weak<Seat>>,
+    listed: BTreeSet<InstanceId>,
+    /// Those that something is known of and that are not listed, and since when, in nanoseconds.
+    absent_since: BTreeMap<InstanceId, u64>,
+}
+
+impl Members {
+    pub(crate) fn new(common: Arc<Common>) -> Self {
+        Self {
+            common,
+            seats: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            absent_since: BTreeMap::new(),
+        }
+    }
+
+    /// Returns the seat of `worker`, if it has one.
+    pub(crate) fn get(&self, worker: WorkerId) -> Option<Arc<Seat>> {
+        let known = self.seats.get(&worker).cloned();
+        known.or_else(|| self.forgotten.get(&worker).and_then(Weak::upgrade))
+    }
+
+    /// Returns the seat of `worker`, of whom something is said, and gives it one if it has none;
+    /// `None` if there are no more.
+    pub(crate) fn hear_of(&mut self, worker: WorkerId) -> Option<Arc<Seat>> {
+        let seat = self.seat(worker)?;
+        if !self.listed.contains(&worker.instance) {
+            let now = self.common.now_ns();
+            self.absent_since.entry(worker.instance).or_insert(now);
+        }
+        Some(seat)
+    }
+
+    /// Makes a fleet of `listed`, and notes who is not in it from now on.
+    ///
+    /// Who is missing is not forgotten at once: it may be ahead of discovery, and two callers may
+    /// hold lists of different age.
+    pub(crate) fn list(&mut self, listed: &[Instance]) -> (Fleet, Result<()>) {
+        let mut ordered: Vec<_> = listed.iter().collect();
+        ordered.sort_by_key(|instance| (instance.id, u64::MAX - instance.incarnation));
+        ordered.dedup_by_key(|instance| instance.id);
+        let made = Fleet::new(&ordered, |worker| self.seat(worker));
+        self.listed = ordered.iter().map(|instance| instance.id).collect();
+        let now = self.common.now_ns();
+        self.absent_since.retain(|instance, _| !self.listed.contains(instance));
+        for instance in self.seats.keys().map(|worker| worker.instance) {
+            if !self.listed.contains(&instance) {
+                self.absent_since.entry(instance).or_insert(now);
+            }
+        }
+        made
+    }
+
+    /// Returns the first moment at which someone will have been absent for `absent_max_ns`.
+    pub(crate) fn next_due(&self, absent_max_ns: u64) -> Option<u64> {
+        self.absent_since.values().min().map(|since| since.saturating_add(absent_max_ns))
+    }
+
+    /// Forgets who has been absent for `absent_max_ns`, and returns them.
+    pub(crate) fn forget_absent(&mut self, now: u64, absent_max_ns: u64) -> Vec<WorkerId> {
+        let is_gone = |since: &u64| now.saturating_sub(*since) >= absent_max_ns;
+        let mut gone = Vec::new();
+        for (&instance, _) in self.absent_since.iter().filter(|(_, since)| is_gone(since)) {
+            let ranks = WorkerId::new(instance)..=WorkerId { instance, rank: u32::MAX };
+            gone.extend(self.seats.range(ranks).map(|(worker, _)| *worker));
+        }
+        self.absent_since.retain(|_, since| !is_gone(since));
+        gone.iter().for_each(|worker| self.dismiss(*worker));
+        self.forgotten.retain(|_, seat| seat.strong_count() > 0);
+        gone
+    }
+
+    /// Forgets what is known of `instance`, and returns its workers; who is listed keeps its seat.
+    pub(crate) fn forget(&mut self, instance: InstanceId) -> Vec<WorkerId> {
+        let ranks = WorkerId::new(instance)..=WorkerId { instance, rank: u32::MAX };
+        let workers: Vec<_> = self.seats.range(ranks).map(|(worker, _)| *worker).collect();
+        if self.listed.contains(&instance) {
+            let seats = workers.iter().filter_map(|worker| self.seats.get(worker));
+            seats.for_each(|seat| seat.speed.forget());
+        } else {
+            self.absent_since.remove(&instance);
+            workers.iter().for_each(|worker| self.dismiss(*worker));
+        }
+        workers
+    }
+
+    /// Returns all seats there are.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Arc<Seat>> + '_ {
+        let forgotten = self.forgotten.values().filter_map(Weak::upgrade);
+        self.seats.values().cloned().chain(forgotten)
+    }
+
+    fn seat(&mut self, worker: WorkerId) -> Option<Arc<Seat>> {
+        if let Some(seat) = self.seats.get(&worker) {
+            return Some(Arc::clone(seat));
+        }
+        let left = self.forgotten.remove(&worker).and_then(|seat| seat.upgrade());
+        let seat = left.or_else(|| Seat::take(worker, &self.common))?;
+        self.seats.insert(worker, Arc::clone(&seat));
+        Some(seat)
+    }
+
+    fn dismiss(&mut self, worker: WorkerId) {
+        if let Some(seat) = self.seats.remove(&worker) {
+            seat.speed.forget();
+            self.forgotten.insert(worker, Arc::downgrade(&seat));
+        }
+    }
+}

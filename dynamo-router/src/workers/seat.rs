@@ -1,0 +1,109 @@
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use dynamo_core::protocol::WorkerId;
+use dynamo_core::time::Clock;
+
+use super::{Slot, Slots};
+use crate::choose::Speed;
+use crate::load::Row;
+
+/// A worker's place in a router: its slot, what is booked on it, and how fast it is.
+///
+/// Whoever needs the slot to stay this worker's holds the seat: the fleet, the index's feed, a
+/// booking. When the last of them has let go the slot is another worker's.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) load: Row,
+    pub(crate) speed: Speed,
+    worker: WorkerId,
+    slot: Slot,
+    common: Arc<Common>,
+}
+
+impl Seat {
+    /// Gives `worker` a seat; `None` if there are no more.
+    pub(super) fn take(worker: WorkerId, common: &Arc<Common>) -> Option<Arc<Self>> {
+        let slot = common.slots.take()?;
+        let (load, speed, common) = (Row::default(), Speed::default(), Arc::clone(common));
+        Some(Arc::new(Self { load, speed, worker, slot, common }))
+    }
+
+    pub(crate) fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    pub(crate) fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    pub(crate) fn common(&self) -> &Common {
+        &self.common
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.common.slots.give_back(self.slot);
+    }
+}
+
+/// What all seats of a router share.
+pub(crate) struct Common {
+    pub(crate) clock: Arc<dyn Clock>,
+    /// How long a booking stays without progress.
+    pub(crate) lease: Duration,
+    pub(crate) leases_expired_total: AtomicU64,
+    started: Instant,
+    slots: Slots,
+    listeners: ArcSwap<Vec<Listener>>,
+}
+
+type Listener = Arc<dyn Fn(WorkerId) + Send + Sync>;
+
+impl Common {
+    pub(crate) fn new(clock: Arc<dyn Clock>, lease: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            started: clock.now(),
+            clock,
+            lease,
+            leases_expired_total: AtomicU64::new(0),
+            slots: Slots::default(),
+            listeners: ArcSwap::default(),
+        })
+    }
+
+    /// Returns the time as the tables have it: nanoseconds since the router was made.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.ns(self.clock.now())
+    }
+
+    pub(crate) fn ns(&self, at: Instant) -> u64 {
+        as_ns(at.saturating_duration_since(self.started))
+    }
+
+    /// Has `listener` told from now on whenever a worker may have room that it had not.
+    pub(crate) fn on_release(&self, listener: Listener) {
+        self.listeners.rcu(|listeners| {
+            let mut listeners = Vec::clone(listeners);
+            listeners.push(Arc::clone(&listener));
+            listeners
+        });
+    }
+
+    pub(crate) fn released(&self, worker: WorkerId) {
+        self.listeners.load().iter().for_each(|listener| listener(worker));
+    }
+}
+
+pub(crate) fn as_ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl std::fmt::Debug for Common {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Common").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
