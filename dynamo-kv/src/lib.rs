@@ -65,6 +65,8 @@ pub use group::{Attention, BlockGroups};
 pub use handoff::{Handoff, HandoffConfig, HandoffStats, Pulled, Settlement, Staged};
 pub use identity::{BlockIdentity, BlockKey};
 pub use layout::{BlockLayout, DType, LayoutError};
-pub use manager::{AllocateError, BlockManager, EventSink, Limit, ManagerConfig, PoolStats};
+pub use manager::{
+    AllocateError, BlockManager, EventSink, Limit, ManagerConfig, PoolStats, SnapshotEngine,
+};
 pub use pool::BlockMemory;
 pub use sequence::TokenSequence;

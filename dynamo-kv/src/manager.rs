@@ -3,6 +3,7 @@
 mod above;
 mod config;
 mod quota;
+mod snapshot;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::layout::RankLayout;
 use crate::pool::{BlockMemory, Memory, Pool, PoolConfig, Published, Publisher};
 pub use config::ManagerConfig;
 pub use quota::{AllocateError, Limit};
+pub use snapshot::SnapshotEngine;
 
 /// Owns a fixed number of blocks of host memory, or of a device's; cheap to clone.
 ///
@@ -128,6 +130,11 @@ impl BlockManager {
             tiers: has_tiers.then_some(tiers),
         });
         Ok(Self { pool, layout: Arc::new(layout) })
+    }
+
+    /// Returns whose blocks these are.
+    pub fn worker(&self) -> WorkerId {
+        self.pool.worker()
     }
 
     /// Returns what events call the pool's memory.

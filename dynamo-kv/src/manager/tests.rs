@@ -1,6 +1,7 @@
 mod model;
 mod priority;
 mod quota;
+mod snapshot;
 mod state_machine;
 
 use std::collections::BTreeSet;

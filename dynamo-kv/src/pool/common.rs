@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use dynamo_core::protocol::{KvChange, Tier};
+use dynamo_core::protocol::{KvChange, KvCursor, Tier, WorkerId};
 use dynamo_transfer::{Slot, SlotList};
 
 use super::home::Notes;
@@ -234,6 +234,16 @@ impl Pool {
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.common.snapshot()
+    }
+
+    pub(crate) fn worker(&self) -> WorkerId {
+        self.common.publisher.worker()
+    }
+
+    /// Returns the number of the next event, at this moment.
+    pub(crate) fn cursor(&self) -> KvCursor {
+        let (epoch, next) = self.common.publisher.next();
+        KvCursor { epoch, next }
     }
 }
 

@@ -103,6 +103,11 @@ impl Shared {
         publisher.events.publish(KvEvent { worker, epoch, seq, change });
     }
 
+    /// Returns whose events it publishes.
+    pub(super) fn worker(&self) -> WorkerId {
+        self.lock().worker
+    }
+
     /// Returns the epoch and the number of the next event.
     pub(super) fn next(&self) -> (u64, u64) {
         let publisher = self.lock();
