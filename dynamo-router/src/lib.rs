@@ -60,7 +60,10 @@ mod workers;
 
 pub use choose::{CandidateCost, CostModel, Rivals, RouteExplain};
 pub use disagg::{DisaggReport, Observer, Outcome, Pool, PrefillDecode};
-pub use events::EventFeed;
+pub use events::{
+    Diagnosis, DiagnosisChange, DiagnosisObserver, EventFeed, EventMetrics, EventStats,
+    ResyncConfig,
+};
 pub use load::{Booking, Load};
 pub use router::{Constraints, Decision, KvRouter, Preference, RouterConfig, RouterStats};
 pub use workers::{RANKS_LABEL, Slot};

@@ -16,7 +16,7 @@ use super::{BlockManager, Snapshot};
 ///
 /// A worker serves it at an endpoint of its component, as the instance whose id its events carry, so
 /// that a router that lost events, or has just started, learns what there is
-/// (`EventFeed::with_snapshots` of `dynamo-router`). A page has at most 4,096 blocks. A snapshot is
+/// (`EventFeed::start_with_snapshots` of `dynamo-router`). A page has at most 4,096 blocks. A snapshot is
 /// taken under all locks of its manager, in tens of nanoseconds a block, and kept until it is read:
 /// so at most four are under way, and further requests fail with
 /// [`Overloaded`](ErrorKind::Overloaded). A request for another worker's blocks fails with

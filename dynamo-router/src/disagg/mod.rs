@@ -127,6 +127,11 @@ impl PrefillDecode {
         });
         let Called { chunk, stream, mut decision } = called.await?;
         self.prefill.router.observe_first_token(&mut decision);
+        if let Some(usage) = &chunk.usage {
+            let (worker, predicted) = (decision.worker, decision.cached_tokens);
+            let block_size = request.blocks.block_size();
+            self.prefill.router.observe_usage(worker, predicted, block_size, usage);
+        }
         report.first_token(&chunk);
         Ok(Prefilled { request, chunk, stream, decision })
     }

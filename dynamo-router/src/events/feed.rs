@@ -1,8 +1,19 @@
+use std::sync::Arc;
+use std::time::Duration;
+
 use dynamo_core::event_plane::{Delivery, Subscriber};
-use dynamo_core::protocol::KvEvent;
+use dynamo_core::protocol::{KvEvent, SnapshotPage, SnapshotRequest, WorkerId};
+use dynamo_core::{Client, Instance, Result};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::config::ResyncConfig;
+use super::intake::{FeedId, Question};
+use super::sequencer::Snapshot;
+use super::snapshot::fetch;
 use crate::router::KvRouter;
 
 /// Applies a subscription's events to a router until it is shut down or dropped.
@@ -15,26 +26,42 @@ pub struct EventFeed {
 }
 
 impl EventFeed {
-    /// Starts to feed `router`.
+    /// Starts to feed `router`. What is known of a worker is dropped where events of its are missing.
     ///
     /// # Panics
     /// If called outside a tokio runtime.
-    pub fn start(router: KvRouter, mut events: Subscriber<KvEvent>) -> Self {
+    pub fn start(router: KvRouter, events: Subscriber<KvEvent>) -> Self {
+        Self::run(Feed { router, events, resync: None })
+    }
+
+    /// Starts to feed `router`, and asks workers what they hold where events of theirs are missing.
+    ///
+    /// `snapshots` calls the endpoint at which the workers whose events these are serve a snapshot
+    /// engine (`dynamo_kv::SnapshotEngine`), as the instances that their events name. It is asked of
+    /// rank 0 of each instance that is listed there, and of every worker that was heard; of one that
+    /// does not answer what is known is dropped where events are missing.
+    ///
+    /// # Panics
+    /// If called outside a tokio runtime.
+    pub fn start_with_snapshots(
+        router: KvRouter,
+        events: Subscriber<KvEvent>,
+        snapshots: Client<SnapshotRequest, SnapshotPage>,
+        config: ResyncConfig,
+    ) -> Self {
+        let feed = router.intake().open(config.clone());
+        let asking = FuturesUnordered::new();
+        let resync = Resync { feed, snapshots, config, asking, listed: Arc::default() };
+        Self::run(Feed { router, events, resync: Some(resync) })
+    }
+
+    fn run(feed: Feed) -> Self {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let stop = shutdown.clone();
         tasks.spawn(async move {
-            loop {
-                let delivery = tokio::select! {
-                    () = stop.cancelled() => return,
-                    delivery = events.recv() => delivery,
-                };
-                match delivery {
-                    None => return,
-                    Some(Delivery::Event { value }) => router.apply(&value),
-                    // Which worker lost events shows in the numbers of its next one.
-                    Some(Delivery::Gap { missed }) => tracing::warn!(missed, "KV events lost"),
-                    Some(_) => {}
-                }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = feed.work() => {}
             }
         });
         Self { tasks, _shutdown_on_drop: shutdown.clone().drop_guard(), shutdown }
@@ -51,56 +78,100 @@ impl EventFeed {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
+/// What the task has.
+struct Feed {
+    router: KvRouter,
+    events: Subscriber<KvEvent>,
+    resync: Option<Resync>,
+}
 
-    use dynamo_core::Runtime;
-    use dynamo_core::protocol::{
-        InstanceId, KvChange, LocalHash, SequenceHash, StoredBlock, Tier, WorkerId,
-    };
-    use dynamo_core::time::SystemClock;
+/// Whom it asks.
+struct Resync {
+    feed: FeedId,
+    snapshots: Client<SnapshotRequest, SnapshotPage>,
+    config: ResyncConfig,
+    /// As many as the config says, each for as long as it says.
+    asking: FuturesUnordered<BoxFuture<'static, (Question, Result<Snapshot>)>>,
+    /// The instances that were listed at the last look.
+    listed: Arc<[Instance]>,
+}
 
-    use super::*;
-    use crate::router::RouterConfig;
-
-    fn stored(seq: u64) -> KvEvent {
-        let blocks = vec![StoredBlock { sequence: SequenceHash(seq), local: LocalHash(seq) }];
-        let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Device };
-        KvEvent { worker: WorkerId::new(InstanceId(1)), epoch: 0, seq, change }
-    }
-
-    async fn until(holds: impl Fn() -> bool) {
-        let wait = async {
-            while !holds() {
-                tokio::task::yield_now().await;
+impl Feed {
+    async fn work(mut self) {
+        loop {
+            let wait = self.ask();
+            let Self { router, events, resync } = &mut self;
+            let answer = async {
+                match resync {
+                    Some(Resync { asking, .. }) if !asking.is_empty() => asking.next().await,
+                    _ => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                delivery = events.recv() => match delivery {
+                    None => return,
+                    Some(delivery) => self.take(delivery),
+                },
+                Some((question, answer)) = answer => {
+                    let worker = question.request.worker;
+                    if let Err(error) = &answer {
+                        tracing::debug!(%worker, %error, "no snapshot of a worker's cache");
+                    }
+                    let now = router.clock().now();
+                    router.intake().settle(question, answer.as_ref().ok(), now);
+                },
+                () = tokio::time::sleep(wait) => {}
             }
-        };
-        tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
+        }
     }
 
-    #[tokio::test]
-    async fn published_events_reach_the_index_until_the_feed_is_shut_down() {
-        let component = Runtime::in_process().namespace("n").unwrap().component("c").unwrap();
-        let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
-        let feed = EventFeed::start(router.clone(), component.subscriber("kv").await.unwrap());
-        let publisher = component.publisher("kv").unwrap();
-        (0..3).for_each(|seq| publisher.publish(&stored(seq)).unwrap());
-        until(|| router.stats().indexed_blocks == 3).await;
-        feed.shutdown().await;
-        publisher.publish(&stored(3)).unwrap();
-        tokio::task::yield_now().await;
-        assert_eq!(router.stats().indexed_blocks, 3);
+    fn take(&self, delivery: Delivery<KvEvent>) {
+        let feed = self.resync.as_ref().map(|resync| resync.feed);
+        match delivery {
+            Delivery::Event { value } => self.router.apply_from(&value, feed),
+            Delivery::Gap { missed } => {
+                tracing::warn!(missed, "KV events lost");
+                // Which worker lost some shows in the numbers of its next one, if there is one.
+                let now = self.router.clock().now();
+                feed.into_iter().for_each(|feed| self.router.intake().lost(feed, now));
+            }
+            _ => {}
+        }
     }
 
-    #[tokio::test]
-    async fn a_dropped_feed_ends_its_task() {
-        let component = Runtime::in_process().namespace("n").unwrap().component("c").unwrap();
-        let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
-        let feed = EventFeed::start(router, component.subscriber("kv").await.unwrap());
-        let tasks = feed.tasks.clone();
-        drop(feed);
-        until(|| tasks.is_empty()).await;
+    /// Asks whom it is time to ask; returns how long there is nothing more to do.
+    fn ask(&mut self) -> Duration {
+        let Self { router, resync: Some(resync), .. } = self else { return LOOK_EVERY };
+        let (intake, now) = (router.intake(), router.clock().now());
+        let listed = resync.snapshots.instances();
+        if !Arc::ptr_eq(&listed, &resync.listed) {
+            let is_known = |id| resync.listed.binary_search_by_key(&id, |known| known.id).is_ok();
+            let ids = listed.iter().map(|instance| instance.id);
+            for id in ids.filter(|id| !is_known(*id)) {
+                router.expect(WorkerId::new(id), resync.feed);
+            }
+            resync.listed = listed;
+        }
+        let (questions, next) = intake.due(resync.feed, now);
+        for question in questions {
+            let (client, config) = (resync.snapshots.clone(), resync.config.clone());
+            let answer = fetch(client, question.request, config);
+            resync.asking.push(Box::pin(async move { (question, answer.await) }));
+        }
+        next.map_or(LOOK_EVERY, |next| next.saturating_duration_since(now).min(LOOK_EVERY))
     }
 }
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        if let Some(resync) = &self.resync {
+            self.router.intake().close(resync.feed);
+        }
+    }
+}
+
+/// New instances are looked for so often at least.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;

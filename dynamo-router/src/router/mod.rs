@@ -3,7 +3,6 @@
 mod choice;
 mod config;
 mod constraints;
-mod intake;
 mod scratch;
 
 use std::fmt;
@@ -21,10 +20,10 @@ pub use config::RouterConfig;
 pub use constraints::{Constraints, Preference};
 
 use crate::choose::{CostModel, Speed};
+use crate::events::Intake;
 use crate::index::PrefixReader;
 use crate::load::{Load, expire};
 use crate::workers::{Common, Fleet, Members, Seat, as_ns};
-use intake::Intake;
 use scratch::Scratches;
 
 /// Chooses the worker on which a request costs least time; cheap to clone.
@@ -44,7 +43,7 @@ struct Shared {
     fleet: ArcSwap<Fleet>,
     /// Whom something is known of. Locked after `intake`, never before it.
     members: Mutex<Members>,
-    intake: Mutex<Intake>,
+    intake: Intake,
     index: PrefixReader,
     /// What all workers have shown: stands in for one that has shown nothing yet.
     pool_speed: Speed,
@@ -79,8 +78,8 @@ impl KvRouter {
             report_max_ns: as_ns(config.report_max),
             fleet: ArcSwap::default(),
             members: Mutex::new(Members::new(Arc::clone(&common))),
-            index: intake.index.reader(),
-            intake: Mutex::new(intake),
+            index: intake.reader(),
+            intake,
             pool_speed: Speed::default(),
             random: AtomicU64::new(config.seed),
             due: AtomicU64::new(0),
@@ -150,9 +149,8 @@ impl KvRouter {
     /// Its bookings stay until their streams end. What stays missing from
     /// [`set_workers`](Self::set_workers) is forgotten by itself.
     pub fn forget(&self, instance: InstanceId) {
-        let workers = self.members().forget(instance);
-        let mut intake = self.intake();
-        workers.into_iter().for_each(|worker| intake.forget(worker));
+        self.members().forget(instance);
+        self.intake().forget(instance);
     }
 
     /// Learns a worker's speed from the first token of a decision.
@@ -181,12 +179,12 @@ impl KvRouter {
     pub fn stats(&self) -> RouterStats {
         let booked = |seat: Arc<Seat>| seat.load.booked().requests();
         let bookings: u64 = self.members().all().map(booked).sum();
-        let intake = self.intake();
+        let events = self.intake().stats();
         RouterStats {
             bookings: usize::try_from(bookings).unwrap_or(usize::MAX),
-            indexed_blocks: intake.index.len(),
-            events_total: intake.events_total,
-            gaps_total: intake.gaps_total,
+            indexed_blocks: events.blocks,
+            events_total: events.events_total,
+            gaps_total: events.gaps_total,
             leases_expired_total: self.0.common.leases_expired_total.load(Ordering::Relaxed),
         }
     }
@@ -220,7 +218,7 @@ impl KvRouter {
     }
 
     /// Returns the seat of a worker of whom something is said; `None` if there are no more.
-    fn hear_of(&self, worker: WorkerId) -> Option<Arc<Seat>> {
+    pub(crate) fn hear_of(&self, worker: WorkerId) -> Option<Arc<Seat>> {
         let mut members = self.members();
         let seat = members.hear_of(worker);
         self.look_after(&members);
@@ -247,10 +245,7 @@ impl KvRouter {
         self.look_after(&members);
         drop(members);
         seats.iter().for_each(|seat| expire(seat, now));
-        if !gone.is_empty() {
-            let mut intake = self.intake();
-            gone.into_iter().for_each(|worker| intake.forget(worker));
-        }
+        gone.into_iter().for_each(|instance| self.intake().forget(instance));
         now
     }
 
@@ -258,8 +253,8 @@ impl KvRouter {
         self.0.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn intake(&self) -> MutexGuard<'_, Intake> {
-        self.0.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn intake(&self) -> &Intake {
+        &self.0.intake
     }
 }
 

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 
 use dynamo_core::protocol::{InstanceId, WorkerId};
@@ -72,31 +73,24 @@ impl Members {
     }
 
     /// Forgets who has been absent for `absent_max_ns`, and returns them.
-    pub(crate) fn forget_absent(&mut self, now: u64, absent_max_ns: u64) -> Vec<WorkerId> {
+    pub(crate) fn forget_absent(&mut self, now: u64, absent_max_ns: u64) -> Vec<InstanceId> {
         let is_gone = |since: &u64| now.saturating_sub(*since) >= absent_max_ns;
-        let mut gone = Vec::new();
-        for (&instance, _) in self.absent_since.iter().filter(|(_, since)| is_gone(since)) {
-            let ranks = WorkerId::new(instance)..=WorkerId { instance, rank: u32::MAX };
-            gone.extend(self.seats.range(ranks).map(|(worker, _)| *worker));
-        }
+        let absent = self.absent_since.iter().filter(|(_, since)| is_gone(since));
+        let gone: Vec<_> = absent.map(|(instance, _)| *instance).collect();
         self.absent_since.retain(|_, since| !is_gone(since));
-        gone.iter().for_each(|worker| self.dismiss(*worker));
+        gone.iter().for_each(|instance| self.dismiss(*instance));
         self.forgotten.retain(|_, seat| seat.strong_count() > 0);
         gone
     }
 
-    /// Forgets what is known of `instance`, and returns its workers; who is listed keeps its seat.
-    pub(crate) fn forget(&mut self, instance: InstanceId) -> Vec<WorkerId> {
-        let ranks = WorkerId::new(instance)..=WorkerId { instance, rank: u32::MAX };
-        let workers: Vec<_> = self.seats.range(ranks).map(|(worker, _)| *worker).collect();
+    /// Forgets what is known of `instance`; who is listed keeps its seat.
+    pub(crate) fn forget(&mut self, instance: InstanceId) {
         if self.listed.contains(&instance) {
-            let seats = workers.iter().filter_map(|worker| self.seats.get(worker));
-            seats.for_each(|seat| seat.speed.forget());
+            self.seats.range(ranks_of(instance)).for_each(|(_, seat)| seat.speed.forget());
         } else {
             self.absent_since.remove(&instance);
-            workers.iter().for_each(|worker| self.dismiss(*worker));
+            self.dismiss(instance);
         }
-        workers
     }
 
     /// Returns all seats there are.
@@ -115,10 +109,17 @@ impl Members {
         Some(seat)
     }
 
-    fn dismiss(&mut self, worker: WorkerId) {
-        if let Some(seat) = self.seats.remove(&worker) {
+    fn dismiss(&mut self, instance: InstanceId) {
+        let ranks = self.seats.range(ranks_of(instance));
+        let workers: Vec<_> = ranks.map(|(worker, _)| *worker).collect();
+        for worker in workers {
+            let Some(seat) = self.seats.remove(&worker) else { continue };
             seat.speed.forget();
             self.forgotten.insert(worker, Arc::downgrade(&seat));
         }
     }
+}
+
+fn ranks_of(instance: InstanceId) -> RangeInclusive<WorkerId> {
+    WorkerId::new(instance)..=WorkerId { instance, rank: u32::MAX }
 }

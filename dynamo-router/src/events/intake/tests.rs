@@ -1,0 +1,171 @@
+use dynamo_core::protocol::KvCursor;
+use proptest::prelude::*;
+use proptest::test_runner::Config;
+
+use super::*;
+
+mod world;
+
+use world::{Faults, NO_FAULTS, WORKERS, World, id, members};
+
+fn faults() -> impl Strategy<Value = Faults> {
+    let rare_or_often = || prop_oneof![Just(0usize), Just(5), 0..60usize];
+    (
+        (rare_or_often(), 0..=100usize, rare_or_often()),
+        (rare_or_often(), 0..4usize, prop_oneof![Just(0usize), 0..100usize]),
+    )
+        .prop_map(|((lost, told, repeated), (late, restarts, unanswered))| Faults {
+            lost,
+            told,
+            repeated,
+            late,
+            restarts,
+            unanswered,
+        })
+}
+
+/// Longer than every wait: what is wrong is seen at the next audit, at the latest.
+const QUIET: Duration = Duration::from_secs(120);
+
+fn run(world: &mut World, steps: usize) {
+    for _ in 0..steps {
+        world.act();
+        let pause = Duration::from_millis(world.random.below(20).unwrap() as u64);
+        world.pass(pause);
+    }
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 96, ..Config::default() })]
+
+    #[test]
+    fn whatever_is_lost_late_or_repeated_the_index_becomes_what_the_workers_hold(
+        seed: u64, faults in faults(), at_once in 1..4usize,
+    ) {
+        let config = ResyncConfig::default().with_at_once(at_once);
+        let mut world = World::new(seed, Some(config), faults);
+        run(&mut world, 150);
+        world.faults = NO_FAULTS;
+        world.pass(QUIET);
+        world.assert_converged();
+    }
+
+    #[test]
+    fn without_snapshots_the_index_never_says_more_than_the_workers_hold(
+        seed: u64, faults in faults(),
+    ) {
+        let mut world = World::new(seed, None, faults);
+        run(&mut world, 150);
+        world.pass(QUIET);
+        prop_assert_eq!(world.intake.stats().snapshots_total, 0);
+    }
+}
+
+/// The events that were lost are not the last ones, and nobody answers.
+#[test]
+fn of_a_worker_that_does_not_answer_what_is_known_is_dropped_and_comes_back_when_it_does() {
+    let faults = Faults { lost: 5, unanswered: 100, ..NO_FAULTS };
+    let mut world = World::new(1, Some(ResyncConfig::default()), faults);
+    run(&mut world, 200);
+    world.pass(QUIET);
+    let stats = world.intake.stats();
+    assert!(stats.dropped_total > 0 && stats.snapshots_total == 0, "{stats:?}");
+    assert!(stats.gaps_total > 0 && stats.suspect == 0, "{stats:?}");
+    world.faults = NO_FAULTS;
+    world.pass(QUIET);
+    world.assert_converged();
+}
+
+#[test]
+fn while_a_snapshot_is_under_way_the_old_coverage_serves_on() {
+    let faults = Faults { unanswered: 100, ..NO_FAULTS };
+    let mut world = World::new(3, Some(ResyncConfig::default()), faults);
+    run(&mut world, 100);
+    let before = world.intake.stats();
+    assert!(before.blocks > 0 && before.suspect == 0, "{before:?}");
+    world.faults.lost = 100;
+    world.act();
+    world.faults.lost = 0;
+    // The same worker or others: the one that lost says more sooner or later.
+    while world.intake.stats().suspect == 0 {
+        world.act();
+        world.pass(Duration::ZERO);
+    }
+    let stats = world.intake.stats();
+    assert!(stats.blocks > 0 && stats.dropped_total == 0, "{stats:?}");
+    world.faults = NO_FAULTS;
+    world.pass(Duration::from_secs(1));
+    let stats = world.intake.stats();
+    assert_eq!((stats.suspect, stats.dropped_total), (0, 0), "{stats:?}");
+    world.assert_converged();
+}
+
+#[test]
+fn a_few_events_that_overtake_each_other_ask_for_nothing() {
+    let mut world = World::new(5, Some(ResyncConfig::default()), NO_FAULTS);
+    for _ in 0..50 {
+        world.act();
+        world.faults.late = 100;
+        world.act();
+        world.faults.late = 0;
+        world.act();
+        world.pass(Duration::ZERO);
+        // What is late arrives within 60 ms, of which a gap has 20.
+        world.pass(Duration::from_millis(100));
+    }
+    let stats = world.intake.stats();
+    assert!(stats.gaps_total > 0 && stats.snapshots_total < stats.gaps_total, "{stats:?}");
+    assert_eq!(stats.dropped_total, 0);
+    world.assert_converged();
+}
+
+#[test]
+fn no_more_workers_are_asked_at_once_than_the_config_says_and_all_are_in_the_end() {
+    let intake = Intake::default();
+    let feed = intake.open(ResyncConfig::default().with_at_once(2));
+    let now = World::new(0, None, NO_FAULTS).now;
+    let mut members = members();
+    (0..5).for_each(|worker| intake.expect(id(worker), feed, now, |id| members.hear_of(id)));
+    let mut asked = Vec::new();
+    let (mut under_way, next) = intake.due(feed, now);
+    assert_eq!((under_way.len(), next), (2, None));
+    while let Some(question) = under_way.pop() {
+        assert!(intake.due(feed, now).0.is_empty(), "as many as may be are under way");
+        asked.push(question.request.worker);
+        let cursor = KvCursor { epoch: 1, next: 3 };
+        intake.settle(question, Some(&Snapshot { cursor, stored: Vec::new() }), now);
+        under_way.extend(intake.due(feed, now).0);
+    }
+    asked.sort_unstable();
+    assert_eq!(asked, (0..5).map(id).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_question_about_who_was_forgotten_ends_and_says_nothing_of_who_came_back() {
+    let intake = Intake::default();
+    let feed = intake.open(ResyncConfig::default());
+    let now = World::new(0, None, NO_FAULTS).now;
+    let mut members = members();
+    intake.expect(id(0), feed, now, |id| members.hear_of(id));
+    let question = intake.due(feed, now).0[0];
+    intake.forget(id(0).instance);
+    intake.expect(id(0), feed, now, |id| members.hear_of(id));
+    let cursor = KvCursor { epoch: 9, next: 3 };
+    intake.settle(question, Some(&Snapshot { cursor, stored: Vec::new() }), now);
+    assert!(!intake.has_heard(id(0)), "the answer was of its former life");
+    assert_eq!(intake.due(feed, now).0.len(), 1);
+}
+
+#[test]
+fn a_feed_that_is_closed_leaves_no_worker_waiting() {
+    let faults = Faults { lost: 30, unanswered: 100, ..NO_FAULTS };
+    let mut world = World::new(7, Some(ResyncConfig::default()), faults);
+    while world.intake.stats().suspect < WORKERS {
+        world.act();
+        world.pass(Duration::ZERO);
+    }
+    world.intake.close(FeedId(1));
+    let stats = world.intake.stats();
+    assert_eq!(stats.suspect, 0);
+    assert!(stats.dropped_total >= WORKERS as u64);
+}

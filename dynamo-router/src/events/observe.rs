@@ -1,0 +1,73 @@
+use std::sync::Arc;
+
+use dynamo_core::protocol::{BlockSize, KvEvent, Usage, WorkerId};
+
+use super::diagnosis::{Diagnosis, DiagnosisObserver, Sample};
+use super::intake::FeedId;
+use super::stats::EventStats;
+use crate::router::KvRouter;
+
+/// What events and answers tell a router.
+impl KvRouter {
+    /// Takes in what a worker says of its cache. Where events are missing, what was known is dropped.
+    pub fn apply(&self, event: &KvEvent) {
+        self.apply_from(event, None);
+    }
+
+    /// Compares what a worker found in its cache for a request with what was predicted, both in
+    /// tokens of the prompt.
+    ///
+    /// `block_size` is that of the request's hashes, `usage` what the worker said. To be called once
+    /// for each request, by whoever sees its answer; [`PrefillDecode`](crate::PrefillDecode) does.
+    pub fn observe_usage(
+        &self,
+        worker: WorkerId,
+        predicted_tokens: usize,
+        block_size: BlockSize,
+        usage: &Usage,
+    ) {
+        let sample = Sample {
+            predicted: predicted_tokens as u64,
+            actual: usage.cached_tokens.into(),
+            prompt: usage.prompt_tokens.into(),
+            block: block_size.tokens() as u64,
+        };
+        let is_heard = self.intake().has_heard(worker);
+        let mut diagnoses = self.intake().diagnoses();
+        let change = diagnoses.observe(worker, sample, is_heard, self.clock().now());
+        let Some(change) = change else { return };
+        let observer = diagnoses.observer.clone();
+        drop(diagnoses);
+        match (change.is, change.was) {
+            (Some(is), _) => tracing::warn!(%worker, "the worker {is}"),
+            (None, was) => {
+                tracing::info!(%worker, ?was, "nothing is wrong with the worker any more")
+            }
+        }
+        observer.iter().for_each(|observer| observer.changed(&change));
+    }
+
+    /// Tells `observer` from now on, instead of any before, what is found wrong with a worker, and when
+    /// that is over.
+    pub fn set_diagnosis_observer(&self, observer: impl DiagnosisObserver) {
+        self.intake().diagnoses().observer = Some(Arc::new(observer));
+    }
+
+    /// Returns the workers that something is wrong with, and what.
+    pub fn diagnoses(&self) -> Vec<(WorkerId, Diagnosis)> {
+        self.intake().diagnoses().list()
+    }
+
+    /// Returns what events have come to.
+    pub fn event_stats(&self) -> EventStats {
+        self.intake().stats()
+    }
+
+    pub(super) fn apply_from(&self, event: &KvEvent, feed: Option<FeedId>) {
+        self.intake().apply(event, feed, self.clock().now(), |worker| self.hear_of(worker));
+    }
+
+    pub(super) fn expect(&self, worker: WorkerId, feed: FeedId) {
+        self.intake().expect(worker, feed, self.clock().now(), |worker| self.hear_of(worker));
+    }
+}
