@@ -1,16 +1,15 @@
-use super::cost::{CandidateCost, Cost, CostModel, Work, cost};
+use super::cost::{CandidateCost, Cost, CostModel, Known, Work, cost};
 use super::explain::Rivals;
-use super::speed::Speed;
-use crate::load::{Booked, Claim, Load};
-use crate::workers::{Fleet, Positions, is_in};
+use crate::load::{Booked, Claim, Load, Paced};
+use crate::workers::{Fleet, Positions, Seat, is_in};
 
 /// What is chosen among, and by what, at one moment.
 #[derive(Debug)]
 pub(crate) struct View<'a> {
     pub(crate) fleet: &'a Fleet,
     pub(crate) model: &'a CostModel,
-    /// What all workers have shown: stands in for one that has shown nothing yet.
-    pub(crate) pool_speed: &'a Speed,
+    /// How fast the workers are together.
+    pub(crate) paced: Paced,
     pub(crate) report_max_ns: u64,
     pub(crate) now: u64,
 }
@@ -24,6 +23,7 @@ pub(crate) struct Asked {
     pub(crate) reusable_tokens: usize,
     /// KV blocks that the prompt takes.
     pub(crate) blocks: usize,
+    pub(crate) block_tokens: usize,
 }
 
 impl Asked {
@@ -38,7 +38,7 @@ impl Asked {
     }
 }
 
-/// What is known of each worker of a fleet for one choice: an array per property, by position.
+/// What is known of each worker of a fleet for one choice: arrays by position.
 ///
 /// Reused, so that a choice allocates nothing.
 #[derive(Debug, Default)]
@@ -47,13 +47,21 @@ pub(crate) struct Columns {
     pub(crate) eligible: Positions,
     /// Prompt tokens that a worker has.
     pub(crate) cached_tokens: Vec<usize>,
-    /// What the labels that it lacks cost, in seconds.
+    /// What the labels that a worker lacks cost, in seconds.
     pub(crate) lacking_s: Vec<f64>,
-    booked: Vec<Booked>,
-    /// Endless for who may not be chosen, as are the other times.
-    pub(super) queue_s: Vec<f64>,
-    ttft_s: Vec<f64>,
-    pub(super) total_s: Vec<f64>,
+    pub(super) scores: Vec<Score>,
+    /// For the pick: those that cost almost the same.
+    pub(super) near: Vec<usize>,
+}
+
+/// What choosing a worker would cost, in seconds: endless for who may not be chosen.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Score {
+    pub(super) total_s: f64,
+    pub(super) queue_s: f64,
+    pub(super) ttft_s: f64,
+    /// What it was computed from.
+    pub(super) booked: Booked,
 }
 
 impl Columns {
@@ -63,50 +71,33 @@ impl Columns {
         self.eligible.resize(count.div_ceil(64), 0);
         self.cached_tokens.clear();
         self.cached_tokens.resize(count, 0);
-        self.booked.clear();
-        self.booked.resize(count, Booked::default());
-        for times in [&mut self.lacking_s, &mut self.queue_s, &mut self.ttft_s, &mut self.total_s] {
-            times.clear();
-            times.resize(count, 0.0);
-        }
+        self.lacking_s.clear();
+        self.lacking_s.resize(count, 0.0);
+        self.scores.clear();
     }
 
     /// Computes what each worker would cost.
     pub(crate) fn score(&mut self, view: &View<'_>, asked: &Asked) {
-        (0..view.fleet.seats().len()).for_each(|position| self.score_one(view, asked, position));
-    }
-
-    /// Computes what the worker at `position` would cost, by what is booked there now.
-    pub(crate) fn score_one(&mut self, view: &View<'_>, asked: &Asked, position: usize) {
-        let seat = &view.fleet.seats()[position];
-        let booked = seat.load.booked();
-        let has_room = booked.plus(asked.claim(self.cached_tokens[position])).is_some();
-        self.booked[position] = booked;
-        if !has_room || !is_in(&self.eligible, position) {
-            for times in [&mut self.queue_s, &mut self.ttft_s, &mut self.total_s] {
-                times[position] = f64::INFINITY;
+        let Self { eligible, cached_tokens, lacking_s, scores, .. } = self;
+        let rows = view.fleet.seats().iter().zip(cached_tokens).zip(lacking_s).enumerate();
+        scores.extend(rows.map(|(position, ((seat, cached_tokens), lacking_s))| {
+            match is_in(eligible, position) {
+                true => score(view, asked, seat, *cached_tokens, *lacking_s),
+                false => Score::NONE,
             }
-            return;
-        }
-        let (_, cost) = self.cost(view, asked, position);
-        self.queue_s[position] = cost.queue_s;
-        self.ttft_s[position] = cost.ttft_s;
-        self.total_s[position] = cost.total_s(view.model) + self.lacking_s[position];
+        }));
     }
 
-    fn cost(&self, view: &View<'_>, asked: &Asked, position: usize) -> (Load, Cost) {
+    /// Computes anew what the worker at `position`, who may be chosen, would cost.
+    pub(crate) fn score_again(&mut self, view: &View<'_>, asked: &Asked, position: usize) {
         let seat = &view.fleet.seats()[position];
-        let load = seat.load.load(self.booked[position], view.now, view.report_max_ns);
-        let shown = seat.speed.prefill_s_per_token();
-        let shown = shown.or_else(|| view.pool_speed.prefill_s_per_token());
-        let prefill_s_per_token = shown.unwrap_or(view.model.prefill_s_per_token);
-        let new_tokens = asked.prompt_tokens - self.cached_tokens[position];
-        (load, cost(view.model, prefill_s_per_token, &load, new_tokens, asked.work))
+        let (cached_tokens, lacking_s) = (self.cached_tokens[position], self.lacking_s[position]);
+        self.scores[position] = score(view, asked, seat, cached_tokens, lacking_s);
     }
 
     /// Returns what was booked at `position` when it was scored.
     pub(crate) fn booked(&self, position: usize) -> Booked {
-        self.booked[position]
+        self.scores[position].booked
     }
 
     /// Returns everything about the worker at `position`.
@@ -116,10 +107,11 @@ impl Columns {
         asked: &Asked,
         position: usize,
     ) -> CandidateCost {
-        let (load, Cost { queue_s, ttft_s, harm_s }) = self.cost(view, asked, position);
-        let cached_tokens = self.cached_tokens[position];
+        let (seat, cached_tokens) = (&view.fleet.seats()[position], self.cached_tokens[position]);
+        let (load, Cost { queue_s, ttft_s, harm_s }) =
+            cost_at(view, asked, seat, self.booked(position), cached_tokens);
         CandidateCost {
-            worker: view.fleet.seats()[position].worker(),
+            worker: seat.worker(),
             cached_tokens,
             new_tokens: asked.prompt_tokens - cached_tokens,
             load,
@@ -132,23 +124,80 @@ impl Columns {
 
     /// Returns the positions that could have been chosen in the place of `chosen`.
     pub(crate) fn others(&self, chosen: usize) -> impl Iterator<Item = usize> + '_ {
-        let is_other = move |at: &usize| *at != chosen && self.total_s[*at].is_finite();
-        (0..self.total_s.len()).filter(is_other)
+        let scores = self.scores.iter().enumerate();
+        let others = scores.filter(move |(at, score)| *at != chosen && score.total_s.is_finite());
+        others.map(|(position, _)| position)
     }
 
     /// Returns what there is to say of the others.
     pub(crate) fn rivals(&self, chosen: usize) -> Rivals {
         let mut rivals = Rivals::default();
-        for at in self.others(chosen) {
+        for ((at, score), cached_tokens) in self.scores.iter().enumerate().zip(&self.cached_tokens)
+        {
+            if at == chosen || score.total_s == f64::INFINITY {
+                continue;
+            }
             rivals.count += 1;
-            rivals.ttft_s = rivals.ttft_s.min(self.ttft_s[at]);
-            let requests = usize::try_from(self.booked[at].requests()).unwrap_or(usize::MAX);
+            if score.ttft_s < rivals.ttft_s {
+                rivals.ttft_s = score.ttft_s;
+            }
+            let requests = usize::try_from(score.booked.requests()).unwrap_or(usize::MAX);
             rivals.requests = rivals.requests.max(requests);
-            if self.cached_tokens[at] >= rivals.cached_tokens {
-                rivals.cached_tokens = self.cached_tokens[at];
-                rivals.holder_queue_s = self.queue_s[at];
+            if *cached_tokens >= rivals.cached_tokens {
+                (rivals.cached_tokens, rivals.holder_queue_s) = (*cached_tokens, score.queue_s);
             }
         }
         rivals
     }
+}
+
+impl Score {
+    pub(super) const NONE: Self = Self {
+        total_s: f64::INFINITY,
+        queue_s: f64::INFINITY,
+        ttft_s: f64::INFINITY,
+        booked: Booked::NOTHING,
+    };
+}
+
+#[inline(always)]
+fn score(
+    view: &View<'_>,
+    asked: &Asked,
+    seat: &Seat,
+    cached_tokens: usize,
+    lacking_s: f64,
+) -> Score {
+    let booked = seat.load.booked();
+    if booked.plus(asked.claim(cached_tokens)).is_none() {
+        return Score::NONE;
+    }
+    let (_, cost) = cost_at(view, asked, seat, booked, cached_tokens);
+    let total_s = cost.total_s(view.model) + lacking_s;
+    Score { total_s, queue_s: cost.queue_s, ttft_s: cost.ttft_s, booked }
+}
+
+/// Gathers what is known of a worker, on which `booked` is booked, and applies the formula.
+#[inline(always)]
+fn cost_at(
+    view: &View<'_>,
+    asked: &Asked,
+    seat: &Seat,
+    booked: Booked,
+    cached_tokens: usize,
+) -> (Load, Cost) {
+    let load = seat.load.load(booked, view.now, view.report_max_ns);
+    let speed = &seat.load.speed;
+    let known = Known {
+        load,
+        context_tokens: load.blocks * asked.block_tokens,
+        prefill_s_per_token: speed
+            .among(view.paced.prefill)
+            .unwrap_or(view.model.prefill_s_per_token),
+        busy_s: if load.waiting() == 0 { 0.0 } else { speed.busy_s(view.now) },
+        step_s_per_token: view.paced.step_s_per_token,
+        output_tokens: view.paced.output_tokens,
+    };
+    let tokens = (cached_tokens, asked.prompt_tokens - cached_tokens);
+    (load, cost(view.model, &known, tokens, asked.work))
 }

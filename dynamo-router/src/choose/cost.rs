@@ -4,21 +4,26 @@ use crate::load::Load;
 
 /// The coefficients of the cost, in seconds.
 ///
-/// The priors are those of a small fleet of data-centre GPUs; what matters is learned per worker
-/// from first-token times, so that they need no tuning.
+/// Those that say how fast workers are hold until answers have shown it: the priors are those of a
+/// small fleet of data-centre GPUs, and need no tuning.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct CostModel {
-    /// Time to prefill one token, until a worker's own rate is known.
+    /// Time to prefill one token, until a worker has shown it.
     pub prefill_s_per_token: f64,
     /// Time to fetch the KV of one token from a peer (at 128 KiB per token over 25 GB/s).
     pub fetch_s_per_token: f64,
-    /// What one more request adds to the time of a decode step.
-    pub step_s_per_request: f64,
-    /// Tokens that an answer is expected to have.
+    /// What one more token in the cache adds to the time of a step, until answers have shown it
+    /// (at 128 KiB per token from memory of 3.35 TB/s).
+    pub step_s_per_token: f64,
+    /// Tokens that an answer is expected to have, until answers have shown it.
     pub output_tokens: f64,
-    /// How much a second of delay for others weighs against a second of our own first token.
+    /// How much a second of delay for those who decode weighs against a second of our own first
+    /// token.
     pub harm_weight: f64,
+    /// How many times as much it weighs for those who wait for their first token. A stall that comes
+    /// right behind it is long beside an answer that is short, and many are.
+    pub waiting_weight: f64,
     /// No worker is chosen whose queue is longer than the shortest one by more than this.
     pub queue_excess_max_s: f64,
 }
@@ -28,9 +33,10 @@ impl Default for CostModel {
         Self {
             prefill_s_per_token: 1.0 / 10_000.0,
             fetch_s_per_token: 131_072.0 / 25e9,
-            step_s_per_request: 60e-6,
+            step_s_per_token: 131_072.0 / 3.35e12,
             output_tokens: 256.0,
             harm_weight: 0.1,
+            waiting_weight: 3.0,
             queue_excess_max_s: 30.0,
         }
     }
@@ -43,6 +49,19 @@ pub(crate) enum Work {
     Prefill,
     /// Fetch what is not cached from the prefill worker.
     Fetch,
+}
+
+/// What is known of a worker at the moment of a choice.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    pub(crate) load: Load,
+    /// Tokens in the cache that its requests attend to.
+    pub(crate) context_tokens: usize,
+    pub(crate) prefill_s_per_token: f64,
+    /// How long it has been at the first of those that wait.
+    pub(crate) busy_s: f64,
+    pub(crate) step_s_per_token: f64,
+    pub(crate) output_tokens: f64,
 }
 
 /// What choosing one worker would cost.
@@ -60,7 +79,8 @@ pub struct CandidateCost {
     pub queue_s: f64,
     /// Time until the request's first token there, its queue included, in seconds.
     pub ttft_s: f64,
-    /// Delay that all requests decoding there would suffer together, in seconds.
+    /// Delay that the requests there and this one would cause each other after their first tokens,
+    /// all together, in seconds.
     pub harm_s: f64,
     /// What the labels cost that it lacks and the request would rather have, in seconds.
     pub lacking_s: f64,
@@ -91,26 +111,38 @@ impl Cost {
 /// The formula:
 ///
 /// ```text
-/// ttft = (queued + new) · prefill   (or queued · prefill + new · fetch)   + requests · step
-/// harm = decoding · (new · prefill + step · output)
+/// queue = queued · prefill, less what has passed of its head
+/// ttft  = queue + new · prefill                      (or new · fetch)
+/// harm  = (decoding + 3 · waiting) · new · prefill    (nothing if fetched)
+///       + ½ · output · step · (requests · own + context)
 /// ```
 ///
-/// The harm is what prefilling stops, and what one more request in the batch slows down.
+/// Prefilling stops those who decode, and will stop those who wait, who get their first tokens before
+/// this one. A step takes longer by what the batch attends to: by this request's tokens for all who
+/// are there, and by theirs for this one, until the first of the two ends: half an answer.
+#[inline(always)]
 pub(crate) fn cost(
     model: &CostModel,
-    prefill_s_per_token: f64,
-    load: &Load,
-    new_tokens: usize,
+    known: &Known,
+    (cached_tokens, new_tokens): (usize, usize),
     work: Work,
 ) -> Cost {
+    let Known { load, prefill_s_per_token, .. } = *known;
     let new = new_tokens as f64;
     let (work_s, stop_s) = match work {
         Work::Prefill => (new * prefill_s_per_token, new * prefill_s_per_token),
         Work::Fetch => (new * model.fetch_s_per_token, 0.0),
     };
-    let queue_s = load.prefill_tokens as f64 * prefill_s_per_token;
-    let ttft_s = queue_s + work_s + load.requests as f64 * model.step_s_per_request;
-    let slow_s = model.step_s_per_request * model.output_tokens;
-    let harm_s = load.decoding as f64 * (stop_s + slow_s);
-    Cost { queue_s, ttft_s, harm_s }
+    let queued_s = load.prefill_tokens as f64 * prefill_s_per_token;
+    // The head is one of those that wait, and takes no longer than they do in the mean.
+    let queue_s = match load.waiting() {
+        0 => queued_s,
+        waiting => queued_s - known.busy_s.min(queued_s / waiting as f64),
+    };
+    let stalled = load.decoding as f64 + model.waiting_weight * load.waiting() as f64;
+    let own = (cached_tokens + new_tokens) as f64;
+    let attended = load.requests as f64 * own + known.context_tokens as f64;
+    let slower_s = known.step_s_per_token * known.output_tokens / 2.0;
+    let harm_s = stalled * stop_s + attended * slower_s;
+    Cost { queue_s, ttft_s: queue_s + work_s, harm_s }
 }

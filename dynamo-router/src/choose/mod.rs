@@ -4,7 +4,6 @@ mod columns;
 mod cost;
 mod explain;
 mod pick;
-mod speed;
 
 pub use cost::{CandidateCost, CostModel};
 pub use explain::{Rivals, RouteExplain};
@@ -12,4 +11,3 @@ pub use explain::{Rivals, RouteExplain};
 pub(crate) use columns::{Asked, Columns, View};
 pub(crate) use cost::Work;
 pub(crate) use pick::pick;
-pub(crate) use speed::Speed;

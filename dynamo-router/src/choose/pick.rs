@@ -1,6 +1,6 @@
 use dynamo_core::random::Random;
 
-use super::columns::Columns;
+use super::columns::{Columns, Score};
 use super::cost::CostModel;
 
 /// Chooses a position: the cheapest, at random among those that cost almost the same.
@@ -10,26 +10,29 @@ use super::cost::CostModel;
 /// is more than one to choose among.
 pub(crate) fn pick(
     model: &CostModel,
-    columns: &Columns,
+    columns: &mut Columns,
     random: impl FnOnce() -> Random,
 ) -> Option<usize> {
-    let Columns { queue_s, total_s, .. } = columns;
-    let queue_max = least(queue_s.iter().copied()) + model.queue_excess_max_s;
-    let among = |(queue, total): (&f64, &f64)| if *queue <= queue_max { *total } else { ENDLESS };
-    let totals = || queue_s.iter().zip(total_s).map(among);
-    let best = least(totals());
+    let Columns { scores, near, .. } = columns;
+    let shortest = scores.iter().fold(ENDLESS, |least, score| lesser(least, score.queue_s));
+    let queue_max = shortest + model.queue_excess_max_s;
+    let total = |score: &Score| if score.queue_s <= queue_max { score.total_s } else { ENDLESS };
+    let best = scores.iter().fold(ENDLESS, |least, score| lesser(least, total(score)));
+    if best == ENDLESS {
+        return None;
+    }
     let limit = best * NEAR + NEAR_S;
-    let is_near = |total: &f64| *total <= limit && *total < ENDLESS;
-    let nth = match totals().filter(is_near).count() {
-        0 => return None,
-        1 => 0,
-        count => random().below(count)?,
-    };
-    totals().enumerate().filter(|(_, total)| is_near(total)).map(|(position, _)| position).nth(nth)
+    near.clear();
+    let is_near = |(_, score): &(usize, &Score)| total(score) <= limit;
+    near.extend(scores.iter().enumerate().filter(is_near).map(|(position, _)| position));
+    match near.len() {
+        0 | 1 => near.first().copied(),
+        count => near.get(random().below(count)?).copied(),
+    }
 }
 
-fn least(times: impl Iterator<Item = f64>) -> f64 {
-    times.fold(ENDLESS, |least, time| if time < least { time } else { least })
+fn lesser(one: f64, other: f64) -> f64 {
+    if other < one { other } else { one }
 }
 
 const ENDLESS: f64 = f64::INFINITY;
@@ -44,8 +47,8 @@ mod tests {
 
     use super::*;
     use crate::choose::Work;
-    use crate::choose::cost::cost;
-    use crate::load::Load;
+    use crate::choose::cost::{Cost, Known, cost};
+    use crate::load::{Booked, Load};
 
     /// A worker's queue, requests that decode there, and tokens that are new to it.
     type Worker = (usize, usize, usize);
@@ -53,19 +56,28 @@ mod tests {
     fn columns(model: &CostModel, workers: &[Worker]) -> Columns {
         let mut columns = Columns::default();
         columns.reset(workers.len());
-        for (position, (queued, decoding, new)) in workers.iter().copied().enumerate() {
+        for (queued, decoding, new) in workers.iter().copied() {
             let load =
                 Load { prefill_tokens: queued, decoding, requests: decoding, ..Load::default() };
-            let cost = cost(model, model.prefill_s_per_token, &load, new, Work::Prefill);
-            columns.queue_s[position] = cost.queue_s;
-            columns.total_s[position] = cost.total_s(model);
+            let known = Known {
+                load,
+                context_tokens: 0,
+                prefill_s_per_token: model.prefill_s_per_token,
+                busy_s: 0.0,
+                step_s_per_token: model.step_s_per_token,
+                output_tokens: model.output_tokens,
+            };
+            let cost = cost(model, &known, (0, new), Work::Prefill);
+            let Cost { queue_s, ttft_s, .. } = cost;
+            let total_s = cost.total_s(model);
+            columns.scores.push(Score { total_s, queue_s, ttft_s, booked: Booked::NOTHING });
         }
         columns
     }
 
     fn picks(model: &CostModel, workers: &[Worker]) -> BTreeSet<Option<usize>> {
-        let columns = columns(model, workers);
-        (0..64).map(|seed| pick(model, &columns, || Random::new(seed))).collect()
+        let mut columns = columns(model, workers);
+        (0..64).map(|seed| pick(model, &mut columns, || Random::new(seed))).collect()
     }
 
     #[test]
@@ -87,7 +99,7 @@ mod tests {
         // The holder would be faster, yet it is behind the shortest queue by more than a second.
         let workers = [(20_000, 0, 0), (0, 0, 100_000)];
         let columns = columns(&model, &workers);
-        assert!(columns.total_s[0] < columns.total_s[1]);
+        assert!(columns.scores[0].total_s < columns.scores[1].total_s);
         assert_eq!(picks(&model, &workers), [Some(1)].into());
     }
 
@@ -95,7 +107,7 @@ mod tests {
     fn who_may_not_be_chosen_is_not_even_if_there_is_nobody_else() {
         let model = CostModel::default();
         let mut columns = columns(&model, &[(0, 0, 0)]);
-        (columns.queue_s[0], columns.total_s[0]) = (ENDLESS, ENDLESS);
-        assert_eq!(pick(&model, &columns, || Random::new(1)), None);
+        columns.scores[0] = Score::NONE;
+        assert_eq!(pick(&model, &mut columns, || Random::new(1)), None);
     }
 }

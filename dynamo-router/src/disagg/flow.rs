@@ -89,7 +89,7 @@ impl Flow {
                     };
                     match next {
                         Some(Ok(chunk)) => {
-                            decoding.decision.booking.progress();
+                            decoding.decision.booking.progress(chunk.token_ids.len());
                             self.phase = match chunk.finish {
                                 None => Phase::Decode(decoding),
                                 Some(_) => {

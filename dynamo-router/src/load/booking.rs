@@ -6,6 +6,7 @@ use dynamo_core::protocol::WorkerId;
 
 use super::leases::LeaseId;
 use super::row::Claim;
+use super::speed::seconds;
 use crate::workers::{Seat, as_ns};
 
 /// One request's load on one worker; dropping it releases the load.
@@ -20,14 +21,26 @@ pub struct Booking {
     lease: LeaseId,
     progress_ns: u64,
     is_decoding: bool,
+    block_tokens: usize,
+    answer: Option<Answer>,
+}
+
+/// An answer, as far as it has come.
+struct Answer {
+    first_ns: u64,
+    last_ns: u64,
+    /// After the first.
+    tokens: usize,
+    /// On the worker as it began.
+    blocks: u64,
 }
 
 impl Booking {
     /// Guards a claim that was reserved at `seat`.
-    pub(crate) fn new(seat: &Arc<Seat>, claim: Claim, now: u64) -> Self {
+    pub(crate) fn new(seat: &Arc<Seat>, claim: Claim, block_tokens: usize, now: u64) -> Self {
         let lease = seat.load.open(claim, now);
-        let is_decoding = claim.prefill_tokens == 0;
-        Self { seat: Arc::clone(seat), lease, progress_ns: now, is_decoding }
+        let (seat, is_decoding) = (Arc::clone(seat), claim.prefill_tokens == 0);
+        Self { seat, lease, progress_ns: now, is_decoding, block_tokens, answer: None }
     }
 
     /// Returns the worker that it is booked on.
@@ -42,11 +55,22 @@ impl Booking {
         }
     }
 
-    /// Records that the request goes on; costs next to nothing, so that it may be said of each
-    /// token.
-    pub fn progress(&mut self) {
+    /// Records `tokens` more tokens of the answer, of which the first is one; costs next to
+    /// nothing, so that it may be said of each. Without tokens it says that the request goes on.
+    pub fn progress(&mut self, tokens: usize) {
         let common = self.seat.common();
         let now = common.now_ns();
+        match &mut self.answer {
+            _ if tokens == 0 => {}
+            Some(answer) => {
+                answer.last_ns = now;
+                answer.tokens += tokens;
+            }
+            None => {
+                let blocks = self.seat.load.blocks();
+                self.answer = Some(Answer { first_ns: now, last_ns: now, tokens: 0, blocks });
+            }
+        }
         if now.saturating_sub(self.progress_ns) >= as_ns(common.lease) / 8 {
             self.renew(now);
         }
@@ -68,10 +92,21 @@ impl Booking {
     pub(crate) fn seat(&self) -> &Seat {
         &self.seat
     }
+
+    /// Has what the answer's steps took learned from.
+    fn observe(&self) {
+        let Some(answer) = self.answer.as_ref().filter(|answer| answer.tokens > 0) else { return };
+        let took_s = seconds(answer.last_ns.saturating_sub(answer.first_ns));
+        let blocks = (answer.blocks + self.seat.load.blocks()) as f64 / 2.0;
+        let cached_tokens = blocks * self.block_tokens as f64;
+        let pace = &self.seat.common().pace;
+        pace.answered(answer.tokens, took_s / answer.tokens as f64, cached_tokens);
+    }
 }
 
 impl Drop for Booking {
     fn drop(&mut self) {
+        self.observe();
         if self.seat.load.close(self.lease) {
             self.seat.common().released(self.seat.worker());
         }

@@ -1,14 +1,19 @@
-//! What is booked on whom, from the choice until the stream ends, and what workers report.
+//! What is booked on whom, from the choice until the stream ends, what workers report, and how
+//! fast they are.
 
 mod booking;
 mod leases;
+mod pace;
 mod report;
 mod row;
+mod speed;
+mod steps;
 mod sync;
 
 pub use booking::Booking;
 
 pub(crate) use booking::expire;
+pub(crate) use pace::{Pace, Paced};
 pub(crate) use row::{Booked, Claim, Row};
 
 /// How busy a worker is: what the router has booked on it, corrected by what it reports.
@@ -26,7 +31,12 @@ pub struct Load {
     pub blocks_total: usize,
 }
 
-#[cfg(all(test, dynamo_loom))]
-mod models;
-#[cfg(all(test, not(dynamo_loom)))]
+impl Load {
+    /// Requests that have no token yet.
+    pub(crate) fn waiting(&self) -> usize {
+        self.requests.saturating_sub(self.decoding)
+    }
+}
+
+#[cfg(test)]
 mod tests;

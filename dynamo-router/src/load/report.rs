@@ -11,6 +11,7 @@ use super::row::clamp;
 /// The difference fades with the report's age, and is nothing once that is too old: silence says
 /// neither busy nor idle. Two reports at once may be mixed; each field is still of one of them.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(super) struct Reported {
     /// When it was said, in nanoseconds; 0 if nothing was.
     at: AtomicU64,
@@ -42,12 +43,14 @@ impl Reported {
     }
 
     /// Corrects what is booked at `now` by what was reported, if that is younger than `max_ns`.
+    #[inline(always)]
     pub(super) fn correct(&self, booked: Load, now: u64, max_ns: u64) -> Load {
         let at = self.at.load(Ordering::Acquire);
         let age = now.saturating_sub(at);
-        if at == 0 || age >= max_ns {
-            return booked;
-        }
+        if at == 0 || age >= max_ns { booked } else { self.corrected(booked, age, max_ns) }
+    }
+
+    fn corrected(&self, booked: Load, age: u64, max_ns: u64) -> Load {
         let weight = 1.0 - age as f64 / max_ns as f64;
         let corrected = |booked: usize, field: &AtomicI64| {
             let difference = field.load(Ordering::Relaxed) as f64 * weight;

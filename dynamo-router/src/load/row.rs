@@ -5,6 +5,7 @@ use dynamo_core::protocol::LoadReport;
 use super::Load;
 use super::leases::{Lease, LeaseId, Leases};
 use super::report::Reported;
+use super::speed::Speed;
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// One worker's load, read by choices without a lock.
@@ -13,10 +14,12 @@ use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 /// if another choice was faster. Rows are lines of the cache of their own, so that bookings on
 /// different workers do not disturb each other.
 #[derive(Debug, Default)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(crate) struct Row {
+    // What every choice reads comes first, in one line.
     booked: AtomicU64,
     blocks: AtomicU64,
+    pub(crate) speed: Speed,
     reported: Reported,
     leases: Mutex<Leases>,
 }
@@ -38,6 +41,8 @@ const REQUEST: u64 = 1 << 16;
 const DECODING: u64 = 1;
 
 impl Booked {
+    pub(crate) const NOTHING: Self = Self(0);
+
     pub(crate) fn prefill_tokens(self) -> u64 {
         self.0 / TOKEN
     }
@@ -48,6 +53,11 @@ impl Booked {
 
     pub(crate) fn decoding(self) -> u64 {
         self.0 & 0xffff
+    }
+
+    /// Requests that have no token yet.
+    pub(crate) fn waiting(self) -> u64 {
+        self.requests() - self.decoding()
     }
 
     /// Returns it with `claim`, if there is room to count it: 65,535 requests, 2^32 tokens.
@@ -157,8 +167,14 @@ impl Row {
     }
 
     /// Returns the load, of which `booked` is the word seen, at `now`.
+    #[inline(always)]
     pub(crate) fn load(&self, booked: Booked, now: u64, report_max_ns: u64) -> Load {
         self.reported.correct(self.booked_load(booked), now, report_max_ns)
+    }
+
+    /// Returns the KV blocks booked.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Relaxed)
     }
 
     fn booked_load(&self, booked: Booked) -> Load {
@@ -166,7 +182,7 @@ impl Row {
             requests: clamp(booked.requests()),
             decoding: clamp(booked.decoding()),
             prefill_tokens: clamp(booked.prefill_tokens()),
-            blocks: clamp(self.blocks.load(Ordering::Relaxed)),
+            blocks: clamp(self.blocks()),
             blocks_total: 0,
         }
     }

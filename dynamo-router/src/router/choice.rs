@@ -24,8 +24,8 @@ pub struct Decision {
     pub explain: RouteExplain,
     /// The load booked on the worker; keep it in the response stream.
     pub booking: Booking,
-    /// When the choice was made, and the tokens that stood before the first token then.
-    pub(super) booked: (u64, usize),
+    /// Prompt tokens that the worker has to prefill.
+    pub(super) prefill_tokens: usize,
 }
 
 impl KvRouter {
@@ -40,7 +40,7 @@ impl KvRouter {
         let view = View {
             fleet,
             model: &self.0.cost,
-            pool_speed: &self.0.pool_speed,
+            paced: self.0.common.pace.get(),
             report_max_ns: self.0.report_max_ns,
             now: self.tend(),
         };
@@ -83,20 +83,22 @@ impl KvRouter {
                 false => seat.load.reserve_anyway(claim),
             };
             if !is_reserved {
-                columns.score_one(view, asked, position);
+                columns.score_again(view, asked, position);
                 continue;
+            }
+            if columns.booked(position).waiting() == 0 {
+                seat.load.speed.began(view.now);
             }
             let others = columns.others(position).filter(|_| is_explained);
             let others = others.map(|other| columns.candidate(view, asked, other)).collect();
             let rivals = columns.rivals(position);
-            let tokens = chosen.load.prefill_tokens + claim.prefill_tokens as usize;
             let prompt_tokens = asked.prompt_tokens;
             return Some(Decision {
                 worker: chosen.worker,
                 cached_tokens: chosen.cached_tokens,
                 explain: RouteExplain { prompt_tokens, chosen, rivals, others },
-                booking: Booking::new(seat, claim, view.now),
-                booked: (view.now, tokens),
+                booking: Booking::new(seat, claim, asked.block_tokens, view.now),
+                prefill_tokens: claim.prefill_tokens as usize,
             });
         }
         None
@@ -114,7 +116,8 @@ fn asked(request: &GenerateRequest) -> Asked {
         Work::Prefill => prompt_tokens.saturating_sub(1) / block_tokens * block_tokens,
         Work::Fetch => prompt_tokens,
     };
-    Asked { work, prompt_tokens, reusable_tokens, blocks: block_size.blocks_for(prompt_tokens) }
+    let blocks = block_size.blocks_for(prompt_tokens);
+    Asked { work, prompt_tokens, reusable_tokens, blocks, block_tokens }
 }
 
 /// Says why there was nobody to choose.

@@ -74,23 +74,18 @@ impl<'a> Constraints<'a> {
     /// Marks in `columns`, which are blank, who is eligible, and what the others' labels cost.
     pub(super) fn mark(&self, fleet: &Fleet, columns: &mut Columns) {
         let Columns { eligible, lacking_s, .. } = columns;
-        let mut set = |position: usize, may: bool| {
-            let bit = 1 << (position % 64);
-            let word = &mut eligible[position / 64];
-            *word = if may { *word | bit } else { *word & !bit };
-        };
         let ranks = |instances: &'a [InstanceId]| instances.iter().flat_map(|id| fleet.ranks(*id));
         match (self.pinned, self.only) {
             (Some(worker), only) if only.is_none_or(|only| only.contains(&worker.instance)) => {
                 let mut ranks = fleet.ranks(worker.instance);
                 let found = ranks.find(|at| fleet.seats()[*at].worker() == worker);
-                found.into_iter().for_each(|position| set(position, true));
+                found.into_iter().for_each(|position| set(eligible, position, true));
             }
             (Some(_), _) => {}
-            (None, Some(only)) => ranks(only).for_each(|position| set(position, true)),
-            (None, None) => (0..fleet.seats().len()).for_each(|position| set(position, true)),
+            (None, Some(only)) => ranks(only).for_each(|position| set(eligible, position, true)),
+            (None, None) => set_all(eligible, fleet.seats().len()),
         }
-        ranks(self.exclude).for_each(|position| set(position, false));
+        ranks(self.exclude).for_each(|position| set(eligible, position, false));
         for (label, value) in self.required {
             let mut labelled = fleet.labelled(label, value).iter();
             eligible.iter_mut().for_each(|word| *word &= labelled.next().copied().unwrap_or(0));
@@ -102,6 +97,20 @@ impl<'a> Constraints<'a> {
                 .filter(|(position, _)| !is_in(labelled, *position))
                 .for_each(|(_, lacking_s)| *lacking_s += seconds.max(0.0));
         }
+    }
+}
+
+fn set(eligible: &mut [u64], position: usize, may: bool) {
+    let bit = 1 << (position % 64);
+    let word = &mut eligible[position / 64];
+    *word = if may { *word | bit } else { *word & !bit };
+}
+
+/// Sets the first `count` positions, for which there are just enough words.
+fn set_all(eligible: &mut [u64], count: usize) {
+    eligible.fill(u64::MAX);
+    if let Some(last) = eligible.last_mut() {
+        *last >>= (64 - count % 64) % 64;
     }
 }
 

@@ -19,10 +19,10 @@ pub use choice::Decision;
 pub use config::RouterConfig;
 pub use constraints::{Constraints, Preference};
 
-use crate::choose::{CostModel, Speed};
+use crate::choose::CostModel;
 use crate::events::Intake;
 use crate::index::PrefixReader;
-use crate::load::{Load, expire};
+use crate::load::{Load, Pace, expire};
 use crate::workers::{Common, Fleet, Members, Seat, as_ns};
 use scratch::Scratches;
 
@@ -45,8 +45,6 @@ struct Shared {
     members: Mutex<Members>,
     intake: Intake,
     index: PrefixReader,
-    /// What all workers have shown: stands in for one that has shown nothing yet.
-    pool_speed: Speed,
     random: AtomicU64,
     /// When bookings or absent workers are to be looked after, in nanoseconds.
     due: AtomicU64,
@@ -71,7 +69,8 @@ pub struct RouterStats {
 impl KvRouter {
     /// Creates a router that knows nothing yet.
     pub fn new(config: RouterConfig, clock: Arc<dyn Clock>) -> Self {
-        let common = Common::new(clock, config.lease);
+        let pace = Pace::new(config.cost.step_s_per_token, config.cost.output_tokens);
+        let common = Common::new(clock, pace, config.lease);
         let intake = Intake::default();
         Self(Arc::new(Shared {
             cost: config.cost,
@@ -80,7 +79,6 @@ impl KvRouter {
             members: Mutex::new(Members::new(Arc::clone(&common))),
             index: intake.reader(),
             intake,
-            pool_speed: Speed::default(),
             random: AtomicU64::new(config.seed),
             due: AtomicU64::new(0),
             scratches: Scratches::default(),
@@ -156,10 +154,11 @@ impl KvRouter {
     /// Learns a worker's speed from the first token of a decision.
     pub fn observe_first_token(&self, decision: &mut Decision) {
         decision.booking.prefill_done();
-        let (since, tokens) = decision.booked;
-        let elapsed = Duration::from_nanos(self.0.common.now_ns().saturating_sub(since));
-        self.0.pool_speed.observe(tokens, elapsed.as_secs_f64());
-        decision.booking.seat().speed.observe(tokens, elapsed.as_secs_f64());
+        decision.booking.progress(1);
+        let speed = &decision.booking.seat().load.speed;
+        if let Some(took) = speed.first_token(decision.prefill_tokens, self.0.common.now_ns()) {
+            self.0.common.pace.prefilled(took);
+        }
     }
 
     /// Returns how busy `worker` is.
@@ -172,7 +171,7 @@ impl KvRouter {
 
     /// Returns a worker's learned prefill time per token in seconds, once there is one.
     pub fn prefill_s_per_token(&self, worker: WorkerId) -> Option<f64> {
-        self.members().get(worker).and_then(|seat| seat.speed.prefill_s_per_token())
+        self.members().get(worker).and_then(|seat| seat.load.speed.shown())
     }
 
     /// Returns what the router holds at this moment.

@@ -156,7 +156,6 @@ fn a_forgotten_worker_loses_its_blocks_and_its_speed_but_no_booking() {
     router.apply(&stored(1, 1, 0, &request.blocks));
     let mut decision = route(&router, &request, &[instance(1)]);
     clock.advance(Duration::from_secs(1));
-    decision.booked.1 = 64;
     router.observe_first_token(&mut decision);
     assert!(router.prefill_s_per_token(worker(1)).is_some());
     router.forget(InstanceId(1));

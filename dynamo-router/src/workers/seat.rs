@@ -7,8 +7,7 @@ use dynamo_core::protocol::WorkerId;
 use dynamo_core::time::Clock;
 
 use super::{Slot, Slots};
-use crate::choose::Speed;
-use crate::load::Row;
+use crate::load::{Pace, Row};
 
 /// A worker's place in a router: its slot, what is booked on it, and how fast it is.
 ///
@@ -17,7 +16,6 @@ use crate::load::Row;
 #[derive(Debug)]
 pub(crate) struct Seat {
     pub(crate) load: Row,
-    pub(crate) speed: Speed,
     worker: WorkerId,
     slot: Slot,
     common: Arc<Common>,
@@ -27,8 +25,8 @@ impl Seat {
     /// Gives `worker` a seat; `None` if there are no more.
     pub(super) fn take(worker: WorkerId, common: &Arc<Common>) -> Option<Arc<Self>> {
         let slot = common.slots.take()?;
-        let (load, speed, common) = (Row::default(), Speed::default(), Arc::clone(common));
-        Some(Arc::new(Self { load, speed, worker, slot, common }))
+        let (load, common) = (Row::default(), Arc::clone(common));
+        Some(Arc::new(Self { load, worker, slot, common }))
     }
 
     pub(crate) fn worker(&self) -> WorkerId {
@@ -53,6 +51,8 @@ impl Drop for Seat {
 /// What all seats of a router share.
 pub(crate) struct Common {
     pub(crate) clock: Arc<dyn Clock>,
+    /// How fast all of them are together.
+    pub(crate) pace: Pace,
     /// How long a booking stays without progress.
     pub(crate) lease: Duration,
     pub(crate) leases_expired_total: AtomicU64,
@@ -64,10 +64,11 @@ pub(crate) struct Common {
 type Listener = Arc<dyn Fn(WorkerId) + Send + Sync>;
 
 impl Common {
-    pub(crate) fn new(clock: Arc<dyn Clock>, lease: Duration) -> Arc<Self> {
+    pub(crate) fn new(clock: Arc<dyn Clock>, pace: Pace, lease: Duration) -> Arc<Self> {
         Arc::new(Self {
             started: clock.now(),
             clock,
+            pace,
             lease,
             leases_expired_total: AtomicU64::new(0),
             slots: Slots::default(),

@@ -22,7 +22,7 @@ fn a_booking_lives_by_its_progress_and_not_by_its_age() {
     let stuck = router.route(&request(64), &any).unwrap();
     for _ in 0..20 {
         clock.advance(LEASE / 4);
-        busy.booking.progress();
+        busy.booking.progress(1);
         router.tidy();
     }
     let stats = router.stats();
@@ -111,7 +111,7 @@ fn a_worker_that_left_and_came_back_still_has_what_is_booked_on_it() {
     router.set_workers(&[instance(2)]).unwrap();
     for _ in 0..4 {
         clock.advance(ABSENT_MAX / 2);
-        decision.booking.progress();
+        decision.booking.progress(1);
         router.tidy();
     }
     assert_eq!(router.load(worker(1)).requests, 1);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use loom::thread;
 
-use super::*;
+use crate::load::{Booked, Claim, Load, Row};
 
 const CLAIM: Claim = Claim { prefill_tokens: 7, blocks: 2 };
 

@@ -1,0 +1,105 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How fast one worker prefills, learned from the times between its first tokens.
+///
+/// A worker prefills one request after another, so the time since its last first token, or since it
+/// had nothing to prefill, is what the next one took: no other request's share is in it, however
+/// long the queue was. Read and taught without a lock.
+#[derive(Debug, Default)]
+pub(crate) struct Speed {
+    /// Sums over the last prefills, each of which counts for less the older it is.
+    shown: Pair,
+    /// Since when the request at the head of its queue is being prefilled, in nanoseconds; 0 if it
+    /// never had one.
+    busy_since: AtomicU64,
+}
+
+/// Tokens, and the seconds that they took, of which one is never newer than the other.
+#[derive(Debug, Default)]
+pub(super) struct Pair(AtomicU64);
+
+/// Tokens, and the seconds that they took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Took {
+    pub(crate) tokens: f64,
+    pub(crate) seconds: f64,
+}
+
+impl Speed {
+    /// Takes in that a worker with nothing to prefill has got something.
+    pub(crate) fn began(&self, now: u64) {
+        self.busy_since.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// Learns from a first token behind `tokens` prefilled tokens, and returns what was learned.
+    pub(crate) fn first_token(&self, tokens: usize, now: u64) -> Option<Took> {
+        let since = self.busy_since.swap(now.max(1), Ordering::Relaxed);
+        // Fewer measure the overhead, not the rate.
+        if since == 0 || tokens < OBSERVED_TOKENS_MIN {
+            return None;
+        }
+        let took = Took { tokens: tokens as f64, seconds: seconds(now.saturating_sub(since)) };
+        self.shown.update(|sums| Took {
+            tokens: sums.tokens * KEPT + took.tokens,
+            seconds: sums.seconds * KEPT + took.seconds,
+        });
+        Some(took)
+    }
+
+    /// Returns the time per token in seconds, if it has shown any.
+    pub(crate) fn shown(&self) -> Option<f64> {
+        self.among(Took::default())
+    }
+
+    /// Returns the time per token in seconds: what it has shown counts for more the more of it
+    /// there is, and what all of the pool have shown for the rest. `None` if nobody has.
+    pub(crate) fn among(&self, pool: Took) -> Option<f64> {
+        let own = self.shown.get();
+        let tokens = pool.tokens + own.tokens;
+        (tokens > 0.0).then(|| (pool.seconds + own.seconds) / tokens)
+    }
+
+    /// Returns how long it has been at the request at the head of its queue, in seconds.
+    pub(crate) fn busy_s(&self, now: u64) -> f64 {
+        match self.busy_since.load(Ordering::Relaxed) {
+            0 => 0.0,
+            since => seconds(now.saturating_sub(since)),
+        }
+    }
+
+    pub(crate) fn forget(&self) {
+        self.shown.update(|_| Took::default());
+        self.busy_since.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Pair {
+    pub(super) fn get(&self) -> Took {
+        Self::unpacked(self.0.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn update(&self, change: impl Fn(Took) -> Took) {
+        let packed = |bits| Some(Self::packed(change(Self::unpacked(bits))));
+        // There is always something to set.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, packed);
+    }
+
+    fn unpacked(bits: u64) -> Took {
+        let half = |bits: u64| f32::from_bits(u32::try_from(bits & 0xffff_ffff).unwrap_or(0));
+        Took { tokens: half(bits >> 32).into(), seconds: half(bits).into() }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "seven digits of an estimate are enough")]
+    fn packed(took: Took) -> u64 {
+        let half = |number: f64| u64::from((number as f32).to_bits());
+        half(took.tokens) << 32 | half(took.seconds)
+    }
+}
+
+pub(super) fn seconds(ns: u64) -> f64 {
+    ns as f64 * 1e-9
+}
+
+const OBSERVED_TOKENS_MIN: usize = 16;
+/// About the last fifty count.
+const KEPT: f64 = 0.98;
