@@ -47,6 +47,7 @@
 //! | [`events`] | what feeds the index: order, gaps, restarts |
 //! | [`load`] | what is booked on whom, until the stream ends, and what workers report |
 //! | [`choose`] | the one formula, and the explanation |
+//! | [`queue`] | who waits when all workers are busy |
 //! | [`disagg`] | [`PrefillDecode`]: an engine over two pools |
 #![forbid(unsafe_code)]
 
@@ -55,6 +56,7 @@ pub mod disagg;
 pub mod events;
 pub mod index;
 pub mod load;
+pub mod queue;
 pub mod router;
 mod workers;
 

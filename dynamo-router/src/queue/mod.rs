@@ -1,0 +1,23 @@
+//! When all workers are busy: who waits, who goes next, who is told to come back.
+//!
+//! ```text
+//! request ─► a worker is not busy ─► routed at once
+//!          └ all are ─► RequestQueue ─┬► a worker is no longer busy: routed by whoever released it
+//!                                     ├► deadline or patience is over: leaves at once
+//!                                     └► full: Overloaded, and when to come back
+//! ```
+//!
+//! Three pure parts: [`RequestQueue`] (order, limits, expiry), [`BusyWorkers`] (thresholds with
+//! hysteresis) and the pace at which the queue empties. `QueuedRouter` puts them before a
+//! [`KvRouter`](crate::KvRouter) and has no task of its own; `QueuedPool` is the engine over it.
+
+mod busy;
+mod config;
+mod fair;
+mod order;
+mod pace;
+mod requests;
+
+pub use busy::{BusyThresholds, BusyWorkers, Pressure, Watermarks};
+pub use config::{QueueConfig, QueuePolicy};
+pub use requests::{Demand, Entered, EntryId, Leave, QueueStats, RequestQueue};
