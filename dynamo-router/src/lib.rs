@@ -60,12 +60,15 @@ pub mod queue;
 pub mod router;
 mod workers;
 
-pub use choose::{CandidateCost, CostModel, Rivals, RouteExplain};
+pub use choose::{
+    AffinityConfig, CandidateCost, CostModel, Rivals, RouteExplain, SessionKey, Stickiness,
+};
 pub use disagg::{DisaggReport, Observer, Outcome, Pool, PrefillDecode};
 pub use events::{
     Diagnosis, DiagnosisChange, DiagnosisObserver, EventFeed, EventMetrics, EventStats,
     ResyncConfig,
 };
-pub use load::{Booking, Load};
+pub use load::{Booking, BookingExchange, ExchangeConfig, Load};
+pub use queue::{QueueConfig, QueuePolicy, QueuedPool, QueuedRouter};
 pub use router::{Constraints, Decision, KvRouter, Preference, RouterConfig, RouterStats};
 pub use workers::{RANKS_LABEL, Slot};

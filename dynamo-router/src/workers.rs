@@ -11,7 +11,7 @@ pub use fleet::RANKS_LABEL;
 
 pub(crate) use fleet::{Fleet, Positions, is_in};
 pub(crate) use members::Members;
-pub(crate) use seat::{Common, Seat, as_ns};
+pub(crate) use seat::{Change, Common, Seat, as_ns};
 
 /// The number of a worker in a router's tables: small, and another worker's once this one is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

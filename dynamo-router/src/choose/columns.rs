@@ -100,6 +100,14 @@ impl Columns {
         self.scores[position].booked
     }
 
+    /// Tells whether the worker at `position` may be chosen, and its queue is longer than the shortest
+    /// one by `excess_max_s` at most.
+    pub(crate) fn is_within(&self, position: usize, excess_max_s: f64) -> bool {
+        let shortest = self.scores.iter().map(|score| score.queue_s).fold(f64::INFINITY, f64::min);
+        let score = &self.scores[position];
+        score.total_s.is_finite() && score.queue_s <= shortest + excess_max_s
+    }
+
     /// Returns everything about the worker at `position`.
     pub(crate) fn candidate(
         &self,

@@ -1,10 +1,12 @@
 //! Filter → score → pick: the one formula, and why.
 
+mod affinity;
 mod columns;
 mod cost;
 mod explain;
 mod pick;
 
+pub use affinity::{AffinityConfig, SESSION_METADATA, SessionAffinity, SessionKey, Stickiness};
 pub use cost::{CandidateCost, CostModel};
 pub use explain::{Rivals, RouteExplain};
 

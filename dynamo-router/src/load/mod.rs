@@ -2,8 +2,11 @@
 //! fast they are.
 
 mod booking;
+mod exchange;
 mod leases;
+mod others;
 mod pace;
+mod replicas;
 mod report;
 mod row;
 mod speed;
@@ -11,6 +14,7 @@ mod steps;
 mod sync;
 
 pub use booking::Booking;
+pub use exchange::{BookingExchange, ExchangeConfig};
 
 pub(crate) use booking::expire;
 pub(crate) use pace::{Pace, Paced};
@@ -32,6 +36,29 @@ pub struct Load {
 }
 
 impl Load {
+    /// Returns both together, of the same worker.
+    #[inline(always)]
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_add(other.requests),
+            decoding: self.decoding.saturating_add(other.decoding),
+            prefill_tokens: self.prefill_tokens.saturating_add(other.prefill_tokens),
+            blocks: self.blocks.saturating_add(other.blocks),
+            blocks_total: self.blocks_total.max(other.blocks_total),
+        }
+    }
+
+    /// Returns what is left without a part of it.
+    pub(crate) fn less(self, part: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_sub(part.requests),
+            decoding: self.decoding.saturating_sub(part.decoding),
+            prefill_tokens: self.prefill_tokens.saturating_sub(part.prefill_tokens),
+            blocks: self.blocks.saturating_sub(part.blocks),
+            blocks_total: self.blocks_total,
+        }
+    }
+
     /// Requests that have no token yet.
     pub(crate) fn waiting(&self) -> usize {
         self.requests.saturating_sub(self.decoding)

@@ -4,6 +4,7 @@ use dynamo_core::protocol::LoadReport;
 
 use super::Load;
 use super::leases::{Lease, LeaseId, Leases};
+use super::others::Others;
 use super::report::Reported;
 use super::speed::Speed;
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
@@ -21,6 +22,7 @@ pub(crate) struct Row {
     blocks: AtomicU64,
     pub(crate) speed: Speed,
     reported: Reported,
+    others: Others,
     leases: Mutex<Leases>,
 }
 
@@ -177,7 +179,22 @@ impl Row {
         self.blocks.load(Ordering::Relaxed)
     }
 
+    /// Returns what this router has booked.
+    pub(crate) fn own(&self) -> Load {
+        self.own_of(self.booked())
+    }
+
+    /// Takes in what other routers have booked; tells whether that is another than it was.
+    pub(crate) fn set_others(&self, load: Load) -> bool {
+        self.others.set(load)
+    }
+
+    /// Returns what this router has booked, and the others.
     fn booked_load(&self, booked: Booked) -> Load {
+        self.own_of(booked).plus(self.others.load())
+    }
+
+    fn own_of(&self, booked: Booked) -> Load {
         Load {
             requests: clamp(booked.requests()),
             decoding: clamp(booked.decoding()),

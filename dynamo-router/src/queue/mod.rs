@@ -8,16 +8,21 @@
 //! ```
 //!
 //! Three pure parts: [`RequestQueue`] (order, limits, expiry), [`BusyWorkers`] (thresholds with
-//! hysteresis) and the pace at which the queue empties. `QueuedRouter` puts them before a
-//! [`KvRouter`](crate::KvRouter) and has no task of its own; `QueuedPool` is the engine over it.
+//! hysteresis) and the pace at which the queue empties. [`QueuedRouter`] puts them before a
+//! [`KvRouter`](crate::KvRouter) and has no task of its own; [`QueuedPool`] is the engine over it.
 
 mod busy;
 mod config;
 mod fair;
 mod order;
 mod pace;
+mod pool;
 mod requests;
+mod routed;
+mod waiting;
 
 pub use busy::{BusyThresholds, BusyWorkers, Pressure, Watermarks};
 pub use config::{QueueConfig, QueuePolicy};
+pub use pool::QueuedPool;
 pub use requests::{Demand, Entered, EntryId, Leave, QueueStats, RequestQueue};
+pub use routed::QueuedRouter;

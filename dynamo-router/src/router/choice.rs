@@ -8,9 +8,9 @@ use dynamo_core::{Error, ErrorKind, Result};
 
 use super::scratch::Scratch;
 use super::{Constraints, KvRouter};
-use crate::choose::{Asked, RouteExplain, View, Work, pick};
+use crate::choose::{Asked, RouteExplain, Stickiness, View, Work, pick};
 use crate::load::Booking;
-use crate::workers::Fleet;
+use crate::workers::{Fleet, is_in};
 
 /// Where a request goes, and why.
 #[derive(Debug)]
@@ -57,24 +57,54 @@ impl KvRouter {
                 }
             }
             constraints.mark(fleet, columns);
+            let home = self.home(fleet, constraints, &columns.eligible);
+            let pinned = home.filter(|(_, stickiness)| *stickiness == Stickiness::Hard);
+            constraints.avoid(fleet, pinned.map(|(home, _)| home), &mut columns.eligible);
             columns.score(&view, &asked);
-            self.reserve(&view, &asked, scratch, is_explained)
-                .ok_or_else(|| refusal(fleet, constraints, &scratch.columns.eligible))
+            let kept = home
+                .filter(|(home, stickiness)| columns.is_within(*home, stickiness.excess_max_s()));
+            let decision = self
+                .reserve(&view, &asked, scratch, (kept.map(|(home, _)| home), is_explained))
+                .ok_or_else(|| refusal(fleet, constraints, &scratch.columns.eligible))?;
+            if let Some(session) = constraints.session {
+                self.affinity().bind(session, decision.worker, self.0.common.clock.now());
+            }
+            Ok(decision)
         })
     }
 
-    /// Picks the best and books there, or the best again if another choice was faster.
+    /// Returns where the worker stands that had the request's session last, if it may be chosen, and
+    /// how firmly the session stays with it.
+    fn home(
+        &self,
+        fleet: &Fleet,
+        constraints: &Constraints<'_>,
+        eligible: &[u64],
+    ) -> Option<(usize, Stickiness)> {
+        let session = constraints.session?;
+        let place = |worker| fleet.find(worker).filter(|position| is_in(eligible, *position));
+        let mut affinity = self.affinity();
+        let now = self.0.common.clock.now();
+        let worker = affinity.find(session, now, |worker| place(worker).is_some())?;
+        Some((place(worker)?, affinity.stickiness()))
+    }
+
+    /// Books where the session is kept, else picks the best and books there, or the best again if another
+    /// choice was faster.
     fn reserve(
         &self,
         view: &View<'_>,
         asked: &Asked,
         scratch: &mut Scratch,
-        is_explained: bool,
+        (kept, is_explained): (Option<usize>, bool),
     ) -> Option<Decision> {
         let columns = &mut scratch.columns;
         let random = || Random::new(self.0.random.fetch_add(RANDOM_STEP, Ordering::Relaxed));
         for turn in 0..TURNS_MAX {
-            let position = pick(view.model, columns, random)?;
+            let position = match kept.filter(|kept| columns.is_within(*kept, f64::INFINITY)) {
+                Some(kept) => kept,
+                None => pick(view.model, columns, random)?,
+            };
             let seat = &view.fleet.seats()[position];
             let chosen = columns.candidate(view, asked, position);
             let claim = asked.claim(chosen.cached_tokens);
@@ -89,6 +119,7 @@ impl KvRouter {
             if columns.booked(position).waiting() == 0 {
                 seat.load.speed.began(view.now);
             }
+            seat.common().booked(chosen.worker);
             let others = columns.others(position).filter(|_| is_explained);
             let others = others.map(|other| columns.candidate(view, asked, other)).collect();
             let rivals = columns.rivals(position);

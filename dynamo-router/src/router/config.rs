@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::choose::CostModel;
+use crate::choose::{AffinityConfig, CostModel};
 
 /// How a router chooses.
 #[derive(Debug, Clone)]
@@ -14,6 +14,8 @@ pub struct RouterConfig {
     pub lease: Duration,
     /// How old a worker's report may be; what it says counts less and less until then.
     pub report_max: Duration,
+    /// How requests of one session stay together.
+    pub affinity: AffinityConfig,
 }
 
 impl Default for RouterConfig {
@@ -25,6 +27,7 @@ impl Default for RouterConfig {
             lease: Duration::from_secs(60),
             // Several of the intervals at which engines report, which are a second or so.
             report_max: Duration::from_secs(5),
+            affinity: AffinityConfig::default(),
         }
     }
 }
@@ -55,6 +58,13 @@ impl RouterConfig {
     #[must_use]
     pub fn with_report_max(mut self, report_max: Duration) -> Self {
         self.report_max = report_max;
+        self
+    }
+
+    /// Keeps the requests of a session together by `affinity`.
+    #[must_use]
+    pub fn with_affinity(mut self, affinity: AffinityConfig) -> Self {
+        self.affinity = affinity;
         self
     }
 }

@@ -2,7 +2,7 @@ use std::fmt;
 
 use dynamo_core::protocol::{InstanceId, WorkerId};
 
-use crate::choose::Columns;
+use crate::choose::{Columns, SessionKey};
 use crate::workers::{Fleet, is_in};
 
 /// Where a request may go; by default anywhere. Borrows all it says, so that it costs nothing to
@@ -16,6 +16,11 @@ pub struct Constraints<'a> {
     pub only: Option<&'a [InstanceId]>,
     /// This worker and no other.
     pub pinned: Option<WorkerId>,
+    /// One of these workers only if nobody else is left, or if the session is pinned there.
+    pub avoid: &'a [WorkerId],
+    /// The session that the request is of: it stays with the worker that had it last, as far as
+    /// [`RouterConfig::affinity`](crate::RouterConfig::affinity) says.
+    pub session: Option<SessionKey>,
     /// Only where each of these labels has its value.
     pub required: &'a [(&'a str, &'a str)],
     /// Rather where these labels have their values.
@@ -57,6 +62,20 @@ impl<'a> Constraints<'a> {
         self
     }
 
+    /// Leaves out `avoid` unless nobody else is left.
+    #[must_use]
+    pub const fn with_avoid(mut self, avoid: &'a [WorkerId]) -> Self {
+        self.avoid = avoid;
+        self
+    }
+
+    /// Keeps the request with its session.
+    #[must_use]
+    pub const fn with_session(mut self, session: Option<SessionKey>) -> Self {
+        self.session = session;
+        self
+    }
+
     /// Leaves out who has not all of `labels`, each with its value.
     #[must_use]
     pub const fn with_required(mut self, labels: &'a [(&'a str, &'a str)]) -> Self {
@@ -77,8 +96,7 @@ impl<'a> Constraints<'a> {
         let ranks = |instances: &'a [InstanceId]| instances.iter().flat_map(|id| fleet.ranks(*id));
         match (self.pinned, self.only) {
             (Some(worker), only) if only.is_none_or(|only| only.contains(&worker.instance)) => {
-                let mut ranks = fleet.ranks(worker.instance);
-                let found = ranks.find(|at| fleet.seats()[*at].worker() == worker);
+                let found = fleet.find(worker);
                 found.into_iter().for_each(|position| set(eligible, position, true));
             }
             (Some(_), _) => {}
@@ -96,6 +114,18 @@ impl<'a> Constraints<'a> {
             lacking
                 .filter(|(position, _)| !is_in(labelled, *position))
                 .for_each(|(_, lacking_s)| *lacking_s += seconds.max(0.0));
+        }
+    }
+
+    /// Leaves out whom to avoid, but for `pinned`, if anybody else is eligible.
+    pub(super) fn avoid(&self, fleet: &Fleet, pinned: Option<usize>, eligible: &mut [u64]) {
+        let avoided = self.avoid.iter().filter_map(|worker| fleet.find(*worker));
+        let avoided = avoided.filter(|position| pinned != Some(*position));
+        let is_eligible = |eligible: &[u64], at: &usize| is_in(eligible, *at);
+        let count = eligible.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+        let of_them = avoided.clone().filter(|position| is_eligible(eligible, position)).count();
+        if of_them < count {
+            avoided.for_each(|position| set(eligible, position, false));
         }
     }
 }

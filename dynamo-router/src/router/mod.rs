@@ -4,6 +4,7 @@ mod choice;
 mod config;
 mod constraints;
 mod scratch;
+mod view;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,11 +20,11 @@ pub use choice::Decision;
 pub use config::RouterConfig;
 pub use constraints::{Constraints, Preference};
 
-use crate::choose::CostModel;
+use crate::choose::{CostModel, SessionAffinity, SessionKey};
 use crate::events::Intake;
 use crate::index::PrefixReader;
 use crate::load::{Load, Pace, expire};
-use crate::workers::{Common, Fleet, Members, Seat, as_ns};
+use crate::workers::{Change, Common, Fleet, Members, Seat, as_ns};
 use scratch::Scratches;
 
 /// Chooses the worker on which a request costs least time; cheap to clone.
@@ -49,6 +50,7 @@ struct Shared {
     /// When bookings or absent workers are to be looked after, in nanoseconds.
     due: AtomicU64,
     scratches: Scratches,
+    affinity: Mutex<SessionAffinity>,
 }
 
 /// What a router holds at this moment.
@@ -82,6 +84,7 @@ impl KvRouter {
             random: AtomicU64::new(config.seed),
             due: AtomicU64::new(0),
             scratches: Scratches::default(),
+            affinity: Mutex::new(SessionAffinity::new(config.affinity)),
             common,
         }))
     }
@@ -139,7 +142,16 @@ impl KvRouter {
     /// It is called by whoever did that, and must not block. It lives as long as the router, so it
     /// should not own it.
     pub fn on_release(&self, listener: impl Fn(WorkerId) + Send + Sync + 'static) {
-        self.0.common.on_release(Arc::new(listener));
+        self.on_change(move |worker, change| {
+            if change == Change::Less {
+                listener(worker);
+            }
+        });
+    }
+
+    /// Has `listener` told of each change of what is known of a worker's load.
+    pub(crate) fn on_change(&self, listener: impl Fn(WorkerId, Change) + Send + Sync + 'static) {
+        self.0.common.on_change(Arc::new(listener));
     }
 
     /// Forgets what is known of an instance's caches and speed, because it is gone.
@@ -252,6 +264,10 @@ impl KvRouter {
         self.0.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn affinity(&self) -> MutexGuard<'_, SessionAffinity> {
+        self.0.affinity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn intake(&self) -> &Intake {
         &self.0.intake
     }
@@ -268,13 +284,14 @@ const ABSENT_MAX: Duration = Duration::from_secs(10);
 impl Picker<GenerateRequest> for KvRouter {
     fn pick(
         &self,
-        _: &Context,
+        ctx: &Context,
         request: &GenerateRequest,
         candidates: &[Instance],
     ) -> Result<Pick> {
         // Not the fleet of someone with a list of another age: the pick is one of these.
         let (fleet, _) = self.fleet_of(candidates);
-        let decision = self.choose(&fleet, request, &Constraints::default(), false)?;
+        let constraints = Constraints::default().with_session(SessionKey::of(ctx, request));
+        let decision = self.choose(&fleet, request, &constraints, false)?;
         let guard = decision.booking.until_dropped();
         Ok(Pick::new(decision.worker.instance).with_guard(guard))
     }

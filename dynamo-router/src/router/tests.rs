@@ -1,5 +1,6 @@
 mod constraints;
 mod leases;
+mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -83,6 +83,11 @@ impl Fleet {
         self.positions.get(slot.index()).copied().flatten().map(|position| position as usize)
     }
 
+    /// Returns where `worker` stands, if it is of the fleet.
+    pub(crate) fn find(&self, worker: WorkerId) -> Option<usize> {
+        self.ranks(worker.instance).find(|position| self.seats[*position].worker() == worker)
+    }
+
     /// Returns where the ranks of `instance` stand; nowhere if it is not of the fleet.
     pub(crate) fn ranks(&self, instance: InstanceId) -> Range<usize> {
         let first = self.seats.partition_point(|seat| seat.worker().instance < instance);

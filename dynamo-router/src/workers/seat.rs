@@ -61,7 +61,16 @@ pub(crate) struct Common {
     listeners: ArcSwap<Vec<Listener>>,
 }
 
-type Listener = Arc<dyn Fn(WorkerId) + Send + Sync>;
+type Listener = Arc<dyn Fn(WorkerId, Change) + Send + Sync>;
+
+/// How a worker's load has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// This router has booked more.
+    More,
+    /// There may be less.
+    Less,
+}
 
 impl Common {
     pub(crate) fn new(clock: Arc<dyn Clock>, pace: Pace, lease: Duration) -> Arc<Self> {
@@ -85,8 +94,8 @@ impl Common {
         as_ns(at.saturating_duration_since(self.started))
     }
 
-    /// Has `listener` told from now on whenever a worker may have room that it had not.
-    pub(crate) fn on_release(&self, listener: Listener) {
+    /// Has `listener` told of changes from now on.
+    pub(crate) fn on_change(&self, listener: Listener) {
         self.listeners.rcu(|listeners| {
             let mut listeners = Vec::clone(listeners);
             listeners.push(Arc::clone(&listener));
@@ -94,8 +103,18 @@ impl Common {
         });
     }
 
+    /// Says that a worker may have room that it had not.
     pub(crate) fn released(&self, worker: WorkerId) {
-        self.listeners.load().iter().for_each(|listener| listener(worker));
+        self.tell(worker, Change::Less);
+    }
+
+    /// Says that more is booked on a worker.
+    pub(crate) fn booked(&self, worker: WorkerId) {
+        self.tell(worker, Change::More);
+    }
+
+    fn tell(&self, worker: WorkerId, change: Change) {
+        self.listeners.load().iter().for_each(|listener| listener(worker, change));
     }
 }
 

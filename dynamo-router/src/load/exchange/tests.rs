@@ -1,0 +1,142 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use dynamo_core::discovery::Address;
+use dynamo_core::name::{EndpointPath, Name};
+use dynamo_core::protocol::{
+    BlockSize, CacheNamespace, GenerateRequest, InstanceId, KvChange, KvEvent, Sampling,
+    StoredBlock, Tier,
+};
+use dynamo_core::{Instance, Runtime};
+
+use super::*;
+use crate::router::{Constraints, Decision, RouterConfig};
+
+fn workers(count: u64) -> Vec<Instance> {
+    let name = |name| Name::new(name).unwrap();
+    let of = |id| Instance {
+        id: InstanceId(id),
+        incarnation: 0,
+        endpoint: EndpointPath { namespace: name("n"), component: name("c"), endpoint: name("e") },
+        address: Address(String::new()),
+        labels: BTreeMap::new(),
+    };
+    (0..count).map(of).collect()
+}
+
+fn component() -> Component {
+    Runtime::in_process().namespace("n").unwrap().component("c").unwrap()
+}
+
+fn request() -> GenerateRequest {
+    let prompt: Vec<u32> = (0..640).collect();
+    let namespace = CacheNamespace::default();
+    GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default())
+}
+
+/// A router that knows that the first four workers hold a quarter of the prompt.
+fn router() -> KvRouter {
+    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let blocks = Arc::clone(&request().blocks);
+    for id in 0..4 {
+        let blocks = blocks.sequence().iter().zip(blocks.local()).take(10);
+        let blocks = blocks.map(|(&sequence, &local)| StoredBlock { sequence, local }).collect();
+        let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Device };
+        let worker = WorkerId::new(InstanceId(id));
+        router.apply(&KvEvent { worker, epoch: 0, seq: 0, change });
+    }
+    router
+}
+
+fn burst(router: &KvRouter) -> (BTreeSet<u64>, Vec<Decision>) {
+    router.set_workers(&workers(8)).unwrap();
+    let route = |_| router.route(&request(), &Constraints::default()).unwrap();
+    let decisions: Vec<_> = (0..4).map(route).collect();
+    (decisions.iter().map(|decision| decision.worker.instance.0).collect(), decisions)
+}
+
+fn of_others(router: &KvRouter) -> usize {
+    let requests = |id| router.load(WorkerId::new(InstanceId(id))).requests;
+    (0..8).map(requests).sum::<usize>() - router.stats().bookings
+}
+
+async fn until_others_have(router: &KvRouter, requests: usize) {
+    let heard = Arc::new(Notify::new());
+    let tell = Arc::clone(&heard);
+    router.on_release(move |_| tell.notify_one());
+    let wait = async {
+        while of_others(router) != requests {
+            heard.notified().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn routers_that_tell_each_other_do_not_herd() {
+    let (herds, also) = (router(), router());
+    let (first, _held) = burst(&herds);
+    assert_eq!((first.clone(), burst(&also).0), ([0, 1, 2, 3].into(), first), "they herd");
+
+    let (component, one, other) = (component(), router(), router());
+    let config = ExchangeConfig::default;
+    let exchange = BookingExchange::start(&one, &component, config()).await.unwrap();
+    let its = BookingExchange::start(&other, &component, config()).await.unwrap();
+    let (first, held) = burst(&one);
+    until_others_have(&other, 4).await;
+    let (second, its_held) = burst(&other);
+    assert_eq!((first, second), ([0, 1, 2, 3].into(), [4, 5, 6, 7].into()));
+    assert_eq!(one.stats().bookings, 4, "what others have booked is theirs");
+
+    drop(held);
+    until_others_have(&other, 0).await;
+    until_others_have(&one, 4).await;
+    // Who ends has nothing booked any more, whatever runs on, and sees nothing of the others.
+    its.shutdown().await;
+    until_others_have(&one, 0).await;
+    exchange.shutdown().await;
+    drop(its_held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_that_dies_is_forgotten_and_what_it_said_does_not_latch() {
+    let (component, router) = (component(), router());
+    let config = ExchangeConfig::default().with_ttl(Duration::from_secs(2)).with_router(1, 0);
+    let exchange = BookingExchange::start(&router, &component, config).await.unwrap();
+    let dead = component.publisher::<Wire>(EVENT).unwrap();
+    let started = SystemClock.now();
+    dead.publish(&(2, 0, 0, vec![(WorkerId::new(InstanceId(5)), [3, 0, 640, 40])])).unwrap();
+    until_others_have(&router, 3).await;
+    until_others_have(&router, 0).await;
+    let lasted = SystemClock.now() - started;
+    assert!((2.0..2.1).contains(&lasted.as_secs_f64()), "{lasted:?}");
+    exchange.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_are_as_many_as_the_interval_allows_and_signs_of_life_without_change() {
+    let (component, router) = (component(), router());
+    let mut hears = component.subscriber::<Wire>(EVENT).await.unwrap();
+    let config = ExchangeConfig::default().with_ttl(Duration::from_secs(4));
+    let config = config.with_interval(Duration::from_millis(100));
+    let exchange = BookingExchange::start(&router, &component, config).await.unwrap();
+    // For a second what is booked is another each time that somebody looks.
+    for count in 0..100 {
+        let _some: Vec<_> = burst(&router).1.into_iter().take(count % 4).collect();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let _held = burst(&router).1;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    exchange.shutdown().await;
+    drop((component, router));
+    let mut said = Vec::new();
+    while let Ok(Some(Delivery::Event { value })) =
+        tokio::time::timeout(Duration::from_secs(1), hears.recv()).await
+    {
+        said.push(Booked::from_wire(value));
+    }
+    assert!((6..=18).contains(&said.len()), "{} messages", said.len());
+    assert!(said.windows(2).all(|two| two[0].seq < two[1].seq));
+    let requests = |said: &Booked| said.loads.iter().map(|(_, load)| load.requests).sum::<usize>();
+    assert_eq!(requests(&said[said.len() - 2]), 4, "a sign of life says all there is");
+    assert_eq!(requests(said.last().unwrap()), 0, "the end is said");
+}

@@ -1,0 +1,95 @@
+use std::fmt;
+
+use dynamo_core::protocol::{GenerateRequest, InstanceId};
+use dynamo_core::{Client, Context, Engine, Message, ResponseStream, Result};
+
+use super::config::QueueConfig;
+use super::routed::QueuedRouter;
+use crate::router::{Decision, KvRouter};
+
+/// Workers that prefill and decode, and the queue before them: an engine that waits for a worker,
+/// asks it, and learns its speed from the first item of its answer; cheap to clone.
+///
+/// What provably was not started is tried again with another worker.
+pub struct QueuedPool<Resp> {
+    client: Client<GenerateRequest, Resp>,
+    router: QueuedRouter,
+}
+
+impl<Resp: Message> QueuedPool<Resp> {
+    /// Puts a queue before `router`, which chooses among the instances that `client` calls.
+    pub fn new(
+        client: Client<GenerateRequest, Resp>,
+        router: KvRouter,
+        config: QueueConfig,
+    ) -> Self {
+        let of = client.clone();
+        Self { client, router: QueuedRouter::new(router, move || of.candidates(), config) }
+    }
+
+    /// Returns the queue.
+    pub fn queue(&self) -> &QueuedRouter {
+        &self.router
+    }
+
+    /// Puts the booking into the stream, and takes note of the first item.
+    fn observed(&self, stream: ResponseStream<Resp>, decision: Decision) -> ResponseStream<Resp> {
+        let router = self.router.router().clone();
+        let (mut decision, mut is_first) = (decision, true);
+        stream.map(move |item| {
+            if std::mem::take(&mut is_first) {
+                router.observe_first_token(&mut decision);
+            }
+            Ok(item)
+        })
+    }
+}
+
+impl<Resp: Message> Engine for QueuedPool<Resp> {
+    type Request = GenerateRequest;
+    type Response = Resp;
+
+    async fn generate(
+        &self,
+        ctx: Context,
+        request: GenerateRequest,
+    ) -> Result<ResponseStream<Resp>> {
+        let mut failed: Vec<InstanceId> = Vec::new();
+        loop {
+            let decision = self.router.route(&ctx, &request, &failed).await?;
+            let instance = decision.worker.instance;
+            let error = match self.client.direct(instance, ctx.clone(), request.clone()).await {
+                Ok(stream) => return Ok(self.observed(stream, decision)),
+                Err(error) => error,
+            };
+            failed.push(instance);
+            let candidates = self.client.candidates();
+            let is_left = candidates.iter().any(|candidate| !failed.contains(&candidate.id));
+            if !is_left || failed.len() >= ATTEMPTS_MAX || !error.is_retryable() {
+                return Err(error);
+            }
+            tracing::debug!(%error, %instance, "trying another worker");
+        }
+    }
+}
+
+/// The third worker in a row that fails is no accident.
+const ATTEMPTS_MAX: usize = 3;
+
+impl<Resp> Clone for QueuedPool<Resp> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), router: self.router.clone() }
+    }
+}
+
+impl<Resp> fmt::Debug for QueuedPool<Resp> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueuedPool")
+            .field("client", &self.client)
+            .field("queue", &self.router)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,300 @@
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use dynamo_core::discovery::Address;
+use dynamo_core::name::{EndpointPath, Name};
+use dynamo_core::protocol::{
+    BlockSize, CacheNamespace, KvChange, KvEvent, Sampling, StoredBlock, Tier,
+};
+use dynamo_core::random::Random;
+use dynamo_core::time::SystemClock;
+use dynamo_core::{ErrorKind, Priority};
+use futures::{FutureExt, poll};
+
+use super::*;
+use crate::queue::{BusyThresholds, Watermarks};
+use crate::router::RouterConfig;
+
+fn instance(id: u64) -> Instance {
+    let name = |name| Name::new(name).unwrap();
+    Instance {
+        id: InstanceId(id),
+        incarnation: 0,
+        endpoint: EndpointPath { namespace: name("n"), component: name("c"), endpoint: name("e") },
+        address: Address(String::new()),
+        labels: BTreeMap::new(),
+    }
+}
+
+fn request(tokens: u32) -> GenerateRequest {
+    let prompt: Vec<u32> = (0..tokens).collect();
+    let namespace = CacheNamespace::default();
+    GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default())
+}
+
+/// A worker is busy from the first prompt token to the last: one prompt each at once.
+fn config() -> QueueConfig {
+    let marks = Watermarks::new(0.0, 1.0).unwrap();
+    QueueConfig::default().with_busy(BusyThresholds::never().with_prefill_tokens(marks))
+}
+
+fn router(workers: u64, config: QueueConfig) -> QueuedRouter {
+    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let all: Arc<[Instance]> = (0..workers).map(instance).collect();
+    QueuedRouter::new(router, move || Arc::clone(&all), config)
+}
+
+/// Takes all the workers there are.
+fn fill(router: &QueuedRouter) -> Vec<Decision> {
+    let workers = (router.0.candidates)().len();
+    let route = |_| router.route(&Context::new(), &request(64), &[]).now_or_never();
+    (0..workers).map(|worker| route(worker).unwrap().unwrap()).collect()
+}
+
+fn assert_at_rest(router: &QueuedRouter) {
+    let stats = router.stats();
+    assert_eq!((stats.waiting, router.router().stats().bookings), (0, 0), "{stats:?}");
+    let gone = stats.popped_total + stats.expired_total + stats.cancelled_total;
+    assert_eq!(gone + stats.displaced_total, stats.entered_total, "{stats:?}");
+}
+
+#[tokio::test]
+async fn whoever_releases_load_routes_the_next_before_it_goes_on() {
+    let router = router(2, config());
+    let (ctx, prompt) = (Context::new(), request(64));
+    let mut taken = fill(&router);
+    let mut first = Box::pin(router.route(&ctx, &prompt, &[]));
+    let mut second = Box::pin(router.route(&ctx, &prompt, &[]));
+    assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+    // The first token makes room,
+    let mut decision = taken.remove(0);
+    router.router().observe_first_token(&mut decision);
+    assert_eq!((router.stats().waiting, router.router().load(decision.worker).requests), (1, 2));
+    let first = first.now_or_never().unwrap().unwrap();
+    assert_eq!(first.worker, decision.worker);
+    assert!(poll!(&mut second).is_pending());
+    // and so does the end of a stream.
+    let other = taken[0].worker;
+    taken.clear();
+    assert_eq!(second.now_or_never().unwrap().unwrap().worker, other);
+    drop((first, decision));
+    assert_at_rest(&router);
+}
+
+#[tokio::test]
+async fn a_decision_nobody_takes_goes_to_the_next() {
+    let router = router(1, config());
+    let (ctx, prompt) = (Context::new(), request(64));
+    let taken = fill(&router);
+    let mut first = Box::pin(router.route(&ctx, &prompt, &[]));
+    let mut second = Box::pin(router.route(&ctx, &prompt, &[]));
+    assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+    drop(taken);
+    assert!(poll!(&mut second).is_pending(), "the first has it");
+    drop(first);
+    drop(second.now_or_never().unwrap().unwrap());
+    assert_at_rest(&router);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_killed_late_or_tired_of_waiting_leaves_at_once() {
+    let router = router(1, config().with_wait_max(Duration::from_secs(5)));
+    let prompt = request(64);
+    let taken = fill(&router);
+    let (killed, plain) = (Context::new(), Context::new());
+    let late = Context::new().with_timeout(Duration::from_secs(2));
+    let mut of_killed = Box::pin(router.route(&killed, &prompt, &[]));
+    let mut of_late = Box::pin(router.route(&late, &prompt, &[]));
+    let mut of_plain = Box::pin(router.route(&plain, &prompt, &[]));
+    for waiting in [&mut of_killed, &mut of_late, &mut of_plain] {
+        assert!(poll!(waiting).is_pending());
+    }
+    killed.kill();
+    assert_eq!(of_killed.await.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(router.stats().waiting, 2);
+    assert_eq!(of_late.await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(router.stats().waiting, 1);
+    let error = of_plain.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    assert!(error.is_retryable() && error.retry_after().is_some(), "{error}");
+    let mut dropped = Box::pin(router.route(&plain, &prompt, &[]));
+    assert!(poll!(&mut dropped).is_pending());
+    drop(dropped);
+    let stats = router.stats();
+    assert_eq!((stats.cancelled_total, stats.expired_total, stats.popped_total), (2, 2, 0));
+    drop(taken);
+    assert_at_rest(&router);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_whose_time_is_over_is_not_routed_even_if_it_has_not_noticed_yet() {
+    let router = router(1, config());
+    let (plain, prompt) = (Context::new(), request(64));
+    let late = Context::new().with_timeout(Duration::from_secs(2));
+    let taken = fill(&router);
+    let mut of_late = Box::pin(router.route(&late, &prompt, &[]));
+    let mut of_plain = Box::pin(router.route(&plain, &prompt, &[]));
+    assert!(poll!(&mut of_late).is_pending() && poll!(&mut of_plain).is_pending());
+    tokio::time::advance(Duration::from_secs(3)).await;
+    drop(taken);
+    let decision = of_plain.now_or_never().unwrap().unwrap();
+    assert_eq!(router.router().stats().bookings, 1);
+    let error = of_late.now_or_never().unwrap().unwrap_err();
+    assert_eq!((error.kind(), router.stats().expired_total), (ErrorKind::DeadlineExceeded, 1));
+    drop(decision);
+    assert_at_rest(&router);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_an_urgent_request_takes_a_place() {
+    let router = router(1, config().with_room(1, 1000));
+    let (plain, prompt) = (Context::new(), request(64));
+    let urgent = Context::new().with_priority(Priority::HIGHEST);
+    let taken = fill(&router);
+    let mut waits = Box::pin(router.route(&plain, &prompt, &[]));
+    assert!(poll!(&mut waits).is_pending());
+    let refused = router.route(&plain, &prompt, &[]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    let mut of_urgent = Box::pin(router.route(&urgent, &prompt, &[]));
+    assert!(poll!(&mut of_urgent).is_pending());
+    let displaced = waits.now_or_never().unwrap().unwrap_err();
+    assert!(displaced.kind() == ErrorKind::Overloaded && displaced.retry_after().is_some());
+    drop(taken);
+    assert!(of_urgent.now_or_never().unwrap().is_ok());
+    assert_at_rest(&router);
+}
+
+#[tokio::test]
+async fn busy_workers_get_nothing_while_another_is_free_unless_all_others_are_excluded() {
+    let router = router(2, config());
+    let (ctx, prompt) = (Context::new(), request(64));
+    let blocks = prompt.blocks.sequence().iter().zip(prompt.blocks.local());
+    let blocks = blocks.map(|(&sequence, &local)| StoredBlock { sequence, local }).collect();
+    let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Device };
+    let worker = WorkerId::new(InstanceId(1));
+    router.router().apply(&KvEvent { worker, epoch: 0, seq: 0, change });
+    let first = router.route(&ctx, &prompt, &[]).await.unwrap();
+    let second = router.route(&ctx, &prompt, &[]).await.unwrap();
+    assert_eq!((first.worker, second.worker.instance), (worker, InstanceId(0)));
+    drop(second);
+    let third = router.route(&ctx, &prompt, &[InstanceId(0)]).await.unwrap();
+    assert_eq!(third.worker, worker, "what waits for it alone would hold up the others");
+    let all = [InstanceId(0), InstanceId(1)];
+    let error = router.route(&ctx, &prompt, &all).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_session_stays_with_its_worker_unless_that_one_is_busy() {
+    let router = router(3, config());
+    let ctx = Context::new().with_metadata(crate::choose::SESSION_METADATA, "s");
+    let prompt = request(64);
+    let home = router.route(&ctx, &prompt, &[]).await.unwrap().worker;
+    for _ in 0..16 {
+        assert_eq!(router.route(&ctx, &prompt, &[]).await.unwrap().worker, home);
+    }
+    let _busy = router.route(&ctx, &prompt, &[]).await.unwrap();
+    assert_ne!(router.route(&ctx, &prompt, &[]).await.unwrap().worker, home);
+}
+
+#[tokio::test]
+async fn the_shortest_goes_first_by_what_is_not_cached() {
+    let router = router(1, config().with_policy(QueuePolicy::Wspt));
+    let (long, short) = (request(1600), request(160));
+    let blocks = long.blocks.sequence().iter().zip(long.blocks.local());
+    let blocks = blocks.map(|(&sequence, &local)| StoredBlock { sequence, local }).collect();
+    let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Device };
+    let worker = WorkerId::new(InstanceId(7));
+    let other = GenerateRequest::new(
+        CacheNamespace::model("other"),
+        BlockSize::DEFAULT,
+        short.token_ids.clone(),
+        Sampling::default(),
+    );
+    let taken = fill(&router);
+    router.router().apply(&KvEvent { worker, epoch: 0, seq: 0, change });
+    let ctx = Context::new();
+    let mut of_other = Box::pin(router.route(&ctx, &other, &[]));
+    let mut of_long = Box::pin(router.route(&ctx, &long, &[]));
+    assert!(poll!(&mut of_other).is_pending() && poll!(&mut of_long).is_pending());
+    drop(taken);
+    assert!(poll!(&mut of_other).is_pending());
+    assert!(of_long.now_or_never().unwrap().is_ok(), "the long one is cached");
+    assert!(of_other.now_or_never().unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn workers_that_join_are_seen_and_without_any_nobody_waits() {
+    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let count = Arc::new(AtomicUsize::new(1));
+    let counted = Arc::clone(&count);
+    let candidates = move || (0..counted.load(Ordering::Relaxed) as u64).map(instance).collect();
+    let router = QueuedRouter::new(router, candidates, config());
+    let (ctx, prompt) = (Context::new(), request(64));
+    let _taken = fill(&router);
+    let mut waits = Box::pin(router.route(&ctx, &prompt, &[]));
+    assert!(poll!(&mut waits).is_pending());
+    count.store(2, Ordering::Relaxed);
+    router.look_again();
+    let _second = waits.now_or_never().unwrap().unwrap();
+    let mut waits = Box::pin(router.route(&ctx, &prompt, &[]));
+    assert!(poll!(&mut waits).is_pending());
+    count.store(0, Ordering::Relaxed);
+    router.look_again();
+    assert_eq!(waits.await.unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+/// Routes a request and lets it go, loses patience, is killed or is dropped; returns which.
+async fn one_of_many(router: QueuedRouter, seed: u64) -> &'static str {
+    let mut random = Random::new(seed);
+    let mut chance = |of| random.below(of) == Some(0);
+    let ctx = Context::new();
+    let ctx = if chance(16) { ctx.with_timeout(Duration::from_micros(50)) } else { ctx };
+    let (prompt, is_dropped, is_killed) = (request(16), chance(16), chance(16));
+    let mut routing = Box::pin(router.route(&ctx, &prompt, &[]));
+    let decision = match poll!(&mut routing) {
+        Poll::Ready(decision) => decision,
+        Poll::Pending if is_dropped => return "dropped",
+        Poll::Pending => {
+            if is_killed {
+                ctx.kill();
+            }
+            routing.await
+        }
+    };
+    match decision {
+        Ok(mut decision) => {
+            tokio::task::yield_now().await;
+            if chance(2) {
+                router.router().observe_first_token(&mut decision);
+                tokio::task::yield_now().await;
+            }
+            "routed"
+        }
+        Err(error) => error.kind().as_str(),
+    }
+}
+
+/// Many small bursts rather than a long one: a wake-up that is lost shows when nothing follows it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nobody_is_lost_among_threads() {
+    let router = router(2, config().with_room(24, 24 * 16));
+    let mut outcomes = BTreeMap::<_, u64>::new();
+    for burst in 0..200 {
+        let mut tasks = tokio::task::JoinSet::new();
+        for request in 0..32 {
+            tasks.spawn(one_of_many(router.clone(), burst * 32 + request));
+        }
+        let all = tokio::time::timeout(Duration::from_secs(30), tasks.join_all());
+        for outcome in all.await.expect("nobody waits for ever") {
+            *outcomes.entry(outcome).or_default() += 1;
+        }
+        assert_at_rest(&router);
+    }
+    let expected = ["cancelled", "deadline_exceeded", "dropped", "overloaded", "routed"];
+    assert!(outcomes.keys().all(|outcome| expected.contains(outcome)), "{outcomes:?}");
+    assert_eq!(outcomes.values().sum::<u64>(), 200 * 32);
+    assert!(outcomes["routed"] > 0 && router.stats().popped_total > 0, "{outcomes:?}");
+}

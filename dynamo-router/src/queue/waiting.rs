@@ -1,0 +1,67 @@
+use std::sync::Arc;
+use std::time::Instant;
+
+use dynamo_core::protocol::{GenerateRequest, InstanceId};
+use dynamo_core::{Context, Error, Result};
+use tokio::sync::oneshot;
+
+use super::requests::{EntryId, Leave};
+use super::routed::Shared;
+use crate::router::Decision;
+
+/// What the queue keeps of a request.
+pub(super) struct Waiter {
+    pub(super) ctx: Context,
+    pub(super) request: GenerateRequest,
+    pub(super) exclude: Vec<InstanceId>,
+    pub(super) answer: oneshot::Sender<Result<Decision>>,
+}
+
+impl Waiter {
+    pub(super) fn answer(self, answer: Result<Decision>) {
+        // One that has just left needs no answer: its booking is released here.
+        let _ = self.answer.send(answer);
+    }
+}
+
+/// A request in the queue; leaves it when dropped.
+pub(super) struct Waiting {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: EntryId,
+    pub(super) expires: Instant,
+    /// A decision that nobody takes is dropped with it, and its booking is released.
+    pub(super) answer: oneshot::Receiver<Result<Decision>>,
+}
+
+impl Waiting {
+    /// Waits for the answer, or for the end of the request or of its patience.
+    pub(super) async fn answered(mut self, ctx: &Context) -> Result<Decision> {
+        let why = tokio::select! {
+            biased;
+            answer = &mut self.answer => return taken(ctx, answer),
+            () = ctx.killed() => Leave::Cancelled,
+            () = tokio::time::sleep_until(self.expires.into()) => Leave::Expired,
+        };
+        if let Some(too_long) = self.shared.leave(self.id, why) {
+            return Err(ctx.check().err().unwrap_or(too_long));
+        }
+        // Its turn has just come: the answer is being made.
+        taken(ctx, (&mut self.answer).await)
+    }
+}
+
+/// Takes an answer, unless the request is over meanwhile.
+fn taken(
+    ctx: &Context,
+    answer: Result<Result<Decision>, oneshot::error::RecvError>,
+) -> Result<Decision> {
+    let lost = |_| Error::internal(format!("routing request {} panicked", ctx.id()));
+    let decision = answer.map_err(lost)??;
+    ctx.check().map(|()| decision)
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.leave(self.id, Leave::Cancelled);
+    }
+}

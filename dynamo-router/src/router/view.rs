@@ -1,0 +1,61 @@
+//! What the queue before a router and the exchange beside it ask of it.
+
+use dynamo_core::protocol::{GenerateRequest, WorkerId};
+
+use super::KvRouter;
+use super::scratch::Scratch;
+use crate::load::Load;
+
+impl KvRouter {
+    /// Tells of each worker that can be chosen how busy it is, and how long it will take to prefill what
+    /// waits there, in seconds.
+    pub(crate) fn each_queue(&self, mut tell: impl FnMut(WorkerId, Load, f64)) {
+        let (now, fleet) = (self.0.common.now_ns(), self.0.fleet.load());
+        let paced = self.0.common.pace.get();
+        for seat in fleet.seats() {
+            let row = &seat.load;
+            let load = row.load(row.booked(), now, self.0.report_max_ns);
+            let rate = row.speed.among(paced.prefill).unwrap_or(self.0.cost.prefill_s_per_token);
+            tell(seat.worker(), load, load.prefill_tokens as f64 * rate);
+        }
+    }
+
+    /// Returns how many tokens of the request's prompt some worker has cached, at most.
+    pub(crate) fn longest_prefix(&self, request: &GenerateRequest) -> usize {
+        self.0.scratches.lend(|Scratch { matches, .. }| {
+            self.0.index.find(request.blocks.sequence(), matches);
+            let blocks = matches.iter().map(|(_, depth)| depth).max().unwrap_or(0);
+            blocks * request.blocks.block_size().tokens()
+        })
+    }
+
+    /// Returns what this router has booked, on each worker that it has booked anything on.
+    pub(crate) fn booked(&self) -> Vec<(WorkerId, Load)> {
+        let members = self.members();
+        let all = members.all().map(|seat| (seat.worker(), seat.load.own()));
+        let mut booked: Vec<_> = all.filter(|(_, load)| load.requests > 0).collect();
+        booked.sort_unstable_by_key(|(worker, _)| *worker);
+        booked
+    }
+
+    /// Takes in what other routers have booked on some workers.
+    pub(crate) fn set_others(&self, loads: impl IntoIterator<Item = (WorkerId, Load)>) {
+        for (worker, load) in loads {
+            if let Some(seat) = self.hear_of(worker)
+                && seat.load.set_others(load)
+            {
+                self.0.common.released(worker);
+            }
+        }
+    }
+
+    /// Takes in that other routers have booked nothing.
+    pub(crate) fn forget_others(&self) {
+        let seats: Vec<_> = self.members().all().collect();
+        for seat in seats {
+            if seat.load.set_others(Load::default()) {
+                self.0.common.released(seat.worker());
+            }
+        }
+    }
+}
