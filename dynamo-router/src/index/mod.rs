@@ -1,52 +1,89 @@
-//! Who holds which prefix: exact, fed by events; pure.
+//! Who holds which prefix: exact, fed by events; read by any number of threads while one writes.
+//!
+//! ```text
+//! sequence hash ─► Table ─► place: a block of a segment, a run of one sequence's blocks
+//! segment       ─► hashes, one after the other ─► the next segment
+//!               ─► who holds them all (a bit per worker and tier), who holds some (a mask each)
+//! ```
+//!
+//! A sequence hash stands for a block *and* its whole prefix. So a query compares the last hash of a
+//! segment with its own and knows of all before it, and one table leads from any hash to its place,
+//! whoever holds it. What a further worker stores that is known already is a bit. Where two sequences
+//! part, the segment is split, so that whoever shares a prefix holds all of its segments.
+//!
+//! | file | what is there |
+//! |---|---|
+//! | `table` | sequence hash → place |
+//! | `segment`, `view` | runs of blocks, and all that readers see |
+//! | `coverage`, `lanes` | who holds which blocks of a segment |
+//! | `find`, `path`, `matches` | the way of a query, who holds all up to there, and the answer |
+//! | `store`, `remove` | what the writer does |
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+mod coverage;
+mod find;
+mod lanes;
+mod matches;
+mod path;
+mod remove;
+mod segment;
+mod store;
+mod table;
+mod view;
 
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use dynamo_core::protocol::{SequenceHash, Tier};
+
+use coverage::Partials;
+pub use find::PrefixReader;
+use lanes::LaneBook;
+pub use matches::Matches;
+use path::tier_index;
+use remove::Sweep;
+use segment::SIZES;
+use table::Place;
+use view::{Lane, View};
 
 use crate::workers::Slot;
 
 /// Takes in what workers store and remove; whoever asks does so through a
 /// [`reader`](Self::reader).
-#[derive(Debug, Default)]
-pub struct PrefixIndex(Arc<RwLock<Blocks>>);
-
-/// Finds prefixes in an index, from any thread; cheap to clone.
-#[derive(Debug, Clone)]
-pub struct PrefixReader(Arc<RwLock<Blocks>>);
-
-/// One table from sequence hash to the workers that hold the block, shared by all workers.
-///
-/// A sequence hash stands for a block *and* its whole prefix, so a walk over a prompt's hashes that
-/// keeps the workers seen at every step gives each worker's longest prefix.
-#[derive(Debug, Default)]
-struct Blocks {
-    holders: HashMap<SequenceHash, Coverage>,
-    /// By slot, the tiers that have each block: a bit for each.
-    held: Vec<HashMap<SequenceHash, u8>>,
+pub struct PrefixIndex {
+    shared: Arc<ArcSwap<View>>,
+    /// The same, without asking for it.
+    view: Arc<View>,
+    lanes: LaneBook,
+    sweep: Sweep,
+    spare: Spare,
+    partials: Partials,
+    /// Blocks that anyone holds.
+    blocks: usize,
+    /// Blocks that the table leads to: those, and holes in the middle of segments.
+    places: usize,
 }
 
-/// A set of slots, 64 to a word.
-type Coverage = Vec<u64>;
-
-/// The answer to [`PrefixReader::find`]; reuse it, and a query allocates nothing.
+/// Segments that are not in use, by size, and how many of each chunk are.
 #[derive(Debug, Default)]
-pub struct Matches {
-    depths: Vec<(Slot, usize)>,
-    active: Coverage,
+struct Spare {
+    segments: [Vec<Place>; SIZES],
+    used: Vec<usize>,
 }
 
-impl Matches {
-    /// Returns how many blocks of the prompt, from the first on, `worker` holds.
-    pub fn depth(&self, worker: Slot) -> usize {
-        self.depths.iter().find(|(known, _)| *known == worker).map_or(0, |(_, depth)| *depth)
-    }
-
-    /// Returns the workers that hold at least one block, with their depths.
-    pub fn iter(&self) -> impl Iterator<Item = (Slot, usize)> + '_ {
-        self.depths.iter().copied()
+impl Default for PrefixIndex {
+    fn default() -> Self {
+        let view = Arc::new(View::default());
+        Self {
+            shared: Arc::new(ArcSwap::new(Arc::clone(&view))),
+            view,
+            lanes: LaneBook::default(),
+            sweep: Sweep::default(),
+            spare: Spare::default(),
+            partials: Partials::default(),
+            blocks: 0,
+            places: 0,
+        }
     }
 }
 
@@ -57,130 +94,99 @@ impl PrefixIndex {
         &mut self,
         worker: Slot,
         tier: Tier,
-        _parent: Option<SequenceHash>,
+        parent: Option<SequenceHash>,
         hashes: &[SequenceHash],
     ) {
-        let blocks = &mut *self.write();
-        if blocks.held.len() <= worker.index() {
-            blocks.held.resize_with(worker.index() + 1, HashMap::new);
+        if hashes.is_empty() {
+            return;
         }
-        for &hash in hashes {
-            let tiers = blocks.held[worker.index()].entry(hash).or_default();
-            let was_held = *tiers != 0;
-            *tiers |= bit(tier);
-            if !was_held {
-                set(blocks.holders.entry(hash).or_default(), worker.index());
-            }
-        }
+        let number = match self.lanes.get(worker) {
+            Some(lane) => lane,
+            None => self.take_lane(worker),
+        };
+        self.store_run(Lane { number, tier: tier_index(tier) }, parent, hashes);
+        self.sweep_some();
     }
 
     /// Records that `worker` no longer holds the blocks in `tier`.
     pub fn remove(&mut self, worker: Slot, tier: Tier, hashes: &[SequenceHash]) {
-        let blocks = &mut *self.write();
-        let Some(held) = blocks.held.get_mut(worker.index()) else { return };
-        for &hash in hashes {
-            let Entry::Occupied(mut tiers) = held.entry(hash) else { continue };
-            *tiers.get_mut() &= !bit(tier);
-            if *tiers.get() == 0 {
-                tiers.remove();
-                uncover(&mut blocks.holders, hash, worker.index());
-            }
-        }
+        let Some(number) = self.lanes.get(worker) else { return };
+        self.remove_run(Lane { number, tier: tier_index(tier) }, hashes);
+        self.sweep_some();
+        self.tidy();
     }
 
-    /// Records that `worker` holds nothing, or is gone; its memory is freed.
+    /// Records that `worker` holds nothing, or is gone.
+    ///
+    /// No query that starts from here on finds it, however much it held; its memory is given back
+    /// little by little, with what is stored and removed later.
     pub fn clear(&mut self, worker: Slot) {
-        let blocks = &mut *self.write();
-        let held = blocks.held.get_mut(worker.index()).map(std::mem::take);
-        for hash in held.into_iter().flat_map(HashMap::into_keys) {
-            uncover(&mut blocks.holders, hash, worker.index());
+        if self.held(worker) > 0 {
+            let mut lanes = view::Lanes::clone(&self.view.lanes);
+            self.lanes.end(worker, &mut lanes);
+            self.change(|view| view.lanes = Arc::new(lanes));
         }
+        self.sweep_some();
+        self.tidy();
     }
 
     /// Returns what finds prefixes in this index.
     pub fn reader(&self) -> PrefixReader {
-        PrefixReader(Arc::clone(&self.0))
+        PrefixReader(Arc::clone(&self.shared))
     }
 
     /// Returns the number of different blocks that anyone holds.
+    ///
+    /// What only workers held that were cleared counts until its memory is given back.
     pub fn len(&self) -> usize {
-        self.read().holders.len()
+        self.blocks
     }
 
     /// Tells whether nobody holds anything.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.lanes.held_total() == 0
     }
 
     /// Returns how many blocks `worker` holds.
     pub fn held(&self, worker: Slot) -> usize {
-        self.read().held.get(worker.index()).map_or(0, HashMap::len)
+        self.lanes.get(worker).map_or(0, |lane| self.lanes.held(lane))
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Blocks> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    /// Returns how many bytes of memory readers and writer look at.
+    pub fn bytes(&self) -> usize {
+        self.view.bytes()
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Blocks> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    /// Changes what there is to read, all at once.
+    fn change<T>(&mut self, change: impl FnOnce(&mut View) -> T) -> T {
+        let mut view = View::clone(&self.view);
+        let result = change(&mut view);
+        self.view = Arc::new(view);
+        self.shared.store(Arc::clone(&self.view));
+        result
     }
-}
 
-impl PrefixReader {
-    /// Finds each worker's longest prefix of `hashes`, the sequence hashes of a prompt.
-    pub fn find(&self, hashes: &[SequenceHash], matches: &mut Matches) {
-        let blocks = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let Matches { depths, active } = matches;
-        depths.clear();
-        active.clear();
-        let Some(first) = hashes.first().and_then(|hash| blocks.holders.get(hash)) else { return };
-        active.extend_from_slice(first);
-        for (depth, hash) in hashes.iter().enumerate().skip(1) {
-            let coverage = blocks.holders.get(hash).map_or(&[][..], |coverage| coverage);
-            let mut left = 0;
-            for (word, bits) in active.iter_mut().enumerate() {
-                let here = coverage.get(word).copied().unwrap_or(0);
-                push_depths(word, *bits & !here, depth, depths);
-                *bits &= here;
-                left |= *bits;
-            }
-            if left == 0 {
-                return;
-            }
-        }
-        for (word, bits) in active.iter().enumerate() {
-            push_depths(word, *bits, hashes.len(), depths);
-        }
+    fn take_lane(&mut self, worker: Slot) -> u32 {
+        let mut lanes = view::Lanes::clone(&self.view.lanes);
+        let lane = self.lanes.take(worker, &mut lanes);
+        self.change(|view| view.lanes = Arc::new(lanes));
+        lane
     }
 }
 
-fn push_depths(word: usize, mut bits: u64, depth: usize, depths: &mut Vec<(Slot, usize)>) {
-    while bits != 0 {
-        let slot = word * 64 + bits.trailing_zeros() as usize;
-        bits &= bits - 1;
-        depths.extend(Slot::from_index(slot).map(|slot| (slot, depth)));
+impl fmt::Debug for PrefixIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PrefixIndex")
+            .field("blocks", &self.blocks)
+            .field("bytes", &self.bytes())
+            .finish_non_exhaustive()
     }
 }
 
-/// A tier's bit in what a worker holds.
-fn bit(tier: Tier) -> u8 {
-    1 << tier as u8
-}
-
-fn set(coverage: &mut Coverage, slot: usize) {
-    if coverage.len() <= slot / 64 {
-        coverage.resize(slot / 64 + 1, 0);
-    }
-    coverage[slot / 64] |= 1 << (slot % 64);
-}
-
-fn uncover(holders: &mut HashMap<SequenceHash, Coverage>, hash: SequenceHash, slot: usize) {
-    if let Some(coverage) = holders.get_mut(&hash) {
-        coverage[slot / 64] &= !(1 << (slot % 64));
-        if coverage.iter().all(|word| *word == 0) {
-            holders.remove(&hash);
-        }
-    }
+/// Returns the lower half.
+#[expect(clippy::cast_possible_truncation, reason = "that is what it is for")]
+fn low_bits(word: u64) -> u32 {
+    word as u32
 }
 
 #[cfg(test)]

@@ -31,6 +31,17 @@ impl Reference {
         hashes.iter().take_while(|hash| held.contains(hash)).count()
     }
 
+    /// Returns how many blocks of the prefix are in each tier, and in no faster one.
+    pub(crate) fn tiers(&self, worker: Slot, hashes: &[SequenceHash]) -> [u32; 4] {
+        let mut tiers = [0; 4];
+        for hash in &hashes[..self.depth(worker, hashes)] {
+            let held = self.0[&worker].range((*hash, Tier::Device)..);
+            let fastest = held.map(|(_, tier)| *tier).next().unwrap();
+            tiers[fastest as usize] += 1;
+        }
+        tiers
+    }
+
     pub(crate) fn held(&self, worker: Slot) -> usize {
         self.distinct(worker).len()
     }

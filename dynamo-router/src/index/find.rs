@@ -1,0 +1,130 @@
+//! The way of a query: from segment to segment.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use arc_swap::ArcSwap;
+use dynamo_core::protocol::SequenceHash;
+
+use super::matches::Matches;
+use super::path::Stretch;
+use super::segment::Segment;
+use super::table::{NONE, Place};
+use super::view::View;
+
+/// Finds prefixes in an index, from any thread; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct PrefixReader(pub(super) Arc<ArcSwap<View>>);
+
+impl PrefixReader {
+    /// Finds each worker's longest prefix of `hashes`, the sequence hashes of a prompt.
+    ///
+    /// It takes no lock and waits for nobody. What is stored or removed meanwhile may be seen or not;
+    /// a worker whose clearing was over before is not seen.
+    pub fn find(&self, hashes: &[SequenceHash], matches: &mut Matches) {
+        find(&self.0.load(), hashes, matches);
+    }
+}
+
+pub(super) fn find(view: &View, hashes: &[SequenceHash], matches: &mut Matches) {
+    matches.begin(&view.lanes);
+    let mut way = Way { behind: NONE, fetched: 0 };
+    let mut depth = 0;
+    while depth < hashes.len() && matches.path.is_anyone() {
+        let count = way.go_on(view, hashes, depth, matches);
+        if count == 0 {
+            break;
+        }
+        depth += count;
+    }
+    matches.end(depth);
+}
+
+/// Where a query goes on.
+struct Way {
+    /// Right behind, if what stands there was stored as what follows; `NONE` otherwise.
+    behind: Place,
+    /// Segments in a row that are on their way into the cache.
+    fetched: usize,
+}
+
+impl Way {
+    /// Goes over one segment from number `depth` of `hashes` on; returns how many stand in it.
+    fn go_on(
+        &mut self,
+        view: &View,
+        hashes: &[SequenceHash],
+        depth: usize,
+        matches: &mut Matches,
+    ) -> usize {
+        let SequenceHash(next) = hashes[depth];
+        let mut count = 0;
+        if self.behind != NONE {
+            count = self.step(view, hashes, (self.behind, depth), matches);
+        }
+        for attempt in 0..MOVES_MAX {
+            if count > 0 {
+                break;
+            }
+            // Hardly ever another block looks like this one: that shows where it is looked at.
+            let is_it = |place| attempt == 0 || view.is_at(place, next);
+            let Some(place) = view.table.find(next, is_it) else { break };
+            self.fetched = 0;
+            count = self.step(view, hashes, (place, depth), matches);
+        }
+        count
+    }
+
+    #[inline]
+    fn step(
+        &mut self,
+        view: &View,
+        hashes: &[SequenceHash],
+        (place, depth): (Place, usize),
+        matches: &mut Matches,
+    ) -> usize {
+        let Some((segment, offset)) = view.segment(place) else { return 0 };
+        let hashes = &hashes[depth..];
+        if self.fetched == 0 {
+            self.fetched = segment.fetch_row(hashes);
+        }
+        self.fetched -= 1;
+        let count = pass(view, &segment, (offset, depth), hashes, matches);
+        // That place is known without waiting for memory, so that the next step may begin before.
+        let behind = segment.end();
+        self.behind = if segment.head().next.load(Relaxed) == behind { behind } else { NONE };
+        count
+    }
+}
+
+/// Goes over one segment; returns how many of `hashes` stand in it from `offset` on.
+#[inline]
+fn pass(
+    view: &View,
+    segment: &Segment<'_>,
+    (offset, depth): (usize, usize),
+    hashes: &[SequenceHash],
+    matches: &mut Matches,
+) -> usize {
+    let quick = segment.version().and_then(|version| {
+        let count = segment.matching(offset, hashes);
+        let is_all = count == 0 || matches.path.goes_on(segment) && segment.is_still(version);
+        is_all.then_some(count)
+    });
+    if let Some(count) = quick {
+        return count;
+    }
+    let count = segment.read(|| {
+        matches.path.goes_on(segment);
+        matches.path.read(view, segment);
+        segment.matching(offset, hashes)
+    });
+    let count = count.unwrap_or(0);
+    if count > 0 {
+        matches.pass(Stretch { offset, count, depth });
+    }
+    count
+}
+
+/// A block that is moved between its being looked up and looked at is looked up again.
+const MOVES_MAX: usize = 4;

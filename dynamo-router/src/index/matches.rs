@@ -1,0 +1,92 @@
+//! The answer to a query.
+
+use std::sync::Arc;
+
+use super::path::Path;
+use super::segment::TIERS;
+use super::table::NONE;
+use super::view::Lanes;
+use crate::workers::Slot;
+
+/// How much of a prompt each worker holds; reuse it, and a query allocates nothing.
+#[derive(Debug, Default)]
+pub struct Matches {
+    /// By slot.
+    lanes: Arc<[u32]>,
+    /// By tier and lane, blocks of the prefix that are found there, and in no faster tier.
+    counts: [Vec<u32>; TIERS],
+    /// Whether any tier but the fastest counts anything.
+    has_slower: bool,
+    pub(super) path: Path,
+}
+
+impl Matches {
+    /// Returns how many blocks of the prompt, from the first on, `worker` holds in any tier.
+    pub fn depth(&self, worker: Slot) -> usize {
+        self.tiers(worker).iter().sum::<u32>() as usize
+    }
+
+    /// Returns how many of these blocks `worker` has in each tier, fastest first; what is in several
+    /// counts for the fastest.
+    pub fn tiers(&self, worker: Slot) -> [u32; TIERS] {
+        let lane = self.lanes.get(worker.index()).copied().unwrap_or(NONE) as usize;
+        let mut tiers = [0; TIERS];
+        tiers[0] = self.counts[0].get(lane).copied().unwrap_or(0);
+        if self.has_slower {
+            for (blocks, counts) in tiers.iter_mut().zip(&self.counts).skip(1) {
+                *blocks = counts.get(lane).copied().unwrap_or(0);
+            }
+        }
+        tiers
+    }
+
+    /// Returns the workers that hold at least one block, with their depths.
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, usize)> + '_ {
+        let slots = (0..self.lanes.len()).filter_map(Slot::from_index);
+        slots.map(|slot| (slot, self.depth(slot))).filter(|(_, depth)| *depth > 0)
+    }
+
+    /// Forgets the last answer.
+    pub(super) fn begin(&mut self, lanes: &Lanes) {
+        if !Arc::ptr_eq(&self.lanes, &lanes.of_slot) {
+            self.lanes = Arc::clone(&lanes.of_slot);
+        }
+        let end = lanes.live.len() * 64;
+        for counts in self.counts.iter_mut().skip(if self.has_slower { 0 } else { TIERS - 1 }) {
+            counts.fill(0);
+        }
+        self.has_slower = false;
+        self.counts[0].clear();
+        self.counts.iter_mut().for_each(|counts| counts.resize(end, 0));
+        self.path.begin(lanes);
+    }
+
+    /// Counts blocks in a tier for one lane.
+    pub(super) fn add(&mut self, lane: usize, tier: usize, blocks: u32) {
+        self.counts[tier][lane] += blocks;
+        self.has_slower |= tier > 0 && blocks > 0;
+    }
+
+    /// Counts a run of blocks in a tier, from where it began to `depth`, for lanes of one word.
+    pub(super) fn end_runs(&mut self, (word, bits): (usize, u64), tier: usize, depth: u32) {
+        if bits == 0 {
+            return;
+        }
+        self.has_slower |= tier > 0;
+        let lanes = word * 64..word * 64 + 64;
+        let (counts, since) = (&mut self.counts[tier][lanes.clone()], &self.path.since[lanes]);
+        for (at, (counts, since)) in
+            counts.chunks_exact_mut(8).zip(since.chunks_exact(8)).enumerate()
+        {
+            let bits = u32::from(bits.to_le_bytes()[at]);
+            if bits != 0 {
+                // All eight at a time, without a branch.
+                for ((count, since), bit) in counts.iter_mut().zip(since).zip(BITS) {
+                    *count += if bits & bit != 0 { depth - *since } else { 0 };
+                }
+            }
+        }
+    }
+}
+
+const BITS: [u32; 8] = [1, 2, 4, 8, 16, 32, 64, 128];

@@ -1,0 +1,321 @@
+//! What the writer does when blocks are stored.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use dynamo_core::protocol::SequenceHash;
+
+use super::PrefixIndex;
+use super::segment::{SEGMENT_BLOCKS, Segment, TIERS, blocks_of, chunk_of, first_blocks, size_for};
+use super::table::{NONE, Place, Table};
+use super::view::{Lane, View};
+
+impl PrefixIndex {
+    pub(super) fn store_run(
+        &mut self,
+        lane: Lane,
+        parent: Option<SequenceHash>,
+        hashes: &[SequenceHash],
+    ) {
+        let mut before = parent.and_then(|parent| self.view.find(parent.0));
+        let mut rest = hashes;
+        while let Some(first) = rest.first() {
+            let (count, last) = match self.locate(before, first.0) {
+                Some(place) => self.store_known(lane, (before, place), rest),
+                None => self.append(lane, before, rest),
+            };
+            before = Some(last);
+            rest = &rest[count.clamp(1, rest.len())..];
+        }
+    }
+
+    /// Finds a block: behind the one before, as is likely, or anywhere.
+    fn locate(&self, before: Option<Place>, hash: u64) -> Option<Place> {
+        let near = before.and_then(|before| {
+            let (segment, offset) = self.view.segment(before)?;
+            let is_last = offset + 1 >= segment.len();
+            let next = if is_last { segment.head().next.load(Relaxed) } else { before + 1 };
+            let (segment, offset) = self.view.segment(next)?;
+            (offset < segment.len() && segment.hash(offset) == hash).then_some(next)
+        });
+        near.or_else(|| self.view.find(hash))
+    }
+
+    /// Records that a lane holds blocks that are there; returns how many, and the last one's place.
+    fn store_known(
+        &mut self,
+        lane: Lane,
+        (before, place): (Option<Place>, Place),
+        hashes: &[SequenceHash],
+    ) -> (usize, Place) {
+        let Some((segment, offset)) = self.view.segment(place) else { return (0, place) };
+        let count = segment.matching(offset, hashes).max(1);
+        if offset == 0 {
+            self.link(before, place);
+        }
+        self.cover(lane, place, first_blocks(count) << offset);
+        (count, place + to_u32(count) - 1)
+    }
+
+    /// Notes down that a sequence goes on at `next`.
+    fn link(&self, before: Option<Place>, next: Place) {
+        if let Some((before, _)) = before.and_then(|before| self.view.segment(before))
+            && before.head().next.load(Relaxed) != next
+        {
+            before.head().next.store(next, Relaxed);
+        }
+    }
+
+    /// Records that a lane holds some blocks of a segment.
+    pub(super) fn cover(&mut self, lane: Lane, place: Place, mask: u64) {
+        let Some((segment, _)) = self.view.segment(place) else { return };
+        if segment.whole(lane.tier, lane.word()) & lane.bit() != 0 {
+            return;
+        }
+        let holding = self.view.holding(&segment, lane);
+        if holding.own & mask == mask {
+            return;
+        }
+        let fresh = mask & !holding.any;
+        let anyone = if fresh == 0 { mask } else { self.view.held_by_anyone(&segment) };
+        let first = segment.first;
+        self.set(lane, first, holding.own | mask);
+        self.lanes.add(lane.number, count(fresh));
+        self.blocks += count(mask & !anyone);
+    }
+
+    /// Writes what a lane holds of a segment.
+    pub(super) fn set(&mut self, lane: Lane, first: Place, mask: u64) {
+        self.prepare(first, lane, 1);
+        let Some((segment, _)) = self.view.segment(first) else { return };
+        segment.write(|| self.partials.set(&self.view, &segment, lane, mask));
+    }
+
+    /// Sees to it that a lane's plane is there, and so many partial entries.
+    fn prepare(&mut self, place: Place, lane: Lane, entries: usize) {
+        let chunk = chunk_of(place);
+        let there = self.view.segment(place);
+        if there.is_some_and(|(segment, _)| !segment.chunk.has_plane(lane.tier, lane.word())) {
+            self.change(|view| view.add_plane(chunk, lane.tier, lane.word()));
+        }
+        while self.partials.len() < entries {
+            let more = self.change(View::add_page);
+            self.partials.add(more);
+        }
+    }
+
+    /// Appends blocks that are nowhere, as many as one segment has room for and up to one that is
+    /// somewhere; returns how many, and the last one's place.
+    fn append(
+        &mut self,
+        lane: Lane,
+        before: Option<Place>,
+        hashes: &[SequenceHash],
+    ) -> (usize, Place) {
+        let before = before.filter(|before| self.part(*before));
+        let first = before
+            .and_then(|before| self.open(lane, before, hashes.len()))
+            .unwrap_or_else(|| self.begin(before, hashes.len()));
+        let Some((segment, _)) = self.view.segment(first) else { return (hashes.len(), first) };
+        let room = segment.room() - segment.len();
+        let (count, last) = self.push(lane, first, &hashes[..room.min(hashes.len())]);
+        if count == 0 {
+            self.trim(first);
+        }
+        (count, last)
+    }
+
+    /// Sees to it that the segment of a block ends with it; tells whether it does.
+    fn part(&mut self, last: Place) -> bool {
+        self.bury(last);
+        let Some((segment, offset)) = self.view.segment(last) else { return false };
+        if offset >= segment.len() {
+            return false;
+        }
+        let first = segment.first;
+        if offset + 1 < segment.len() {
+            let size = size_for(segment.len() - offset - 1);
+            self.move_tail(first, offset + 1, size);
+        }
+        true
+    }
+
+    /// Returns the segment that ends with `last` if blocks that only this lane holds may be appended to
+    /// it, with room for `more` of them as far as a segment can have it.
+    fn open(&mut self, lane: Lane, last: Place, more: usize) -> Option<Place> {
+        let (segment, _) = self.view.segment(last)?;
+        let (len, room, first) = (segment.len(), segment.room(), segment.first);
+        // A segment that goes on elsewhere would only be parted again.
+        let goes_on = segment.head().next.load(Relaxed) != NONE;
+        if goes_on || len == SEGMENT_BLOCKS || !self.view.is_alone(&segment, lane) {
+            return None;
+        }
+        if len + more <= room || room == SEGMENT_BLOCKS {
+            return Some(first);
+        }
+        Some(self.move_tail(first, 0, size_for(len + more)))
+    }
+
+    /// Takes an empty segment, to stand behind `before`.
+    fn begin(&mut self, before: Option<Place>, blocks: usize) -> Place {
+        let before = before.and_then(|before| self.view.segment(before));
+        let depth = before
+            .map_or(0, |(segment, offset)| segment.head().depth.load(Relaxed) + to_u32(offset) + 1);
+        let before = before.map(|(segment, _)| segment.first);
+        let first = self.allocate(size_for(blocks), depth);
+        self.link(before, first);
+        first
+    }
+
+    /// Appends blocks to a segment that only this lane holds, up to one that is somewhere already.
+    fn push(&mut self, lane: Lane, first: Place, fresh: &[SequenceHash]) -> (usize, Place) {
+        self.make_room(fresh.len());
+        self.prepare(first, lane, TIERS);
+        let view = Arc::clone(&self.view);
+        let Some((segment, _)) = view.segment(first) else { return (fresh.len(), first) };
+        let len = segment.len();
+        view.table.fetch(fresh);
+        let mut there = fresh.iter().zip(segment.hashes()[len..].iter().zip(first + to_u32(len)..));
+        let known = there.position(|(hash, (to, place))| {
+            to.store(hash.0, Relaxed);
+            view.table.insert(hash.0, place, |other| view.is_at(other, hash.0)).is_some()
+        });
+        let count = known.unwrap_or(fresh.len());
+        let tiers: [_; TIERS] = std::array::from_fn(|tier| Lane { tier, ..lane });
+        let held = tiers.map(|lane| view.holding(&segment, lane).own);
+        let more = first_blocks(len + count) & !first_blocks(len);
+        segment.write(|| {
+            segment.head().len.store(to_u32(len + count), Relaxed);
+            for (other, mask) in tiers.into_iter().zip(held) {
+                let more = if other == lane { more } else { 0 };
+                self.partials.set(&view, &segment, other, mask | more);
+            }
+        });
+        self.places += count;
+        self.blocks += count;
+        self.lanes.add(lane.number, count);
+        (count, (first + to_u32(len + count)).saturating_sub(1))
+    }
+
+    /// Moves a segment's blocks from `at` on to one of that size of their own, and returns where.
+    fn move_tail(&mut self, first: Place, at: usize, size: usize) -> Place {
+        let depth = self
+            .view
+            .segment(first)
+            .map_or(0, |(segment, _)| segment.head().depth.load(Relaxed) + to_u32(at));
+        let new_first = self.allocate(size, depth);
+        self.prepare_like(new_first, first);
+        let view = Arc::clone(&self.view);
+        let (Some((old, _)), Some((new, _))) = (view.segment(first), view.segment(new_first))
+        else {
+            return first;
+        };
+        let len = old.len();
+        new.write(|| {
+            new.head().len.store(to_u32(len - at), Relaxed);
+            new.head().next.store(old.head().next.load(Relaxed), Relaxed);
+            new.head().used.store(old.head().used.load(Relaxed), Relaxed);
+            for (to, from) in new.hashes().iter().zip(&old.hashes()[at..len]) {
+                to.store(from.load(Relaxed), Relaxed);
+            }
+            old.planes().filter(|(.., bits)| *bits != 0).for_each(|(tier, word, bits)| {
+                new.set_whole(tier, word, bits);
+            });
+            for (_, lane, mask) in view.partials(&old) {
+                self.partials.set(&view, &new, lane, mask >> at & first_blocks(len - at));
+            }
+        });
+        for (offset, hash) in old.hashes()[at..len].iter().enumerate() {
+            let (from, to) = (first + to_u32(at + offset), new_first + to_u32(offset));
+            view.table.replace(hash.load(Relaxed), from, to);
+        }
+        old.write(|| {
+            self.partials.shorten(&view, &old, at);
+            old.head().next.store(new_first, Relaxed);
+        });
+        if at == 0 {
+            self.free(first);
+        }
+        new_first
+    }
+
+    /// Sees to it that what one segment has in planes and partial entries may be written of another.
+    fn prepare_like(&mut self, new: Place, old: Place) {
+        let view = Arc::clone(&self.view);
+        let Some((old, _)) = view.segment(old) else { return };
+        let in_planes = old.planes().filter(|(.., bits)| *bits != 0);
+        let in_planes = in_planes.map(|(tier, word, _)| Lane { number: to_u32(word) * 64, tier });
+        let entries = view.partials(&old).count();
+        for lane in in_planes.chain(view.partials(&old).map(|(_, lane, _)| lane)) {
+            self.prepare(new, lane, entries);
+        }
+    }
+
+    fn allocate(&mut self, size: usize, depth: u32) -> Place {
+        if self.spare.segments[size].is_empty() {
+            let more = self.change(|view| view.add_chunk(size));
+            self.spare.segments[size] = more.expect("places are numbered by u32");
+        }
+        let first = self.spare.segments[size].pop().expect("a chunk has segments");
+        let chunk = chunk_of(first);
+        self.spare.used.resize(self.spare.used.len().max(chunk + 1), 0);
+        self.spare.used[chunk] += 1;
+        if let Some((segment, _)) = self.view.segment(first) {
+            segment.write(|| segment.reset(depth, 0));
+        }
+        first
+    }
+
+    /// Takes an empty segment back.
+    pub(super) fn free(&mut self, first: Place) {
+        let Some(size) = self.view.segment(first).map(|(segment, _)| segment.chunk.size()) else {
+            return;
+        };
+        let chunk = chunk_of(first);
+        self.spare.segments[size].push(first);
+        self.spare.used[chunk] -= 1;
+        let spare_blocks = self.spare.segments[size].len() * blocks_of(size);
+        if self.spare.used[chunk] == 0 && spare_blocks > SPARE_BLOCKS {
+            self.spare.segments[size].retain(|first| chunk_of(*first) != chunk);
+            self.change(|view| view.remove_chunk(chunk));
+        }
+    }
+
+    /// Makes room in the table for so many blocks more.
+    fn make_room(&mut self, blocks: usize) {
+        if self.places + blocks > self.view.table.blocks_max() {
+            self.rebuild(self.places * 2 + blocks);
+        }
+    }
+
+    /// Builds the table anew, with room for so many blocks.
+    pub(super) fn rebuild(&mut self, blocks: usize) {
+        let table = Table::for_blocks(blocks);
+        self.view.segments().for_each(|segment| insert_all(&table, &segment));
+        self.change(|view| view.table = Arc::new(table));
+    }
+}
+
+fn insert_all(table: &Table, segment: &Segment<'_>) {
+    let mut hashes = [SequenceHash(0); SEGMENT_BLOCKS];
+    let hashes = &mut hashes[..segment.len()];
+    for (hash, from) in hashes.iter_mut().zip(segment.hashes()) {
+        hash.0 = from.load(Relaxed);
+    }
+    table.fetch(hashes);
+    for (hash, place) in hashes.iter().zip(segment.first..) {
+        table.insert_new(hash.0, place);
+    }
+}
+
+fn count(mask: u64) -> usize {
+    mask.count_ones() as usize
+}
+
+/// Of the length of a segment or of a sequence.
+fn to_u32(blocks: usize) -> u32 {
+    u32::try_from(blocks).unwrap_or(u32::MAX)
+}
+
+/// Room for blocks, in empty segments of one size, that is kept.
+const SPARE_BLOCKS: usize = 2 * super::segment::CHUNK_BLOCKS;
