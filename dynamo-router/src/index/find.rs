@@ -28,7 +28,7 @@ impl PrefixReader {
 
 pub(super) fn find(view: &View, hashes: &[SequenceHash], matches: &mut Matches) {
     matches.begin(&view.lanes);
-    let mut way = Way { behind: NONE, fetched: 0 };
+    let mut way = Way { behind: NONE, fetched: 0, now: view.clock.load(Relaxed) };
     let mut depth = 0;
     while depth < hashes.len() && matches.path.is_anyone() {
         let count = way.go_on(view, hashes, depth, matches);
@@ -46,6 +46,8 @@ struct Way {
     behind: Place,
     /// Segments in a row that are on their way into the cache.
     fetched: usize,
+    /// The index's own time, if it asks what is used.
+    now: u32,
 }
 
 impl Way {
@@ -90,6 +92,9 @@ impl Way {
         }
         self.fetched -= 1;
         let count = pass(view, &segment, (offset, depth), hashes, matches);
+        if count > 0 {
+            segment.use_at(self.now);
+        }
         // That place is known without waiting for memory, so that the next step may begin before.
         let behind = segment.end();
         self.behind = if segment.head().next.load(Relaxed) == behind { behind } else { NONE };

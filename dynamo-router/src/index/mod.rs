@@ -17,8 +17,10 @@
 //! | `segment`, `view` | runs of blocks, and all that readers see |
 //! | `coverage`, `lanes` | who holds which blocks of a segment |
 //! | `find`, `path`, `matches` | the way of a query, who holds all up to there, and the answer |
-//! | `store`, `remove` | what the writer does |
+//! | `store`, `remove`, `spare` | what the writer does |
+//! | `budget` | how much memory it may take |
 
+mod budget;
 mod coverage;
 mod find;
 mod lanes;
@@ -26,24 +28,26 @@ mod matches;
 mod path;
 mod remove;
 mod segment;
+mod spare;
 mod store;
 mod table;
 mod view;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwap;
 use dynamo_core::protocol::{SequenceHash, Tier};
 
+pub use budget::IndexConfig;
 use coverage::Partials;
 pub use find::PrefixReader;
 use lanes::LaneBook;
 pub use matches::Matches;
 use path::tier_index;
 use remove::Sweep;
-use segment::SIZES;
-use table::Place;
+use spare::Spare;
 use view::{Lane, View};
 
 use crate::workers::Slot;
@@ -62,19 +66,32 @@ pub struct PrefixIndex {
     blocks: usize,
     /// Blocks that the table leads to: those, and holes in the middle of segments.
     places: usize,
-}
-
-/// Segments that are not in use, by size, and how many of each chunk are.
-#[derive(Debug, Default)]
-struct Spare {
-    segments: [Vec<Place>; SIZES],
-    used: Vec<usize>,
+    config: IndexConfig,
+    /// What [`bytes`](Self::bytes) says, which is asked at every store.
+    bytes: usize,
+    /// Blocks dropped for want of room.
+    dropped_total: u64,
+    stores: u64,
 }
 
 impl Default for PrefixIndex {
     fn default() -> Self {
+        Self::new(IndexConfig::default())
+    }
+}
+
+impl PrefixIndex {
+    /// Creates an index of which nobody holds anything.
+    pub fn new(config: IndexConfig) -> Self {
         let view = Arc::new(View::default());
+        if config.bytes_max.is_some() {
+            view.clock.store(1, Ordering::Relaxed);
+        }
         Self {
+            config,
+            bytes: view.bytes(),
+            dropped_total: 0,
+            stores: 0,
             shared: Arc::new(ArcSwap::new(Arc::clone(&view))),
             view,
             lanes: LaneBook::default(),
@@ -85,9 +102,7 @@ impl Default for PrefixIndex {
             places: 0,
         }
     }
-}
 
-impl PrefixIndex {
     /// Records that `worker` holds a run of blocks in `tier`: the first follows `parent`, each other its
     /// predecessor.
     pub fn store(
@@ -154,7 +169,7 @@ impl PrefixIndex {
 
     /// Returns how many bytes of memory readers and writer look at.
     pub fn bytes(&self) -> usize {
-        self.view.bytes()
+        self.bytes
     }
 
     /// Changes what there is to read, all at once.
@@ -162,6 +177,7 @@ impl PrefixIndex {
         let mut view = View::clone(&self.view);
         let result = change(&mut view);
         self.view = Arc::new(view);
+        self.bytes = self.view.bytes();
         self.shared.store(Arc::clone(&self.view));
         result
     }

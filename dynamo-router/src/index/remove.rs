@@ -1,14 +1,14 @@
 //! What the writer does when blocks are removed, and when workers are gone.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use dynamo_core::protocol::SequenceHash;
 
+use super::PrefixIndex;
 use super::segment::SEGMENT_BLOCKS;
+use super::spare::Spare;
 use super::table::Place;
 use super::view::{Lane, View};
-use super::{PrefixIndex, Spare};
 
 /// Blocks of one segment.
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,14 +69,8 @@ impl PrefixIndex {
         let Some((segment, _)) = self.view.segment(first) else { return };
         let held = self.view.held_by_anyone(&segment);
         let (len, end) = (segment.len(), SEGMENT_BLOCKS - held.leading_zeros() as usize);
-        if end < len {
-            let hashes = segment.hashes()[..len].iter().zip(first..).skip(end);
-            hashes.for_each(|(hash, place)| self.view.table.remove(hash.load(Relaxed), place));
-            self.places -= len - end;
-            segment.write(|| self.partials.shorten(&self.view, &segment, end));
-        }
-        if end == 0 {
-            self.free(first);
+        if end < len || end == 0 {
+            self.cut(first, end);
         }
     }
 

@@ -122,6 +122,11 @@ impl Chunk {
         (first..first + (1 << CHUNK_BITS)).step_by(1 << self.shift)
     }
 
+    /// Returns the size in bytes of a chunk of segments of that size, without planes.
+    pub(super) fn bytes_for(size: usize) -> usize {
+        CHUNK_BLOCKS * size_of::<u64>() + CHUNK_BLOCKS / blocks_of(size) * size_of::<Head>()
+    }
+
     pub(super) fn segment(&self, place: Place) -> (Segment<'_>, usize) {
         let at = place as usize % CHUNK_BLOCKS;
         let mask = (1 << self.shift) - 1;
@@ -154,6 +159,13 @@ impl Chunk {
 impl<'a> Segment<'a> {
     pub(super) fn head(&self) -> &'a Head {
         &self.chunk.heads[self.number]
+    }
+
+    /// Notes that it was used.
+    pub(super) fn use_at(&self, now: u32) {
+        if self.head().used.load(Ordering::Relaxed) != now {
+            self.head().used.store(now, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn len(&self) -> usize {

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use dynamo_core::protocol::SequenceHash;
 
 use super::PrefixIndex;
-use super::segment::{SEGMENT_BLOCKS, Segment, TIERS, blocks_of, chunk_of, first_blocks, size_for};
+use super::budget::STORED_MAX;
+use super::segment::{SEGMENT_BLOCKS, Segment, TIERS, chunk_of, first_blocks, size_for};
 use super::table::{NONE, Place, Table};
 use super::view::{Lane, View};
 
@@ -17,16 +18,38 @@ impl PrefixIndex {
         parent: Option<SequenceHash>,
         hashes: &[SequenceHash],
     ) {
+        let mut parent = parent;
+        let mut rest = hashes;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(STORED_MAX));
+            let stored =
+                if self.has_room(now.len()) { self.store_some(lane, parent, now) } else { 0 };
+            if stored < now.len() {
+                return self.count_dropped(rest.len() - stored);
+            }
+            (parent, rest) = (now.last().copied(), later);
+        }
+    }
+
+    /// Stores as many blocks as there is room for; returns how many.
+    fn store_some(
+        &mut self,
+        lane: Lane,
+        parent: Option<SequenceHash>,
+        hashes: &[SequenceHash],
+    ) -> usize {
         let mut before = parent.and_then(|parent| self.view.find(parent.0));
         let mut rest = hashes;
         while let Some(first) = rest.first() {
-            let (count, last) = match self.locate(before, first.0) {
-                Some(place) => self.store_known(lane, (before, place), rest),
+            let stored = match self.locate(before, first.0) {
+                Some(place) => Some(self.store_known(lane, (before, place), rest)),
                 None => self.append(lane, before, rest),
             };
+            let Some((count, last)) = stored else { break };
             before = Some(last);
             rest = &rest[count.clamp(1, rest.len())..];
         }
+        hashes.len() - rest.len()
     }
 
     /// Finds a block: behind the one before, as is likely, or anywhere.
@@ -53,6 +76,7 @@ impl PrefixIndex {
         if offset == 0 {
             self.link(before, place);
         }
+        segment.use_at(self.now());
         self.cover(lane, place, first_blocks(count) << offset);
         (count, place + to_u32(count) - 1)
     }
@@ -105,24 +129,24 @@ impl PrefixIndex {
     }
 
     /// Appends blocks that are nowhere, as many as one segment has room for and up to one that is
-    /// somewhere; returns how many, and the last one's place.
+    /// somewhere; returns how many, and the last one's place. `None` if there is no room.
     fn append(
         &mut self,
         lane: Lane,
         before: Option<Place>,
         hashes: &[SequenceHash],
-    ) -> (usize, Place) {
+    ) -> Option<(usize, Place)> {
         let before = before.filter(|before| self.part(*before));
         let first = before
             .and_then(|before| self.open(lane, before, hashes.len()))
-            .unwrap_or_else(|| self.begin(before, hashes.len()));
-        let Some((segment, _)) = self.view.segment(first) else { return (hashes.len(), first) };
+            .or_else(|| self.begin(before, hashes.len()))?;
+        let (segment, _) = self.view.segment(first)?;
         let room = segment.room() - segment.len();
         let (count, last) = self.push(lane, first, &hashes[..room.min(hashes.len())]);
         if count == 0 {
             self.trim(first);
         }
-        (count, last)
+        Some((count, last))
     }
 
     /// Sees to it that the segment of a block ends with it; tells whether it does.
@@ -135,7 +159,7 @@ impl PrefixIndex {
         let first = segment.first;
         if offset + 1 < segment.len() {
             let size = size_for(segment.len() - offset - 1);
-            self.move_tail(first, offset + 1, size);
+            return self.move_tail(first, offset + 1, size).is_some();
         }
         true
     }
@@ -153,18 +177,18 @@ impl PrefixIndex {
         if len + more <= room || room == SEGMENT_BLOCKS {
             return Some(first);
         }
-        Some(self.move_tail(first, 0, size_for(len + more)))
+        self.move_tail(first, 0, size_for(len + more))
     }
 
     /// Takes an empty segment, to stand behind `before`.
-    fn begin(&mut self, before: Option<Place>, blocks: usize) -> Place {
+    fn begin(&mut self, before: Option<Place>, blocks: usize) -> Option<Place> {
         let before = before.and_then(|before| self.view.segment(before));
         let depth = before
             .map_or(0, |(segment, offset)| segment.head().depth.load(Relaxed) + to_u32(offset) + 1);
         let before = before.map(|(segment, _)| segment.first);
-        let first = self.allocate(size_for(blocks), depth);
+        let first = self.allocate(size_for(blocks), depth)?;
         self.link(before, first);
-        first
+        Some(first)
     }
 
     /// Appends blocks to a segment that only this lane holds, up to one that is somewhere already.
@@ -198,18 +222,15 @@ impl PrefixIndex {
     }
 
     /// Moves a segment's blocks from `at` on to one of that size of their own, and returns where.
-    fn move_tail(&mut self, first: Place, at: usize, size: usize) -> Place {
+    fn move_tail(&mut self, first: Place, at: usize, size: usize) -> Option<Place> {
         let depth = self
             .view
             .segment(first)
             .map_or(0, |(segment, _)| segment.head().depth.load(Relaxed) + to_u32(at));
-        let new_first = self.allocate(size, depth);
+        let new_first = self.allocate(size, depth)?;
         self.prepare_like(new_first, first);
         let view = Arc::clone(&self.view);
-        let (Some((old, _)), Some((new, _))) = (view.segment(first), view.segment(new_first))
-        else {
-            return first;
-        };
+        let ((old, _), (new, _)) = (view.segment(first)?, view.segment(new_first)?);
         let len = old.len();
         new.write(|| {
             new.head().len.store(to_u32(len - at), Relaxed);
@@ -236,7 +257,7 @@ impl PrefixIndex {
         if at == 0 {
             self.free(first);
         }
-        new_first
+        Some(new_first)
     }
 
     /// Sees to it that what one segment has in planes and partial entries may be written of another.
@@ -248,36 +269,6 @@ impl PrefixIndex {
         let entries = view.partials(&old).count();
         for lane in in_planes.chain(view.partials(&old).map(|(_, lane, _)| lane)) {
             self.prepare(new, lane, entries);
-        }
-    }
-
-    fn allocate(&mut self, size: usize, depth: u32) -> Place {
-        if self.spare.segments[size].is_empty() {
-            let more = self.change(|view| view.add_chunk(size));
-            self.spare.segments[size] = more.expect("places are numbered by u32");
-        }
-        let first = self.spare.segments[size].pop().expect("a chunk has segments");
-        let chunk = chunk_of(first);
-        self.spare.used.resize(self.spare.used.len().max(chunk + 1), 0);
-        self.spare.used[chunk] += 1;
-        if let Some((segment, _)) = self.view.segment(first) {
-            segment.write(|| segment.reset(depth, 0));
-        }
-        first
-    }
-
-    /// Takes an empty segment back.
-    pub(super) fn free(&mut self, first: Place) {
-        let Some(size) = self.view.segment(first).map(|(segment, _)| segment.chunk.size()) else {
-            return;
-        };
-        let chunk = chunk_of(first);
-        self.spare.segments[size].push(first);
-        self.spare.used[chunk] -= 1;
-        let spare_blocks = self.spare.segments[size].len() * blocks_of(size);
-        if self.spare.used[chunk] == 0 && spare_blocks > SPARE_BLOCKS {
-            self.spare.segments[size].retain(|first| chunk_of(*first) != chunk);
-            self.change(|view| view.remove_chunk(chunk));
         }
     }
 
@@ -313,9 +304,6 @@ fn count(mask: u64) -> usize {
 }
 
 /// Of the length of a segment or of a sequence.
-fn to_u32(blocks: usize) -> u32 {
+pub(super) fn to_u32(blocks: usize) -> u32 {
     u32::try_from(blocks).unwrap_or(u32::MAX)
 }
-
-/// Room for blocks, in empty segments of one size, that is kept.
-const SPARE_BLOCKS: usize = 2 * super::segment::CHUNK_BLOCKS;

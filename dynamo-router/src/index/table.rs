@@ -47,6 +47,11 @@ impl Table {
         size_of_val(&*self.0)
     }
 
+    /// Returns the size in bytes of a table for so many blocks.
+    pub(super) fn bytes_for(blocks: usize) -> usize {
+        buckets_for(blocks) * size_of::<Bucket>()
+    }
+
     /// Finds the place of a block: the one of which `is_it` says so.
     pub(super) fn find(&self, hash: u64, is_it: impl Fn(Place) -> bool) -> Option<Place> {
         let (home, tag) = self.home(hash);

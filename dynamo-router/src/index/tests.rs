@@ -111,7 +111,7 @@ fn agree(index: &PrefixIndex, reference: &Reference) -> Result<(), TestCaseError
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn the_index_agrees_with_the_naive_model(ops in prop::collection::vec(op(), 0..40)) {
@@ -143,7 +143,7 @@ impl PrefixIndex {
         for segment in self.view.segments().filter(|segment| segment.len() > 0) {
             let hashes = segment.hashes()[..segment.len()].iter().zip(segment.first..);
             for (hash, place) in hashes {
-                let hash = hash.load(std::sync::atomic::Ordering::Relaxed);
+                let hash = hash.load(Ordering::Relaxed);
                 assert_eq!(
                     self.view.find(hash),
                     Some(place),
@@ -196,6 +196,34 @@ fn a_worker_is_as_gone_after_its_slot_was_used_again_often() {
         assert_eq!(matches.depth(worker(0)), if round % 2 == 1 { BLOCKS } else { 0 });
     }
     assert!(index.view.lanes.lives.len() < 200, "numbers of lanes are used again");
+}
+
+#[test]
+fn an_index_over_its_budget_drops_the_coldest_ends() {
+    let config = IndexConfig::default().with_bytes_max(0);
+    let mut index = PrefixIndex::new(config);
+    let reader = index.reader();
+    let mut matches = Matches::default();
+    let hot = path(0);
+    index.store(worker(0), Tier::Device, None, &hot);
+    let (mut stored, mut places) = (hot.len(), 0);
+    for sequence in 0..3_000_u64 {
+        // Lengths of all kinds, of many workers: every kind of memory is taken.
+        let id = worker(usize::try_from(sequence % 300).unwrap());
+        let run: Vec<_> =
+            (1..sequence % 400 + 2).map(|at| SequenceHash((sequence << 32 | at) * 77)).collect();
+        index.store(id, TIERS[usize::try_from(sequence % 4).unwrap()], None, &run);
+        stored += run.len();
+        assert!(index.bytes() <= IndexConfig::BYTES_MIN, "{} bytes", index.bytes());
+        reader.find(&hot, &mut matches);
+        assert_eq!(matches.depth(worker(0)), BLOCKS, "what is asked for is kept");
+        places = places.max(index.len());
+    }
+    index.check();
+    assert_eq!(index.len() as u64 + index.dropped_total(), stored as u64);
+    assert!(index.dropped_total() > 0 && places > 20_000, "{places} blocks were held");
+    (0..300).for_each(|id| index.clear(worker(id)));
+    assert!(index.is_empty() && index.bytes() < 4096);
 }
 
 #[test]

@@ -13,6 +13,8 @@ pub(super) struct View {
     pub(super) chunks: Vec<Option<Arc<Chunk>>>,
     pages: Vec<Arc<[Partial]>>,
     pub(super) lanes: Arc<Lanes>,
+    /// The index's own time, by which segments are noted to be used; zero for never.
+    pub(super) clock: Arc<AtomicU32>,
 }
 
 /// Whose bits are whose.
@@ -73,7 +75,13 @@ const _: () = assert!(Lane::TIERS as usize == TIERS);
 impl Default for View {
     fn default() -> Self {
         let table = Arc::new(Table::for_blocks(0));
-        Self { table, chunks: Vec::new(), pages: Vec::new(), lanes: Arc::default() }
+        Self {
+            table,
+            chunks: Vec::new(),
+            pages: Vec::new(),
+            lanes: Arc::default(),
+            clock: Arc::default(),
+        }
     }
 }
 
@@ -159,8 +167,8 @@ impl View {
 
     /// Forgets all blocks.
     pub(super) fn remove_all(&mut self) {
-        let lanes = Arc::clone(&self.lanes);
-        *self = Self { lanes, ..Self::default() };
+        let (lanes, clock) = (Arc::clone(&self.lanes), Arc::clone(&self.clock));
+        *self = Self { lanes, clock, ..Self::default() };
     }
 
     /// Returns the place where segment `number` of a chunk begins, if there is one.
