@@ -36,6 +36,15 @@ impl GenerateRequest {
         Self { token_ids, blocks, namespace, sampling, stage: Stage::Full }
     }
 
+    /// Returns the same request with a prompt that goes on where this one ends, as the next turn of
+    /// a conversation does; only what is new is hashed ([`PromptBlocks::extended`]).
+    #[must_use]
+    pub fn with_prompt(&self, token_ids: impl Into<Arc<[TokenId]>>) -> Self {
+        let token_ids = token_ids.into();
+        let blocks = Arc::new(self.blocks.extended(&self.namespace, &token_ids));
+        Self { token_ids, blocks, ..self.clone() }
+    }
+
     /// Returns the same request for another part of the work.
     #[must_use]
     pub fn with_stage(&self, stage: Stage) -> Self {

@@ -5,9 +5,10 @@
 
 use std::fmt;
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::token::{BlockSize, TokenId};
+use super::xxh3::{self, TokenHasher};
 
 /// What separates caches that must never share a block: tenant, model, adapter and extras.
 ///
@@ -68,10 +69,7 @@ impl SequenceHash {
     /// little-endian u64 (the recurrence of NVIDIA's `dynamo-tokens`).
     pub fn chain(parent: Option<Self>, local: LocalHash) -> Self {
         let Some(parent) = parent else { return Self(local.0) };
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&parent.0.to_le_bytes());
-        bytes[8..].copy_from_slice(&local.0.to_le_bytes());
-        Self(xxh3_64_with_seed(&bytes, 0))
+        Self(xxh3::of_two(parent.0, local.0))
     }
 }
 
@@ -100,23 +98,38 @@ pub struct PromptBlocks {
 impl PromptBlocks {
     /// Hashes the full blocks of `tokens`.
     pub fn new(namespace: &CacheNamespace, block_size: BlockSize, tokens: &[TokenId]) -> Self {
-        let blocks = tokens.len() / block_size.tokens();
-        let mut this = Self {
-            block_size,
-            local: Vec::with_capacity(blocks),
-            sequence: Vec::with_capacity(blocks),
-        };
-        let seed = namespace.seed();
-        let mut bytes = Vec::with_capacity(block_size.tokens() * size_of::<TokenId>());
-        for block in tokens.chunks_exact(block_size.tokens()) {
-            bytes.clear();
-            block.iter().for_each(|token| bytes.extend_from_slice(&token.to_le_bytes()));
-            let local = LocalHash(xxh3_64_with_seed(&bytes, seed));
-            let parent = this.sequence.last().copied();
-            this.local.push(local);
-            this.sequence.push(SequenceHash::chain(parent, local));
+        Self { block_size, local: Vec::new(), sequence: Vec::new() }.extended(namespace, tokens)
+    }
+
+    /// Hashes the full blocks of `tokens`, a prompt that goes on where this one ends, as the next
+    /// turn of a conversation does; only what is new is hashed.
+    ///
+    /// The namespace must be the same. What `tokens` start with is believed, except for the last
+    /// block that both have: if that differs everything is hashed.
+    #[must_use]
+    pub fn extended(&self, namespace: &CacheNamespace, tokens: &[TokenId]) -> Self {
+        let (block_size, seed) = (self.block_size, namespace.seed());
+        let block_tokens = block_size.tokens();
+        let blocks = tokens.len() / block_tokens;
+        let mut hasher = TokenHasher::new(seed);
+        let common = blocks.min(self.len());
+        let last = tokens[..common * block_tokens].rchunks(block_tokens).next();
+        let is_known = last.is_some_and(|block| self.local[common - 1].0 == hasher.hash(block));
+        let known = if is_known { common } else { 0 };
+        let mut local = self.local[..known].to_vec();
+        let mut sequence = self.sequence[..known].to_vec();
+        let mut parent = sequence.last().copied();
+        local.resize(blocks, LocalHash(0));
+        sequence.resize(blocks, SequenceHash(0));
+        let new = tokens[known * block_tokens..].chunks_exact(block_tokens);
+        for (block, (local, sequence)) in
+            new.zip(local[known..].iter_mut().zip(&mut sequence[known..]))
+        {
+            *local = LocalHash(hasher.hash(block));
+            *sequence = SequenceHash::chain(parent, *local);
+            parent = Some(*sequence);
         }
-        this
+        Self { block_size, local, sequence }
     }
 
     /// Returns how many tokens a block holds.
@@ -167,7 +180,31 @@ mod tests {
         assert_eq!(hashes.len(), 4);
     }
 
+    #[test]
+    fn hashes_stay_what_they_were() {
+        // Workers and routers of different versions meet.
+        const EXPECTED: &str = "[L6cabe978f11a7397, L8a346c1bd565e00c, L4564fbd2689b743d] \
+            [S6cabe978f11a7397, Sd8abfb3c169d2871, Sa15c18d23580250f]";
+        let tokens: Vec<_> = (0..12).collect();
+        let blocks = hash(&CacheNamespace::model("m"), &tokens);
+        assert_eq!(format!("{:?} {:?}", blocks.local(), blocks.sequence()), EXPECTED);
+    }
+
     proptest! {
+        #[test]
+        fn a_prompt_that_goes_on_has_the_hashes_of_one_that_is_hashed_whole(
+            tokens in prop::collection::vec(0u32..3, 0..40), known in 0usize..44, other: bool,
+        ) {
+            let namespace = CacheNamespace::model("m");
+            let mut earlier = tokens[..known.min(tokens.len())].to_vec();
+            if other {
+                earlier.iter_mut().for_each(|token| *token += 1);
+            }
+            earlier.resize(known, 9);
+            let earlier = hash(&namespace, &earlier);
+            prop_assert_eq!(earlier.extended(&namespace, &tokens), hash(&namespace, &tokens));
+        }
+
         #[test]
         fn prompts_share_exactly_the_hashes_of_their_common_full_blocks(
             a in prop::collection::vec(0u32..3, 0..40), b in prop::collection::vec(0u32..3, 0..40),

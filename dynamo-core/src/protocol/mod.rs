@@ -12,6 +12,7 @@ mod snapshot;
 mod token;
 mod trace;
 mod worker;
+mod xxh3;
 
 pub use generate::{
     FinishReason, GenerateChunk, GenerateRequest, HandoffReport, LoadedTokens, Sampling, Stage,
