@@ -112,3 +112,46 @@ impl Source for EventMetrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use dynamo_core::metrics::Registry;
+    use dynamo_core::protocol::{InstanceId, KvChange, KvEvent, WorkerId};
+    use dynamo_core::time::SystemClock;
+
+    use super::*;
+    use crate::router::RouterConfig;
+
+    #[test]
+    fn the_documentation_lists_what_there_is() {
+        let page = include_str!("../../../docs/metrics.md");
+        let (_, page) = page.split_once("## KV events").unwrap();
+        let listed = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        let known = ALL.iter().map(|metric| metric.name);
+        assert_eq!(listed.collect::<Vec<_>>(), known.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_page_tells_what_was_heard() {
+        let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+        let worker = WorkerId::new(InstanceId(1));
+        for seq in [0, 0, 4] {
+            let change = KvChange::AllBlocksCleared;
+            router.apply(&KvEvent { worker, epoch: 1, seq, change });
+        }
+        let (registry, metrics) = (Registry::default(), Arc::new(EventMetrics::new("a", &router)));
+        registry.add(&metrics);
+        let page = registry.render();
+        for line in [
+            "dynamo_router_events_total{router=\"a\",outcome=\"taken\"} 2",
+            "dynamo_router_events_total{router=\"a\",outcome=\"ignored\"} 1",
+            "dynamo_router_event_gaps_total{router=\"a\"} 1",
+            "dynamo_router_workers_dropped_total{router=\"a\"} 1",
+            "dynamo_router_workers{router=\"a\",state=\"known\"} 1",
+        ] {
+            assert!(page.lines().any(|its| its == line), "{line} in\n{page}");
+        }
+    }
+}

@@ -71,3 +71,40 @@ impl KvRouter {
         self.intake().expect(worker, feed, self.clock().now(), |worker| self.hear_of(worker));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use dynamo_core::protocol::{InstanceId, KvChange};
+    use dynamo_core::time::ManualClock;
+
+    use super::super::diagnosis::DiagnosisChange;
+    use super::*;
+    use crate::router::RouterConfig;
+
+    #[test]
+    fn a_worker_that_serves_and_is_not_heard_is_told_once_and_once_more_when_it_is() {
+        let (clock, told) = (Arc::new(ManualClock::new()), Arc::new(Mutex::new(Vec::new())));
+        let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
+        let tell = Arc::clone(&told);
+        router.set_diagnosis_observer(move |change: &DiagnosisChange| {
+            tell.lock().unwrap().push((change.worker, change.is));
+        });
+        let worker = WorkerId::new(InstanceId(1));
+        let usage = Usage { prompt_tokens: 160, ..Usage::default() };
+        let answer = |router: &KvRouter| {
+            router.observe_usage(worker, 0, BlockSize::DEFAULT, &usage);
+            clock.advance(Duration::from_secs(1));
+        };
+        (0..100).for_each(|_| answer(&router));
+        assert_eq!(router.diagnoses(), [(worker, Diagnosis::NoEvents)]);
+        let change = KvChange::AllBlocksCleared;
+        router.apply(&KvEvent { worker, epoch: 1, seq: 0, change });
+        answer(&router);
+        let changes = [(worker, Some(Diagnosis::NoEvents)), (worker, None)];
+        assert_eq!(*told.lock().unwrap(), changes);
+        assert!(router.diagnoses().is_empty());
+    }
+}

@@ -1,11 +1,9 @@
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dynamo_core::Runtime;
-use dynamo_core::protocol::{
-    InstanceId, KvChange, LocalHash, SequenceHash, StoredBlock, Tier, WorkerId,
-};
+use dynamo_core::protocol::{InstanceId, KvChange, LocalHash, SequenceHash, StoredBlock, Tier};
 use dynamo_core::time::SystemClock;
+use dynamo_core::{Component, Context, ResponseStream, Runtime, ServeOptions, Serving, engine_fn};
+use futures::stream;
 
 use super::*;
 use crate::router::RouterConfig;
@@ -47,4 +45,76 @@ async fn a_dropped_feed_ends_its_task() {
     let tasks = feed.tasks.clone();
     drop(feed);
     until(|| tasks.is_empty()).await;
+}
+
+/// Serves snapshots that never come; returns how many are waited for, and the most that ever were.
+async fn silent(component: &Component, workers: u64) -> (Vec<Serving>, [Arc<AtomicUsize>; 2]) {
+    let counts = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let mut servings = Vec::new();
+    for id in 1..=workers {
+        let [now, most] = counts.clone();
+        let engine = engine_fn(move |ctx: Context, _: SnapshotRequest| {
+            let waiting = now.fetch_add(1, Ordering::Relaxed) + 1;
+            most.fetch_max(waiting, Ordering::Relaxed);
+            let guard = Leaves(Arc::clone(&now));
+            async move { Ok(ResponseStream::new(&ctx, stream::pending()).with_guard(guard)) }
+        });
+        let endpoint = component.endpoint::<_, SnapshotPage>("kv_snapshot").unwrap();
+        let options = ServeOptions::default().with_instance(InstanceId(id));
+        servings.push(endpoint.serve_with(engine, options).await.unwrap());
+    }
+    (servings, counts)
+}
+
+struct Leaves(Arc<AtomicUsize>);
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn asking(component: &Component, router: &KvRouter) -> EventFeed {
+    let events = component.subscriber("kv").await.unwrap();
+    let snapshots = component.endpoint("kv_snapshot").unwrap().client().await.unwrap();
+    let config = ResyncConfig::default().with_at_once(2).with_attempts(2);
+    EventFeed::start_with_snapshots(router.clone(), events, snapshots, config)
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_that_do_not_answer_are_asked_a_few_at_a_time_and_given_up() {
+    let component = Runtime::in_process().namespace("n").unwrap().component("c").unwrap();
+    let (_servings, [now, most]) = silent(&component, 5).await;
+    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let feed = asking(&component, &router).await;
+    let publisher = component.publisher("kv").unwrap();
+    for id in 1..=5 {
+        publisher.publish(&KvEvent { worker: WorkerId::new(InstanceId(id)), ..stored(7) }).unwrap();
+    }
+    let given_up = async {
+        while router.event_stats().dropped_total < 5 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    // Three rounds of two attempts of ten seconds, and the waits between them.
+    tokio::time::timeout(Duration::from_secs(90), given_up).await.unwrap();
+    assert_eq!(most.load(Ordering::Relaxed), 2);
+    let stats = router.event_stats();
+    assert_eq!((stats.suspect, stats.blocks, stats.snapshots_total), (0, 1, 0), "{stats:?}");
+    feed.shutdown().await;
+    until(|| now.load(Ordering::Relaxed) == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_feed_that_is_shut_down_ends_its_questions_and_leaves_nobody_waiting() {
+    let component = Runtime::in_process().namespace("n").unwrap().component("c").unwrap();
+    let (_servings, [now, _]) = silent(&component, 1).await;
+    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let feed = asking(&component, &router).await;
+    component.publisher("kv").unwrap().publish(&stored(7)).unwrap();
+    until(|| router.event_stats().suspect == 1 && now.load(Ordering::Relaxed) == 1).await;
+    feed.shutdown().await;
+    until(|| now.load(Ordering::Relaxed) == 0).await;
+    let stats = router.event_stats();
+    assert_eq!((stats.suspect, stats.blocks, stats.dropped_total), (0, 1, 1), "{stats:?}");
 }

@@ -157,6 +157,22 @@ fn a_question_about_who_was_forgotten_ends_and_says_nothing_of_who_came_back() {
 }
 
 #[test]
+fn what_is_lost_while_a_worker_is_asked_is_asked_for_again() {
+    let intake = Intake::default();
+    let feed = intake.open(ResyncConfig::default());
+    let now = World::new(0, None, NO_FAULTS).now;
+    intake.expect(id(0), feed, now, |_| Slot::from_index(0));
+    let question = intake.due(feed, now).0[0];
+    intake.lost(feed, now);
+    let snapshot = Snapshot { cursor: KvCursor { epoch: 1, next: 3 }, stored: Vec::new() };
+    intake.settle(question, Some(&snapshot), now);
+    let (questions, next) = intake.due(feed, now);
+    assert!(questions.is_empty() && next <= Some(now + 2 * DOUBT), "{next:?}");
+    let again = intake.due(feed, now + 2 * DOUBT).0[0];
+    assert_eq!(again.request.known, Some(snapshot.cursor));
+}
+
+#[test]
 fn a_feed_that_is_closed_leaves_no_worker_waiting() {
     let faults = Faults { lost: 30, unanswered: 100, ..NO_FAULTS };
     let mut world = World::new(7, Some(ResyncConfig::default()), faults);
