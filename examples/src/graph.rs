@@ -23,9 +23,9 @@ use dynamo_core::{
     SharedEngine,
 };
 use dynamo_kv::metrics::BlockMetrics;
-use dynamo_kv::{BlockManager, Handoff, HandoffConfig, ManagerConfig};
+use dynamo_kv::{BlockManager, Handoff, HandoffConfig, ManagerConfig, SnapshotEngine};
 use dynamo_router::disagg::{Observer, Pool, PrefillDecode};
-use dynamo_router::{EventFeed, KvRouter, RouterConfig};
+use dynamo_router::{EventFeed, KvRouter, ResyncConfig, RouterConfig};
 use dynamo_transfer::{Agent, AgentConfig, MemoryFabric};
 
 use crate::disk::DiskOptions;
@@ -79,6 +79,7 @@ pub struct GraphWorker {
     serving: Serving,
     agent: Agent,
     _blocks: Arc<BlockMetrics>,
+    _snapshots: Serving,
 }
 
 impl GraphWorker {
@@ -113,12 +114,16 @@ impl GraphWorker {
             })?;
         let blocks = Arc::new(BlockMetrics::new(name, &manager));
         runtime.metrics().add(&blocks);
+        let snapshots = SnapshotEngine::new([manager.clone()]);
+        let options = ServeOptions::default().with_instance(id);
+        let snapshots = component.endpoint(KV_SNAPSHOT)?.serve_with(snapshots, options).await?;
         let handoff = HandoffConfig::default().with_ttl(config.hold_ttl);
         let handoff = Handoff::new(agent.clone(), manager.clone(), handoff)?;
         let worker = LlamaWorker::new(Arc::clone(model), manager, handoff, config.worker.clone());
         let options = ServeOptions::default().with_instance(id).with_label(WORKER, name);
         let serving = component.endpoint("generate")?.serve_with(worker.clone(), options).await?;
-        Ok(Self { name: name.to_owned(), worker, serving, agent, _blocks: blocks })
+        let (_blocks, _snapshots) = (blocks, snapshots);
+        Ok(Self { name: name.to_owned(), worker, serving, agent, _blocks, _snapshots })
     }
 
     /// Returns the instance that requests are routed to.
@@ -272,7 +277,9 @@ impl FrontEnd {
             let component = namespace(&runtime)?.component(role)?;
             let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
             let events = component.subscriber::<KvEvent>(KV_EVENTS).await?;
-            feeds.push(EventFeed::start(router.clone(), events));
+            let snapshots = component.endpoint(KV_SNAPSHOT)?.client().await?;
+            let (config, known) = (ResyncConfig::default(), router.clone());
+            feeds.push(EventFeed::start_with_snapshots(known, events, snapshots, config));
             pools.push((component, router));
         }
         Ok(Self { runtime, pools, feeds })
@@ -311,6 +318,9 @@ fn namespace(runtime: &Runtime) -> Result<Namespace> {
 }
 
 const KV_EVENTS: &str = "kv_events";
+
+/// Where a worker tells a router that lost some of those what it holds.
+const KV_SNAPSHOT: &str = "kv_snapshot";
 
 /// The components of a disaggregated graph.
 const ROLES: [&str; 2] = ["prefill", "decode"];
