@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::router::RouterConfig;
 
+mod diagnosis;
 mod ends;
 
 type Call = (Context, GenerateRequest, ResponseSender<GenerateChunk>);

@@ -6,6 +6,7 @@
 //! over windows of 32 requests that say anything; one changes when two windows in a row agree.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -108,6 +109,7 @@ pub(super) struct Diagnoses {
 struct Evidence {
     is: Option<Diagnosis>,
     since: Instant,
+    is_heard: bool,
     /// Requests whose blocks it must have stored.
     served: u32,
     window: Window,
@@ -128,22 +130,34 @@ struct Window {
 }
 
 impl Diagnoses {
+    /// An event of a worker was heard.
+    pub(super) fn hear(&mut self, worker: WorkerId, now: Instant) {
+        if let Some(evidence) = self.evidence(worker, now) {
+            evidence.is_heard = true;
+        }
+    }
+
     /// Takes in one request; returns what changes by it.
     pub(super) fn observe(
         &mut self,
         worker: WorkerId,
         sample: Sample,
-        is_heard: bool,
         now: Instant,
     ) -> Option<DiagnosisChange> {
-        if self.workers.len() >= Slot::COUNT && !self.workers.contains_key(&worker) {
-            return None;
-        }
-        let evidence = self.workers.entry(worker).or_insert_with(|| Evidence::new(now));
+        let evidence = self.evidence(worker, now)?;
         let was = evidence.is;
-        evidence.add(sample, is_heard, now);
+        evidence.add(sample, now);
         let is = evidence.is;
         (is != was).then_some(DiagnosisChange { worker, was, is })
+    }
+
+    fn evidence(&mut self, worker: WorkerId, now: Instant) -> Option<&mut Evidence> {
+        let is_full = self.workers.len() >= Slot::COUNT;
+        match self.workers.entry(worker) {
+            Entry::Occupied(known) => Some(known.into_mut()),
+            Entry::Vacant(place) if !is_full => Some(place.insert(Evidence::new(now))),
+            Entry::Vacant(_) => None,
+        }
     }
 
     pub(super) fn forget(&mut self, instance: InstanceId) {
@@ -163,11 +177,12 @@ impl fmt::Debug for Diagnoses {
 
 impl Evidence {
     fn new(now: Instant) -> Self {
-        Self { is: None, since: now, served: 0, window: Window::default(), last: None }
+        let window = Window::default();
+        Self { is: None, since: now, is_heard: false, served: 0, window, last: None }
     }
 
-    fn add(&mut self, sample: Sample, is_heard: bool, now: Instant) {
-        if !is_heard {
+    fn add(&mut self, sample: Sample, now: Instant) {
+        if !self.is_heard {
             self.served = self.served.saturating_add(u32::from(sample.prompt >= sample.block));
             let is_long = now.saturating_duration_since(self.since) >= UNHEARD;
             if self.served >= UNHEARD_REQUESTS && is_long {
@@ -176,7 +191,7 @@ impl Evidence {
             return;
         }
         if self.is == Some(Diagnosis::NoEvents) {
-            *self = Self::new(now);
+            self.is = None;
         }
         self.window.add(sample);
         if self.window.samples >= WINDOW {

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dynamo_core::event_plane::{Delivery, Subscriber};
 use dynamo_core::protocol::{KvEvent, SnapshotPage, SnapshotRequest, WorkerId};
@@ -50,8 +50,9 @@ impl EventFeed {
         config: ResyncConfig,
     ) -> Self {
         let feed = router.intake().open(config.clone());
-        let asking = FuturesUnordered::new();
-        let resync = Resync { feed, snapshots, config, asking, listed: Arc::default() };
+        let (asking, listed) = (FuturesUnordered::new(), Arc::default());
+        let looked_at = router.clock().now();
+        let resync = Resync { feed, snapshots, config, asking, listed, looked_at };
         Self::run(Feed { router, events, resync: Some(resync) })
     }
 
@@ -92,8 +93,10 @@ struct Resync {
     config: ResyncConfig,
     /// As many as the config says, each for as long as it says.
     asking: FuturesUnordered<BoxFuture<'static, (Question, Result<Snapshot>)>>,
-    /// The instances that were listed at the last look.
+    /// The instances that were listed when last looked at.
     listed: Arc<[Instance]>,
+    /// When all of them were looked for.
+    looked_at: Instant,
 }
 
 impl Feed {
@@ -143,13 +146,17 @@ impl Feed {
     fn ask(&mut self) -> Duration {
         let Self { router, resync: Some(resync), .. } = self else { return LOOK_EVERY };
         let (intake, now) = (router.intake(), router.clock().now());
-        let listed = resync.snapshots.instances();
-        if !Arc::ptr_eq(&listed, &resync.listed) {
-            let is_known = |id| resync.listed.binary_search_by_key(&id, |known| known.id).is_ok();
-            let ids = listed.iter().map(|instance| instance.id);
-            for id in ids.filter(|id| !is_known(*id)) {
-                router.expect(WorkerId::new(id), resync.feed);
+        let (listed, looked) = (resync.snapshots.instances(), resync.looked_at);
+        // Who was away from the candidates is forgotten, and may be back without a word.
+        let is_all = now.saturating_duration_since(looked) >= resync.config.audit_every;
+        if is_all || !Arc::ptr_eq(&listed, &resync.listed) {
+            let is_old = |id| resync.listed.binary_search_by_key(&id, |known| known.id).is_ok();
+            for worker in listed.iter().map(|instance| WorkerId::new(instance.id)) {
+                if !is_old(worker.instance) || (is_all && !intake.knows(worker)) {
+                    router.expect(worker, resync.feed);
+                }
             }
+            resync.looked_at = if is_all { now } else { looked };
             resync.listed = listed;
         }
         let (questions, next) = intake.due(resync.feed, now);

@@ -44,6 +44,8 @@ struct Publisher {
     sequencer: Sequencer,
     /// The feed that can ask for its snapshots, and when that is to be done.
     feed: Option<(FeedId, Check)>,
+    /// It has said something, other than in answers.
+    is_heard: bool,
 }
 
 /// A snapshot to be asked for; the answer is for [`Intake::settle`].
@@ -65,8 +67,8 @@ impl Intake {
     ) {
         let mut state = self.lock();
         state.totals.events_total += 1;
-        if state.meet(event.worker, feed, now, take_seat) {
-            state.hear(event, now);
+        if state.meet(event.worker, feed, now, take_seat) && state.hear(event, now) {
+            self.diagnoses().hear(event.worker, now);
         }
     }
 
@@ -148,7 +150,7 @@ impl Intake {
         resync.settled();
         // It may have been forgotten, and be another one meanwhile.
         let Some(publisher) = publishers.get_mut(&worker) else { return };
-        let Publisher { seat, sequencer, feed: Some((by, check)) } = publisher else { return };
+        let Publisher { seat, sequencer, feed: Some((by, check)), .. } = publisher else { return };
         if *by != feed || !check.is_answered(number) {
             return;
         }
@@ -179,9 +181,9 @@ impl Intake {
         self.diagnoses().forget(instance);
     }
 
-    /// Tells whether anything was heard of a worker's cache.
-    pub(super) fn has_heard(&self, worker: WorkerId) -> bool {
-        self.lock().publishers.get(&worker).is_some_and(|known| known.sequencer.at().is_some())
+    /// Tells whether a worker is known, if only to be asked.
+    pub(super) fn knows(&self, worker: WorkerId) -> bool {
+        self.lock().publishers.contains_key(&worker)
     }
 
     /// Returns what events have come to.
@@ -226,7 +228,8 @@ impl State {
                     tracing::warn!(%worker, "more workers than there are slots: its cache is not seen");
                     return false;
                 };
-                place.insert(Publisher { seat, sequencer: Sequencer::default(), feed: None })
+                let sequencer = Sequencer::default();
+                place.insert(Publisher { seat, sequencer, feed: None, is_heard: false })
             }
         };
         let is_new = |feed| publisher.feed.as_ref().is_none_or(|(by, _)| *by != feed);
@@ -242,10 +245,12 @@ impl State {
         true
     }
 
-    fn hear(&mut self, event: &KvEvent, now: Instant) {
+    /// Takes in an event of a worker that is known; tells whether it is the first.
+    fn hear(&mut self, event: &KvEvent, now: Instant) -> bool {
         let Self { index, publishers, hashes, totals, .. } = self;
-        let Some(publisher) = publishers.get_mut(&event.worker) else { return };
-        let Publisher { seat, sequencer, feed } = publisher;
+        let Some(publisher) = publishers.get_mut(&event.worker) else { return false };
+        let Publisher { seat, sequencer, feed, is_heard } = publisher;
+        let is_first = !std::mem::replace(is_heard, true);
         let mut table = Table { index, slot: seat.slot(), hashes };
         let was_behind = sequencer.is_behind();
         match sequencer.hear(event, feed.is_some(), |step| table.follow(step)) {
@@ -264,6 +269,7 @@ impl State {
                 self.doubt(event.worker, now + pause);
             }
         }
+        is_first
     }
 
     /// Has a worker asked at `at`.

@@ -32,9 +32,8 @@ impl KvRouter {
             prompt: usage.prompt_tokens.into(),
             block: block_size.tokens() as u64,
         };
-        let is_heard = self.intake().has_heard(worker);
         let mut diagnoses = self.intake().diagnoses();
-        let change = diagnoses.observe(worker, sample, is_heard, self.clock().now());
+        let change = diagnoses.observe(worker, sample, self.clock().now());
         let Some(change) = change else { return };
         let observer = diagnoses.observer.clone();
         drop(diagnoses);

@@ -11,8 +11,8 @@ use dynamo_core::protocol::{KvChange, KvCursor, KvEvent};
 /// known, but not what it has stored before ([`is_partial`](Self::is_partial)).
 #[derive(Debug, Default)]
 pub(crate) struct Sequencer {
-    /// What was let through; `None` before anything was.
-    at: Option<KvCursor>,
+    /// How far events were let through; `None` before any was.
+    pub(super) at: Option<KvCursor>,
     /// The number behind the last event of that epoch that is known to be.
     said: u64,
     /// Events of that epoch behind a gap, by number.
@@ -125,11 +125,6 @@ impl Sequencer {
         step(Step::Clear);
         self.is_partial = true;
         self.advance(from, step);
-    }
-
-    /// Returns how far the events were let through; `None` if none was.
-    pub(crate) fn at(&self) -> Option<KvCursor> {
-        self.at
     }
 
     /// Returns the cursor up to which everything was let through, if that is what the worker held.

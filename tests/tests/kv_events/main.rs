@@ -42,6 +42,19 @@ async fn a_router_that_was_restarted_knows_what_silent_workers_hold() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_that_was_forgotten_and_is_still_there_is_known_again_without_a_word() {
+    let mut fleet = Fleet::start(3, 0, 1, BACKLOG).await;
+    fleet.converse(4, 4).await;
+    fleet.converge().await;
+    let events = fleet.router.event_stats().events_total;
+    fleet.router.forget(fleet.workers[0].id);
+    assert!(!fleet.has_converged().await);
+    fleet.converge().await;
+    assert_eq!(fleet.router.event_stats().events_total, events);
+    fleet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_was_restarted_is_known_anew_whatever_of_its_events_is_lost() {
     let mut fleet = Fleet::start(3, 30, 5, BACKLOG).await;
     fleet.converse(5, 4).await;

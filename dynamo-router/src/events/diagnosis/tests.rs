@@ -22,11 +22,14 @@ fn feed(
     is_heard: bool,
     tokens: impl Fn(u64) -> (u64, u64),
 ) -> Vec<Option<Diagnosis>> {
+    if is_heard {
+        diagnoses.hear(WORKER, clock.now());
+    }
     let mut changes = Vec::new();
     for number in 0..u64::from(rounds * WINDOW) {
         let (predicted, actual) = tokens(number);
         let sample = Sample { predicted, actual, prompt: 4096, block: 16 };
-        changes.extend(diagnoses.observe(WORKER, sample, is_heard, clock.now()));
+        changes.extend(diagnoses.observe(WORKER, sample, clock.now()));
         clock.advance(Duration::from_secs(1));
     }
     changes.into_iter().map(|change| change.is).collect()
@@ -47,7 +50,7 @@ fn who_serves_and_is_never_heard_publishes_nothing() {
     // Prompts without a block leave none.
     let short = Sample { predicted: 0, actual: 0, prompt: 15, block: 16 };
     for _ in 0..100 {
-        assert_eq!(diagnoses.observe(WORKER, short, false, clock.now()), None);
+        assert_eq!(diagnoses.observe(WORKER, short, clock.now()), None);
         clock.advance(Duration::from_secs(1));
     }
     assert_eq!(feed(&mut diagnoses, &clock, 1, false, |_| (0, 0)), [Some(Diagnosis::NoEvents)]);

@@ -57,7 +57,7 @@ fn repeats_and_latecomers_are_ignored_and_at_a_gap_all_is_dropped_if_nobody_wait
     assert_eq!(heard, [Applied, Applied, Ignored, Lost, Ignored, Applied]);
     assert_eq!(steps, [Some(0), Some(1), None, Some(4), Some(5)]);
     assert!(sequencer.is_partial() && !sequencer.is_behind());
-    assert_eq!((sequencer.known(), sequencer.at().unwrap().next), (None, 6));
+    assert_eq!((sequencer.known(), sequencer.at.unwrap().next), (None, 6));
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn what_is_held_is_bounded_and_what_is_too_much_is_missing() {
     assert_eq!(sequencer.hear(&large, true, |_| {}), Held);
     assert!(sequencer.held.is_empty() && sequencer.is_behind());
     sequencer.give_up(|_| {});
-    assert_eq!(sequencer.at(), Some(KvCursor { epoch: 2, next: 2 }));
+    assert_eq!(sequencer.at, Some(KvCursor { epoch: 2, next: 2 }));
 }
 
 #[test]

@@ -206,7 +206,7 @@ impl World {
             let state = self.intake.lock();
             let Some(publisher) = state.publishers.get(&id(worker)) else { continue };
             let sequencer = &publisher.sequencer;
-            let Some(at) = sequencer.at() else { continue };
+            let Some(at) = sequencer.at else { continue };
             let is_partial = sequencer.is_partial();
             drop(state);
             let (indexed, held) = (self.indexed(worker), &self.caches[worker].history[&at]);
