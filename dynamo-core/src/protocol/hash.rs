@@ -42,12 +42,6 @@ impl CacheNamespace {
             write(field);
         }
     }
-
-    fn seed(&self) -> u64 {
-        let mut hasher = Xxh3::new();
-        self.encode(|bytes| hasher.update(bytes));
-        hasher.digest()
-    }
 }
 
 /// The content of one block, whatever comes before it.
@@ -85,6 +79,25 @@ impl fmt::Debug for SequenceHash {
     }
 }
 
+/// Hashes the contents of blocks in one namespace, one after another.
+#[derive(Debug)]
+pub struct BlockHasher(TokenHasher);
+
+impl BlockHasher {
+    /// Hashes blocks of `namespace`.
+    pub fn new(namespace: &CacheNamespace) -> Self {
+        let mut seed = Xxh3::new();
+        namespace.encode(|bytes| seed.update(bytes));
+        Self(TokenHasher::new(seed.digest()))
+    }
+
+    /// Returns the hash of a block of these tokens.
+    #[inline]
+    pub fn local(&mut self, tokens: &[TokenId]) -> LocalHash {
+        LocalHash(self.0.hash(tokens))
+    }
+}
+
 /// The block hashes of a prompt: computed once, at tokenisation, and carried with the request.
 ///
 /// Only full blocks are hashed: a prompt of 40 tokens with blocks of 16 has two.
@@ -108,13 +121,13 @@ impl PromptBlocks {
     /// block that both have: if that differs everything is hashed.
     #[must_use]
     pub fn extended(&self, namespace: &CacheNamespace, tokens: &[TokenId]) -> Self {
-        let (block_size, seed) = (self.block_size, namespace.seed());
+        let block_size = self.block_size;
         let block_tokens = block_size.tokens();
         let blocks = tokens.len() / block_tokens;
-        let mut hasher = TokenHasher::new(seed);
+        let mut hasher = BlockHasher::new(namespace);
         let common = blocks.min(self.len());
         let last = tokens[..common * block_tokens].rchunks(block_tokens).next();
-        let is_known = last.is_some_and(|block| self.local[common - 1].0 == hasher.hash(block));
+        let is_known = last.is_some_and(|block| self.local[common - 1] == hasher.local(block));
         let known = if is_known { common } else { 0 };
         let mut local = self.local[..known].to_vec();
         let mut sequence = self.sequence[..known].to_vec();
@@ -125,7 +138,7 @@ impl PromptBlocks {
         for (block, (local, sequence)) in
             new.zip(local[known..].iter_mut().zip(&mut sequence[known..]))
         {
-            *local = LocalHash(hasher.hash(block));
+            *local = hasher.local(block);
             *sequence = SequenceHash::chain(parent, *local);
             parent = Some(*sequence);
         }

@@ -19,7 +19,7 @@ pub use generate::{
     Usage,
 };
 pub use handoff::HandoffTicket;
-pub use hash::{CacheNamespace, LocalHash, PromptBlocks, SequenceHash};
+pub use hash::{BlockHasher, CacheNamespace, LocalHash, PromptBlocks, SequenceHash};
 pub use kv_event::{KvChange, KvEvent, StoredBlock, Tier};
 pub use load::LoadReport;
 pub use snapshot::{KvCursor, SnapshotPage, SnapshotRequest};
