@@ -22,6 +22,8 @@ mod sequencer;
 mod snapshot;
 mod stats;
 mod table;
+#[cfg(feature = "vllm")]
+pub mod vllm;
 
 pub use config::ResyncConfig;
 pub use diagnosis::{Diagnosis, DiagnosisChange, DiagnosisObserver};

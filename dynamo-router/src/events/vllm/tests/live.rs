@@ -1,0 +1,243 @@
+//! Over loopback, with sockets of ZeroMQ that are not ours.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dynamo_core::protocol::{
+    BlockSize, CacheNamespace, InstanceId, KvEvent, SequenceHash, Tier, WorkerId,
+};
+use dynamo_core::random::Random;
+use dynamo_core::time::SystemClock;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use zeromq::{PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
+
+use super::engine::{Act, Fold};
+use super::publisher::Publisher;
+use crate::events::vllm::intake::Message;
+use crate::events::vllm::{VllmConfig, VllmEvents};
+use crate::router::{KvRouter, RouterConfig};
+
+const WORKER: WorkerId = WorkerId::new(InstanceId(7));
+const BLOCK_SIZE: BlockSize = BlockSize::new(8).unwrap();
+
+/// A publisher and its sockets.
+struct Fleet {
+    publisher: Arc<Mutex<Publisher>>,
+    events: PubSocket,
+    tasks: JoinSet<()>,
+}
+
+impl Fleet {
+    fn new(events: PubSocket, buffer_max: usize) -> Self {
+        let publisher = Arc::new(Mutex::new(Publisher::new(4, buffer_max)));
+        Self { publisher, events, tasks: JoinSet::new() }
+    }
+
+    /// Answers replays, and returns where.
+    async fn replays(&mut self) -> String {
+        let mut socket = RouterSocket::new();
+        let endpoint = socket.bind("tcp://127.0.0.1:0").await.unwrap();
+        let publisher = self.publisher.clone();
+        self.tasks.spawn(async move {
+            loop {
+                let asked = socket.recv().await.unwrap().into_vec();
+                let [peer, delimiter, from] = &asked[..] else { panic!("{asked:?}") };
+                assert!(delimiter.is_empty());
+                let from = u64::from_be_bytes(from[..].try_into().unwrap());
+                let mut answers: Vec<_> = publisher.lock().unwrap().buffer.clone().into();
+                answers.retain(|message| message.number >= from);
+                answers.push(Message { number: u64::MAX, payload: Vec::new() });
+                for Message { number, payload } in answers {
+                    let number = Bytes::copy_from_slice(&number.to_be_bytes());
+                    let parts = vec![peer.clone(), Bytes::new(), number, payload.into()];
+                    socket.send(ZmqMessage::try_from(parts).unwrap()).await.unwrap();
+                }
+            }
+        });
+        endpoint.to_string()
+    }
+
+    fn act(&self, act: &Act) -> Message {
+        self.publisher.lock().unwrap().act(act)
+    }
+
+    async fn send(&mut self, Message { number, payload }: Message) {
+        let number = Bytes::copy_from_slice(&number.to_be_bytes());
+        let parts = vec![Bytes::from_static(b"kv@m"), number, payload.into()];
+        self.events.send(ZmqMessage::try_from(parts).unwrap()).await.unwrap();
+    }
+
+    /// Publishes messages that say nothing until something holds.
+    async fn until(&mut self, holds: impl Fn() -> bool) {
+        let publish = async {
+            while !holds() {
+                let nothing = self.publisher.lock().unwrap().message(&[]);
+                self.send(nothing).await;
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), publish).await.unwrap();
+    }
+}
+
+fn config(endpoint: &str) -> VllmConfig {
+    VllmConfig::new(WORKER.instance, endpoint, CacheNamespace::model("m"), BLOCK_SIZE)
+        .with_topic("kv@")
+}
+
+#[derive(Clone, Default)]
+struct Index(Arc<Mutex<Fold>>);
+
+impl Index {
+    fn sink(&self) -> impl FnMut(KvEvent) + Send + 'static {
+        let fold = self.0.clone();
+        move |event| fold.lock().unwrap().take(WORKER, &event)
+    }
+
+    fn known(&self) -> BTreeSet<(Tier, SequenceHash)> {
+        self.0.lock().unwrap().known.clone()
+    }
+}
+
+fn store(contents: &[u8]) -> Act {
+    Act::Store { adapter: 0, contents: contents.to_vec(), start: 0, is_host: false }
+}
+
+#[tokio::test]
+async fn messages_that_are_lost_on_the_way_are_replayed_and_the_index_is_the_truth() {
+    let mut events = PubSocket::new();
+    let endpoint = events.bind("tcp://127.0.0.1:0").await.unwrap().to_string();
+    let mut fleet = Fleet::new(events, 10_000);
+    let config = config(&endpoint).with_replay(fleet.replays().await);
+    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let (index, applied) = (Index::default(), router.clone());
+    let mut sink = index.sink();
+    let feed = VllmEvents::connect(config, move |event| {
+        applied.apply(&event);
+        sink(event);
+    });
+    let feed = feed.unwrap();
+    let mut random = Random::new(3);
+    let mut below = |count| random.below(count).unwrap();
+    for _ in 0..300 {
+        let act = match below(3) {
+            0 => Act::Remove { which: below(100) },
+            _ => store(&[0; 6].map(|_: u8| u8::try_from(below(3)).unwrap())[..1 + below(5)]),
+        };
+        let message = fleet.act(&act);
+        if below(4) > 0 {
+            fleet.send(message).await;
+        }
+    }
+    let truth = fleet.publisher.lock().unwrap().engine.truth(BLOCK_SIZE);
+    assert!(truth.len() > 10);
+    fleet.until(|| index.known() == truth).await;
+    let blocks: HashSet<_> = truth.iter().map(|(_, hash)| *hash).collect();
+    assert_eq!(router.stats().indexed_blocks, blocks.len());
+
+    let stats = feed.stats();
+    assert!(stats.replayed > 0, "{stats:?}");
+    assert_eq!((stats.gaps, stats.restarts, stats.failed_replays), (0, 0, 0), "{stats:?}");
+    assert_eq!((stats.connections, stats.last_problem), (1, None));
+    feed.shutdown().await;
+    assert!(index.known().is_empty(), "what it said is taken back");
+    assert_eq!(router.stats().indexed_blocks, 0);
+}
+
+#[tokio::test]
+async fn what_is_lost_for_good_makes_the_worker_forgotten() {
+    let mut events = PubSocket::new();
+    let endpoint = events.bind("tcp://127.0.0.1:0").await.unwrap().to_string();
+    let mut fleet = Fleet::new(events, 0);
+    let index = Index::default();
+    let feed = VllmEvents::connect(config(&endpoint), index.sink()).unwrap();
+    fleet.until(|| feed.stats().messages > 0).await;
+    let message = fleet.act(&store(&[0, 0]));
+    fleet.send(message).await;
+    fleet.until(|| index.known().len() == 1).await;
+    fleet.act(&store(&[1, 1]));
+    let message = fleet.act(&store(&[2, 2, 1, 1]));
+    fleet.send(message).await;
+    fleet.until(|| index.known().len() == 2).await;
+    assert_eq!(feed.stats().gaps, 1);
+    assert!(index.known().is_subset(&fleet.publisher.lock().unwrap().engine.truth(BLOCK_SIZE)));
+}
+
+#[tokio::test]
+async fn a_publisher_that_connects_is_followed_and_one_that_has_restarted_takes_its_place() {
+    let index = Index::default();
+    let mut first = Fleet::new(PubSocket::new(), 100);
+    let config = config("tcp://127.0.0.1:0").with_replay(first.replays().await);
+    let feed = VllmEvents::bind(config, index.sink()).await.unwrap();
+    let endpoint = format!("tcp://{}", feed.local_addr().unwrap());
+    first.events.connect(&endpoint).await.unwrap();
+    let message = first.act(&store(&[0, 0, 1, 1]));
+    first.send(message).await;
+    first.until(|| index.known().len() == 2).await;
+
+    // The sockets of its second life; what it said in the first one is no longer true.
+    first.publisher.lock().unwrap().restart();
+    first.events = PubSocket::new();
+    first.events.connect(&endpoint).await.unwrap();
+    let message = first.act(&store(&[2, 2]));
+    first.send(message).await;
+    first.until(|| index.known().len() == 1).await;
+    assert_eq!(index.known(), first.publisher.lock().unwrap().engine.truth(BLOCK_SIZE));
+    let stats = feed.stats();
+    assert_eq!((stats.connections, stats.restarts, stats.gaps), (2, 1, 0), "{stats:?}");
+}
+
+#[tokio::test]
+async fn a_publisher_that_comes_back_is_not_believed_without_a_replay() {
+    let index = Index::default();
+    let mut fleet = Fleet::new(PubSocket::new(), 0);
+    let feed = VllmEvents::bind(config("tcp://127.0.0.1:0"), index.sink()).await.unwrap();
+    let endpoint = format!("tcp://{}", feed.local_addr().unwrap());
+    fleet.events.connect(&endpoint).await.unwrap();
+    fleet.until(|| feed.stats().messages > 0).await;
+    let message = fleet.act(&store(&[0, 0]));
+    fleet.send(message).await;
+    fleet.until(|| index.known().len() == 1).await;
+    fleet.events = PubSocket::new();
+    fleet.events.connect(&endpoint).await.unwrap();
+    fleet.until(|| feed.stats().connections == 2).await;
+    fleet.until(|| index.known().is_empty()).await;
+    assert_eq!(feed.stats().gaps, 1);
+}
+
+#[tokio::test]
+async fn a_feed_that_is_dropped_ends_and_one_that_reaches_nobody_is_shut_down() {
+    let mut events = PubSocket::new();
+    let endpoint = events.bind("tcp://127.0.0.1:0").await.unwrap().to_string();
+    let mut fleet = Fleet::new(events, 100);
+    let index = Index::default();
+    // A replay that nobody answers at: what comes along the connection is taken all the same.
+    let config = config(&endpoint).with_replay("tcp://127.0.0.1:1");
+    let feed = VllmEvents::connect(config.clone(), index.sink()).unwrap();
+    fleet.until(|| feed.stats().messages > 0).await;
+    assert!(feed.stats().failed_replays > 0);
+    let message = fleet.act(&store(&[0, 0]));
+    fleet.send(message).await;
+    fleet.until(|| index.known().len() == 1).await;
+    drop(feed);
+    fleet.until(|| index.known().is_empty()).await;
+
+    let mut nowhere = config;
+    nowhere.endpoint = "tcp://127.0.0.1:1".into();
+    VllmEvents::connect(nowhere, |_| {}).unwrap().shutdown().await;
+}
+
+#[tokio::test]
+async fn endpoints_that_are_none_are_refused_by_name() {
+    for endpoint in ["5557", "ipc:///run/kv", "tcp://192.0.2.1:1"] {
+        let error = VllmEvents::bind(config(endpoint), |_| {}).await.unwrap_err();
+        assert!(error.message().contains(endpoint), "{error}");
+    }
+    let error = VllmEvents::connect(config("udp://x"), |_| {}).unwrap_err();
+    assert!(error.message().contains("udp://x"), "{error}");
+    let error = VllmEvents::connect(config("tcp://x:1").with_replay("x"), |_| {}).unwrap_err();
+    assert!(error.message().contains("endpoint x"), "{error}");
+}
