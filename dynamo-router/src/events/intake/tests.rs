@@ -161,7 +161,8 @@ fn what_is_lost_while_a_worker_is_asked_is_asked_for_again() {
     let intake = Intake::default();
     let feed = intake.open(ResyncConfig::default());
     let now = World::new(0, None, NO_FAULTS).now;
-    intake.expect(id(0), feed, now, |_| Slot::from_index(0));
+    let mut members = members();
+    intake.expect(id(0), feed, now, |id| members.hear_of(id));
     let question = intake.due(feed, now).0[0];
     intake.lost(feed, now);
     let snapshot = Snapshot { cursor: KvCursor { epoch: 1, next: 3 }, stored: Vec::new() };
