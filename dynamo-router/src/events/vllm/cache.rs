@@ -5,9 +5,11 @@
 //! which are a tree: those of one content are shared by all that goes on differently. The router's
 //! block is there while its whole path is, tier by tier.
 //!
-//!     router's blocks      |       R       |       S       |
-//!     engine's blocks      |   a   |   b   |   c   |   d   |
-//!                                  |   x   |  made: a and x are another router's block
+//! ```text
+//! router's blocks  |       R       |       S       |
+//! engine's blocks  |   a   |   b   |   c   |   d   |
+//!                          |   x   |  a and x are another of the router's
+//! ```
 //!
 //! An engine's block is forgotten when no tier has it and none of the same path follows it.
 
