@@ -63,7 +63,7 @@ mod workers;
 pub use choose::{
     AffinityConfig, CandidateCost, CostModel, Rivals, RouteExplain, SessionKey, Stickiness,
 };
-pub use disagg::{DisaggReport, Observer, Outcome, Pool, PrefillDecode};
+pub use disagg::{DisaggConfig, DisaggReport, Observer, Outcome, Pool, PrefillDecode};
 pub use events::{
     Diagnosis, DiagnosisChange, DiagnosisObserver, EventFeed, EventMetrics, EventStats,
     ResyncConfig,

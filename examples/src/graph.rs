@@ -24,7 +24,7 @@ use dynamo_core::{
 };
 use dynamo_kv::metrics::BlockMetrics;
 use dynamo_kv::{BlockManager, Handoff, HandoffConfig, ManagerConfig, SnapshotEngine};
-use dynamo_router::disagg::{Observer, Pool, PrefillDecode};
+use dynamo_router::disagg::{DisaggConfig, Observer, Pool, PrefillDecode, Split};
 use dynamo_router::{EventFeed, KvRouter, ResyncConfig, RouterConfig};
 use dynamo_transfer::{Agent, AgentConfig, MemoryFabric};
 
@@ -303,7 +303,10 @@ impl FrontEnd {
         let routers = pools.iter().map(|pool| pool.router.clone()).collect();
         let [prefill, decode]: [Pool; 2] =
             pools.try_into().map_err(|_| Error::internal("a graph has two pools"))?;
-        let engine = Arc::new(PrefillDecode::new(prefill, decode).with_observer(observer));
+        // Idle workers would seldom split: this graph is there to show how blocks are handed over.
+        let config = DisaggConfig::default().with_split(Split::Always);
+        let engine = PrefillDecode::new(prefill, decode).with_config(config);
+        let engine = Arc::new(engine.with_observer(observer));
         Ok(Graph { runtime, engine, workers, clients, routers, feeds })
     }
 }

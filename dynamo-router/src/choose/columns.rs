@@ -30,7 +30,7 @@ impl Asked {
     /// Returns what the request takes of a worker that has `cached_tokens` of it.
     pub(crate) fn claim(&self, cached_tokens: usize) -> Claim {
         let new_tokens = match self.work {
-            Work::Prefill => self.prompt_tokens - cached_tokens,
+            Work::Full | Work::Prefill => self.prompt_tokens - cached_tokens,
             Work::Fetch => 0,
         };
         let count = |count| u32::try_from(count).unwrap_or(u32::MAX);

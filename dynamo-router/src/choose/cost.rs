@@ -45,9 +45,11 @@ impl Default for CostModel {
 /// What a worker would do for the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Prefill what is not cached.
+    /// Prefill what is not cached, and decode.
+    Full,
+    /// Prefill what is not cached; another worker decodes.
     Prefill,
-    /// Fetch what is not cached from the prefill worker.
+    /// Fetch what is not cached from the prefill worker, and decode.
     Fetch,
 }
 
@@ -114,7 +116,7 @@ impl Cost {
 /// queue = queued · prefill, less what has passed of its head
 /// ttft  = queue + new · prefill                      (or new · fetch)
 /// harm  = (decoding + 3 · waiting) · new · prefill    (nothing if fetched)
-///       + ½ · output · step · (requests · own + context)
+///       + ½ · output · step · (requests · own + context)      (nothing if another decodes)
 /// ```
 ///
 /// Prefilling stops those who decode, and will stop those who wait, who get their first tokens before
@@ -129,9 +131,11 @@ pub(crate) fn cost(
 ) -> Cost {
     let Known { load, prefill_s_per_token, .. } = *known;
     let new = new_tokens as f64;
-    let (work_s, stop_s) = match work {
-        Work::Prefill => (new * prefill_s_per_token, new * prefill_s_per_token),
-        Work::Fetch => (new * model.fetch_s_per_token, 0.0),
+    let prefill_s = new * prefill_s_per_token;
+    let (work_s, stop_s, output_tokens) = match work {
+        Work::Full => (prefill_s, prefill_s, known.output_tokens),
+        Work::Prefill => (prefill_s, prefill_s, 0.0),
+        Work::Fetch => (new * model.fetch_s_per_token, 0.0, known.output_tokens),
     };
     let queued_s = load.prefill_tokens as f64 * prefill_s_per_token;
     // The head is one of those that wait, and takes no longer than they do in the mean.
@@ -142,7 +146,7 @@ pub(crate) fn cost(
     let stalled = load.decoding as f64 + model.waiting_weight * load.waiting() as f64;
     let own = (cached_tokens + new_tokens) as f64;
     let attended = load.requests as f64 * own + known.context_tokens as f64;
-    let slower_s = known.step_s_per_token * known.output_tokens / 2.0;
+    let slower_s = known.step_s_per_token * output_tokens / 2.0;
     let harm_s = stalled * stop_s + attended * slower_s;
     Cost { queue_s, ttft_s: queue_s + work_s, harm_s }
 }

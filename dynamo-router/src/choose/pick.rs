@@ -67,7 +67,7 @@ mod tests {
                 step_s_per_token: model.step_s_per_token,
                 output_tokens: model.output_tokens,
             };
-            let cost = cost(model, &known, (0, new), Work::Prefill);
+            let cost = cost(model, &known, (0, new), Work::Full);
             let Cost { queue_s, ttft_s, .. } = cost;
             let total_s = cost.total_s(model);
             columns.scores.push(Score { total_s, queue_s, ttft_s, booked: Booked::NOTHING });

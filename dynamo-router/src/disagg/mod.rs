@@ -1,28 +1,49 @@
 //! Prefill here, decode there: an engine over two pools.
 //!
 //! ```text
-//! route prefill ─► first token + ticket ─► route decode ─► pull ─► tokens …
-//!                  │ the prefill stream stays open: it holds the staged blocks │
+//! decide ─► prefill ─► first token + ticket ─► hand-off ─► pull ─► tokens … ─► report
+//!    │                 │ the prefill stream stays open: it holds the staged blocks │
+//!    └────► decode worker prefills by itself ─► tokens …
+//!                                                  └─ lost ─► decide anew, for the rest
 //! ```
 //!
 //! The hold is a guard that lives in the prefill *stream*. Whatever ends the request, a finished
 //! pull, an error, the client hanging up or this process dying, ends that stream and with it the
 //! hold.
+//!
+//! | file | what happens there |
+//! |---|---|
+//! | `decide.rs` | local or remote prefill, by the routers' costs |
+//! | `prefill.rs`, `attempt.rs` | the first token: worker after worker, local where remote failed |
+//! | `handoff.rs` | the ticket goes to one decode worker after the other |
+//! | `part.rs` | a part of the answer, from its first chunk to its last |
+//! | `migrate.rs` | the part that follows one that was lost |
+//! | `failure.rs`, `report.rs` | how it went: to the client, to the observer |
 
-mod flow;
+mod attempt;
+mod config;
+mod decide;
+mod failure;
+mod handoff;
+mod journey;
+mod migrate;
+mod part;
+mod prefill;
 mod report;
 
 use std::fmt;
 use std::sync::Arc;
 
-use dynamo_core::protocol::{GenerateChunk, GenerateRequest, InstanceId, Stage};
-use dynamo_core::{Client, Context, Engine, Error, ErrorKind, ResponseStream, Result};
-use futures::stream;
+use dynamo_core::protocol::{GenerateChunk, GenerateRequest, Stage};
+use dynamo_core::{Client, Context, Engine, Error, ResponseStream, Result};
 
+pub use config::{DisaggConfig, Fallback, Split};
+pub use decide::{PrefillPlace, SplitCosts, SplitExplain, SplitReason};
+pub use failure::Interrupted;
 pub use report::{DisaggReport, Observer, Outcome};
 
-use crate::router::{Constraints, Decision, KvRouter};
-use flow::Flow;
+use crate::router::KvRouter;
+use journey::Journey;
 use report::Report;
 
 /// Workers of one role, and the router before them.
@@ -34,24 +55,37 @@ pub struct Pool {
     pub router: KvRouter,
 }
 
-/// Serves requests by a prefill worker and then a decode worker; cheap to clone.
+/// Serves requests by a prefill worker and then a decode worker, or by a decode worker alone where
+/// that costs less; cheap to clone.
+///
+/// An answer has exactly one end: its last chunk, or one error. A worker that fails is replaced, as
+/// far as [`Fallback`] goes and to the request's deadline at most; with greedy sampling, and with
+/// any whose random numbers depend on seed and position alone, the answer is the same. One that
+/// fails after its first chunk says by [`Interrupted`] how much there was.
+///
+/// Fails with [`InvalidArgument`](dynamo_core::ErrorKind::InvalidArgument) if the request comes
+/// with a [`Stage`] of its own, and with what the last worker that was asked has said:
+/// [`Overloaded`](dynamo_core::ErrorKind::Overloaded) and when to come back if nobody has room.
 #[derive(Clone)]
 pub struct PrefillDecode {
     prefill: Pool,
     decode: Pool,
-    attempts_max: usize,
+    config: DisaggConfig,
     observer: Arc<dyn Observer>,
 }
 
 impl PrefillDecode {
     /// Creates the engine over two pools.
     pub fn new(prefill: Pool, decode: Pool) -> Self {
-        Self {
-            prefill,
-            decode,
-            attempts_max: ATTEMPTS_MAX,
-            observer: Arc::new(|_: &DisaggReport| {}),
-        }
+        let (config, observer) = (DisaggConfig::default(), Arc::new(|_: &DisaggReport| {}));
+        Self { prefill, decode, config, observer }
+    }
+
+    /// Splits and falls back by `config`.
+    #[must_use]
+    pub fn with_config(mut self, config: DisaggConfig) -> Self {
+        self.config = config;
+        self
     }
 
     /// Tells `observer` how each request went, exactly once.
@@ -60,18 +94,7 @@ impl PrefillDecode {
         self.observer = Arc::new(observer);
         self
     }
-
-    /// Tries at most this many workers for each half of a request.
-    #[must_use]
-    pub fn with_attempts_max(mut self, attempts_max: usize) -> Self {
-        self.attempts_max = attempts_max.max(1);
-        self
-    }
 }
-
-/// A worker that is gone is noticed at the first try; the third worker in a row that fails is no
-/// accident.
-const ATTEMPTS_MAX: usize = 3;
 
 impl Engine for PrefillDecode {
     type Request = GenerateRequest;
@@ -83,117 +106,17 @@ impl Engine for PrefillDecode {
         request: GenerateRequest,
     ) -> Result<ResponseStream<GenerateChunk>> {
         let clock = Arc::clone(self.prefill.router.clock());
-        let mut report = Report::new(&ctx, &request, Arc::clone(&self.observer), clock);
-        match self.start(&ctx, request, &mut report).await {
-            Ok(first) => {
-                let flow = Flow::new(self.clone(), ctx.clone(), report, first);
-                let items = stream::unfold(flow, |mut flow| async move {
-                    flow.next().await.map(|item| (item, flow))
-                });
-                Ok(ResponseStream::new(&ctx, items))
-            }
-            Err(error) => {
-                report.failed(&error);
-                Err(error)
-            }
-        }
-    }
-}
-
-/// A prefill worker's first chunk, and what holds its blocks.
-struct Prefilled {
-    request: GenerateRequest,
-    chunk: GenerateChunk,
-    stream: ResponseStream<GenerateChunk>,
-    decision: Decision,
-}
-
-impl PrefillDecode {
-    /// Routes the prefill and waits for its first token.
-    async fn start(
-        &self,
-        ctx: &Context,
-        request: GenerateRequest,
-        report: &mut Report,
-    ) -> Result<Prefilled> {
-        if request.stage != Stage::Full {
+        let report = Report::new(&ctx, &request, Arc::clone(&self.observer), clock);
+        let journey = Arc::new(Journey::new(self.clone(), report));
+        let answer = if request.stage == Stage::Full {
+            migrate::answer(&journey, &ctx, request).await
+        } else {
             // A ticket is made by a server; one that comes from outside is never redeemed.
             let message = format!("request {} comes with a stage of its own", ctx.id());
-            return Err(Error::invalid(message));
-        }
-        let request = request.with_stage(Stage::Prefill);
-        let called = call(&self.prefill, ctx, &request, self.attempts_max, |decision| {
-            report.prefill(decision);
-        });
-        let Called { chunk, stream, mut decision } = called.await?;
-        self.prefill.router.observe_first_token(&mut decision);
-        if let Some(usage) = &chunk.usage {
-            let (worker, predicted) = (decision.worker, decision.cached_tokens);
-            let block_size = request.blocks.block_size();
-            self.prefill.router.observe_usage(worker, predicted, block_size, usage);
-        }
-        report.first_token(&chunk);
-        Ok(Prefilled { request, chunk, stream, decision })
-    }
-}
-
-/// A worker's first chunk, the rest of its stream, and the booking.
-struct Called {
-    chunk: GenerateChunk,
-    stream: ResponseStream<GenerateChunk>,
-    decision: Decision,
-}
-
-/// Sends `request` to the best worker of `pool` and waits for its first chunk.
-///
-/// A worker that failed before its first chunk is left out and the next best one is tried: a
-/// generation has no effect outside the graph, so it may start twice.
-async fn call(
-    pool: &Pool,
-    ctx: &Context,
-    request: &GenerateRequest,
-    attempts_max: usize,
-    mut on_decision: impl FnMut(&Decision),
-) -> Result<Called> {
-    let mut failed: Vec<InstanceId> = Vec::new();
-    loop {
-        let candidates = pool.client.candidates();
-        if candidates.is_empty() {
-            let message = format!("no instance serves {}", pool.client.endpoint());
-            return Err(Error::new(ErrorKind::Unavailable, message).unprocessed());
-        }
-        // Whoever is left out was named in the log; the others serve.
-        let _ = pool.router.set_workers(&candidates);
-        let constraints = Constraints::default().with_exclude(&failed);
-        let decision = pool.router.route(request, &constraints)?;
-        on_decision(&decision);
-        let instance = decision.worker.instance;
-        let attempt = async {
-            let mut stream = pool.client.direct(instance, ctx.clone(), request.clone()).await?;
-            match stream.next().await {
-                Some(chunk) => Ok((chunk?, stream)),
-                None => Err(Error::internal(format!("instance {instance} answered nothing"))),
-            }
+            Err(Error::invalid(message))
         };
-        match ctx.bound(attempt).await {
-            Ok((chunk, stream)) => return Ok(Called { chunk, stream, decision }),
-            Err(error) => {
-                failed.push(instance);
-                let others = candidates.iter().any(|candidate| !failed.contains(&candidate.id));
-                if !others || failed.len() >= attempts_max || !is_worth_another(&error) {
-                    return Err(error);
-                }
-                tracing::debug!(%error, %instance, "trying another worker");
-            }
-        }
+        answer.inspect_err(|error| journey.report(|report| report.failed(error)))
     }
-}
-
-/// Tells failures of the worker from failures of the request.
-fn is_worth_another(error: &Error) -> bool {
-    let of_the_worker =
-        matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Closed | ErrorKind::Overloaded);
-    of_the_worker || error.is_retryable()
 }
 
 impl fmt::Debug for PrefillDecode {
@@ -201,6 +124,7 @@ impl fmt::Debug for PrefillDecode {
         f.debug_struct("PrefillDecode")
             .field("prefill", &self.prefill)
             .field("decode", &self.decode)
+            .field("config", &self.config)
             .finish_non_exhaustive()
     }
 }

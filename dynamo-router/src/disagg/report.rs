@@ -7,6 +7,8 @@ use dynamo_core::protocol::{
 use dynamo_core::time::Clock;
 use dynamo_core::{Context, Error, ErrorKind, RequestId};
 
+use super::decide::{PrefillPlace, SplitExplain};
+use super::journey::Role;
 use crate::choose::RouteExplain;
 use crate::router::Decision;
 
@@ -16,13 +18,15 @@ use crate::router::Decision;
 pub struct DisaggReport {
     /// The request.
     pub request: RequestId,
+    /// The last decision where to prefill.
+    pub split: Option<SplitExplain>,
     /// The last choice of a prefill worker.
     pub prefill: Option<RouteExplain>,
     /// The last choice of a decode worker.
     pub decode: Option<RouteExplain>,
     /// Tokens in the prompt.
     pub prompt_tokens: usize,
-    /// Prompt tokens that the prefill worker said it had cached.
+    /// Prompt tokens that the worker that prefilled them said it had cached.
     pub cached_tokens: usize,
     /// Those of them that it loaded from a tier below its memory.
     pub loaded: LoadedTokens,
@@ -32,8 +36,10 @@ pub struct DisaggReport {
     pub ttft: Option<Duration>,
     /// Mean time between tokens.
     pub itl: Option<Duration>,
-    /// Tokens generated.
+    /// Tokens generated and delivered.
     pub completion_tokens: usize,
+    /// How often the rest of the answer was asked for elsewhere after it had begun.
+    pub moves: usize,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -49,9 +55,11 @@ impl DisaggReport {
         self.decode.as_ref().map(|explain| explain.chosen.worker)
     }
 
-    /// Returns how many prompt tokens the router expected the prefill worker to have cached.
+    /// Returns how many prompt tokens the router expected the worker that prefills to have cached.
     pub fn predicted_cached_tokens(&self) -> usize {
-        self.prefill.as_ref().map_or(0, |explain| explain.chosen.cached_tokens)
+        let is_local = self.split.is_some_and(|split| split.place == PrefillPlace::Local);
+        let explain = if is_local { &self.decode } else { &self.prefill };
+        explain.as_ref().map_or(0, |explain| explain.chosen.cached_tokens)
     }
 }
 
@@ -81,7 +89,6 @@ impl<F: Fn(&DisaggReport) + Send + Sync + 'static> Observer for F {
 /// Gathers a report while the request runs and hands it in when dropped.
 pub(super) struct Report {
     report: DisaggReport,
-    ctx: Context,
     observer: Arc<dyn Observer>,
     clock: Arc<dyn Clock>,
     started: Instant,
@@ -98,6 +105,7 @@ impl Report {
     ) -> Self {
         let report = DisaggReport {
             request: ctx.id().clone(),
+            split: None,
             prefill: None,
             decode: None,
             prompt_tokens: request.token_ids.len(),
@@ -107,31 +115,42 @@ impl Report {
             ttft: None,
             itl: None,
             completion_tokens: 0,
+            moves: 0,
             outcome: Outcome::Cancelled,
         };
-        let (ctx, started) = (ctx.clone(), clock.now());
-        Self { report, ctx, observer, clock, started, first_token: None, last_token: None }
+        let started = clock.now();
+        Self { report, observer, clock, started, first_token: None, last_token: None }
     }
 
-    pub(super) fn prefill(&mut self, decision: &Decision) {
-        self.report.prefill = Some(decision.explain.clone());
+    pub(super) fn split(&mut self, explain: SplitExplain) {
+        self.report.split = Some(explain);
     }
 
-    pub(super) fn decode(&mut self, decision: &Decision) {
-        self.report.decode = Some(decision.explain.clone());
+    pub(super) fn chose(&mut self, role: Role, decision: &Decision) {
+        let explain = Some(decision.explain.clone());
+        match role {
+            Role::Prefill => self.report.prefill = explain,
+            Role::Decode => self.report.decode = explain,
+        }
     }
 
-    pub(super) fn first_token(&mut self, chunk: &GenerateChunk) {
-        self.first_token = Some(self.clock.now());
-        let usage = chunk.usage.unwrap_or_default();
-        self.report.cached_tokens = usage.cached_tokens as usize;
-        self.report.loaded = usage.loaded;
+    /// Notes that the first chunk of the answer, or of a later part of it, is there.
+    pub(super) fn first_chunk(&mut self) {
+        self.first_token.get_or_insert_with(|| self.clock.now());
+    }
+
+    pub(super) fn moved(&mut self) {
+        self.report.moves += 1;
     }
 
     pub(super) fn chunk(&mut self, chunk: &GenerateChunk) {
         if !chunk.token_ids.is_empty() {
             self.report.completion_tokens += chunk.token_ids.len();
             self.last_token = Some(self.clock.now());
+        }
+        if let Some(usage) = chunk.usage {
+            self.report.cached_tokens = usage.cached_tokens as usize;
+            self.report.loaded = usage.loaded;
         }
         if chunk.handoff.is_some() {
             self.report.handoff = chunk.handoff;
@@ -141,22 +160,18 @@ impl Report {
         }
     }
 
+    /// Notes what ended the answer, unless that was its last chunk.
     pub(super) fn failed(&mut self, error: &Error) {
-        self.report.outcome = match error.kind() {
-            ErrorKind::Cancelled => Outcome::Cancelled,
-            kind => Outcome::Failed(kind),
+        self.report.outcome = match (self.report.outcome, error.kind()) {
+            (Outcome::Complete, _) => Outcome::Complete,
+            (_, ErrorKind::Cancelled) => Outcome::Cancelled,
+            (_, kind) => Outcome::Failed(kind),
         };
     }
 }
 
 impl Drop for Report {
     fn drop(&mut self) {
-        if self.report.outcome == Outcome::Cancelled
-            && let Err(error) = self.ctx.check()
-        {
-            // The response stream obeys the deadline itself and drops what is behind it.
-            self.failed(&error);
-        }
         self.report.ttft = self.first_token.map(|first| first - self.started);
         let gaps = u32::try_from(self.report.completion_tokens.saturating_sub(1)).unwrap_or(0);
         let decoding = self.first_token.zip(self.last_token).map(|(first, last)| last - first);

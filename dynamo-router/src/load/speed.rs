@@ -34,11 +34,11 @@ impl Speed {
     /// Learns from a first token behind `tokens` prefilled tokens, and returns what was learned.
     pub(crate) fn first_token(&self, tokens: usize, now: u64) -> Option<Took> {
         let since = self.busy_since.swap(now.max(1), Ordering::Relaxed);
-        // Fewer measure the overhead, not the rate.
-        if since == 0 || tokens < OBSERVED_TOKENS_MIN {
+        let took = Took { tokens: tokens as f64, seconds: seconds(now.saturating_sub(since)) };
+        // Fewer measure the overhead, not the rate; and what took no time was not measured.
+        if since == 0 || tokens < OBSERVED_TOKENS_MIN || took.seconds == 0.0 {
             return None;
         }
-        let took = Took { tokens: tokens as f64, seconds: seconds(now.saturating_sub(since)) };
         self.shown.update(|sums| Took {
             tokens: sums.tokens * KEPT + took.tokens,
             seconds: sums.seconds * KEPT + took.seconds,

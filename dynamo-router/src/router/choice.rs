@@ -139,12 +139,15 @@ impl KvRouter {
 fn asked(request: &GenerateRequest) -> Asked {
     let prompt_tokens = request.token_ids.len();
     let block_size = request.blocks.block_size();
-    let work =
-        if matches!(request.stage, Stage::Decode { .. }) { Work::Fetch } else { Work::Prefill };
+    let work = match request.stage {
+        Stage::Full => Work::Full,
+        Stage::Prefill => Work::Prefill,
+        Stage::Decode { .. } => Work::Fetch,
+    };
     // The last token is always computed: its logits are what the answer starts from.
     let block_tokens = block_size.tokens();
     let reusable_tokens = match work {
-        Work::Prefill => prompt_tokens.saturating_sub(1) / block_tokens * block_tokens,
+        Work::Full | Work::Prefill => prompt_tokens.saturating_sub(1) / block_tokens * block_tokens,
         Work::Fetch => prompt_tokens,
     };
     let blocks = block_size.blocks_for(prompt_tokens);

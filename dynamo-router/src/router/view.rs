@@ -4,6 +4,7 @@ use dynamo_core::protocol::{GenerateRequest, WorkerId};
 
 use super::KvRouter;
 use super::scratch::Scratch;
+use crate::choose::CandidateCost;
 use crate::load::Load;
 
 impl KvRouter {
@@ -27,6 +28,11 @@ impl KvRouter {
             let blocks = matches.iter().map(|(_, depth)| depth).max().unwrap_or(0);
             blocks * request.blocks.block_size().tokens()
         })
+    }
+
+    /// Returns what is minimised, in seconds, of a worker that this router has weighed.
+    pub(crate) fn total_s(&self, cost: &CandidateCost) -> f64 {
+        cost.total_s(&self.0.cost)
     }
 
     /// Returns what this router has booked, on each worker that it has booked anything on.

@@ -1,7 +1,5 @@
 //! How a request ends, as its workers and its report see it.
 
-use std::time::Duration;
-
 use super::*;
 
 #[tokio::test]

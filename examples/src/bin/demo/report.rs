@@ -52,7 +52,7 @@ pub(crate) fn print(requests: &[String], reports: &[DisaggReport], graph: &Graph
     }
 }
 
-/// Says why the workers were chosen that served each of `requests`.
+/// Says why each of `requests` was split, and why the workers were chosen that served it.
 pub(crate) fn explain(requests: &[String], reports: &[DisaggReport]) {
     println!("\nwhy:");
     for (index, request) in requests.iter().enumerate() {
@@ -62,7 +62,9 @@ pub(crate) fn explain(requests: &[String], reports: &[DisaggReport]) {
         let why = |explain: &Option<RouteExplain>| {
             explain.as_ref().map_or_else(none, ToString::to_string)
         };
-        println!("{:>2}  prefill: {}", index + 1, why(&report.prefill));
+        let split = report.split.map_or_else(none, |split| split.to_string());
+        println!("{:>2}  split:   {split}", index + 1);
+        println!("    prefill: {}", why(&report.prefill));
         println!("    decode:  {}", why(&report.decode));
     }
 }

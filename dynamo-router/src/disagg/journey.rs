@@ -1,0 +1,103 @@
+use std::sync::{Mutex, PoisonError};
+
+use dynamo_core::protocol::{GenerateRequest, InstanceId, Usage};
+use dynamo_core::{Context, Error, ErrorKind};
+
+use super::report::Report;
+use super::{Pool, PrefillDecode};
+use crate::router::Decision;
+
+/// One request on its way through all the workers that serve parts of it.
+pub(super) struct Journey {
+    pub(super) engine: PrefillDecode,
+    state: Mutex<State>,
+}
+
+struct State {
+    report: Report,
+    tried: Tried,
+}
+
+/// What has failed the request so far.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tried {
+    pub(super) prefill: Vec<InstanceId>,
+    pub(super) decode: Vec<InstanceId>,
+    pub(super) has_handoff_failed: bool,
+    internal_failures: usize,
+}
+
+/// Which of the two pools a worker is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Prefill,
+    Decode,
+}
+
+impl Journey {
+    pub(super) fn new(engine: PrefillDecode, report: Report) -> Self {
+        Self { engine, state: Mutex::new(State { report, tried: Tried::default() }) }
+    }
+
+    pub(super) fn pool(&self, role: Role) -> &Pool {
+        match role {
+            Role::Prefill => &self.engine.prefill,
+            Role::Decode => &self.engine.decode,
+        }
+    }
+
+    /// Has what a worker found in its cache compared with what was expected.
+    pub(super) fn observe_usage(
+        &self,
+        role: Role,
+        request: &GenerateRequest,
+        decision: &Decision,
+        usage: &Usage,
+    ) {
+        let (router, block_size) = (&self.pool(role).router, request.blocks.block_size());
+        router.observe_usage(decision.worker, decision.cached_tokens, block_size, usage);
+    }
+
+    /// Notes something in the report.
+    pub(super) fn report(&self, note: impl FnOnce(&mut Report)) {
+        note(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).report);
+    }
+
+    /// Notes or looks up what has failed.
+    pub(super) fn tried<T>(&self, look: impl FnOnce(&mut Tried) -> T) -> T {
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).tried)
+    }
+}
+
+impl Tried {
+    pub(super) fn of(&mut self, role: Role) -> &mut Vec<InstanceId> {
+        match role {
+            Role::Prefill => &mut self.prefill,
+            Role::Decode => &mut self.decode,
+        }
+    }
+
+    /// Notes that a worker failed the request.
+    pub(super) fn failed(&mut self, role: Role, instance: InstanceId, error: &Error) {
+        self.of(role).push(instance);
+        self.internal_failures += usize::from(error.kind() == ErrorKind::Internal);
+    }
+
+    /// Tells failures of a worker, after which another one may do better, from those of the request.
+    pub(super) fn blames_worker(&self, ctx: &Context, error: &Error) -> bool {
+        if ctx.check().is_err() {
+            return false;
+        }
+        match error.kind() {
+            _ if error.is_retryable() => true,
+            ErrorKind::Unavailable | ErrorKind::Overloaded | ErrorKind::Closed => true,
+            // Of the worker's own making: the request's end has not come.
+            ErrorKind::Cancelled | ErrorKind::DeadlineExceeded => true,
+            // What breaks two workers may break all.
+            ErrorKind::Internal => self.internal_failures < INTERNAL_FAILURES_MAX,
+            _ => false,
+        }
+    }
+}
+
+const INTERNAL_FAILURES_MAX: usize = 2;
