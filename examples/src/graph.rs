@@ -45,6 +45,8 @@ pub struct GraphConfig {
     pub hold_ttl: Duration,
     /// How workers compute.
     pub worker: WorkerOptions,
+    /// How requests are routed.
+    pub router: RouterConfig,
 }
 
 impl Default for GraphConfig {
@@ -55,6 +57,7 @@ impl Default for GraphConfig {
             block_size: BlockSize::DEFAULT,
             hold_ttl: Duration::from_secs(30),
             worker: WorkerOptions::default(),
+            router: RouterConfig::default(),
         }
     }
 }
@@ -176,7 +179,7 @@ impl Graph {
         observer: impl Observer,
     ) -> Result<Self> {
         let fabric = MemoryFabric::new();
-        let front_end = FrontEnd::new(Runtime::in_process()).await?;
+        let front_end = FrontEnd::new(Runtime::in_process(), &config.router).await?;
         let mut workers = Vec::new();
         for (role, count) in ROLES.into_iter().zip([prefill, decode]) {
             for index in 0..count {
@@ -194,11 +197,12 @@ impl Graph {
     /// `observer` is told how each request went.
     pub async fn front_end(
         runtime: Runtime,
+        router: &RouterConfig,
         prefill: usize,
         decode: usize,
         observer: impl Observer,
     ) -> Result<Self> {
-        let front_end = FrontEnd::new(runtime).await?;
+        let front_end = FrontEnd::new(runtime, router).await?;
         front_end.graph(Vec::new(), [prefill, decode], observer).await
     }
 
@@ -271,11 +275,11 @@ struct FrontEnd {
 
 impl FrontEnd {
     /// Listens before the first worker speaks, so that it misses no event.
-    async fn new(runtime: Runtime) -> Result<Self> {
+    async fn new(runtime: Runtime, router: &RouterConfig) -> Result<Self> {
         let (mut pools, mut feeds) = (Vec::new(), Vec::new());
         for role in ROLES {
             let component = namespace(&runtime)?.component(role)?;
-            let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+            let router = KvRouter::new(router.clone(), Arc::new(SystemClock));
             let events = component.subscriber::<KvEvent>(KV_EVENTS).await?;
             let snapshots = component.endpoint(KV_SNAPSHOT)?.client().await?;
             let (config, known) = (ResyncConfig::default(), router.clone());

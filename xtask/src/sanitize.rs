@@ -54,7 +54,7 @@ pub(crate) fn loom() -> Result<()> {
     for package in ["dynamo-transfer", "dynamo-kv", "dynamo-router"] {
         models.args(["--package", package]);
     }
-    models.args(["--", "slots::tests::models::", "pool::tests::", "load::models::"]);
+    models.args(["--", "slots::tests::models::", "pool::tests::", "load::tests::models::"]);
     shell::run(models.env("RUSTFLAGS", "--cfg dynamo_loom"))
 }
 

@@ -14,7 +14,7 @@ pub struct RouteExplain {
     /// What there is to say of the others.
     pub rivals: Rivals,
     /// The others one by one, if they were asked for
-    /// ([`route_explained`](crate::KvRouter::route_explained)).
+    /// ([`RouterConfig::explain`](crate::RouterConfig::explain)).
     pub others: Vec<CandidateCost>,
 }
 
@@ -46,8 +46,31 @@ impl RouteExplain {
     }
 }
 
+/// Says it in a line; the alternate form (`{:#}`) has a line for each worker behind that, as far as
+/// the others were asked for.
 impl fmt::Display for RouteExplain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.summarise(f)?;
+        if f.alternate() && !self.others.is_empty() {
+            std::iter::once(&self.chosen)
+                .chain(&self.others)
+                .try_for_each(|candidate| write!(f, "\n  {candidate}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for CandidateCost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { worker, cached_tokens, load, queue_s, ttft_s, harm_s, lacking_s, .. } = self;
+        write!(f, "{worker}: {cached_tokens} tokens cached, {} waiting, ", load.waiting())?;
+        write!(f, "{} decoding, queue {queue_s:.3} s, ttft {ttft_s:.3} s, ", load.decoding)?;
+        write!(f, "harm {harm_s:.3} s, lacking {lacking_s:.3} s")
+    }
+}
+
+impl RouteExplain {
+    fn summarise(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { prompt_tokens, chosen, rivals, .. } = self;
         let most_cached = rivals.cached_tokens;
         if chosen.cached_tokens > most_cached {

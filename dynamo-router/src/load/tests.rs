@@ -1,4 +1,6 @@
 #[cfg(not(dynamo_loom))]
+mod learning;
+#[cfg(not(dynamo_loom))]
 mod ledger;
 #[cfg(dynamo_loom)]
 mod models;

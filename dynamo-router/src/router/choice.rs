@@ -29,13 +29,12 @@ pub struct Decision {
 }
 
 impl KvRouter {
-    /// Chooses a worker of `fleet`, and tells of all the others too if `is_explained`.
+    /// Chooses a worker of `fleet`.
     pub(super) fn choose(
         &self,
         fleet: &Fleet,
         request: &GenerateRequest,
         constraints: &Constraints<'_>,
-        is_explained: bool,
     ) -> Result<Decision> {
         let view = View {
             fleet,
@@ -64,7 +63,7 @@ impl KvRouter {
             let kept = home
                 .filter(|(home, stickiness)| columns.is_within(*home, stickiness.excess_max_s()));
             let decision = self
-                .reserve(&view, &asked, scratch, (kept.map(|(home, _)| home), is_explained))
+                .reserve(&view, &asked, scratch, kept.map(|(home, _)| home))
                 .ok_or_else(|| refusal(fleet, constraints, &scratch.columns.eligible))?;
             if let Some(session) = constraints.session {
                 self.affinity().bind(session, decision.worker, self.0.common.clock.now());
@@ -96,7 +95,7 @@ impl KvRouter {
         view: &View<'_>,
         asked: &Asked,
         scratch: &mut Scratch,
-        (kept, is_explained): (Option<usize>, bool),
+        kept: Option<usize>,
     ) -> Option<Decision> {
         let columns = &mut scratch.columns;
         let random = || Random::new(self.0.random.fetch_add(RANDOM_STEP, Ordering::Relaxed));
@@ -120,7 +119,7 @@ impl KvRouter {
                 seat.load.speed.began(view.now);
             }
             seat.common().booked(chosen.worker);
-            let others = columns.others(position).filter(|_| is_explained);
+            let others = columns.others(position).filter(|_| self.0.is_explained);
             let others = others.map(|other| columns.candidate(view, asked, other)).collect();
             let rivals = columns.rivals(position);
             let prompt_tokens = asked.prompt_tokens;

@@ -10,6 +10,8 @@ pub struct RouterConfig {
     pub cost: CostModel,
     /// Decides among workers that cost the same; the same seed gives the same choices.
     pub seed: u64,
+    /// Whether each decision tells what all the others would have cost, which takes room for them.
+    pub explain: bool,
     /// How long a booking stays without progress; it ends at most a quarter of that later.
     pub lease: Duration,
     /// How old a worker's report may be; what it says counts less and less until then.
@@ -23,6 +25,7 @@ impl Default for RouterConfig {
         Self {
             cost: CostModel::default(),
             seed: 0x5eed,
+            explain: false,
             // A booking that ended too early is there again with the next token.
             lease: Duration::from_secs(60),
             // Several of the intervals at which engines report, which are a second or so.
@@ -44,6 +47,13 @@ impl RouterConfig {
     #[must_use]
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// Has each decision tell what all the others would have cost, or not.
+    #[must_use]
+    pub fn with_explain(mut self, explain: bool) -> Self {
+        self.explain = explain;
         self
     }
 

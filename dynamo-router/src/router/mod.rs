@@ -38,6 +38,7 @@ pub struct KvRouter(Arc<Shared>);
 
 struct Shared {
     cost: CostModel,
+    is_explained: bool,
     report_max_ns: u64,
     common: Arc<Common>,
     /// Who can be chosen.
@@ -76,6 +77,7 @@ impl KvRouter {
         let intake = Intake::default();
         Self(Arc::new(Shared {
             cost: config.cost,
+            is_explained: config.explain,
             report_max_ns: as_ns(config.report_max),
             fleet: ArcSwap::default(),
             members: Mutex::new(Members::new(Arc::clone(&common))),
@@ -111,17 +113,7 @@ impl KvRouter {
         request: &GenerateRequest,
         constraints: &Constraints<'_>,
     ) -> Result<Decision> {
-        self.choose(&self.0.fleet.load(), request, constraints, false)
-    }
-
-    /// Does what [`route`](Self::route) does, and tells of each of the others what it would have
-    /// cost.
-    pub fn route_explained(
-        &self,
-        request: &GenerateRequest,
-        constraints: &Constraints<'_>,
-    ) -> Result<Decision> {
-        self.choose(&self.0.fleet.load(), request, constraints, true)
+        self.choose(&self.0.fleet.load(), request, constraints)
     }
 
     /// Takes in what a worker said of its load at `at`; `false` if something newer is known.
@@ -291,7 +283,7 @@ impl Picker<GenerateRequest> for KvRouter {
         // Not the fleet of someone with a list of another age: the pick is one of these.
         let (fleet, _) = self.fleet_of(candidates);
         let constraints = Constraints::default().with_session(SessionKey::of(ctx, request));
-        let decision = self.choose(&fleet, request, &constraints, false)?;
+        let decision = self.choose(&fleet, request, &constraints)?;
         let guard = decision.booking.until_dropped();
         Ok(Pick::new(decision.worker.instance).with_guard(guard))
     }

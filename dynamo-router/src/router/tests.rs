@@ -1,6 +1,7 @@
 mod constraints;
 mod leases;
 mod sessions;
+mod threads;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +26,7 @@ fn route(router: &KvRouter, request: &GenerateRequest, listed: &[Instance]) -> D
 }
 
 fn router() -> KvRouter {
-    KvRouter::new(RouterConfig::default(), Arc::new(ManualClock::new()))
+    KvRouter::new(RouterConfig::default().with_explain(true), Arc::new(ManualClock::new()))
 }
 
 fn instance(id: u64) -> Instance {
@@ -62,12 +63,15 @@ fn the_holder_of_the_prefix_is_chosen_and_the_explanation_says_so() {
     let request = request(1600);
     router.apply(&stored(2, 1, 0, &request.blocks));
     router.set_workers(&[instance(1), instance(2)]).unwrap();
-    let decision = router.route_explained(&request, &Constraints::default()).unwrap();
+    let decision = router.route(&request, &Constraints::default()).unwrap();
     assert_eq!(decision.worker, worker(2));
     assert_eq!(decision.cached_tokens, 1584, "the last token is always computed");
     let text = decision.explain.to_string();
     assert!(text.starts_with("holds 1584 of 1600 tokens, ttft 0.002 s against 0.160 s"), "{text}");
     assert_eq!(decision.explain.candidate(worker(1)).unwrap().cached_tokens, 0);
+    let lines = format!("{:#}", decision.explain);
+    let lines: Vec<_> = lines.lines().skip(1).collect();
+    assert!(lines[0].starts_with("  2.0: 1584 tokens cached") && lines[1].starts_with("  1.0: 0"));
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn a_preference_is_worth_its_seconds() {
     let prefer = |seconds| [Preference { label: "zone", value: "a", seconds }];
     let near = prefer(0.05);
     let near = Constraints::default().with_preferred(&near);
-    let decision = router.route_explained(&request(64), &near).unwrap();
+    let decision = router.route(&request(64), &near).unwrap();
     assert_eq!(decision.worker, worker(1));
     assert_eq!(decision.explain.candidate(worker(2)).unwrap().lacking_s, 0.05);
     // A queue of a tenth of a second is worse than the way to another zone.

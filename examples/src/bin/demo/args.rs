@@ -6,6 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, bail};
 use dynamo_examples::disk::DiskOptions;
 use dynamo_examples::engine::WorkerOptions;
+use dynamo_router::RouterConfig;
 
 /// What was asked for on the command line.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(crate) struct Args {
     pub(crate) host_blocks: Option<usize>,
     /// Where workers keep blocks that memory has no room for.
     pub(crate) disk: Option<DiskOptions>,
+    /// How requests are routed, and whether what each worker would have cost is told.
+    pub(crate) router: RouterConfig,
     /// This process is a worker of `--processes`.
     pub(crate) worker: Option<Worker>,
 }
@@ -41,6 +44,7 @@ impl Args {
         let (mut aggregated, mut serve, mut processes) = (false, false, false);
         let (mut worker, mut etcd, mut nats, mut backend) = (None, None, None, None);
         let (mut host_blocks, mut disk, mut disk_blocks) = (None, None, None);
+        let mut router = RouterConfig::default();
         while let Some(arg) = args.next() {
             let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
             match arg.as_str() {
@@ -57,6 +61,7 @@ impl Args {
                 "--processes" => processes = true,
                 "--aggregated" => aggregated = true,
                 "--serve" => serve = true,
+                "--explain" => router.explain = true,
                 other => bail!("unknown argument {other}; {USAGE}"),
             }
         }
@@ -88,6 +93,7 @@ impl Args {
             backend,
             host_blocks,
             disk,
+            router,
             worker,
         })
     }
@@ -119,4 +125,4 @@ fn number<N: FromStr + Default + PartialEq>(arg: &str, value: &str) -> Result<N>
 /// Copies within one process.
 pub(crate) const MEMORY: &str = "memory";
 
-const USAGE: &str = "usage: demo --model PATH [--aggregated | --processes] [--backend tcp|shm|ucx|memory] [--serve] [--host-blocks N] [--disk DIR --disk-blocks M] [--prompt TEXT] [--port PORT]";
+const USAGE: &str = "usage: demo --model PATH [--aggregated | --processes] [--backend tcp|shm|ucx|memory] [--serve] [--explain] [--host-blocks N] [--disk DIR --disk-blocks M] [--prompt TEXT] [--port PORT]";

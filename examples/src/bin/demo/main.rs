@@ -44,6 +44,7 @@ async fn main() -> Result<ExitCode> {
         blocks: args.host_blocks.unwrap_or_else(|| GraphConfig::default().blocks),
         disk: args.disk.clone(),
         worker: WorkerOptions { on_progress: screen.prefills(), ..args.worker_options() },
+        router: args.router.clone(),
         ..GraphConfig::default()
     };
     if let Some(worker) = &args.worker {
@@ -71,7 +72,7 @@ async fn main() -> Result<ExitCode> {
                 processes.worker(name, &args)?;
             }
             others = Some(processes);
-            Graph::front_end(runtime, 2, 2, observer).await?
+            Graph::front_end(runtime, &config.router, 2, 2, observer).await?
         } else {
             Graph::disaggregated(&model, 2, 2, &config, observer).await?
         }

@@ -60,7 +60,7 @@ pub(crate) fn explain(requests: &[String], reports: &[DisaggReport]) {
             continue;
         };
         let why = |explain: &Option<RouteExplain>| {
-            explain.as_ref().map_or_else(none, ToString::to_string)
+            explain.as_ref().map_or_else(none, |explain| format!("{explain:#}"))
         };
         let split = report.split.map_or_else(none, |split| split.to_string());
         println!("{:>2}  split:   {split}", index + 1);
