@@ -130,11 +130,16 @@ impl Columns {
         }
     }
 
-    /// Returns the positions that could have been chosen in the place of `chosen`.
-    pub(crate) fn others(&self, chosen: usize) -> impl Iterator<Item = usize> + '_ {
+    /// Returns everything about those that could have been chosen in the place of `chosen`.
+    pub(crate) fn others(
+        &self,
+        view: &View<'_>,
+        asked: &Asked,
+        chosen: usize,
+    ) -> Vec<CandidateCost> {
         let scores = self.scores.iter().enumerate();
-        let others = scores.filter(move |(at, score)| *at != chosen && score.total_s.is_finite());
-        others.map(|(position, _)| position)
+        let others = scores.filter(|(at, score)| *at != chosen && score.total_s.is_finite());
+        others.map(|(position, _)| self.candidate(view, asked, position)).collect()
     }
 
     /// Returns what there is to say of the others.

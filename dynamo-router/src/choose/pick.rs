@@ -14,10 +14,9 @@ pub(crate) fn pick(
     random: impl FnOnce() -> Random,
 ) -> Option<usize> {
     let Columns { scores, near, .. } = columns;
-    let shortest = scores.iter().fold(ENDLESS, |least, score| lesser(least, score.queue_s));
-    let queue_max = shortest + model.queue_excess_max_s;
+    let queue_max = least(scores, |score| score.queue_s) + model.queue_excess_max_s;
     let total = |score: &Score| if score.queue_s <= queue_max { score.total_s } else { ENDLESS };
-    let best = scores.iter().fold(ENDLESS, |least, score| lesser(least, total(score)));
+    let best = least(scores, total);
     if best == ENDLESS {
         return None;
     }
@@ -29,6 +28,18 @@ pub(crate) fn pick(
         0 | 1 => near.first().copied(),
         count => near.get(random().below(count)?).copied(),
     }
+}
+
+/// Returns the least of the times `of` scores: four at once, for each comparison waits for the one
+/// before it.
+fn least(scores: &[Score], of: impl Fn(&Score) -> f64) -> f64 {
+    let mut lanes = [ENDLESS; 4];
+    let (fours, rest) = scores.as_chunks::<4>();
+    for four in fours {
+        lanes.iter_mut().zip(four).for_each(|(lane, score)| *lane = lesser(*lane, of(score)));
+    }
+    let rest = rest.iter().map(&of);
+    lanes.into_iter().chain(rest).fold(ENDLESS, lesser)
 }
 
 fn lesser(one: f64, other: f64) -> f64 {

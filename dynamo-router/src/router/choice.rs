@@ -119,8 +119,10 @@ impl KvRouter {
                 seat.load.speed.began(view.now);
             }
             seat.common().booked(chosen.worker);
-            let others = columns.others(position).filter(|_| self.0.is_explained);
-            let others = others.map(|other| columns.candidate(view, asked, other)).collect();
+            let others = match self.0.is_explained {
+                true => columns.others(view, asked, position),
+                false => Vec::new(),
+            };
             let rivals = columns.rivals(position);
             let prompt_tokens = asked.prompt_tokens;
             return Some(Decision {
