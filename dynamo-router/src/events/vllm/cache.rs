@@ -13,16 +13,14 @@
 //!
 //! An engine's block is forgotten when no tier has it and none of the same path follows it.
 
-use std::collections::{BTreeSet, HashMap};
-use std::slice;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use dynamo_core::protocol::{
-    BlockHasher, BlockSize, CacheNamespace, SequenceHash, StoredBlock, Tier, TokenId,
-};
+use dynamo_core::protocol::{BlockHasher, BlockSize, CacheNamespace, Tier, TokenId};
 
 use super::batch::{EngineHash, Stored};
 use super::changes::Changes;
+use super::entry::{Entry, Part, TIERS, made};
 use super::extra::{extended, without_adapter};
 use super::problem::Problem;
 
@@ -32,38 +30,6 @@ pub(super) struct EngineCache {
     block_size: BlockSize,
     blocks_max: usize,
     blocks: HashMap<EngineHash, Entry>,
-}
-
-/// One block of the engine.
-#[derive(Debug)]
-struct Entry {
-    /// How many copies each tier has: an engine may compute the same block twice at a time, and
-    /// tells of either one's end.
-    copies: [u8; TIERS],
-    /// The router's blocks that end in this one.
-    made: Made,
-    /// The router's block before those, or before the one that this is a part of.
-    before: Option<SequenceHash>,
-    namespace: Arc<CacheNamespace>,
-    /// Its place on the path to a router's block, where it is only a part of one.
-    part: Option<Box<Part>>,
-}
-
-#[derive(Debug)]
-enum Made {
-    None,
-    One(StoredBlock),
-    Many(Box<[StoredBlock]>),
-}
-
-#[derive(Debug, Default)]
-struct Part {
-    /// The part before it, unless it is the first one.
-    parent: Option<EngineHash>,
-    /// The parts after it.
-    children: BTreeSet<EngineHash>,
-    /// All tokens since the last router's block, unless this one ends the next.
-    tokens: Vec<TokenId>,
 }
 
 impl EngineCache {
@@ -108,6 +74,27 @@ impl EngineCache {
         for hash in hashes {
             self.lose(*hash, tier, changes);
             self.forget_unused(*hash);
+        }
+    }
+
+    /// Tells of everything that `tier` has, parents before what follows them.
+    pub(super) fn tell(&self, tier: Tier, changes: &mut Changes) {
+        let makes = |it: &&Entry| !it.made.blocks().is_empty() && self.is_whole(it, tier);
+        let entries: Vec<_> = self.blocks.values().filter(makes).collect();
+        let blocks = entries.iter().flat_map(|entry| entry.made.blocks());
+        let told: HashSet<_> = blocks.map(|block| block.sequence).collect();
+        let mut after: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for entry in entries {
+            // What follows a block that is not there begins a run, as what follows none.
+            let before = entry.before.filter(|before| told.contains(before));
+            after.entry(before).or_default().push(entry);
+        }
+        let mut next = after.remove(&None).unwrap_or_default();
+        while let Some(entry) = next.pop() {
+            let blocks = entry.made.blocks();
+            changes.store(entry.before, blocks, tier);
+            let last = blocks.last().map(|block| block.sequence);
+            next.extend(after.remove(&last).unwrap_or_default());
         }
     }
 
@@ -223,13 +210,8 @@ impl EngineCache {
     /// is in `tier` but for that one.
     fn for_made(&self, hash: EngineHash, tier: Tier, mut change: impl FnMut(&Entry)) {
         let Some(entry) = self.blocks.get(&hash) else { return };
-        let mut above = entry.parent();
-        while let Some(parent) = above {
-            let Some(entry) = self.blocks.get(&parent) else { return };
-            if !entry.is_in(tier) {
-                return;
-            }
-            above = entry.parent();
+        if !self.is_whole_above(entry, tier) {
+            return;
         }
         change(entry);
         let mut below: Vec<_> = entry.children().collect();
@@ -239,6 +221,17 @@ impl EngineCache {
                 below.extend(entry.children());
             }
         }
+    }
+
+    /// Tells whether `tier` has an entry and all the parts before it.
+    fn is_whole(&self, entry: &Entry, tier: Tier) -> bool {
+        entry.is_in(tier) && self.is_whole_above(entry, tier)
+    }
+
+    fn is_whole_above(&self, entry: &Entry, tier: Tier) -> bool {
+        let parent = |entry: &&Entry| entry.parent().and_then(|parent| self.blocks.get(&parent));
+        let mut parts = std::iter::successors(parent(&entry), parent);
+        parts.all(|entry| entry.is_in(tier))
     }
 
     /// Forgets a block that no tier has, and the parts before it that only it had need of.
@@ -258,67 +251,6 @@ impl EngineCache {
         }
     }
 }
-
-impl Entry {
-    fn is_in(&self, tier: Tier) -> bool {
-        self.copies[tier as usize] > 0
-    }
-
-    fn parent(&self) -> Option<EngineHash> {
-        self.part.as_ref().and_then(|part| part.parent)
-    }
-
-    fn children(&self) -> impl Iterator<Item = EngineHash> + '_ {
-        self.part.iter().flat_map(|part| part.children.iter().copied())
-    }
-
-    /// Returns the last router's block up to the end of this one, and the tokens behind it.
-    fn end(&self) -> (Option<SequenceHash>, &[TokenId]) {
-        match self.made.blocks().last() {
-            Some(last) => (Some(last.sequence), &[]),
-            None => (self.before, self.part.as_ref().map_or(&[], |part| &part.tokens)),
-        }
-    }
-}
-
-impl Made {
-    fn blocks(&self) -> &[StoredBlock] {
-        match self {
-            Self::None => &[],
-            Self::One(block) => slice::from_ref(block),
-            Self::Many(blocks) => blocks,
-        }
-    }
-}
-
-/// Hashes `tokens` in blocks of `size` behind `before`.
-fn made(
-    tokens: &[TokenId],
-    size: usize,
-    mut before: Option<SequenceHash>,
-    namespace: &Arc<CacheNamespace>,
-    hasher: &mut Option<(Arc<CacheNamespace>, BlockHasher)>,
-) -> Made {
-    if tokens.is_empty() {
-        return Made::None;
-    }
-    if hasher.as_ref().is_none_or(|(of, _)| !Arc::ptr_eq(of, namespace)) {
-        *hasher = Some((namespace.clone(), BlockHasher::new(namespace)));
-    }
-    let Some((_, hasher)) = hasher else { return Made::None };
-    let mut blocks = tokens.chunks_exact(size).map(|tokens| {
-        let local = hasher.local(tokens);
-        let sequence = SequenceHash::chain(before, local);
-        before = Some(sequence);
-        StoredBlock { sequence, local }
-    });
-    match blocks.len() {
-        1 => blocks.next().map_or(Made::None, Made::One),
-        _ => Made::Many(blocks.collect()),
-    }
-}
-
-const TIERS: usize = 4;
 
 #[cfg(test)]
 mod tests {

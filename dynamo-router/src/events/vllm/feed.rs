@@ -3,20 +3,20 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use dynamo_core::protocol::KvEvent;
-use dynamo_core::random::Random;
 use dynamo_core::{Error, ErrorKind, Result};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::config::{Place, VllmConfig};
 use super::intake::{Intake, Message};
 use super::problem::VllmStats;
-use super::zmtp::{Connection, Limits, Peer, Role};
+use super::source::{Source, dial, next_connection};
+use super::zmtp::{Connection, Role};
 
 /// Follows the KV events of one vLLM publisher until it is shut down or dropped.
 ///
@@ -50,6 +50,7 @@ pub struct VllmEvents {
     shutdown: CancellationToken,
     _shutdown_on_drop: DropGuard,
     stats: Arc<Mutex<VllmStats>>,
+    retell: Arc<Notify>,
     local_addr: Option<SocketAddr>,
 }
 
@@ -95,6 +96,12 @@ impl VllmEvents {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Has everything told anew, in a new epoch: for a router that has forgotten the worker, as one
+    /// does with who was missing from discovery for a while.
+    pub fn retell(&self) {
+        self.retell.notify_one();
+    }
+
     /// Returns where publishers are listened for, if they are.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.local_addr
@@ -120,7 +127,9 @@ impl VllmEvents {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let stats = Arc::new(Mutex::new(VllmStats::default()));
         let intake = Intake::new(config.clone(), sink, stats.clone());
-        let mut follower = Follower { config, source, replay, intake };
+        let retell = Arc::new(Notify::new());
+        let asked = retell.clone();
+        let mut follower = Follower { config, source, replay, intake, asked };
         let stop = shutdown.clone();
         tasks.spawn(async move {
             tokio::select! {
@@ -131,21 +140,7 @@ impl VllmEvents {
             follower.intake.show();
         });
         let _shutdown_on_drop = shutdown.clone().drop_guard();
-        Ok(Self { tasks, shutdown, _shutdown_on_drop, stats, local_addr })
-    }
-}
-
-/// Where connections come from.
-#[derive(Debug)]
-enum Source {
-    Dial(Place),
-    Listen(TcpListener),
-}
-
-impl Source {
-    /// Tells whether publishers may come at any time.
-    fn is_listening(&self) -> bool {
-        matches!(self, Self::Listen(_))
+        Ok(Self { tasks, shutdown, _shutdown_on_drop, stats, retell, local_addr })
     }
 }
 
@@ -155,12 +150,14 @@ struct Follower<F> {
     source: Source,
     replay: Option<Place>,
     intake: Intake<F>,
+    /// Whether all is to be told anew.
+    asked: Arc<Notify>,
 }
 
 impl<F: FnMut(KvEvent)> Follower<F> {
     /// Follows connection after connection, for ever.
     async fn run(&mut self) {
-        let Self { config, source, replay, intake } = self;
+        let Self { config, source, replay, intake, asked } = self;
         let mut coming = pin!(next_connection(source, config, 0));
         let mut current = None;
         // Connections in a row that no message came along.
@@ -175,6 +172,7 @@ impl<F: FnMut(KvEvent)> Follower<F> {
                     intake.connected();
                     catch_up(intake, replay.as_ref(), config).await;
                 }
+                () = asked.notified() => intake.retell(),
                 parts = receive(&mut current) => match parts.map(Message::published) {
                     Err(error) => {
                         tracing::warn!(publisher = config.endpoint, %error, "no KV events of vLLM");
@@ -202,32 +200,6 @@ async fn receive(current: &mut Option<Connection>) -> Result<Vec<Vec<u8>>> {
     match current {
         Some(connection) => connection.receive().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Connects, or is connected to, however often that fails; `tries` were in vain before.
-async fn next_connection(source: &Source, config: &VllmConfig, mut tries: u32) -> Connection {
-    let mut random = Random::unseeded();
-    let role = Role::Subscriber(&config.topic);
-    loop {
-        if tries > 0 {
-            let longest = BACK_OFF_MIN.saturating_mul(1 << (tries - 1).min(10)).min(BACK_OFF_MAX);
-            sleep(random.around(longest)).await;
-        }
-        let connection = match source {
-            Source::Dial(place) => dial(place, role, config).await,
-            Source::Listen(listener) => accept(listener, role, config).await,
-        };
-        match connection {
-            Ok(connection) => return connection,
-            Err(error) if tries == 0 => {
-                tracing::warn!(publisher = config.endpoint, %error, "no KV events of vLLM");
-            }
-            Err(error) => {
-                tracing::debug!(publisher = config.endpoint, %error, "no KV events of vLLM");
-            }
-        }
-        tries = tries.saturating_add(1);
     }
 }
 
@@ -278,43 +250,3 @@ async fn next_replayed(connection: &mut Connection) -> Result<Option<Message>> {
     Message::replayed(connection.receive().await?)
         .map_err(|wrong| Error::new(ErrorKind::Protocol, wrong.to_string()))
 }
-
-async fn dial(place: &Place, role: Role<'_>, config: &VllmConfig) -> Result<Connection> {
-    let connect = async {
-        Ok::<Box<dyn Peer>, std::io::Error>(match place {
-            Place::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Box::new(stream)
-            }
-            #[cfg(unix)]
-            Place::Ipc(path) => Box::new(tokio::net::UnixStream::connect(path).await?),
-            #[cfg(not(unix))]
-            Place::Ipc(_) => return Err(std::io::ErrorKind::Unsupported.into()),
-        })
-    };
-    let unreached = |what: &str| Error::new(ErrorKind::Unavailable, what);
-    let peer = timeout(config.answer_max, connect)
-        .await
-        .map_err(|_| unreached("connecting takes too long"))?
-        .map_err(|source| unreached("nobody is to be reached").with_source(source))?;
-    Connection::open(peer, role, limits(config)).await
-}
-
-async fn accept(listener: &TcpListener, role: Role<'_>, config: &VllmConfig) -> Result<Connection> {
-    let (stream, _) = listener.accept().await.map_err(|source| {
-        Error::new(ErrorKind::Unavailable, "no connection comes in").with_source(source)
-    })?;
-    Connection::open(Box::new(stream), role, limits(config)).await
-}
-
-fn limits(config: &VllmConfig) -> Limits {
-    Limits {
-        message_bytes: config.message_bytes_max,
-        handshake: config.answer_max,
-        heartbeat: config.heartbeat,
-    }
-}
-
-const BACK_OFF_MIN: Duration = Duration::from_millis(100);
-const BACK_OFF_MAX: Duration = Duration::from_secs(5);

@@ -57,6 +57,11 @@ impl<F: FnMut(KvEvent)> Intake<F> {
         self.is_proven = true;
     }
 
+    /// Tells of everything anew.
+    pub(super) fn retell(&mut self) {
+        self.translator.retell(&mut self.sink);
+    }
+
     /// Tells whether a replay may have messages that come before this one.
     pub(super) fn is_behind(&self, message: &Message) -> bool {
         match self.order.judge(message.number) {

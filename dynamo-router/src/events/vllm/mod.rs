@@ -13,6 +13,7 @@ mod batch;
 mod cache;
 mod changes;
 mod config;
+mod entry;
 mod extra;
 mod feed;
 mod fields;
@@ -20,6 +21,7 @@ mod intake;
 mod order;
 mod pack;
 mod problem;
+mod source;
 mod translator;
 mod zmtp;
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use dynamo_core::protocol::{CacheNamespace, KvChange, KvEvent, WorkerId};
+use dynamo_core::protocol::{CacheNamespace, KvChange, KvEvent, Tier, WorkerId};
 
 use super::batch::{Batch, Event, Group, Stored};
 use super::cache::EngineCache;
@@ -76,6 +76,22 @@ impl Translator {
         for rank in self.ranks.values_mut() {
             rank.next = 0;
             rank.clear(self.epoch, sink);
+        }
+    }
+
+    /// Tells of everything anew, in a new epoch, for who has forgotten it.
+    pub fn retell(&mut self, sink: &mut impl FnMut(KvEvent)) {
+        self.epoch += 1;
+        for rank in self.ranks.values_mut() {
+            rank.next = 0;
+            sink(rank.event(self.epoch, KvChange::AllBlocksCleared));
+            let mut changes = Changes::default();
+            for tier in [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote] {
+                rank.cache.tell(tier, &mut changes);
+            }
+            for change in changes.list {
+                sink(rank.event(self.epoch, change));
+            }
         }
     }
 

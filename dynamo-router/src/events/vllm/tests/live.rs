@@ -138,6 +138,13 @@ async fn messages_that_are_lost_on_the_way_are_replayed_and_the_index_is_the_tru
     let blocks: HashSet<_> = truth.iter().map(|(_, hash)| *hash).collect();
     assert_eq!(router.stats().indexed_blocks, blocks.len());
 
+    // A router that has forgotten the worker hears of all of it again.
+    router.forget(WORKER.instance);
+    assert_eq!(router.stats().indexed_blocks, 0);
+    feed.retell();
+    fleet.until(|| router.stats().indexed_blocks == blocks.len()).await;
+    assert_eq!(index.known(), truth);
+
     let stats = feed.stats();
     assert!(stats.replayed > 0, "{stats:?}");
     assert_eq!((stats.gaps, stats.restarts, stats.failed_replays), (0, 0, 0), "{stats:?}");

@@ -70,6 +70,16 @@ proptest! {
             prop_assert_eq!(&translator.stats().last_problem, &None);
             prop_assert_eq!(&fold.known, &engine.truth(BlockSize::new(router).unwrap()));
         }
+        let (truth, mut anew) = (fold.known.clone(), Fold::default());
+        translator.retell(&mut |event| {
+            if let KvChange::BlockStored { parent: Some(parent), tier, .. } = &event.change {
+                let parent = (*tier, *parent);
+                assert!(anew.known.contains(&parent) || !truth.contains(&parent), "parents first");
+            }
+            fold.take(WORKER, &event);
+            anew.take(WORKER, &KvEvent { epoch: 0, ..event });
+        });
+        prop_assert_eq!((&fold.known, &anew.known), (&truth, &truth));
     }
 
     #[test]
