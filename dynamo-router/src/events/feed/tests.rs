@@ -1,6 +1,13 @@
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dynamo_core::protocol::{InstanceId, KvChange, LocalHash, SequenceHash, StoredBlock, Tier};
+use dynamo_core::discovery::MemoryDiscovery;
+use dynamo_core::event_plane::MemoryEventPlane;
+use dynamo_core::protocol::{
+    InstanceId, KvChange, KvCursor, LocalHash, SequenceHash, StoredBlock, Tier,
+};
+use dynamo_core::request_plane::MemoryRequestPlane;
 use dynamo_core::time::SystemClock;
 use dynamo_core::{Component, Context, ResponseStream, Runtime, ServeOptions, Serving, engine_fn};
 use futures::stream;
@@ -117,4 +124,38 @@ async fn a_feed_that_is_shut_down_ends_its_questions_and_leaves_nobody_waiting()
     until(|| now.load(Ordering::Relaxed) == 0).await;
     let stats = router.event_stats();
     assert_eq!((stats.suspect, stats.blocks, stats.dropped_total), (0, 1, 1), "{stats:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_last_event_the_plane_has_lost_is_asked_long_before_its_audit() {
+    let (discovery, plane) = (MemoryDiscovery::default(), MemoryRequestPlane::default());
+    let events = MemoryEventPlane::new(NonZeroUsize::MIN);
+    let runtime = Runtime::new(Arc::new(discovery), Arc::new(plane), Arc::new(events));
+    let component = runtime.namespace("n").unwrap().component("c").unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let engine = engine_fn(move |ctx: Context, request: SnapshotRequest| {
+        seen.lock().unwrap().push(request.known);
+        let (worker, cursor) = (request.worker, KvCursor { epoch: 0, next: 1 });
+        let page = SnapshotPage { worker, cursor, stored: vec![stored(0).change] };
+        async move { Ok(ResponseStream::from_items(&ctx, [page])) }
+    });
+    let endpoint = component.endpoint::<_, SnapshotPage>("kv_snapshot").unwrap();
+    let options = ServeOptions::default().with_instance(InstanceId(1));
+    let _serving = endpoint.serve_with(engine, options).await.unwrap();
+
+    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let (events, client) =
+        (component.subscriber("kv").await.unwrap(), endpoint.client().await.unwrap());
+    client.wait_ready(Duration::from_secs(1)).await.unwrap();
+    let config = ResyncConfig::default().with_audit_every(Duration::from_secs(3600));
+    let feed = EventFeed::start_with_snapshots(router.clone(), events, client, config);
+    until(|| router.event_stats().snapshots_total == 1).await;
+    let publisher = component.publisher("kv").unwrap();
+    // There is room for one: the other worker's. Of the first nothing follows.
+    publisher.publish(&stored(1)).unwrap();
+    publisher.publish(&KvEvent { worker: WorkerId::new(InstanceId(2)), ..stored(0) }).unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(*asked.lock().unwrap(), [None, Some(KvCursor { epoch: 0, next: 1 })]);
+    feed.shutdown().await;
 }
