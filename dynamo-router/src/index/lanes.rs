@@ -108,6 +108,15 @@ impl LaneBook {
         });
     }
 
+    /// Returns the slot of each lane that counts.
+    pub(super) fn slots(&self) -> Vec<Option<Slot>> {
+        let mut slots = vec![None; self.held.len()];
+        for (slot, lane) in self.of_slot.iter().enumerate().filter(|(_, lane)| **lane != NONE) {
+            slots[*lane as usize] = Slot::from_index(slot);
+        }
+        slots
+    }
+
     pub(super) fn held(&self, lane: u32) -> usize {
         self.held[lane as usize]
     }

@@ -19,6 +19,7 @@
 //! | `find`, `path`, `matches` | the way of a query, who holds all up to there, and the answer |
 //! | `store`, `remove`, `spare` | what the writer does |
 //! | `budget` | how much memory it may take |
+//! | `snapshot` | the index as bytes |
 
 mod budget;
 mod coverage;
@@ -28,6 +29,7 @@ mod matches;
 mod path;
 mod remove;
 mod segment;
+mod snapshot;
 mod spare;
 mod store;
 mod table;
@@ -47,6 +49,7 @@ use lanes::LaneBook;
 pub use matches::Matches;
 use path::tier_index;
 use remove::Sweep;
+pub use snapshot::SnapshotError;
 use spare::Spare;
 use view::{Lane, View};
 

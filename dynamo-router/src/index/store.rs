@@ -82,7 +82,7 @@ impl PrefixIndex {
     }
 
     /// Notes down that a sequence goes on at `next`.
-    fn link(&self, before: Option<Place>, next: Place) {
+    pub(super) fn link(&self, before: Option<Place>, next: Place) {
         if let Some((before, _)) = before.and_then(|before| self.view.segment(before))
             && before.head().next.load(Relaxed) != next
         {
@@ -183,8 +183,9 @@ impl PrefixIndex {
     /// Takes an empty segment, to stand behind `before`.
     fn begin(&mut self, before: Option<Place>, blocks: usize) -> Option<Place> {
         let before = before.and_then(|before| self.view.segment(before));
-        let depth = before
-            .map_or(0, |(segment, offset)| segment.head().depth.load(Relaxed) + to_u32(offset) + 1);
+        let depth = before.map_or(0, |(segment, offset)| {
+            segment.head().depth.load(Relaxed).saturating_add(to_u32(offset) + 1)
+        });
         let before = before.map(|(segment, _)| segment.first);
         let first = self.allocate(size_for(blocks), depth)?;
         self.link(before, first);
@@ -193,20 +194,13 @@ impl PrefixIndex {
 
     /// Appends blocks to a segment that only this lane holds, up to one that is somewhere already.
     fn push(&mut self, lane: Lane, first: Place, fresh: &[SequenceHash]) -> (usize, Place) {
-        self.make_room(fresh.len());
         self.prepare(first, lane, TIERS);
         let view = Arc::clone(&self.view);
         let Some((segment, _)) = view.segment(first) else { return (fresh.len(), first) };
         let len = segment.len();
-        view.table.fetch(fresh);
-        let mut there = fresh.iter().zip(segment.hashes()[len..].iter().zip(first + to_u32(len)..));
-        let known = there.position(|(hash, (to, place))| {
-            to.store(hash.0, Relaxed);
-            view.table.insert(hash.0, place, |other| view.is_at(other, hash.0)).is_some()
-        });
-        let count = known.unwrap_or(fresh.len());
         let tiers: [_; TIERS] = std::array::from_fn(|tier| Lane { tier, ..lane });
         let held = tiers.map(|lane| view.holding(&segment, lane).own);
+        let count = self.put_hashes(first, fresh);
         let more = first_blocks(len + count) & !first_blocks(len);
         segment.write(|| {
             segment.head().len.store(to_u32(len + count), Relaxed);
@@ -215,18 +209,44 @@ impl PrefixIndex {
                 self.partials.set(&view, &segment, other, mask | more);
             }
         });
-        self.places += count;
         self.blocks += count;
         self.lanes.add(lane.number, count);
         (count, (first + to_u32(len + count)).saturating_sub(1))
     }
 
+    /// Writes blocks behind those of a segment, up to one that is somewhere already; returns how many.
+    ///
+    /// To readers they are not there before the length says so.
+    fn put_hashes(&mut self, first: Place, fresh: &[SequenceHash]) -> usize {
+        self.make_room(fresh.len());
+        let view = Arc::clone(&self.view);
+        let Some((segment, _)) = view.segment(first) else { return 0 };
+        let len = segment.len();
+        view.table.fetch(fresh);
+        let mut there = fresh.iter().zip(segment.hashes()[len..].iter().zip(first + to_u32(len)..));
+        let known = there.position(|(hash, (to, place))| {
+            to.store(hash.0, Relaxed);
+            view.table.insert(hash.0, place, |other| view.is_at(other, hash.0)).is_some()
+        });
+        let count = known.unwrap_or(fresh.len());
+        self.places += count;
+        count
+    }
+
+    /// Fills an empty segment with blocks that nobody holds yet; returns how many were nowhere before.
+    pub(super) fn put(&mut self, first: Place, fresh: &[SequenceHash]) -> usize {
+        let count = self.put_hashes(first, fresh);
+        if let Some((segment, _)) = self.view.segment(first) {
+            segment.write(|| segment.head().len.store(to_u32(count), Relaxed));
+        }
+        count
+    }
+
     /// Moves a segment's blocks from `at` on to one of that size of their own, and returns where.
     fn move_tail(&mut self, first: Place, at: usize, size: usize) -> Option<Place> {
-        let depth = self
-            .view
-            .segment(first)
-            .map_or(0, |(segment, _)| segment.head().depth.load(Relaxed) + to_u32(at));
+        let depth = self.view.segment(first).map_or(0, |(segment, _)| {
+            segment.head().depth.load(Relaxed).saturating_add(to_u32(at))
+        });
         let new_first = self.allocate(size, depth)?;
         self.prepare_like(new_first, first);
         let view = Arc::clone(&self.view);

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::reference::Reference;
 use super::*;
 
+mod snapshots;
 mod threads;
 
 const TIERS: [Tier; 4] = [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote];

@@ -1,0 +1,262 @@
+//! The index as bytes: written at once, and read again by another process.
+//!
+//! Words of 64 bits, the lowest byte first:
+//!
+//! ```text
+//! magic, version, number of segments
+//! segment: blocks | goes on in the next one << 8 | entries << 16 | blocks before it << 32
+//!          its hashes
+//!          entry: slot word << 8 | tier, and the slots of that word that hold all of it
+//!              or 1 << 63 | slot << 8 | tier, and the mask of the blocks that are held
+//! checksum of all words before
+//! ```
+
+use std::error::Error;
+use std::fmt;
+use std::sync::atomic::Ordering::Relaxed;
+
+use dynamo_core::protocol::SequenceHash;
+
+use super::segment::{SEGMENT_BLOCKS, Segment, TIERS, first_blocks, size_for};
+use super::table::Place;
+use super::view::{Lane, View};
+use super::{IndexConfig, PrefixIndex, low_bits};
+use crate::workers::Slot;
+
+/// Why bytes are not taken for an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// They do not begin as a snapshot does.
+    NotASnapshot,
+    /// They are of a version that this code does not know.
+    Version(u64),
+    /// They end too early, or do not end where they should.
+    Length,
+    /// They are not what was written.
+    Checksum,
+    /// They say what no index says; the text names it.
+    Damaged(&'static str),
+    /// The index would be larger than its budget, or than what was read can mean.
+    TooLarge,
+}
+
+impl fmt::Display for SnapshotError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotASnapshot => write!(f, "not a snapshot of a prefix index"),
+            Self::Version(version) => {
+                write!(f, "snapshot of version {version}, known is {VERSION}")
+            }
+            Self::Length => write!(f, "snapshot of a wrong length"),
+            Self::Checksum => write!(f, "snapshot with a wrong checksum"),
+            Self::Damaged(what) => write!(f, "snapshot with a wrong {what}"),
+            Self::TooLarge => write!(f, "snapshot of an index that is too large"),
+        }
+    }
+}
+
+impl Error for SnapshotError {}
+
+impl PrefixIndex {
+    /// Writes down all blocks, and who holds them, by slot.
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut words = vec![MAGIC, VERSION, 0];
+        let slots = self.lanes.slots();
+        let mut segments = self.view.segments().filter(|segment| segment.len() > 0).peekable();
+        while let Some(segment) = segments.next() {
+            let goes_on = segments.peek().is_some_and(|next| segment.goes_on_at(next.first));
+            words[2] += u64::from(write_segment(&self.view, &slots, &segment, goes_on, &mut words));
+        }
+        words.push(checksum(&words));
+        words.into_iter().flat_map(u64::to_le_bytes).collect()
+    }
+
+    /// Reads what [`snapshot`](Self::snapshot) wrote.
+    ///
+    /// No more memory is taken than a small multiple of `bytes`, and than the budget.
+    pub fn restore(config: IndexConfig, bytes: &[u8]) -> Result<Self, SnapshotError> {
+        let mut words = Words::check(bytes)?;
+        let mut index = Self::new(config);
+        let bytes_max = BYTES_MORE + bytes.len().saturating_mul(BYTES_FACTOR);
+        let mut last = None;
+        for _ in 0..words.next()? {
+            last = index.restore_segment(last, &mut words)?;
+            if index.bytes > bytes_max {
+                return Err(SnapshotError::TooLarge);
+            }
+        }
+        if words.0.is_empty() { Ok(index) } else { Err(SnapshotError::Length) }
+    }
+
+    /// Reads a segment; returns its place if the next one is to stand behind it.
+    fn restore_segment(
+        &mut self,
+        before: Option<Place>,
+        words: &mut Words<'_>,
+    ) -> Result<Option<Place>, SnapshotError> {
+        let head = words.next()?;
+        let [blocks, goes_on, low, high, ..] = head.to_le_bytes();
+        let (entries, blocks) = (u16::from_le_bytes([low, high]), usize::from(blocks));
+        if !(1..=SEGMENT_BLOCKS).contains(&blocks) || goes_on > 1 {
+            return Err(SnapshotError::Damaged("length of a run"));
+        }
+        if !self.has_room(blocks) {
+            return Err(SnapshotError::TooLarge);
+        }
+        let depth = low_bits(head >> 32);
+        let first = self.allocate(size_for(blocks), depth).ok_or(SnapshotError::TooLarge)?;
+        let mut hashes = [SequenceHash(0); SEGMENT_BLOCKS];
+        for hash in &mut hashes[..blocks] {
+            hash.0 = words.next()?;
+        }
+        if self.put(first, &hashes[..blocks]) < blocks {
+            return Err(SnapshotError::Damaged("block that is there twice"));
+        }
+        for _ in 0..entries {
+            self.restore_entry(first, first_blocks(blocks), [words.next()?, words.next()?])?;
+        }
+        let (segment, _) = self.view.segment(first).ok_or(SnapshotError::TooLarge)?;
+        if self.view.held_by_anyone(&segment) >> (blocks - 1) == 0 {
+            return Err(SnapshotError::Damaged("run of which nobody holds the end"));
+        }
+        self.link(before, first);
+        Ok((goes_on == 1).then_some(first))
+    }
+
+    fn restore_entry(
+        &mut self,
+        first: Place,
+        whole: u64,
+        [what, bits]: [u64; 2],
+    ) -> Result<(), SnapshotError> {
+        let damaged = SnapshotError::Damaged("holder");
+        let tier = usize::from(what.to_le_bytes()[0]);
+        let number = usize::try_from(what << 1 >> 9).map_err(|_| damaged)?;
+        if tier >= TIERS || number >= Slot::COUNT || bits == 0 {
+            return Err(damaged);
+        }
+        if what & PARTIAL != 0 {
+            if bits & !whole != 0 {
+                return Err(SnapshotError::Damaged("mask"));
+            }
+            return self.restore_holder(first, tier, (number, bits)).ok_or(damaged);
+        }
+        super::path::ones(bits)
+            .try_for_each(|bit| self.restore_holder(first, tier, (number * 64 + bit, whole)))
+            .ok_or(damaged)
+    }
+
+    fn restore_holder(
+        &mut self,
+        first: Place,
+        tier: usize,
+        (slot, mask): (usize, u64),
+    ) -> Option<()> {
+        let slot = Slot::from_index(slot)?;
+        let number = self.lanes.get(slot).unwrap_or_else(|| self.take_lane(slot));
+        self.cover(Lane { number, tier }, first, mask);
+        Some(())
+    }
+}
+
+/// Writes a segment as far as anyone holds it that counts; tells whether there is anything.
+fn write_segment(
+    view: &View,
+    slots: &[Option<Slot>],
+    segment: &Segment<'_>,
+    goes_on: bool,
+    words: &mut Vec<u64>,
+) -> bool {
+    let slot_of = |lane: usize| Some(slots.get(lane).copied().flatten()?.index());
+    let mut entries: Vec<[u64; 2]> = Vec::new();
+    for (tier, word, bits) in segment.planes() {
+        let begun = entries.len();
+        for slot in super::path::ones(bits).filter_map(|bit| slot_of(word * 64 + bit)) {
+            let what = (slot as u64 / 64) << 8 | tier as u64;
+            match entries[begun..].iter_mut().find(|entry| entry[0] == what) {
+                Some(entry) => entry[1] |= 1 << (slot % 64),
+                None => entries.push([what, 1 << (slot % 64)]),
+            }
+        }
+    }
+    let mut held = if entries.is_empty() { 0 } else { first_blocks(segment.len()) };
+    for (_, lane, mask) in view.partials(segment) {
+        if let Some(slot) = slot_of(lane.number as usize) {
+            entries.push([PARTIAL | (slot as u64) << 8 | lane.tier as u64, mask]);
+            held |= mask;
+        }
+    }
+    // What only workers that are gone held is not written.
+    let blocks = SEGMENT_BLOCKS - held.leading_zeros() as usize;
+    let entries_count = entries.len() as u64;
+    if blocks == 0 || entries_count > u64::from(u16::MAX) {
+        return false;
+    }
+    let depth = u64::from(segment.head().depth.load(Relaxed));
+    let goes_on = u64::from(goes_on && blocks == segment.len());
+    words.push(blocks as u64 | goes_on << 8 | entries_count << 16 | depth << 32);
+    words.extend((0..blocks).map(|at| segment.hash(at)));
+    words.extend(entries.into_iter().flatten());
+    true
+}
+
+impl Segment<'_> {
+    /// Tells whether its sequence goes on right behind it.
+    fn goes_on_at(&self, first: Place) -> bool {
+        let next = self.head().next.load(Relaxed);
+        first == self.end() && next == first
+    }
+}
+
+/// The words of a snapshot that are not read yet.
+struct Words<'a>(&'a [[u8; 8]]);
+
+impl<'a> Words<'a> {
+    /// Takes bytes that begin and end as a snapshot does; what is between is left.
+    fn check(bytes: &'a [u8]) -> Result<Self, SnapshotError> {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let mut words = Self(words);
+        if words.next() != Ok(MAGIC) {
+            return Err(SnapshotError::NotASnapshot);
+        }
+        let version = words.next()?;
+        if version != VERSION {
+            return Err(SnapshotError::Version(version));
+        }
+        let (last, before) = bytes.as_chunks::<8>().0.split_last().ok_or(SnapshotError::Length)?;
+        if !rest.is_empty() || words.0.is_empty() {
+            return Err(SnapshotError::Length);
+        }
+        let sum = before.iter().fold(SEED, |sum, word| mix(sum, u64::from_le_bytes(*word)));
+        if sum != u64::from_le_bytes(*last) {
+            return Err(SnapshotError::Checksum);
+        }
+        words.0 = &words.0[..words.0.len() - 1];
+        Ok(words)
+    }
+
+    fn next(&mut self) -> Result<u64, SnapshotError> {
+        let (first, rest) = self.0.split_first().ok_or(SnapshotError::Length)?;
+        self.0 = rest;
+        Ok(u64::from_le_bytes(*first))
+    }
+}
+
+pub(super) fn checksum(words: &[u64]) -> u64 {
+    words.iter().fold(SEED, |sum, word| mix(sum, *word))
+}
+
+/// Each step can be undone if the word is known: whoever changes one word changes the sum.
+fn mix(sum: u64, word: u64) -> u64 {
+    (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31)
+}
+
+const MAGIC: u64 = u64::from_le_bytes(*b"DYNINDEX");
+const VERSION: u64 = 1;
+const SEED: u64 = 0x243f_6a88_85a3_08d3;
+const PARTIAL: u64 = 1 << 63;
+
+/// Bytes of an index per byte of its snapshot, at most, and beside these.
+const BYTES_FACTOR: usize = 64;
+const BYTES_MORE: usize = 64 << 20;
