@@ -18,38 +18,68 @@ pub struct Matches {
     /// Whether any tier but the fastest counts anything.
     has_slower: bool,
     pub(super) path: Path,
+    /// By slot, how much it will hold at least, as far as is known beside the index.
+    expected: Vec<u32>,
+    /// Slots of which anything is expected.
+    expecting: Vec<Slot>,
 }
 
 impl Matches {
     /// Returns how many blocks of the prompt, from the first on, `worker` holds in any tier.
     pub fn depth(&self, worker: Slot) -> usize {
-        self.tiers(worker).iter().sum::<u32>() as usize
+        let expected = self.expected.get(worker.index()).copied().unwrap_or(0);
+        self.found(worker).iter().sum::<u32>().max(expected) as usize
     }
 
     /// Returns how many of these blocks `worker` has in each tier, fastest first; what is in several
     /// counts for the fastest.
     pub fn tiers(&self, worker: Slot) -> [u32; TIERS] {
-        let lane = self.lanes.get(worker.index()).copied().unwrap_or(NONE) as usize;
-        let mut tiers = [0; TIERS];
-        tiers[0] = self.counts[0].get(lane).copied().unwrap_or(0);
-        if self.has_slower {
-            for (blocks, counts) in tiers.iter_mut().zip(&self.counts).skip(1) {
-                *blocks = counts.get(lane).copied().unwrap_or(0);
-            }
-        }
+        let mut tiers = self.found(worker);
+        let expected = self.expected.get(worker.index()).copied().unwrap_or(0);
+        tiers[0] += expected.saturating_sub(tiers.iter().sum());
         tiers
     }
 
     /// Returns the workers that hold at least one block, with their depths.
     pub fn iter(&self) -> impl Iterator<Item = (Slot, usize)> + '_ {
-        let slots = (0..self.lanes.len()).filter_map(Slot::from_index);
+        let slots = (0..self.lanes.len().max(self.expected.len())).filter_map(Slot::from_index);
         slots.map(|slot| (slot, self.depth(slot))).filter(|(_, depth)| *depth > 0)
+    }
+
+    fn found(&self, worker: Slot) -> [u32; TIERS] {
+        let lane = self.lanes.get(worker.index()).copied().unwrap_or(NONE) as usize;
+        let mut found = [0; TIERS];
+        found[0] = self.counts[0].get(lane).copied().unwrap_or(0);
+        if self.has_slower {
+            for (found, counts) in found.iter_mut().zip(&self.counts).skip(1) {
+                *found = counts.get(lane).copied().unwrap_or(0);
+            }
+        }
+        found
+    }
+
+    /// Expects `worker` to hold `depth` blocks at least, in its fastest tier.
+    pub(super) fn expect(&mut self, worker: Slot, depth: usize) {
+        let at = worker.index();
+        self.expected.resize(self.expected.len().max(at + 1), 0);
+        if self.expected[at] == 0 {
+            self.expecting.push(worker);
+        }
+        self.expected[at] = self.expected[at].max(u32::try_from(depth).unwrap_or(u32::MAX));
+    }
+
+    /// Says that nobody holds anything.
+    pub(super) fn clear(&mut self) {
+        self.begin(&Lanes::default());
     }
 
     /// Forgets the last answer.
     pub(super) fn begin(&mut self, lanes: &Lanes) {
         if !Arc::ptr_eq(&self.lanes, &lanes.of_slot) {
             self.lanes = Arc::clone(&lanes.of_slot);
+        }
+        for slot in self.expecting.drain(..) {
+            self.expected[slot.index()] = 0;
         }
         let end = lanes.live.len() * 64;
         for counts in self.counts.iter_mut().skip(if self.has_slower { 0 } else { TIERS - 1 }) {

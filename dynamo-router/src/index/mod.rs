@@ -20,6 +20,7 @@
 //! | `store`, `remove`, `spare` | what the writer does |
 //! | `budget` | how much memory it may take |
 //! | `snapshot` | the index as bytes |
+//! | `provisional` | what was just sent where |
 
 mod budget;
 mod coverage;
@@ -27,6 +28,7 @@ mod find;
 mod lanes;
 mod matches;
 mod path;
+mod provisional;
 mod remove;
 mod segment;
 mod snapshot;
@@ -48,6 +50,7 @@ pub use find::PrefixReader;
 use lanes::LaneBook;
 pub use matches::Matches;
 use path::tier_index;
+pub use provisional::ProvisionalCoverage;
 use remove::Sweep;
 pub use snapshot::SnapshotError;
 use spare::Spare;
