@@ -20,8 +20,10 @@
 //! | `store`, `remove`, `spare` | what the writer does |
 //! | `budget` | how much memory it may take |
 //! | `snapshot` | the index as bytes |
+//! | `approximate` | for engines that do not say what they hold |
 //! | `provisional` | what was just sent where |
 
+mod approximate;
 mod budget;
 mod coverage;
 mod find;
@@ -44,6 +46,7 @@ use std::sync::atomic::Ordering;
 use arc_swap::ArcSwap;
 use dynamo_core::protocol::{SequenceHash, Tier};
 
+pub use approximate::{ApproximateIndex, ApproximateReader};
 pub use budget::IndexConfig;
 use coverage::Partials;
 pub use find::PrefixReader;
