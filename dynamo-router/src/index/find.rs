@@ -111,21 +111,16 @@ fn pass(
     hashes: &[SequenceHash],
     matches: &mut Matches,
 ) -> usize {
-    let quick = segment.version().and_then(|version| {
+    let read = segment.read(|| {
         let count = segment.matching(offset, hashes);
-        let is_all = count == 0 || matches.path.goes_on(segment) && segment.is_still(version);
-        is_all.then_some(count)
+        let goes_on = count == 0 || matches.path.goes_on(segment);
+        if !goes_on {
+            matches.path.read(view, segment);
+        }
+        (count, goes_on)
     });
-    if let Some(count) = quick {
-        return count;
-    }
-    let count = segment.read(|| {
-        matches.path.goes_on(segment);
-        matches.path.read(view, segment);
-        segment.matching(offset, hashes)
-    });
-    let count = count.unwrap_or(0);
-    if count > 0 {
+    let (count, goes_on) = read.unwrap_or((0, true));
+    if !goes_on {
         matches.pass(Stretch { offset, count, depth });
     }
     count

@@ -267,13 +267,13 @@ impl<'a> Segment<'a> {
     }
 
     /// Returns its version; `None` while it is written to.
-    pub(super) fn version(&self) -> Option<u32> {
+    fn version(&self) -> Option<u32> {
         let version = self.head().version.load(Ordering::Acquire);
         version.is_multiple_of(2).then_some(version)
     }
 
     /// Tells whether all that was read since it had that version belongs together.
-    pub(super) fn is_still(&self, version: u32) -> bool {
+    fn is_still(&self, version: u32) -> bool {
         fence(Ordering::Acquire);
         self.head().version.load(Ordering::Relaxed) == version
     }
@@ -281,6 +281,7 @@ impl<'a> Segment<'a> {
     /// Reads what belongs together.
     ///
     /// Who reads waits for nobody: after a few attempts the answer is `None`.
+    #[inline]
     pub(super) fn read<T>(&self, mut read: impl FnMut() -> T) -> Option<T> {
         for _ in 0..ATTEMPTS {
             if let Some(version) = self.version() {

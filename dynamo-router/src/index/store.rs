@@ -153,15 +153,15 @@ impl PrefixIndex {
     fn part(&mut self, last: Place) -> bool {
         self.bury(last);
         let Some((segment, offset)) = self.view.segment(last) else { return false };
-        if offset >= segment.len() {
-            return false;
+        let (first, len) = (segment.first, segment.len());
+        if offset + 1 < len {
+            if self.move_tail(first, offset + 1, size_for(len - offset - 1)).is_none() {
+                return false;
+            }
+            // Perhaps nobody holds what was before.
+            self.trim(first);
         }
-        let first = segment.first;
-        if offset + 1 < segment.len() {
-            let size = size_for(segment.len() - offset - 1);
-            return self.move_tail(first, offset + 1, size).is_some();
-        }
-        true
+        self.view.segment(last).is_some_and(|(segment, offset)| offset < segment.len())
     }
 
     /// Returns the segment that ends with `last` if blocks that only this lane holds may be appended to

@@ -52,7 +52,7 @@ fn write(mut index: PrefixIndex, cleared: &AtomicUsize) -> PrefixIndex {
 }
 
 /// Times that the workers are replaced.
-const GENERATIONS: usize = 100;
+const GENERATIONS: usize = 30;
 
 #[test]
 fn readers_see_nothing_that_was_never_true() {
