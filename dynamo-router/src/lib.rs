@@ -45,8 +45,8 @@
 //! | [`router`] | the recipe: find, filter, score, pick, reserve |
 //! | [`index`] | who holds which prefix |
 //! | [`events`] | what feeds the index: order, gaps, restarts |
-//! | [`load`] | what is booked on whom, until the stream ends, and what workers report |
-//! | [`choose`] | the one formula, and the explanation |
+//! | [`load`] | what is booked on whom, here and by other routers, until the stream ends; what workers report |
+//! | [`choose`] | the one formula, sessions that stay, and the explanation |
 //! | [`queue`] | who waits when all workers are busy |
 //! | [`disagg`] | [`PrefillDecode`]: an engine over two pools |
 #![forbid(unsafe_code)]

@@ -75,11 +75,12 @@ fn with_ucx(folder: &Path, model: Option<&Path>) -> Result<()> {
 }
 
 /// What a newcomer runs first has to run.
-const EXAMPLES: [&str; 7] = [
+const EXAMPLES: [&str; 8] = [
     "hello_graph",
     "streaming_and_cancel",
     "middleware",
     "kv_routing",
+    "queued_routing",
     "block_lifecycle",
     "kv_tiers",
     "transfer_memory",

@@ -23,7 +23,8 @@ pub struct ExchangeConfig {
     /// Has to grow with each start of a router that keeps its number. Otherwise the others take it
     /// for late news until they have forgotten the one before.
     pub epoch: u64,
-    /// The time from one message to the next while what is booked changes; 1 ms at least.
+    /// The time from one message to the next while what is booked changes; 1 ms at least. A message
+    /// has about twenty bytes for each worker that anything is booked on.
     pub interval: Duration,
     /// How long the others count what this router has said last; while nothing changes it says so
     /// four times in that time. 40 ms at least.

@@ -38,7 +38,8 @@ pub struct QueueConfig {
     pub entries_max: usize,
     /// Prompt tokens of all that wait, together; a single request may have more.
     pub prompt_tokens_max: usize,
-    /// Requests of one tenant that may wait.
+    /// Requests of one tenant that may wait. By default as many as of all: where tenants are to be
+    /// treated alike it should be less, or one of them takes all the room.
     pub tenant_entries_max: usize,
     /// How long a request may wait, if its deadline is not earlier.
     pub wait_max: Duration,

@@ -11,6 +11,35 @@ use crate::router::{Decision, KvRouter};
 /// asks it, and learns its speed from the first item of its answer; cheap to clone.
 ///
 /// What provably was not started is tried again with another worker.
+///
+/// # Examples
+/// ```
+/// use std::sync::Arc;
+///
+/// use dynamo_core::protocol::{BlockSize, CacheNamespace, GenerateRequest, Sampling};
+/// use dynamo_core::time::SystemClock;
+/// use dynamo_core::{Context, Engine, Priority, ResponseStream, Result, Runtime, engine_fn};
+/// use dynamo_router::{KvRouter, QueueConfig, QueuePolicy, QueuedPool, RouterConfig};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<()> {
+/// let endpoint = Runtime::in_process().namespace("demo")?.component("llm")?.endpoint("generate")?;
+/// let worker = engine_fn(|ctx: Context, request: GenerateRequest| async move {
+///     Ok(ResponseStream::from_items(&ctx, [request.token_ids.len()]))
+/// });
+/// let _serving = endpoint.serve(worker).await?;
+///
+/// let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+/// let config = QueueConfig::default().with_policy(QueuePolicy::Wspt).with_room(1_000, 4_000_000);
+/// let pool = QueuedPool::new(endpoint.client().await?, router, config);
+///
+/// let (namespace, prompt) = (CacheNamespace::model("m"), vec![1, 2, 3]);
+/// let request = GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default());
+/// let urgent = Context::new().with_priority(Priority::HIGHEST);
+/// assert_eq!(pool.generate(urgent, request).await?.collect().await?, [3]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct QueuedPool<Resp> {
     client: Client<GenerateRequest, Resp>,
     router: QueuedRouter,

@@ -199,7 +199,7 @@ impl Shared {
         let _ = self.router.set_workers(&(self.candidates)());
     }
 
-    /// Returns the workers that are busy, unless all of them are.
+    /// Returns the workers that are busy, in order, unless all of them are.
     fn look(&self, state: &mut State) -> Option<Vec<WorkerId>> {
         let (mut busy, mut count) = (Vec::new(), 0);
         self.router.each_queue(|worker, load, queue_s| {
@@ -210,7 +210,7 @@ impl Shared {
             count += 1;
         });
         if state.busy.count() > busy.len() {
-            state.busy.retain(|worker| busy.contains(&worker));
+            state.busy.retain(|worker| busy.binary_search(&worker).is_ok());
         }
         // Where there is no worker nobody waits for one: that is another error.
         (count == 0 || busy.len() < count).then_some(busy)

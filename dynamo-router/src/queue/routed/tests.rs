@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -244,6 +244,29 @@ async fn workers_that_join_are_seen_and_without_any_nobody_waits() {
     count.store(0, Ordering::Relaxed);
     router.look_again();
     assert_eq!(waits.await.unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_panic_while_others_are_routed_leaves_the_queue_to_the_next_who_looks() {
+    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let panics = Arc::new(AtomicBool::new(false));
+    let armed = Arc::clone(&panics);
+    let candidates = move || -> Arc<[Instance]> {
+        assert!(!armed.load(Ordering::Relaxed), "who tells the workers fails");
+        Arc::new([instance(1)])
+    };
+    let router = QueuedRouter::new(router, candidates, config());
+    let (ctx, prompt) = (Context::new(), request(64));
+    let taken = fill(&router);
+    let mut waits = Box::pin(router.route(&ctx, &prompt, &[]));
+    assert!(poll!(&mut waits).is_pending());
+    panics.store(true, Ordering::Relaxed);
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(taken))).unwrap_err();
+    panics.store(false, Ordering::Relaxed);
+    assert_eq!(router.stats().waiting, 1);
+    router.look_again();
+    drop(waits.now_or_never().unwrap().unwrap());
+    assert_at_rest(&router);
 }
 
 /// Routes a request and lets it go, loses patience, is killed or is dropped; returns which.
