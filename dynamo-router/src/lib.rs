@@ -49,6 +49,7 @@
 //! | [`choose`] | the one formula, sessions that stay, and the explanation |
 //! | [`queue`] | who waits when all workers are busy |
 //! | [`disagg`] | [`PrefillDecode`]: an engine over two pools |
+//! | `testing` | a simulated fleet that replays traces (feature `test-util`) |
 #![forbid(unsafe_code)]
 
 pub mod choose;
@@ -58,6 +59,8 @@ pub mod index;
 pub mod load;
 pub mod queue;
 pub mod router;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
 mod workers;
 
 pub use choose::{

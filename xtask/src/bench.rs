@@ -23,6 +23,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
                     setup::packages()?;
                     "; half an hour the first time"
                 }
+                REPLAY => "; ten minutes the first time",
                 _ => "",
             };
             step(&format!("building {name} and its peers (release{how_long})"));
@@ -57,7 +58,9 @@ fn usage() -> String {
 }
 
 /// Those with peers, which are no part of the workspace.
-const PEERS: [&str; 3] = ["kv", REQUEST_PLANE, TRANSFER];
+const PEERS: [&str; 4] = ["kv", REPLAY, REQUEST_PLANE, TRANSFER];
+
+const REPLAY: &str = "replay";
 
 const REQUEST_PLANE: &str = "request-plane";
 

@@ -145,6 +145,18 @@ impl PromptBlocks {
         Self { block_size, local, sequence }
     }
 
+    /// Chains blocks whose content is hashed already, as a trace tells them.
+    ///
+    /// No namespace is mixed in: whoever hashed the content has done that, or has none.
+    pub fn from_local(block_size: BlockSize, local: Vec<LocalHash>) -> Self {
+        let chained = local.iter().scan(None, |parent, &local| {
+            *parent = Some(SequenceHash::chain(*parent, local));
+            *parent
+        });
+        let sequence = chained.collect();
+        Self { block_size, local, sequence }
+    }
+
     /// Returns how many tokens a block holds.
     pub fn block_size(&self) -> BlockSize {
         self.block_size
@@ -229,6 +241,7 @@ mod tests {
             let shared =
                 ha.sequence().iter().zip(hb.sequence()).take_while(|(x, y)| x == y).count();
             prop_assert_eq!(shared, common);
+            prop_assert_eq!(PromptBlocks::from_local(ha.block_size(), ha.local().to_vec()), ha);
         }
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct Columns {
     pub(crate) eligible: Positions,
     /// Prompt tokens that a worker has.
     pub(crate) cached_tokens: Vec<usize>,
+    /// What it takes to bring up what a worker has below its fastest tier, in seconds.
+    pub(crate) up_s: Vec<f64>,
     /// What the labels that a worker lacks cost, in seconds.
     pub(crate) lacking_s: Vec<f64>,
     pub(super) scores: Vec<Score>,
@@ -60,6 +62,9 @@ pub(super) struct Score {
     pub(super) total_s: f64,
     pub(super) queue_s: f64,
     pub(super) ttft_s: f64,
+    /// With what the labels cost that it lacks.
+    pub(super) reach_s: f64,
+    pub(super) is_idle: bool,
     /// What it was computed from.
     pub(super) booked: Booked,
 }
@@ -71,6 +76,8 @@ impl Columns {
         self.eligible.resize(count.div_ceil(64), 0);
         self.cached_tokens.clear();
         self.cached_tokens.resize(count, 0);
+        self.up_s.clear();
+        self.up_s.resize(count, 0.0);
         self.lacking_s.clear();
         self.lacking_s.resize(count, 0.0);
         self.scores.clear();
@@ -78,21 +85,22 @@ impl Columns {
 
     /// Computes what each worker would cost.
     pub(crate) fn score(&mut self, view: &View<'_>, asked: &Asked) {
-        let Self { eligible, cached_tokens, lacking_s, scores, .. } = self;
-        let rows = view.fleet.seats().iter().zip(cached_tokens).zip(lacking_s).enumerate();
-        scores.extend(rows.map(|(position, ((seat, cached_tokens), lacking_s))| {
-            match is_in(eligible, position) {
-                true => score(view, asked, seat, *cached_tokens, *lacking_s),
+        let Self { eligible, cached_tokens, up_s, lacking_s, scores, .. } = self;
+        let rows = view.fleet.seats().iter().zip(cached_tokens).zip(up_s.iter().zip(lacking_s));
+        scores.extend(rows.enumerate().map(
+            |(position, ((seat, cached_tokens), (up_s, lacking_s)))| match is_in(eligible, position)
+            {
+                true => score(view, asked, seat, (*cached_tokens, *up_s), *lacking_s),
                 false => Score::NONE,
-            }
-        }));
+            },
+        ));
     }
 
     /// Computes anew what the worker at `position`, who may be chosen, would cost.
     pub(crate) fn score_again(&mut self, view: &View<'_>, asked: &Asked, position: usize) {
         let seat = &view.fleet.seats()[position];
-        let (cached_tokens, lacking_s) = (self.cached_tokens[position], self.lacking_s[position]);
-        self.scores[position] = score(view, asked, seat, cached_tokens, lacking_s);
+        let cached = (self.cached_tokens[position], self.up_s[position]);
+        self.scores[position] = score(view, asked, seat, cached, self.lacking_s[position]);
     }
 
     /// Returns what was booked at `position` when it was scored.
@@ -116,14 +124,16 @@ impl Columns {
         position: usize,
     ) -> CandidateCost {
         let (seat, cached_tokens) = (&view.fleet.seats()[position], self.cached_tokens[position]);
-        let (load, Cost { queue_s, ttft_s, harm_s }) =
-            cost_at(view, asked, seat, self.booked(position), cached_tokens);
+        let cached = (cached_tokens, self.up_s[position]);
+        let (load, Cost { queue_s, up_s, ttft_s, harm_s }) =
+            cost_at(view, asked, seat, self.booked(position), cached);
         CandidateCost {
             worker: seat.worker(),
             cached_tokens,
             new_tokens: asked.prompt_tokens - cached_tokens,
             load,
             queue_s,
+            up_s,
             ttft_s,
             harm_s,
             lacking_s: self.lacking_s[position],
@@ -169,6 +179,8 @@ impl Score {
         total_s: f64::INFINITY,
         queue_s: f64::INFINITY,
         ttft_s: f64::INFINITY,
+        reach_s: f64::INFINITY,
+        is_idle: false,
         booked: Booked::NOTHING,
     };
 }
@@ -178,16 +190,17 @@ fn score(
     view: &View<'_>,
     asked: &Asked,
     seat: &Seat,
-    cached_tokens: usize,
+    cached: (usize, f64),
     lacking_s: f64,
 ) -> Score {
     let booked = seat.load.booked();
-    if booked.plus(asked.claim(cached_tokens)).is_none() {
+    if booked.plus(asked.claim(cached.0)).is_none() {
         return Score::NONE;
     }
-    let (_, cost) = cost_at(view, asked, seat, booked, cached_tokens);
+    let (load, cost) = cost_at(view, asked, seat, booked, cached);
     let total_s = cost.total_s(view.model) + lacking_s;
-    Score { total_s, queue_s: cost.queue_s, ttft_s: cost.ttft_s, booked }
+    let (Cost { queue_s, ttft_s, .. }, is_idle) = (cost, load.requests == 0);
+    Score { total_s, queue_s, ttft_s, reach_s: ttft_s + lacking_s, is_idle, booked }
 }
 
 /// Gathers what is known of a worker, on which `booked` is booked, and applies the formula.
@@ -197,7 +210,7 @@ fn cost_at(
     asked: &Asked,
     seat: &Seat,
     booked: Booked,
-    cached_tokens: usize,
+    (cached_tokens, up_s): (usize, f64),
 ) -> (Load, Cost) {
     let load = seat.load.load(booked, view.now, view.report_max_ns);
     let speed = &seat.load.speed;
@@ -210,6 +223,7 @@ fn cost_at(
         busy_s: if load.waiting() == 0 { 0.0 } else { speed.busy_s(view.now) },
         step_s_per_token: view.paced.step_s_per_token,
         output_tokens: view.paced.output_tokens,
+        up_s,
     };
     let tokens = (cached_tokens, asked.prompt_tokens - cached_tokens);
     (load, cost(view.model, &known, tokens, asked.work))

@@ -13,6 +13,9 @@ pub struct CostModel {
     pub prefill_s_per_token: f64,
     /// Time to fetch the KV of one token from a peer (at 128 KiB per token over 25 GB/s).
     pub fetch_s_per_token: f64,
+    /// Time to bring the KV of one token up from host memory, from a disk, and from further away (at
+    /// 128 KiB per token over 25, 6 and 2.5 GB/s). What is computed sooner is not waited for.
+    pub tier_s_per_token: [f64; 3],
     /// What one more token in the cache adds to the time of a step, until answers have shown it
     /// (at 128 KiB per token from memory of 3.35 TB/s).
     pub step_s_per_token: f64,
@@ -24,8 +27,11 @@ pub struct CostModel {
     /// How many times as much it weighs for those who wait for their first token. A stall that comes
     /// right behind it is long beside an answer that is short, and many are.
     pub waiting_weight: f64,
-    /// No worker is chosen whose queue is longer than the shortest one by more than this.
-    pub queue_excess_max_s: f64,
+    /// No busy worker is chosen whose first token would come later than the soonest by more than this
+    /// share of it, and by `ttft_excess_s`.
+    pub ttft_excess_ratio: f64,
+    /// The time that goes with `ttft_excess_ratio`.
+    pub ttft_excess_s: f64,
 }
 
 impl Default for CostModel {
@@ -33,11 +39,13 @@ impl Default for CostModel {
         Self {
             prefill_s_per_token: 1.0 / 10_000.0,
             fetch_s_per_token: 131_072.0 / 25e9,
+            tier_s_per_token: [131_072.0 / 25e9, 131_072.0 / 6e9, 131_072.0 / 2.5e9],
             step_s_per_token: 131_072.0 / 3.35e12,
             output_tokens: 256.0,
             harm_weight: 0.1,
             waiting_weight: 3.0,
-            queue_excess_max_s: 30.0,
+            ttft_excess_ratio: 0.02,
+            ttft_excess_s: 0.02,
         }
     }
 }
@@ -64,6 +72,8 @@ pub(crate) struct Known {
     pub(crate) busy_s: f64,
     pub(crate) step_s_per_token: f64,
     pub(crate) output_tokens: f64,
+    /// What it takes to bring up what it has cached below its fastest tier.
+    pub(crate) up_s: f64,
 }
 
 /// What choosing one worker would cost.
@@ -79,7 +89,9 @@ pub struct CandidateCost {
     pub load: Load,
     /// Time until its queue is empty, in seconds.
     pub queue_s: f64,
-    /// Time until the request's first token there, its queue included, in seconds.
+    /// Time to bring up what it holds below its fastest tier, in seconds.
+    pub up_s: f64,
+    /// Time until the request's first token there, all of that included, in seconds.
     pub ttft_s: f64,
     /// Delay that the requests there and this one would cause each other after their first tokens,
     /// all together, in seconds.
@@ -91,8 +103,8 @@ pub struct CandidateCost {
 impl CandidateCost {
     /// Returns what is minimised, in seconds.
     pub fn total_s(&self, model: &CostModel) -> f64 {
-        let Self { queue_s, ttft_s, harm_s, .. } = *self;
-        Cost { queue_s, ttft_s, harm_s }.total_s(model) + self.lacking_s
+        let Self { queue_s, up_s, ttft_s, harm_s, .. } = *self;
+        Cost { queue_s, up_s, ttft_s, harm_s }.total_s(model) + self.lacking_s
     }
 }
 
@@ -100,8 +112,19 @@ impl CandidateCost {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Cost {
     pub(crate) queue_s: f64,
+    pub(crate) up_s: f64,
     pub(crate) ttft_s: f64,
     pub(crate) harm_s: f64,
+}
+
+impl CostModel {
+    /// Returns what it takes to bring up blocks of so many tokens each, which are in these tiers, the
+    /// fastest first, in seconds.
+    pub(crate) fn up_s(&self, tiers: [u32; 4], block_tokens: usize) -> f64 {
+        let below = tiers[1..].iter().zip(self.tier_s_per_token);
+        below.map(|(blocks, s_per_token)| f64::from(*blocks) * s_per_token).sum::<f64>()
+            * block_tokens as f64
+    }
 }
 
 impl Cost {
@@ -114,7 +137,7 @@ impl Cost {
 ///
 /// ```text
 /// queue = queued · prefill, less what has passed of its head
-/// ttft  = queue + new · prefill                      (or new · fetch)
+/// ttft  = queue + up + new · prefill                 (or new · fetch)
 /// harm  = (decoding + 3 · waiting) · new · prefill    (nothing if fetched)
 ///       + ½ · output · step · (requests · own + context)      (nothing if another decodes)
 /// ```
@@ -148,5 +171,7 @@ pub(crate) fn cost(
     let attended = load.requests as f64 * own + known.context_tokens as f64;
     let slower_s = known.step_s_per_token * output_tokens / 2.0;
     let harm_s = stalled * stop_s + attended * slower_s;
-    Cost { queue_s, ttft_s: queue_s + work_s, harm_s }
+    // What comes up later than it is computed is computed.
+    let up_s = known.up_s.min(cached_tokens as f64 * prefill_s_per_token);
+    Cost { queue_s, up_s, ttft_s: queue_s + up_s + work_s, harm_s }
 }

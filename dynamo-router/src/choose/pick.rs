@@ -5,17 +5,20 @@ use super::cost::CostModel;
 
 /// Chooses a position: the cheapest, at random among those that cost almost the same.
 ///
-/// Workers whose queue is far longer than the shortest one are left out first, whatever they
-/// have cached: affinity never builds a queue without bound. `random` is only drawn from if there
-/// is more than one to choose among.
+/// Those whose first token would come much later than the soonest are left out first, however little
+/// they harm: kindness to others is never paid for with a wait without bound. An idle worker is not: it
+/// waits for nobody, and one that never gets a request never has a prefix to get one for. `random` is
+/// only drawn from if there is more than one to choose among.
 pub(crate) fn pick(
     model: &CostModel,
     columns: &mut Columns,
     random: impl FnOnce() -> Random,
 ) -> Option<usize> {
     let Columns { scores, near, .. } = columns;
-    let queue_max = least(scores, |score| score.queue_s) + model.queue_excess_max_s;
-    let total = |score: &Score| if score.queue_s <= queue_max { score.total_s } else { ENDLESS };
+    let soonest = least(scores, |score| score.reach_s);
+    let latest = soonest * (1.0 + model.ttft_excess_ratio) + model.ttft_excess_s;
+    let is_eligible = |score: &Score| score.is_idle || score.reach_s <= latest;
+    let total = |score: &Score| if is_eligible(score) { score.total_s } else { ENDLESS };
     let best = least(scores, total);
     if best == ENDLESS {
         return None;
@@ -77,11 +80,12 @@ mod tests {
                 busy_s: 0.0,
                 step_s_per_token: model.step_s_per_token,
                 output_tokens: model.output_tokens,
+                up_s: 0.0,
             };
             let cost = cost(model, &known, (0, new), Work::Full);
-            let Cost { queue_s, ttft_s, .. } = cost;
-            let total_s = cost.total_s(model);
-            columns.scores.push(Score { total_s, queue_s, ttft_s, booked: Booked::NOTHING });
+            let (Cost { queue_s, ttft_s, .. }, total_s) = (cost, cost.total_s(model));
+            let (reach_s, is_idle, booked) = (ttft_s, decoding == 0, Booked::NOTHING);
+            columns.scores.push(Score { total_s, queue_s, ttft_s, reach_s, is_idle, booked });
         }
         columns
     }
@@ -101,17 +105,26 @@ mod tests {
 
     #[test]
     fn harm_to_requests_that_decode_there_counts() {
-        assert_eq!(picks(&CostModel::default(), &[(0, 32, 1000), (0, 0, 1000)]), [Some(1)].into());
+        let model = CostModel::default();
+        assert_eq!(picks(&model, &[(0, 32, 1000), (0, 0, 1000)]), [Some(1)].into());
+        // Even for a first token that comes a little later.
+        assert_eq!(picks(&model, &[(0, 32, 1000), (100, 1, 1000)]), [Some(1)].into());
     }
 
     #[test]
-    fn no_cached_prefix_is_worth_a_queue_without_bound() {
-        let model = CostModel { queue_excess_max_s: 1.0, ..CostModel::default() };
-        // The holder would be faster, yet it is behind the shortest queue by more than a second.
-        let workers = [(20_000, 0, 0), (0, 0, 100_000)];
+    fn a_cold_idle_worker_relieves_the_holders_of_a_hot_prefix() {
+        let model = CostModel::default();
+        assert_eq!(picks(&model, &[(0, 24, 1000), (0, 0, 3000)]), [Some(1)].into());
+        assert_eq!(picks(&model, &[(0, 24, 1000), (0, 1, 3000)]), [Some(0)].into());
+    }
+
+    #[test]
+    fn no_kindness_to_others_is_worth_a_wait_without_bound() {
+        let model = CostModel::default();
+        let workers = [(0, 200, 10_000), (1_000, 1, 10_000)];
         let columns = columns(&model, &workers);
-        assert!(columns.scores[0].total_s < columns.scores[1].total_s);
-        assert_eq!(picks(&model, &workers), [Some(1)].into());
+        assert!(columns.scores[0].total_s > 2.0 * columns.scores[1].total_s);
+        assert_eq!(picks(&model, &workers), [Some(0)].into());
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Journey {
         usage: &Usage,
     ) {
         let (router, block_size) = (&self.pool(role).router, request.blocks.block_size());
-        router.observe_usage(decision.worker, decision.cached_tokens, block_size, usage);
+        router.observe_usage(decision.worker, decision.indexed_tokens, block_size, usage);
     }
 
     /// Notes something in the report.

@@ -46,6 +46,16 @@ impl Matches {
         slots.map(|slot| (slot, self.depth(slot))).filter(|(_, depth)| *depth > 0)
     }
 
+    /// Returns how many of these blocks the index knows of, by what the worker said itself.
+    pub fn indexed(&self, worker: Slot) -> usize {
+        self.found(worker).iter().sum::<u32>() as usize
+    }
+
+    /// Tells whether anything is in a tier but the fastest.
+    pub(crate) fn is_tiered(&self) -> bool {
+        self.has_slower
+    }
+
     fn found(&self, worker: Slot) -> [u32; TIERS] {
         let lane = self.lanes.get(worker.index()).copied().unwrap_or(NONE) as usize;
         let mut found = [0; TIERS];

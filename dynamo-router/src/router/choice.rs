@@ -20,6 +20,8 @@ pub struct Decision {
     pub worker: WorkerId,
     /// Prompt tokens that the worker is expected to have cached.
     pub cached_tokens: usize,
+    /// Those of them that the worker has said it has; the rest was sent there a moment ago.
+    pub indexed_tokens: usize,
     /// The costs that led there.
     pub explain: RouteExplain,
     /// The load booked on the worker; keep it in the response stream.
@@ -47,12 +49,18 @@ impl KvRouter {
         self.0.scratches.lend(|scratch| {
             let Scratch { matches, columns } = scratch;
             columns.reset(fleet.seats().len());
-            self.0.index.find(request.blocks.sequence(), matches);
-            let block_tokens = request.blocks.block_size().tokens();
+            let hashes = request.blocks.sequence();
+            self.0.index.find(hashes, matches);
+            let sent_at = self.0.common.at(view.now);
+            self.0.common.provisional.iter().for_each(|sent| sent.expect(hashes, sent_at, matches));
             for (slot, depth) in matches.iter() {
                 if let Some(position) = fleet.position(slot) {
-                    let cached = (depth * block_tokens).min(asked.reusable_tokens);
+                    let cached = (depth * asked.block_tokens).min(asked.reusable_tokens);
                     columns.cached_tokens[position] = cached;
+                    if matches.is_tiered() {
+                        let up_s = self.0.cost.up_s(matches.tiers(slot), asked.block_tokens);
+                        columns.up_s[position] = up_s;
+                    }
                 }
             }
             constraints.mark(fleet, columns);
@@ -66,8 +74,10 @@ impl KvRouter {
                 .reserve(&view, &asked, scratch, kept.map(|(home, _)| home))
                 .ok_or_else(|| refusal(fleet, constraints, &scratch.columns.eligible))?;
             if let Some(session) = constraints.session {
-                self.affinity().bind(session, decision.worker, self.0.common.clock.now());
+                self.affinity().bind(session, decision.worker, sent_at);
             }
+            let slot = decision.booking.seat().slot();
+            self.0.common.provisional.iter().for_each(|sent| sent.note(hashes, slot, sent_at));
             Ok(decision)
         })
     }
@@ -97,7 +107,7 @@ impl KvRouter {
         scratch: &mut Scratch,
         kept: Option<usize>,
     ) -> Option<Decision> {
-        let columns = &mut scratch.columns;
+        let Scratch { matches, columns } = scratch;
         let random = || Random::new(self.0.random.fetch_add(RANDOM_STEP, Ordering::Relaxed));
         for turn in 0..TURNS_MAX {
             let position = match kept.filter(|kept| columns.is_within(*kept, f64::INFINITY)) {
@@ -124,10 +134,12 @@ impl KvRouter {
                 false => Vec::new(),
             };
             let rivals = columns.rivals(position);
+            let indexed = matches.indexed(seat.slot()) * asked.block_tokens;
             let prompt_tokens = asked.prompt_tokens;
             return Some(Decision {
                 worker: chosen.worker,
                 cached_tokens: chosen.cached_tokens,
+                indexed_tokens: indexed.min(chosen.cached_tokens),
                 explain: RouteExplain { prompt_tokens, chosen, rivals, others },
                 booking: Booking::new(seat, claim, asked.block_tokens, view.now),
                 prefill_tokens: claim.prefill_tokens as usize,

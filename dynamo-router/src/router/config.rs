@@ -16,6 +16,10 @@ pub struct RouterConfig {
     pub lease: Duration,
     /// How old a worker's report may be; what it says counts less and less until then.
     pub report_max: Duration,
+    /// How long a worker is expected to have, or get, the blocks of a prompt that was sent to it and
+    /// that it has not said it has: so that a burst of one prefix does not scatter before the first
+    /// event. `None` where nothing is expected.
+    pub provisional_ttl: Option<Duration>,
     /// How requests of one session stay together.
     pub affinity: AffinityConfig,
 }
@@ -30,6 +34,8 @@ impl Default for RouterConfig {
             lease: Duration::from_secs(60),
             // Several of the intervals at which engines report, which are a second or so.
             report_max: Duration::from_secs(5),
+            // A long prompt is prefilled by then, behind others.
+            provisional_ttl: Some(Duration::from_secs(10)),
             affinity: AffinityConfig::default(),
         }
     }
@@ -68,6 +74,13 @@ impl RouterConfig {
     #[must_use]
     pub fn with_report_max(mut self, report_max: Duration) -> Self {
         self.report_max = report_max;
+        self
+    }
+
+    /// Expects blocks for `ttl` where their prompt was sent, or not at all.
+    #[must_use]
+    pub fn with_provisional_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.provisional_ttl = ttl.into();
         self
     }
 

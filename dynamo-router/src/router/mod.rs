@@ -23,7 +23,7 @@ pub use constraints::{Constraints, Preference};
 use crate::choose::{CostModel, SessionAffinity, SessionKey};
 use crate::events::Intake;
 use crate::index::PrefixReader;
-use crate::load::{Load, Pace, expire};
+use crate::load::{Load, expire};
 use crate::workers::{Change, Common, Fleet, Members, Seat, as_ns};
 use scratch::Scratches;
 
@@ -72,8 +72,7 @@ pub struct RouterStats {
 impl KvRouter {
     /// Creates a router that knows nothing yet.
     pub fn new(config: RouterConfig, clock: Arc<dyn Clock>) -> Self {
-        let pace = Pace::new(config.cost.step_s_per_token, config.cost.output_tokens);
-        let common = Common::new(clock, pace, config.lease);
+        let common = Common::new(clock, &config);
         let intake = Intake::default();
         Self(Arc::new(Shared {
             cost: config.cost,

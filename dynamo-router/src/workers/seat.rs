@@ -7,7 +7,9 @@ use dynamo_core::protocol::WorkerId;
 use dynamo_core::time::Clock;
 
 use super::{Slot, Slots};
+use crate::index::ProvisionalCoverage;
 use crate::load::{Pace, Row};
+use crate::router::RouterConfig;
 
 /// A worker's place in a router: its slot, what is booked on it, and how fast it is.
 ///
@@ -25,6 +27,8 @@ impl Seat {
     /// Gives `worker` a seat; `None` if there are no more.
     pub(super) fn take(worker: WorkerId, common: &Arc<Common>) -> Option<Arc<Self>> {
         let slot = common.slots.take()?;
+        let now = common.clock.now();
+        common.provisional.iter().for_each(|sent| sent.forget(slot, now));
         let (load, common) = (Row::default(), Arc::clone(common));
         Some(Arc::new(Self { load, worker, slot, common }))
     }
@@ -56,6 +60,8 @@ pub(crate) struct Common {
     /// How long a booking stays without progress.
     pub(crate) lease: Duration,
     pub(crate) leases_expired_total: AtomicU64,
+    /// What was just sent where.
+    pub(crate) provisional: Option<ProvisionalCoverage>,
     started: Instant,
     slots: Slots,
     listeners: ArcSwap<Vec<Listener>>,
@@ -73,12 +79,15 @@ pub(crate) enum Change {
 }
 
 impl Common {
-    pub(crate) fn new(clock: Arc<dyn Clock>, pace: Pace, lease: Duration) -> Arc<Self> {
+    pub(crate) fn new(clock: Arc<dyn Clock>, config: &RouterConfig) -> Arc<Self> {
+        let started = clock.now();
+        let provisional = config.provisional_ttl.map(|ttl| ProvisionalCoverage::new(ttl, started));
         Arc::new(Self {
-            started: clock.now(),
+            started,
             clock,
-            pace,
-            lease,
+            pace: Pace::new(config.cost.step_s_per_token, config.cost.output_tokens),
+            lease: config.lease,
+            provisional,
             leases_expired_total: AtomicU64::new(0),
             slots: Slots::default(),
             listeners: ArcSwap::default(),
@@ -88,6 +97,11 @@ impl Common {
     /// Returns the time as the tables have it: nanoseconds since the router was made.
     pub(crate) fn now_ns(&self) -> u64 {
         self.ns(self.clock.now())
+    }
+
+    /// Returns the moment that [`now_ns`](Self::now_ns) says.
+    pub(crate) fn at(&self, ns: u64) -> Instant {
+        self.started + Duration::from_nanos(ns)
     }
 
     pub(crate) fn ns(&self, at: Instant) -> u64 {

@@ -8,7 +8,7 @@ use dynamo_core::time::{Clock, SystemClock};
 
 use super::super::*;
 use crate::index::Matches;
-use crate::load::Pace;
+use crate::router::RouterConfig;
 use crate::workers::{Common, Members};
 
 /// How often what goes wrong, in percent.
@@ -56,7 +56,7 @@ pub(super) struct World {
 
 /// Nobody yet.
 pub(super) fn members() -> Members {
-    Members::new(Common::new(Arc::new(SystemClock), Pace::new(0.0, 0.0), Duration::MAX))
+    Members::new(Common::new(Arc::new(SystemClock), &RouterConfig::default()))
 }
 
 impl World {

@@ -1,0 +1,3 @@
+//! What tests and benches of routing share.
+
+pub mod replay;
