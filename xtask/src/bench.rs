@@ -24,6 +24,8 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
                     "; half an hour the first time"
                 }
                 REPLAY => "; ten minutes the first time",
+                // A peer compiles a messaging library in C++ too.
+                ROUTER => "; five minutes the first time",
                 _ => "",
             };
             step(&format!("building {name} and its peers (release{how_long})"));
@@ -58,11 +60,13 @@ fn usage() -> String {
 }
 
 /// Those with peers, which are no part of the workspace.
-const PEERS: [&str; 4] = ["kv", REPLAY, REQUEST_PLANE, TRANSFER];
+const PEERS: [&str; 5] = ["kv", REPLAY, REQUEST_PLANE, ROUTER, TRANSFER];
 
 const REPLAY: &str = "replay";
 
 const REQUEST_PLANE: &str = "request-plane";
+
+const ROUTER: &str = "router";
 
 /// Its peers are no crates.
 const TRANSFER: &str = "transfer";

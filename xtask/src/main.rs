@@ -58,7 +58,7 @@ usage: cargo xtask demo [--processes | --aggregated] [--backend tcp|shm|ucx|memo
        cargo xtask miri     the transfer engine's tests of registered memory and memcpy under Miri, where a nightly toolchain has it
        cargo xtask asan     the transfer engine's tests of memory under AddressSanitizer, where there is a nightly toolchain
        cargo xtask loom     models of slots, pool and load, in every order of their threads
-       cargo xtask bench NAME   our figures beside the peers': kv, replay, request-plane, transfer; what comes of faults and in the long run: faults, soak, transfer-soak; which blocks of a trace are found again: eviction
+       cargo xtask bench NAME   our figures beside the peers': kv, replay, request-plane, router, transfer; what comes of faults and in the long run: faults, soak, transfer-soak; which blocks of a trace are found again: eviction
        cargo xtask device-test   pack the tests and the bench of a GPU for a machine that has one
        cargo xtask setup    install the Debian packages that builds with all features and tests need
        cargo xtask model    fetch the model and print where it is";

@@ -37,6 +37,15 @@ struct Row {
     target: Option<f64>,
 }
 
+impl Row {
+    /// Tells whether what is aimed at was reached, if anything is.
+    fn is_met(&self) -> Option<bool> {
+        let figure = self.ours / self.peer.map_or(1.0, |(_, peer)| peer);
+        let is_lower = self.metric.better == "lower";
+        self.target.map(|target| if is_lower { figure <= target } else { figure >= target })
+    }
+}
+
 impl Table {
     pub fn row(
         &mut self,
@@ -60,13 +69,14 @@ impl Table {
                 row.peer.map_or(String::new(), |(_, peer)| format!("{:.2}", row.ours / peer));
             let bound = if row.metric.better == "lower" { "<=" } else { ">=" };
             let target = row.target.map_or(String::new(), |target| format!("{bound} {target}"));
+            let verdict = row.is_met().map_or("", |is_met| if is_met { "met" } else { "MISSED" });
             let metric = format!("{} [{}]", row.metric.name, row.metric.unit);
             let ours = figure(row.ours);
             let line = format!(
                 "{:<32} {metric:<30} {ours:>10} {peer:>10} {name:<20} {ratio:>6} {target:>6}",
                 row.workload
             );
-            println!("{}", line.trim_end());
+            println!("{}", format!("{line} {verdict}").trim_end());
         }
     }
 
