@@ -178,6 +178,7 @@ impl Intake {
                 state.index.clear(publisher.seat.slot());
             }
         }
+        state.index.sweep();
         self.diagnoses().forget(instance);
     }
 

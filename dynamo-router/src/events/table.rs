@@ -20,6 +20,8 @@ impl Table<'_> {
             Step::Replace(stored) => {
                 self.index.clear(self.slot);
                 stored.iter().for_each(|change| self.apply(change));
+                // As rare as it is long: what it held before may be all that is ever swept.
+                self.index.sweep();
             }
         }
     }

@@ -143,7 +143,7 @@ impl PrefixIndex {
     /// Records that `worker` holds nothing, or is gone.
     ///
     /// No query that starts from here on finds it, however much it held; its memory is given back
-    /// little by little, with what is stored and removed later.
+    /// little by little, with what is stored and removed later, or by [`sweep`](Self::sweep).
     pub fn clear(&mut self, worker: Slot) {
         if self.held(worker) > 0 {
             let mut lanes = view::Lanes::clone(&self.view.lanes);
@@ -161,7 +161,7 @@ impl PrefixIndex {
 
     /// Returns the number of different blocks that anyone holds.
     ///
-    /// What only workers held that were cleared counts until its memory is given back.
+    /// What only workers held that were cleared counts until it is swept up.
     pub fn len(&self) -> usize {
         self.blocks
     }

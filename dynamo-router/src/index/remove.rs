@@ -103,6 +103,14 @@ impl PrefixIndex {
         }
     }
 
+    /// Gives back the memory of all that was cleared; looks at every segment there is.
+    pub fn sweep(&mut self) {
+        while self.lanes.doom() {
+            self.sweep_next();
+        }
+        self.tidy();
+    }
+
     fn sweep_next(&mut self) {
         let Sweep { chunk, segment } = self.sweep;
         let place = self.view.segment_of(chunk, segment);

@@ -121,7 +121,7 @@ proptest! {
             apply(&mut index, &mut reference, op);
             agree(&index, &reference)?;
         }
-        index.sweep_all();
+        index.sweep();
         prop_assert_eq!(index.len(), reference.len());
         index.check();
         WORKERS.into_iter().for_each(|id| index.clear(worker(id)));
@@ -132,12 +132,6 @@ proptest! {
 }
 
 impl PrefixIndex {
-    fn sweep_all(&mut self) {
-        while self.lanes.doom() {
-            self.sweep_some();
-        }
-    }
-
     /// Asserts what is always true of the writer's books.
     fn check(&self) {
         let (mut places, mut used) = (0, 0);

@@ -35,8 +35,8 @@ impl Speed {
     pub(crate) fn first_token(&self, tokens: usize, now: u64) -> Option<Took> {
         let since = self.busy_since.swap(now.max(1), Ordering::Relaxed);
         let took = Took { tokens: tokens as f64, seconds: seconds(now.saturating_sub(since)) };
-        // Fewer measure the overhead, not the rate; and what took no time was not measured.
-        if since == 0 || tokens < OBSERVED_TOKENS_MIN || took.seconds == 0.0 {
+        // Fewer measure the overhead, not the rate. One that took no time came with the one before.
+        if since == 0 || tokens < OBSERVED_TOKENS_MIN {
             return None;
         }
         self.shown.update(|sums| Took {
@@ -55,8 +55,8 @@ impl Speed {
     /// there is, and what all of the pool have shown for the rest. `None` if nobody has.
     pub(crate) fn among(&self, pool: Took) -> Option<f64> {
         let own = self.shown.get();
-        let tokens = pool.tokens + own.tokens;
-        (tokens > 0.0).then(|| (pool.seconds + own.seconds) / tokens)
+        let (tokens, seconds) = (pool.tokens + own.tokens, pool.seconds + own.seconds);
+        (seconds > 0.0).then(|| seconds / tokens)
     }
 
     /// Returns how long it has been at the request at the head of its queue, in seconds.

@@ -26,7 +26,8 @@ fn route(router: &KvRouter, request: &GenerateRequest, listed: &[Instance]) -> D
 }
 
 fn router() -> KvRouter {
-    KvRouter::new(RouterConfig::default().with_explain(true), Arc::new(ManualClock::new()))
+    let config = RouterConfig::default().with_explain(true).with_provisional_ttl(None);
+    KvRouter::new(config, Arc::new(ManualClock::new()))
 }
 
 fn instance(id: u64) -> Instance {
@@ -86,6 +87,27 @@ fn a_busy_holder_loses_to_an_idle_worker() {
     assert_eq!(decision.worker, worker(2));
     let text = decision.explain.to_string();
     assert!(text.starts_with("less busy than the holder of 144 tokens"), "{text}");
+}
+
+#[test]
+fn a_burst_of_one_prefix_stays_together_before_its_first_event() {
+    let clock = Arc::new(ManualClock::new());
+    let ttl = Duration::from_secs(10);
+    let config = RouterConfig::default().with_provisional_ttl(ttl);
+    let router = KvRouter::new(config, Arc::<ManualClock>::clone(&clock));
+    let request = request(1600);
+    let all = [instance(1), instance(2)];
+    clock.advance(Duration::from_secs(1));
+    let first = route(&router, &request, &all);
+    assert_eq!((first.cached_tokens, first.indexed_tokens), (0, 0));
+    // It has been at it for a while, and what is left is less than all of it elsewhere.
+    clock.advance(Duration::from_millis(100));
+    let second = route(&router, &request, &all);
+    assert_eq!((second.worker, second.cached_tokens), (first.worker, 1584));
+    assert_eq!(second.indexed_tokens, 0, "it has not said so");
+    drop((first, second));
+    clock.advance(2 * ttl);
+    assert_eq!(route(&router, &request, &all).cached_tokens, 0);
 }
 
 #[test]
@@ -185,7 +207,8 @@ fn a_restart_is_no_loss_and_a_late_listener_has_lost() {
 #[test]
 fn the_prefill_rate_is_learned_from_first_tokens() {
     let clock = Arc::new(ManualClock::new());
-    let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
+    let config = RouterConfig::default().with_provisional_ttl(None);
+    let router = KvRouter::new(config, Arc::<ManualClock>::clone(&clock));
     let mut decision = route(&router, &request(100), &[instance(1)]);
     assert_eq!(router.load(worker(1)).prefill_tokens, 100);
     clock.advance(Duration::from_secs(1));

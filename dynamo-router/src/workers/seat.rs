@@ -27,8 +27,6 @@ impl Seat {
     /// Gives `worker` a seat; `None` if there are no more.
     pub(super) fn take(worker: WorkerId, common: &Arc<Common>) -> Option<Arc<Self>> {
         let slot = common.slots.take()?;
-        let now = common.clock.now();
-        common.provisional.iter().for_each(|sent| sent.forget(slot, now));
         let (load, common) = (Row::default(), Arc::clone(common));
         Some(Arc::new(Self { load, worker, slot, common }))
     }
@@ -48,6 +46,8 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        let now = self.common.clock.now();
+        self.common.provisional.iter().for_each(|sent| sent.forget(self.slot, now));
         self.common.slots.give_back(self.slot);
     }
 }

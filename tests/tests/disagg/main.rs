@@ -21,7 +21,7 @@ use dynamo_examples::graph::{Graph, GraphConfig, GraphWorker};
 use dynamo_examples::model::{Loaded, Model, Tokenizer};
 use dynamo_examples::openai::{self, Server};
 use dynamo_examples::text::ModelText;
-use dynamo_router::{DisaggReport, Outcome};
+use dynamo_router::{DisaggReport, Outcome, RouterConfig};
 use dynamo_transfer::AgentConfig;
 
 /// Returns where something is that `cargo xtask test` sets up, or says visibly how to get it.
@@ -277,7 +277,8 @@ async fn workers_behind_sockets_give_the_same_tokens() {
     let reports = Arc::<Mutex<Vec<DisaggReport>>>::default();
     let sink = Arc::clone(&reports);
     let observer = move |report: &DisaggReport| sink.lock().unwrap().push(report.clone());
-    let graph = Graph::front_end(front_end, 1, 1, observer).await.unwrap();
+    let graph =
+        Graph::front_end(front_end, &RouterConfig::default(), 1, 1, observer).await.unwrap();
     for prompt in [STORY, "The capital of France is", STORY] {
         let request = request(real, prompt, 8);
         assert_eq!(ask(&single, &request).await.tokens, ask(&graph, &request).await.tokens);

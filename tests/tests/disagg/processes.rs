@@ -11,7 +11,7 @@ use dynamo_core::event_plane::MemoryEventPlane;
 use dynamo_core::protocol::{GenerateChunk, GenerateRequest};
 use dynamo_core::request_plane::{TcpConfig, TcpRequestPlane};
 use dynamo_examples::graph::{Graph, GraphWorker};
-use dynamo_router::DisaggReport;
+use dynamo_router::{DisaggReport, RouterConfig};
 use dynamo_tests::process::{Process, say};
 use dynamo_transfer::BackendKind;
 #[cfg(feature = "ucx")]
@@ -58,7 +58,10 @@ async fn blocks_of_another_process_give_the_same_tokens_over_each_backend() {
         let reports = Arc::<Mutex<Vec<DisaggReport>>>::default();
         let sink = Arc::clone(&reports);
         let observer = move |report: &DisaggReport| sink.lock().unwrap().push(report.clone());
-        let graph = Graph::front_end(runtime(&discovery).await, 1, 1, observer).await.unwrap();
+        let graph =
+            Graph::front_end(runtime(&discovery).await, &RouterConfig::default(), 1, 1, observer)
+                .await
+                .unwrap();
         for (request, expected) in prompts.iter().zip(&expected) {
             assert_eq!(&ask(&graph, request).await.tokens, expected, "{backend}");
         }

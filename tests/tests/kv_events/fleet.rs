@@ -17,7 +17,12 @@ use dynamo_core::{
     Client, Component, Context, Engine, ResponseStream, Runtime, ServeOptions, Serving, engine_fn,
 };
 use dynamo_kv::{BlockLayout, BlockManager, DType, ManagerConfig, SnapshotEngine, TokenSequence};
-use dynamo_router::{EventFeed, KvRouter, ResyncConfig, RouterConfig};
+use dynamo_router::{Constraints, EventFeed, KvRouter, ResyncConfig, RouterConfig};
+
+/// A router that goes by what workers say alone, and says what it knows of each.
+pub(crate) fn told() -> RouterConfig {
+    RouterConfig::default().with_explain(true).with_provisional_ttl(None)
+}
 
 /// What stands between a worker and the plane: so many events of a hundred are lost, silently.
 #[derive(Clone)]
@@ -73,7 +78,7 @@ impl Fleet {
             random: Arc::new(Mutex::new(Random::new(seed))),
             lost_percent: Arc::new(Mutex::new(lost_percent)),
         };
-        let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+        let router = KvRouter::new(told(), Arc::new(SystemClock));
         let client = component.endpoint("generate").unwrap().client().await.unwrap();
         let client = client.with_picker(router.clone());
         let (prompts, feed) = (BTreeMap::new(), None);
@@ -133,7 +138,7 @@ impl Fleet {
     /// Replaces the router by one that knows nothing.
     pub(crate) async fn restart_router(&mut self) {
         self.feed.take().unwrap().shutdown().await;
-        self.router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+        self.router = KvRouter::new(told(), Arc::new(SystemClock));
         self.client = self.client.clone().with_picker(self.router.clone());
         self.feed = Some(self.feed_of(&self.router).await);
     }
@@ -187,7 +192,8 @@ impl Fleet {
 
     /// Returns how many tokens of a prompt the router expects to be cached at each worker.
     fn expected(&self, request: &GenerateRequest) -> BTreeMap<InstanceId, usize> {
-        let decision = self.router.route(request, &self.client.instances(), &[]).unwrap();
+        self.router.set_workers(&self.client.instances()).unwrap();
+        let decision = self.router.route(request, &Constraints::default()).unwrap();
         let explain = &decision.explain;
         let all = explain.others.iter().chain([&explain.chosen]);
         all.map(|cost| (cost.worker.instance, cost.cached_tokens)).collect()

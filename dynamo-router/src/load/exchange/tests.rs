@@ -35,7 +35,8 @@ fn request() -> GenerateRequest {
 
 /// A router that knows that the first four workers hold a quarter of the prompt.
 fn router() -> KvRouter {
-    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let config = RouterConfig::default().with_provisional_ttl(None);
+    let router = KvRouter::new(config, Arc::new(SystemClock));
     let blocks = Arc::clone(&request().blocks);
     for id in 0..4 {
         let blocks = blocks.sequence().iter().zip(blocks.local()).take(10);

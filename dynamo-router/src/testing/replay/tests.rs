@@ -113,9 +113,11 @@ fn conversations_stay_where_their_cache_is() {
     assert!(ours.reuse > 0.95 * ceiling.reuse, "{ours}\n{ceiling}");
     assert!(ours.reuse > 1.5 * blind.reuse, "{ours}\n{blind}");
     assert!(ours.ttft.mean_ms() < 0.8 * blind.ttft.mean_ms(), "{ours}\n{blind}");
-    // What is told late is found late, and nothing else goes wrong.
+    // What is told late is found late, unless it was sent there a moment ago; nothing else goes wrong.
     let late = fleet.with_event_lag(Duration::from_secs(3600));
-    assert!(run(&trace, &late, &policy).reuse < ours.reuse);
+    let told = Policy::Kv(RouterConfig::default().with_provisional_ttl(None));
+    let [told, sent] = [&told, &policy].map(|policy| run(&trace, &late, policy).reuse);
+    assert!(told < sent && told < 0.7 * ours.reuse, "{told} {sent}\n{ours}");
 }
 
 #[test]
