@@ -199,7 +199,8 @@ fn score(
     }
     let (load, cost) = cost_at(view, asked, seat, booked, cached);
     let total_s = cost.total_s(view.model) + lacking_s;
-    let (Cost { queue_s, ttft_s, .. }, is_idle) = (cost, load.requests == 0);
+    let (Cost { queue_s, ttft_s, .. }, is_idle) =
+        (cost, load.requests == 0 && booked.requests() == 0);
     Score { total_s, queue_s, ttft_s, reach_s: ttft_s + lacking_s, is_idle, booked }
 }
 
@@ -216,7 +217,7 @@ fn cost_at(
     let speed = &seat.load.speed;
     let known = Known {
         load,
-        context_tokens: load.blocks * asked.block_tokens,
+        context_tokens: load.blocks.saturating_mul(asked.block_tokens),
         prefill_s_per_token: speed
             .among(view.paced.prefill)
             .unwrap_or(view.model.prefill_s_per_token),

@@ -34,7 +34,10 @@ impl Journey {
         let mut last: Option<Error> = None;
         for _ in 0..self.engine.config.attempts() {
             let decision = match booked.take() {
-                Some(decision) => Ok(decision),
+                Some(decision) => {
+                    pool.router.sent(request, None, &decision);
+                    Ok(decision)
+                }
                 None => pool.route(request, &failed),
             };
             let decision = match (decision, last.take()) {
@@ -111,8 +114,19 @@ pub(super) async fn heard<T>(
 }
 
 impl Pool {
-    /// Books `request` on the best worker that is not excluded.
+    /// Books `request` on the best worker that is not excluded, to be sent there.
     pub(super) fn route(
+        &self,
+        request: &GenerateRequest,
+        exclude: &[InstanceId],
+    ) -> Result<Decision> {
+        let decision = self.weigh(request, exclude)?;
+        self.router.sent(request, None, &decision);
+        Ok(decision)
+    }
+
+    /// Books `request` on the best worker that is not excluded; it may yet go elsewhere.
+    pub(super) fn weigh(
         &self,
         request: &GenerateRequest,
         exclude: &[InstanceId],
@@ -124,7 +138,7 @@ impl Pool {
         }
         // Whoever is left out was named in the log; the others serve.
         let _ = self.router.set_workers(&candidates);
-        self.router.route(request, &Constraints::default().with_exclude(exclude))
+        self.router.weigh(request, &Constraints::default().with_exclude(exclude))
     }
 }
 

@@ -94,14 +94,14 @@ impl PrefillDecode {
             let (place, reason) = (PrefillPlace::Local, SplitReason::Fallback);
             return (SplitExplain { place, reason, costs }, None);
         }
-        let prefill = || self.prefill.route(&request.with_stage(Stage::Prefill), &tried.prefill);
+        let prefill = || self.prefill.weigh(&request.with_stage(Stage::Prefill), &tried.prefill);
         let remote = (config.split != Split::Never).then(prefill).and_then(Result::ok);
         costs.prefill_s = remote.as_ref().map(|decision| self.prefill.total_s(decision));
         let mut local = None;
         if config.split == Split::ByCost && remote.is_some() {
             // Each is booked for itself: the one does not wait for the other.
             costs.transfer_s = self.transfer_s(request, tried);
-            local = self.decode.route(request, &tried.decode).ok();
+            local = self.decode.weigh(request, &tried.decode).ok();
             costs.local_s = local.as_ref().map(|decision| self.decode.total_s(decision));
         }
         let explain = decide(config, costs);
@@ -120,7 +120,7 @@ impl PrefillDecode {
         // The ticket is not there yet, and nobody is sent this one.
         let (ticket, first_token) = (HandoffTicket::new(Vec::new()), 0);
         let half = request.with_stage(Stage::Decode { ticket, first_token });
-        let decision = self.decode.route(&half, &tried.decode).ok()?;
+        let decision = self.decode.weigh(&half, &tried.decode).ok()?;
         Some(self.decode.total_s(&decision))
     }
 }

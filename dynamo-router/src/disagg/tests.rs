@@ -97,9 +97,16 @@ impl Graph {
     }
 
     fn start(&self) -> tokio::task::JoinHandle<Result<ResponseStream<GenerateChunk>>> {
+        self.start_with(request())
+    }
+
+    fn start_with(
+        &self,
+        request: GenerateRequest,
+    ) -> tokio::task::JoinHandle<Result<ResponseStream<GenerateChunk>>> {
         let (engine, ctx) = (self.engine.clone(), Context::new());
         #[expect(clippy::disallowed_methods, reason = "the test joins it")]
-        tokio::spawn(async move { engine.generate(ctx, request()).await })
+        tokio::spawn(async move { engine.generate(ctx, request).await })
     }
 
     /// Starts a request, lets the one prefill worker answer it, and takes the first token; the
@@ -127,7 +134,12 @@ impl Graph {
 }
 
 fn request() -> GenerateRequest {
-    let prompt: Vec<u32> = (0..40).collect();
+    request_from(0)
+}
+
+/// A request of a prompt that begins with that token.
+fn request_from(first: u32) -> GenerateRequest {
+    let prompt: Vec<u32> = (first..first + 40).collect();
     let namespace = CacheNamespace::default();
     GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default())
 }

@@ -256,7 +256,7 @@ impl State {
         let was_behind = sequencer.is_behind();
         match sequencer.hear(event, feed.is_some(), |step| table.follow(step)) {
             Heard::Ignored => totals.ignored_total += 1,
-            Heard::Applied if sequencer.is_behind() => {}
+            Heard::Applied if sequencer.is_behind() || sequencer.is_partial() => {}
             Heard::Applied => feed.iter_mut().for_each(|(_, check)| check.right(now)),
             Heard::Lost => {
                 totals.gaps_total += 1;

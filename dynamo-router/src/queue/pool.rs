@@ -68,6 +68,9 @@ impl<Resp: Message> QueuedPool<Resp> {
         stream.map(move |item| {
             if std::mem::take(&mut is_first) {
                 router.observe_first_token(&mut decision);
+            } else {
+                // It goes on; how many tokens an item has only its type knows.
+                decision.booking.progress(0);
             }
             Ok(item)
         })

@@ -8,7 +8,7 @@ use dynamo_core::{Error, ErrorKind, Result};
 
 use super::scratch::Scratch;
 use super::{Constraints, KvRouter};
-use crate::choose::{Asked, RouteExplain, Stickiness, View, Work, pick};
+use crate::choose::{Asked, RouteExplain, SessionKey, Stickiness, View, Work, pick};
 use crate::load::Booking;
 use crate::workers::{Fleet, is_in};
 
@@ -73,13 +73,23 @@ impl KvRouter {
             let decision = self
                 .reserve(&view, &asked, scratch, kept.map(|(home, _)| home))
                 .ok_or_else(|| refusal(fleet, constraints, &scratch.columns.eligible))?;
-            if let Some(session) = constraints.session {
-                self.affinity().bind(session, decision.worker, sent_at);
-            }
-            let slot = decision.booking.seat().slot();
-            self.0.common.provisional.iter().for_each(|sent| sent.note(hashes, slot, sent_at));
             Ok(decision)
         })
+    }
+
+    /// Takes note that a request goes where it was decided.
+    pub(crate) fn sent(
+        &self,
+        request: &GenerateRequest,
+        session: Option<SessionKey>,
+        decision: &Decision,
+    ) {
+        let (common, slot) = (&self.0.common, decision.booking.seat().slot());
+        let (now, hashes) = (common.clock.now(), request.blocks.sequence());
+        if let Some(session) = session {
+            self.affinity().bind(session, decision.worker, now);
+        }
+        common.provisional.iter().for_each(|sent| sent.note(hashes, slot, now));
     }
 
     /// Returns where the worker stands that had the request's session last, if it may be chosen, and

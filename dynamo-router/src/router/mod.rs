@@ -112,6 +112,18 @@ impl KvRouter {
         request: &GenerateRequest,
         constraints: &Constraints<'_>,
     ) -> Result<Decision> {
+        let decision = self.weigh(request, constraints)?;
+        self.sent(request, constraints.session, &decision);
+        Ok(decision)
+    }
+
+    /// Chooses and books as [`route`](Self::route) does, for a request that may yet go elsewhere: that it
+    /// goes there is noted by [`sent`](Self::sent).
+    pub(crate) fn weigh(
+        &self,
+        request: &GenerateRequest,
+        constraints: &Constraints<'_>,
+    ) -> Result<Decision> {
         self.choose(&self.0.fleet.load(), request, constraints)
     }
 
@@ -283,6 +295,7 @@ impl Picker<GenerateRequest> for KvRouter {
         let (fleet, _) = self.fleet_of(candidates);
         let constraints = Constraints::default().with_session(SessionKey::of(ctx, request));
         let decision = self.choose(&fleet, request, &constraints)?;
+        self.sent(request, constraints.session, &decision);
         let guard = decision.booking.until_dropped();
         Ok(Pick::new(decision.worker.instance).with_guard(guard))
     }

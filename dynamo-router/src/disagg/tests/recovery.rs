@@ -30,8 +30,8 @@ async fn idle_pools_do_not_split_and_a_busy_decode_worker_does() {
     assert_eq!(request.stage, Stage::Full);
     decode.send(token(1, None)).await.unwrap();
     let decoding = started.await.unwrap().unwrap();
-    // One more prefill there would stop that answer.
-    let started = graph.start();
+    // One more prefill there would stop that answer, and what is only weighed is expected nowhere.
+    let started = graph.start_with(request_from(1000));
     let (_, request, prefill) = graph.prefill[0].call().await;
     assert_eq!(request.stage, Stage::Prefill);
     let finish = Some(FinishReason::Stop);
