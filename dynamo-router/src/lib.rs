@@ -55,6 +55,8 @@
 pub mod choose;
 pub mod disagg;
 pub mod events;
+#[cfg(test)]
+mod fixtures;
 pub mod index;
 pub mod load;
 pub mod queue;

@@ -9,6 +9,7 @@ use dynamo_core::{Endpoint, ErrorKind, ResponseSender, Runtime, Serving, engine_
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::fixtures;
 use crate::router::RouterConfig;
 
 mod diagnosis;
@@ -139,9 +140,7 @@ fn request() -> GenerateRequest {
 
 /// A request of a prompt that begins with that token.
 fn request_from(first: u32) -> GenerateRequest {
-    let prompt: Vec<u32> = (first..first + 40).collect();
-    let namespace = CacheNamespace::default();
-    GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default())
+    fixtures::request(first..first + 40)
 }
 
 fn ticket() -> HandoffTicket {

@@ -3,19 +3,15 @@ mod leases;
 mod sessions;
 mod threads;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use dynamo_core::ErrorKind;
-use dynamo_core::discovery::Address;
-use dynamo_core::name::{EndpointPath, Name};
-use dynamo_core::protocol::{
-    BlockSize, CacheNamespace, KvChange, KvEvent, PromptBlocks, Sampling, SequenceHash,
-    StoredBlock, Tier,
-};
+use dynamo_core::protocol::{KvChange, KvEvent, PromptBlocks, SequenceHash, StoredBlock, Tier};
 use dynamo_core::time::ManualClock;
 use proptest::prelude::*;
 
 use super::*;
+use crate::fixtures::{self, holds, instance, worker};
 use crate::index::Matches;
 use crate::load::Claim;
 
@@ -30,32 +26,12 @@ fn router() -> KvRouter {
     KvRouter::new(config, Arc::new(ManualClock::new()))
 }
 
-fn instance(id: u64) -> Instance {
-    let name = |name| Name::new(name).unwrap();
-    Instance {
-        id: InstanceId(id),
-        incarnation: 0,
-        endpoint: EndpointPath { namespace: name("n"), component: name("c"), endpoint: name("e") },
-        address: Address(String::new()),
-        labels: BTreeMap::new(),
-    }
-}
-
-fn worker(id: u64) -> WorkerId {
-    WorkerId::new(InstanceId(id))
-}
-
 fn request(tokens: u32) -> GenerateRequest {
-    let prompt: Vec<u32> = (0..tokens).collect();
-    let namespace = CacheNamespace::default();
-    GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default())
+    fixtures::request(0..tokens)
 }
 
 fn stored(id: u64, epoch: u64, seq: u64, blocks: &PromptBlocks) -> KvEvent {
-    let blocks = blocks.sequence().iter().zip(blocks.local());
-    let blocks = blocks.map(|(&sequence, &local)| StoredBlock { sequence, local }).collect();
-    let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Host };
-    KvEvent { worker: worker(id), epoch, seq, change }
+    KvEvent { epoch, seq, ..holds(id, Tier::Host, blocks, blocks.len()) }
 }
 
 #[test]

@@ -1,26 +1,14 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use dynamo_core::discovery::Address;
-use dynamo_core::name::{EndpointPath, Name};
-use dynamo_core::protocol::{
-    BlockSize, CacheNamespace, GenerateRequest, InstanceId, KvChange, KvEvent, Sampling,
-    StoredBlock, Tier,
-};
+use dynamo_core::protocol::{GenerateRequest, Tier};
 use dynamo_core::{Instance, Runtime};
 
 use super::*;
+use crate::fixtures::{self, holds, instance, worker};
 use crate::router::{Constraints, Decision, RouterConfig};
 
 fn workers(count: u64) -> Vec<Instance> {
-    let name = |name| Name::new(name).unwrap();
-    let of = |id| Instance {
-        id: InstanceId(id),
-        incarnation: 0,
-        endpoint: EndpointPath { namespace: name("n"), component: name("c"), endpoint: name("e") },
-        address: Address(String::new()),
-        labels: BTreeMap::new(),
-    };
-    (0..count).map(of).collect()
+    (0..count).map(instance).collect()
 }
 
 fn component() -> Component {
@@ -28,9 +16,7 @@ fn component() -> Component {
 }
 
 fn request() -> GenerateRequest {
-    let prompt: Vec<u32> = (0..640).collect();
-    let namespace = CacheNamespace::default();
-    GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default())
+    fixtures::request(0..640)
 }
 
 /// A router that knows that the first four workers hold a quarter of the prompt.
@@ -39,11 +25,7 @@ fn router() -> KvRouter {
     let router = KvRouter::new(config, Arc::new(SystemClock));
     let blocks = Arc::clone(&request().blocks);
     for id in 0..4 {
-        let blocks = blocks.sequence().iter().zip(blocks.local()).take(10);
-        let blocks = blocks.map(|(&sequence, &local)| StoredBlock { sequence, local }).collect();
-        let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Device };
-        let worker = WorkerId::new(InstanceId(id));
-        router.apply(&KvEvent { worker, epoch: 0, seq: 0, change });
+        router.apply(&holds(id, Tier::Device, &blocks, 10));
     }
     router
 }
@@ -56,7 +38,7 @@ fn burst(router: &KvRouter) -> (BTreeSet<u64>, Vec<Decision>) {
 }
 
 fn of_others(router: &KvRouter) -> usize {
-    let requests = |id| router.load(WorkerId::new(InstanceId(id))).requests;
+    let requests = |id| router.load(worker(id)).requests;
     (0..8).map(requests).sum::<usize>() - router.stats().bookings
 }
 
@@ -105,7 +87,7 @@ async fn a_router_that_dies_is_forgotten_and_what_it_said_does_not_latch() {
     let exchange = BookingExchange::start(&router, &component, config).await.unwrap();
     let dead = component.publisher::<Wire>(EVENT).unwrap();
     let started = SystemClock.now();
-    dead.publish(&(2, 0, 0, vec![(WorkerId::new(InstanceId(5)), [3, 0, 640, 40])])).unwrap();
+    dead.publish(&(2, 0, 0, vec![(worker(5), [3, 0, 640, 40])])).unwrap();
     until_others_have(&router, 3).await;
     until_others_have(&router, 0).await;
     let lasted = SystemClock.now() - started;

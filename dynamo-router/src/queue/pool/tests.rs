@@ -2,12 +2,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dynamo_core::protocol::{BlockSize, CacheNamespace, Sampling};
 use dynamo_core::time::SystemClock;
 use dynamo_core::{Endpoint, Error, ErrorKind, Runtime, Serving, engine_fn};
 use futures::future::join_all;
 
 use super::*;
+use crate::fixtures;
 use crate::queue::{BusyThresholds, Watermarks};
 use crate::router::RouterConfig;
 
@@ -19,9 +19,7 @@ fn endpoint() -> Generate {
 }
 
 fn request(first: u32) -> GenerateRequest {
-    let prompt: Vec<u32> = (first..first + 64).collect();
-    let namespace = CacheNamespace::default();
-    GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default())
+    fixtures::request(first..first + 64)
 }
 
 async fn pool(endpoint: &Generate) -> QueuedPool<u64> {

@@ -3,35 +3,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use dynamo_core::discovery::Address;
-use dynamo_core::name::{EndpointPath, Name};
-use dynamo_core::protocol::{
-    BlockSize, CacheNamespace, KvChange, KvEvent, Sampling, StoredBlock, Tier,
-};
+use dynamo_core::protocol::{BlockSize, CacheNamespace, Sampling, Tier};
 use dynamo_core::random::Random;
 use dynamo_core::time::SystemClock;
 use dynamo_core::{ErrorKind, Priority};
 use futures::{FutureExt, poll};
 
 use super::*;
+use crate::fixtures::{self, holds, instance, worker};
 use crate::queue::{BusyThresholds, Watermarks};
 use crate::router::RouterConfig;
 
-fn instance(id: u64) -> Instance {
-    let name = |name| Name::new(name).unwrap();
-    Instance {
-        id: InstanceId(id),
-        incarnation: 0,
-        endpoint: EndpointPath { namespace: name("n"), component: name("c"), endpoint: name("e") },
-        address: Address(String::new()),
-        labels: BTreeMap::new(),
-    }
-}
-
 fn request(tokens: u32) -> GenerateRequest {
-    let prompt: Vec<u32> = (0..tokens).collect();
-    let namespace = CacheNamespace::default();
-    GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default())
+    fixtures::request(0..tokens)
 }
 
 /// A worker is busy from the first prompt token to the last: one prompt each at once.
@@ -170,17 +154,13 @@ async fn a_full_queue_refuses_and_an_urgent_request_takes_a_place() {
 async fn busy_workers_get_nothing_while_another_is_free_unless_all_others_are_excluded() {
     let router = router(2, config());
     let (ctx, prompt) = (Context::new(), request(64));
-    let blocks = prompt.blocks.sequence().iter().zip(prompt.blocks.local());
-    let blocks = blocks.map(|(&sequence, &local)| StoredBlock { sequence, local }).collect();
-    let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Device };
-    let worker = WorkerId::new(InstanceId(1));
-    router.router().apply(&KvEvent { worker, epoch: 0, seq: 0, change });
+    router.router().apply(&holds(1, Tier::Device, &prompt.blocks, prompt.blocks.len()));
     let first = router.route(&ctx, &prompt, &[]).await.unwrap();
     let second = router.route(&ctx, &prompt, &[]).await.unwrap();
-    assert_eq!((first.worker, second.worker.instance), (worker, InstanceId(0)));
+    assert_eq!((first.worker, second.worker.instance), (worker(1), InstanceId(0)));
     drop(second);
     let third = router.route(&ctx, &prompt, &[InstanceId(0)]).await.unwrap();
-    assert_eq!(third.worker, worker, "what waits for it alone would hold up the others");
+    assert_eq!(third.worker, worker(1), "what waits for it alone would hold up the others");
     let all = [InstanceId(0), InstanceId(1)];
     let error = router.route(&ctx, &prompt, &all).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -203,10 +183,6 @@ async fn a_session_stays_with_its_worker_unless_that_one_is_busy() {
 async fn the_shortest_goes_first_by_what_is_not_cached() {
     let router = router(1, config().with_policy(QueuePolicy::Wspt));
     let (long, short) = (request(1600), request(160));
-    let blocks = long.blocks.sequence().iter().zip(long.blocks.local());
-    let blocks = blocks.map(|(&sequence, &local)| StoredBlock { sequence, local }).collect();
-    let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Device };
-    let worker = WorkerId::new(InstanceId(7));
     let other = GenerateRequest::new(
         CacheNamespace::model("other"),
         BlockSize::DEFAULT,
@@ -214,7 +190,7 @@ async fn the_shortest_goes_first_by_what_is_not_cached() {
         Sampling::default(),
     );
     let taken = fill(&router);
-    router.router().apply(&KvEvent { worker, epoch: 0, seq: 0, change });
+    router.router().apply(&holds(7, Tier::Device, &long.blocks, long.blocks.len()));
     let ctx = Context::new();
     let mut of_other = Box::pin(router.route(&ctx, &other, &[]));
     let mut of_long = Box::pin(router.route(&ctx, &long, &[]));

@@ -6,9 +6,7 @@ use crate::choose::{AffinityConfig, SessionKey, Stickiness};
 /// Books `tokens` prompt tokens on a worker.
 fn book(router: &KvRouter, worker: WorkerId, tokens: u32) -> Decision {
     // Of another prompt than the others, which nobody has.
-    let prompt: Vec<u32> = (0..tokens).map(|token| 1_000_000 + token).collect();
-    let namespace = CacheNamespace::default();
-    let request = GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default());
+    let request = fixtures::request(1_000_000..1_000_000 + tokens);
     router.route(&request, &Constraints::default().with_pinned(worker)).unwrap()
 }
 
