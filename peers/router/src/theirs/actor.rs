@@ -1,29 +1,52 @@
-//! `KvIndexer`: a `RadixTree` in a thread of its own, told and asked over channels.
+//! Indexes behind channels, told and asked over them: `KvIndexer`, a `RadixTree` in a thread of its
+//! own, and `BranchShardedIndexer`.
 
 use std::sync::Arc;
 
 use dynamo_kv_router::indexer::{KvIndexer, KvIndexerInterface, KvIndexerMetrics};
 use dynamo_kv_router::protocols::RouterEvent;
+use dynamo_kv_router::{BranchShardedIndexer, ConcurrentRadixTreeCompressed, ThreadPoolIndexer};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use super::Asked;
+use super::{Asked, BLOCK_TOKENS, THREADS};
 use crate::index::{Index, Reader};
 use crate::workload::{Event, Prompt, Workload};
 
-struct Actor {
-    indexer: KvIndexer,
+struct Actor<I: KvIndexerInterface> {
+    indexer: Arc<I>,
+    /// Ends it, and waits until nothing of it runs: that would disturb who is next.
+    end: fn(&I, &Runtime),
     runtime: Runtime,
     prepared: Vec<RouterEvent>,
 }
 
-pub fn make() -> Box<dyn Index> {
+pub fn tree() -> Box<dyn Index> {
     let metrics = Arc::new(KvIndexerMetrics::new_unregistered());
     let indexer = KvIndexer::new(CancellationToken::new(), BLOCK_TOKENS, metrics);
-    Box::new(Actor { indexer, runtime: super::runtime(), prepared: Vec::new() })
+    actor(indexer, |indexer, runtime| {
+        let events = indexer.event_sender();
+        indexer.shutdown();
+        runtime.block_on(events.closed());
+    })
 }
 
-impl Index for Actor {
+pub fn sharded() -> Box<dyn Index> {
+    let shard =
+        |_| ThreadPoolIndexer::new(ConcurrentRadixTreeCompressed::new(), THREADS, BLOCK_TOKENS);
+    let shards = (0..SHARDS).map(shard).collect();
+    actor(BranchShardedIndexer::new(shards, DEPTH, BLOCK_TOKENS), |shards, _| shards.shutdown())
+}
+
+fn actor<I>(indexer: I, end: fn(&I, &Runtime)) -> Box<dyn Index>
+where
+    I: KvIndexerInterface + Send + Sync + 'static,
+{
+    let (indexer, runtime) = (Arc::new(indexer), super::runtime());
+    Box::new(Actor { indexer, end, runtime, prepared: Vec::new() })
+}
+
+impl<I: KvIndexerInterface + Send + Sync + 'static> Index for Actor<I> {
     fn prepare(&mut self, workload: &Workload, events: &[Event]) {
         self.prepared = super::events(workload, events);
     }
@@ -47,27 +70,24 @@ impl Index for Actor {
     }
 }
 
-impl Drop for Actor {
-    /// Returns once its thread has freed the tree: what it does then would disturb who is next.
+impl<I: KvIndexerInterface> Drop for Actor<I> {
     fn drop(&mut self) {
-        let events = self.indexer.event_sender();
-        self.indexer.shutdown();
-        self.runtime.block_on(events.closed());
+        (self.end)(&self.indexer, &self.runtime);
     }
 }
 
-struct Asking {
-    indexer: KvIndexer,
+struct Asking<I> {
+    indexer: Arc<I>,
     asked: Asked,
 }
 
-impl Asking {
-    fn new(indexer: &KvIndexer) -> Self {
-        Self { indexer: indexer.clone(), asked: Asked::default() }
+impl<I> Asking<I> {
+    fn new(indexer: &Arc<I>) -> Self {
+        Self { indexer: Arc::clone(indexer), asked: Asked::default() }
     }
 }
 
-impl Reader for Asking {
+impl<I: KvIndexerInterface> Reader for Asking<I> {
     fn ask(&mut self, prompt: &Prompt) {
         self.asked.ask(prompt);
     }
@@ -75,7 +95,7 @@ impl Reader for Asking {
     fn find(&mut self) {
         let hashes = std::mem::take(&mut self.asked.hashes);
         let found = super::spin(self.indexer.find_matches(hashes));
-        self.asked.scores = found.expect("its thread is there");
+        self.asked.scores = found.expect("its threads are there");
     }
 
     fn found(&self, each: &mut dyn FnMut(usize, usize)) {
@@ -83,5 +103,5 @@ impl Reader for Asking {
     }
 }
 
-/// Hashes come from outside: it is not used.
-const BLOCK_TOKENS: u32 = 16;
+const SHARDS: usize = 2;
+const DEPTH: usize = 4;

@@ -1,6 +1,6 @@
 //! The peer's indexes, each in the way that costs it least: a tree that is called in this thread,
-//! two that a thread of theirs fills and that are read in this one, shards of those, and the one
-//! that is only to be had behind channels.
+//! two that a thread of theirs fills and that are read in this one, and two that are only to be had
+//! behind channels.
 
 mod actor;
 mod pool;
@@ -24,8 +24,8 @@ pub const CONTENDERS: [Contender; 6] = [
     Contender { name: "CRTC", make: pool::compressed, is_in_place: true, is_slow: false },
     Contender { name: "Positional", make: pool::strided, is_in_place: true, is_slow: true },
     Contender { name: "Positional, binary", make: pool::binary, is_in_place: true, is_slow: true },
-    Contender { name: "BranchSharded", make: pool::sharded, is_in_place: false, is_slow: true },
-    Contender { name: "KvIndexer", make: actor::make, is_in_place: false, is_slow: false },
+    Contender { name: "BranchSharded", make: actor::sharded, is_in_place: false, is_slow: true },
+    Contender { name: "KvIndexer", make: actor::tree, is_in_place: false, is_slow: false },
 ];
 
 fn events(workload: &Workload, events: &[Event]) -> Vec<RouterEvent> {
@@ -96,3 +96,9 @@ fn spin<T>(answer: impl Future<Output = T>) -> T {
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime without IO")
 }
+
+/// One writes where one of ours does.
+const THREADS: usize = 1;
+
+/// Hashes come from outside: it is not used.
+const BLOCK_TOKENS: u32 = 16;

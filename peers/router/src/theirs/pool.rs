@@ -5,12 +5,10 @@ use std::sync::Arc;
 use dynamo_kv_router::indexer::positional::SearchMode;
 use dynamo_kv_router::indexer::{KvIndexerInterface, SyncIndexer};
 use dynamo_kv_router::protocols::RouterEvent;
-use dynamo_kv_router::{
-    BranchShardedIndexer, ConcurrentRadixTreeCompressed, PositionalIndexer, ThreadPoolIndexer,
-};
+use dynamo_kv_router::{ConcurrentRadixTreeCompressed, PositionalIndexer, ThreadPoolIndexer};
 use tokio::runtime::Runtime;
 
-use super::Asked;
+use super::{Asked, BLOCK_TOKENS, THREADS};
 use crate::index::{Index, Reader};
 use crate::workload::{Event, Prompt, Workload};
 
@@ -87,87 +85,5 @@ impl<T: SyncIndexer> Reader for InPlace<T> {
     }
 }
 
-type Shards = BranchShardedIndexer<ThreadPoolIndexer<ConcurrentRadixTreeCompressed>>;
-
-struct Sharded {
-    shards: Arc<Shards>,
-    runtime: Runtime,
-    prepared: Vec<RouterEvent>,
-}
-
-pub fn sharded() -> Box<dyn Index> {
-    let shard =
-        |_| ThreadPoolIndexer::new(ConcurrentRadixTreeCompressed::new(), THREADS, BLOCK_TOKENS);
-    let shards = BranchShardedIndexer::new((0..SHARDS).map(shard).collect(), DEPTH, BLOCK_TOKENS);
-    let shards = Arc::new(shards);
-    Box::new(Sharded { shards, runtime: super::runtime(), prepared: Vec::new() })
-}
-
-impl Index for Sharded {
-    fn prepare(&mut self, workload: &Workload, events: &[Event]) {
-        self.prepared = super::events(workload, events);
-    }
-
-    fn apply(&mut self) {
-        let events = std::mem::take(&mut self.prepared);
-        self.runtime.block_on(async {
-            for event in events {
-                self.shards.apply_event(event).await;
-            }
-            self.shards.flush().await;
-        });
-    }
-
-    fn reader(&self) -> Box<dyn Reader> {
-        Box::new(OfShards::new(&self.shards))
-    }
-
-    fn reader_elsewhere(&self) -> Option<Box<dyn Reader + Send>> {
-        Some(Box::new(OfShards::new(&self.shards)))
-    }
-}
-
-impl Drop for Sharded {
-    fn drop(&mut self) {
-        self.shards.shutdown();
-    }
-}
-
-struct OfShards {
-    shards: Arc<Shards>,
-    asked: Asked,
-}
-
-impl OfShards {
-    fn new(shards: &Arc<Shards>) -> Self {
-        Self { shards: Arc::clone(shards), asked: Asked::default() }
-    }
-}
-
-impl Reader for OfShards {
-    fn ask(&mut self, prompt: &Prompt) {
-        self.asked.ask(prompt);
-    }
-
-    fn find(&mut self) {
-        let hashes = std::mem::take(&mut self.asked.hashes);
-        let found = super::spin(self.shards.find_matches(hashes));
-        self.asked.scores = found.expect("its shards are there");
-    }
-
-    fn found(&self, each: &mut dyn FnMut(usize, usize)) {
-        self.asked.found(each);
-    }
-}
-
-/// One writes where one of ours does.
-const THREADS: usize = 1;
-
-const SHARDS: usize = 2;
-const DEPTH: usize = 4;
-
 /// As its docs have it.
 const JUMP_BLOCKS: usize = 32;
-
-/// Hashes come from outside: it is not used.
-const BLOCK_TOKENS: u32 = 16;
