@@ -76,4 +76,4 @@ pub use events::{
 pub use load::{Booking, BookingExchange, ExchangeConfig, Load};
 pub use queue::{QueueConfig, QueuePolicy, QueuedPool, QueuedRouter};
 pub use router::{Constraints, Decision, KvRouter, Preference, RouterConfig, RouterStats};
-pub use workers::{RANKS_LABEL, Slot};
+pub use workers::{RANKS_LABEL, ReleaseListener, Slot};

@@ -2,16 +2,19 @@
 //! says what is booked on it and how fast it is.
 
 mod fleet;
+mod listeners;
 mod members;
 mod seat;
 
 use std::sync::{Mutex, PoisonError};
 
 pub use fleet::RANKS_LABEL;
+pub use listeners::ReleaseListener;
 
 pub(crate) use fleet::{Fleet, Positions, is_in};
+pub(crate) use listeners::Change;
 pub(crate) use members::Members;
-pub(crate) use seat::{Change, Common, Seat, as_ns};
+pub(crate) use seat::{Common, Seat, as_ns};
 
 /// The number of a worker in a router's tables: small, and another worker's once this one is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

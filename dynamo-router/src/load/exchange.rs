@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::Load;
 use super::replicas::{Booked, Shares, Wire};
 use crate::router::KvRouter;
+use crate::workers::ReleaseListener;
 
 /// How routers over the same workers tell each other what they have booked.
 #[derive(Debug, Clone)]
@@ -92,17 +93,14 @@ impl BookingExchange {
         let (publisher, listener) =
             (component.publisher(EVENT)?, component.subscriber::<Wire>(EVENT).await?);
         let (router, changed) = (router.clone(), Arc::new(Notify::new()));
-        let heard = Arc::downgrade(&changed);
-        router.on_change(move |_, _| {
-            if let Some(changed) = heard.upgrade() {
-                changed.notify_one();
-            }
-        });
+        let notified = Arc::clone(&changed);
+        let _noticed = router.on_change(move |_, _| notified.notify_one());
         let (ttl, interval) = (config.ttl.max(TTL_MIN), config.interval.max(INTERVAL_MIN));
         let config = ExchangeConfig { ttl, interval, ..config };
         let shares = Shares::new(config.router, ttl);
         let said = Said { seq: 0, at: SystemClock.now(), loads: Vec::new() };
-        let exchange = Exchange { config, router, changed, publisher, listener, shares, said };
+        let exchange =
+            Exchange { config, router, changed, _noticed, publisher, listener, shares, said };
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(exchange.run(shutdown.clone()));
         Ok(Self { tasks, _shutdown_on_drop: shutdown.clone().drop_guard(), shutdown })
@@ -123,6 +121,7 @@ struct Exchange {
     config: ExchangeConfig,
     router: KvRouter,
     changed: Arc<Notify>,
+    _noticed: ReleaseListener,
     publisher: Publisher<Wire>,
     listener: Subscriber<Wire>,
     shares: Shares,

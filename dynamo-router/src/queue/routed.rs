@@ -1,6 +1,6 @@
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use dynamo_core::protocol::{GenerateRequest, InstanceId, WorkerId};
@@ -14,6 +14,7 @@ use super::waiting::{Waiter, Waiting};
 use crate::choose::SessionKey;
 use crate::load::Load;
 use crate::router::{Constraints, Decision, KvRouter};
+use crate::workers::ReleaseListener;
 
 /// Routes at once while some worker is not busy, and lets requests wait while all are; cheap to
 /// clone, clones share. Requests of a [session](crate::choose::SESSION_METADATA) stay together.
@@ -38,6 +39,7 @@ pub(super) struct Shared {
     config: QueueConfig,
     tenants: RandomState,
     state: Mutex<State>,
+    _listener: ReleaseListener,
 }
 
 struct State {
@@ -64,15 +66,16 @@ impl QueuedRouter {
             is_draining: false,
         };
         let (candidates, tenants) = (Box::new(candidates), RandomState::new());
-        let shared = Shared { router, candidates, config, tenants, state: Mutex::new(state) };
-        let shared = Arc::new(shared);
-        let listener = Arc::downgrade(&shared);
-        shared.router.on_release(move |_| {
-            if let Some(shared) = listener.upgrade() {
-                shared.drain();
-            }
-        });
-        Self(shared)
+        Self(Arc::new_cyclic(|shared: &Weak<Shared>| {
+            let shared = Weak::clone(shared);
+            let listener = router.on_release(move |_| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.drain();
+                }
+            });
+            let state = Mutex::new(state);
+            Shared { router, candidates, config, tenants, state, _listener: listener }
+        }))
     }
 
     /// Chooses a worker for the request, none of `exclude`, and books it there; waits as long as

@@ -24,7 +24,7 @@ use crate::choose::{CostModel, SessionAffinity, SessionKey};
 use crate::events::Intake;
 use crate::index::PrefixReader;
 use crate::load::{Load, expire};
-use crate::workers::{Change, Common, Fleet, Members, Seat, as_ns};
+use crate::workers::{Change, Common, Fleet, Members, ReleaseListener, Seat, as_ns};
 use scratch::Scratches;
 
 /// Chooses the worker on which a request costs least time; cheap to clone.
@@ -142,19 +142,25 @@ impl KvRouter {
     /// Has `listener` told from now on whenever a worker may have room that it had not: a booking
     /// ended or expired, a prompt is prefilled, the worker came or has reported.
     ///
-    /// It is called by whoever did that, and must not block. It lives as long as the router, so it
-    /// should not own it.
-    pub fn on_release(&self, listener: impl Fn(WorkerId) + Send + Sync + 'static) {
+    /// It is called by whoever did that, and must not block. It lives as long as what this returns;
+    /// one that owns the router keeps it alive for so long.
+    pub fn on_release(
+        &self,
+        listener: impl Fn(WorkerId) + Send + Sync + 'static,
+    ) -> ReleaseListener {
         self.on_change(move |worker, change| {
             if change == Change::Less {
                 listener(worker);
             }
-        });
+        })
     }
 
     /// Has `listener` told of each change of what is known of a worker's load.
-    pub(crate) fn on_change(&self, listener: impl Fn(WorkerId, Change) + Send + Sync + 'static) {
-        self.0.common.on_change(Arc::new(listener));
+    pub(crate) fn on_change(
+        &self,
+        listener: impl Fn(WorkerId, Change) + Send + Sync + 'static,
+    ) -> ReleaseListener {
+        self.0.common.on_change(listener)
     }
 
     /// Forgets what is known of an instance's caches and speed, because it is gone.

@@ -2,10 +2,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use dynamo_core::protocol::WorkerId;
 use dynamo_core::time::Clock;
 
+use super::listeners::{Change, Listeners, ReleaseListener};
 use super::{Slot, Slots};
 use crate::index::ProvisionalCoverage;
 use crate::load::{Pace, Row};
@@ -64,18 +64,7 @@ pub(crate) struct Common {
     pub(crate) provisional: Option<ProvisionalCoverage>,
     started: Instant,
     slots: Slots,
-    listeners: ArcSwap<Vec<Listener>>,
-}
-
-type Listener = Arc<dyn Fn(WorkerId, Change) + Send + Sync>;
-
-/// How a worker's load has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
-    /// This router has booked more.
-    More,
-    /// There may be less.
-    Less,
+    listeners: Arc<Listeners>,
 }
 
 impl Common {
@@ -90,7 +79,7 @@ impl Common {
             provisional,
             leases_expired_total: AtomicU64::new(0),
             slots: Slots::default(),
-            listeners: ArcSwap::default(),
+            listeners: Arc::default(),
         })
     }
 
@@ -108,27 +97,22 @@ impl Common {
         as_ns(at.saturating_duration_since(self.started))
     }
 
-    /// Has `listener` told of changes from now on.
-    pub(crate) fn on_change(&self, listener: Listener) {
-        self.listeners.rcu(|listeners| {
-            let mut listeners = Vec::clone(listeners);
-            listeners.push(Arc::clone(&listener));
-            listeners
-        });
+    /// Has `listener` told of changes for as long as what this returns is kept.
+    pub(crate) fn on_change(
+        &self,
+        listener: impl Fn(WorkerId, Change) + Send + Sync + 'static,
+    ) -> ReleaseListener {
+        self.listeners.add(Arc::new(listener))
     }
 
     /// Says that a worker may have room that it had not.
     pub(crate) fn released(&self, worker: WorkerId) {
-        self.tell(worker, Change::Less);
+        self.listeners.tell(worker, Change::Less);
     }
 
     /// Says that more is booked on a worker.
     pub(crate) fn booked(&self, worker: WorkerId) {
-        self.tell(worker, Change::More);
-    }
-
-    fn tell(&self, worker: WorkerId, change: Change) {
-        self.listeners.load().iter().for_each(|listener| listener(worker, change));
+        self.listeners.tell(worker, Change::More);
     }
 }
 

@@ -45,7 +45,7 @@ fn of_others(router: &KvRouter) -> usize {
 async fn until_others_have(router: &KvRouter, requests: usize) {
     let heard = Arc::new(Notify::new());
     let tell = Arc::clone(&heard);
-    router.on_release(move |_| tell.notify_one());
+    let _listener = router.on_release(move |_| tell.notify_one());
     let wait = async {
         while of_others(router) != requests {
             heard.notified().await;

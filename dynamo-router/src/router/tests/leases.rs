@@ -64,7 +64,7 @@ fn a_listener_is_told_whenever_there_may_be_room() {
     let (clock, router) = leasing();
     let told = Arc::new(AtomicUsize::new(0));
     let (seen, inner) = (Arc::clone(&told), router.clone());
-    router.on_release(move |released| {
+    let listener = router.on_release(move |released| {
         assert_eq!(released, worker(1));
         // It may ask what there is now.
         let _ = (inner.load(released), inner.stats());
@@ -102,6 +102,9 @@ fn a_listener_is_told_whenever_there_may_be_room() {
     expect_one_more("came back");
     router.set_workers(&[Instance { incarnation: 1, ..instance(1) }]).unwrap();
     assert_eq!(told.load(Ordering::Relaxed), times, "nobody came");
+    drop(listener);
+    drop(router.route(&request(64), &any).unwrap());
+    assert_eq!(told.load(Ordering::Relaxed), times, "nobody listens");
 }
 
 #[test]
