@@ -15,6 +15,7 @@ mod busy;
 mod config;
 mod fair;
 mod order;
+mod owned;
 mod pace;
 mod pool;
 mod requests;

@@ -5,7 +5,8 @@ use dynamo_core::{Client, Context, Engine, Message, ResponseStream, Result};
 
 use super::config::QueueConfig;
 use super::routed::QueuedRouter;
-use crate::router::{Decision, KvRouter};
+use crate::choose::SessionKey;
+use crate::router::{Constraints, Decision, KvRouter};
 
 /// Workers that prefill and decode, and the queue before them: an engine that waits for a worker,
 /// asks it, and learns its speed from the first item of its answer; cheap to clone.
@@ -86,9 +87,11 @@ impl<Resp: Message> Engine for QueuedPool<Resp> {
         ctx: Context,
         request: GenerateRequest,
     ) -> Result<ResponseStream<Resp>> {
+        let session = SessionKey::of(&ctx, &request);
         let mut failed: Vec<InstanceId> = Vec::new();
         loop {
-            let decision = self.router.route(&ctx, &request, &failed).await?;
+            let constraints = Constraints::default().with_exclude(&failed).with_session(session);
+            let decision = self.router.route(&ctx, &request, &constraints).await?;
             let instance = decision.worker.instance;
             let error = match self.client.direct(instance, ctx.clone(), request.clone()).await {
                 Ok(stream) => return Ok(self.observed(stream, decision)),

@@ -3,15 +3,15 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
-use dynamo_core::protocol::{GenerateRequest, InstanceId, WorkerId};
+use dynamo_core::protocol::{GenerateRequest, WorkerId};
 use dynamo_core::{Context, Error, Instance, Result};
 use tokio::sync::oneshot;
 
 use super::busy::{BusyWorkers, Pressure};
 use super::config::{QueueConfig, QueuePolicy};
+use super::owned::OwnedConstraints;
 use super::requests::{Demand, EntryId, Leave, QueueStats, RequestQueue};
 use super::waiting::{Waiter, Waiting};
-use crate::choose::SessionKey;
 use crate::load::Load;
 use crate::router::{Constraints, Decision, KvRouter};
 use crate::workers::ReleaseListener;
@@ -78,8 +78,8 @@ impl QueuedRouter {
         }))
     }
 
-    /// Chooses a worker for the request, none of `exclude`, and books it there; waits as long as
-    /// all workers are busy.
+    /// Chooses one of the workers that `constraints` leave, and books the request there; waits as
+    /// long as all workers are busy.
     ///
     /// Fails with [`Overloaded`](dynamo_core::ErrorKind), unprocessed and saying when to come back,
     /// if too much waits already or the wait has lasted too long, with `Cancelled` or
@@ -91,10 +91,10 @@ impl QueuedRouter {
         &self,
         ctx: &Context,
         request: &GenerateRequest,
-        exclude: &[InstanceId],
+        constraints: &Constraints<'_>,
     ) -> Result<Decision> {
         ctx.check()?;
-        match self.0.arrive(ctx, request, exclude)? {
+        match self.0.arrive(ctx, request, constraints)? {
             Arrival::Routed(decision) => Ok(*decision),
             Arrival::Waiting(waiting) => waiting.answered(ctx).await,
         }
@@ -128,20 +128,20 @@ impl Shared {
         self: &Arc<Self>,
         ctx: &Context,
         request: &GenerateRequest,
-        exclude: &[InstanceId],
+        constraints: &Constraints<'_>,
     ) -> Result<Arrival> {
         self.see_workers();
         let mut state = self.state();
         let is_first = state.queue.is_empty() && !state.is_draining;
         if is_first && let Some(busy) = self.look(&mut state) {
             drop(state);
-            let decision = self.choose(ctx, request, exclude, &busy)?;
+            let decision = self.choose(request, constraints, &busy)?;
             return Ok(Arrival::Routed(Box::new(decision)));
         }
         let (sender, answer) = oneshot::channel();
-        let (request, exclude) = (request.clone(), exclude.to_vec());
+        let (request, constraints) = (request.clone(), OwnedConstraints::new(constraints));
         let demand = self.demand(ctx, &request);
-        let waiter = Waiter { ctx: ctx.clone(), request, exclude, answer: sender };
+        let waiter = Waiter { ctx: ctx.clone(), request, constraints, answer: sender };
         let now = self.now();
         let entered = state.queue.push(waiter, demand, now)?;
         let displaced = entered.displaced;
@@ -171,9 +171,9 @@ impl Shared {
             let answer = match (waiter.ctx.check(), turn) {
                 (Err(over), _) => Err(over),
                 (Ok(()), Err(expired)) => Err(expired),
-                (Ok(()), Ok(busy)) => {
-                    self.choose(&waiter.ctx, &waiter.request, &waiter.exclude, &busy)
-                }
+                (Ok(()), Ok(busy)) => waiter
+                    .constraints
+                    .lend(|constraints| self.choose(&waiter.request, constraints, &busy)),
             };
             waiter.answer(answer);
         }
@@ -221,14 +221,12 @@ impl Shared {
 
     fn choose(
         &self,
-        ctx: &Context,
         request: &GenerateRequest,
-        exclude: &[InstanceId],
+        constraints: &Constraints<'_>,
         busy: &[WorkerId],
     ) -> Result<Decision> {
-        let session = SessionKey::of(ctx, request);
-        let constraints = Constraints::default().with_exclude(exclude).with_avoid(busy);
-        self.router.route(request, &constraints.with_session(session))
+        let avoid = [constraints.avoid, busy].concat();
+        self.router.route(request, &constraints.with_avoid(&avoid))
     }
 
     fn demand(&self, ctx: &Context, request: &GenerateRequest) -> Demand {

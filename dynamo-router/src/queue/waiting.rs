@@ -1,10 +1,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use dynamo_core::protocol::{GenerateRequest, InstanceId};
+use dynamo_core::protocol::GenerateRequest;
 use dynamo_core::{Context, Error, Result};
 use tokio::sync::oneshot;
 
+use super::owned::OwnedConstraints;
 use super::requests::{EntryId, Leave};
 use super::routed::Shared;
 use crate::router::Decision;
@@ -13,7 +14,7 @@ use crate::router::Decision;
 pub(super) struct Waiter {
     pub(super) ctx: Context,
     pub(super) request: GenerateRequest,
-    pub(super) exclude: Vec<InstanceId>,
+    pub(super) constraints: OwnedConstraints,
     pub(super) answer: oneshot::Sender<Result<Decision>>,
 }
 

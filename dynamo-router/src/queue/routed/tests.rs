@@ -3,13 +3,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use dynamo_core::protocol::{BlockSize, CacheNamespace, Sampling, Tier};
+use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, Sampling, Tier};
 use dynamo_core::random::Random;
 use dynamo_core::time::SystemClock;
 use dynamo_core::{ErrorKind, Priority};
 use futures::{FutureExt, poll};
 
 use super::*;
+use crate::choose::SessionKey;
 use crate::fixtures::{self, holds, instance, worker};
 use crate::queue::{BusyThresholds, Watermarks};
 use crate::router::RouterConfig;
@@ -30,10 +31,19 @@ fn router(workers: u64, config: QueueConfig) -> QueuedRouter {
     QueuedRouter::new(router, move || Arc::clone(&all), config)
 }
 
+/// Routes a request to any worker.
+async fn anywhere(
+    router: &QueuedRouter,
+    ctx: &Context,
+    request: &GenerateRequest,
+) -> Result<Decision> {
+    router.route(ctx, request, &Constraints::default()).await
+}
+
 /// Takes all the workers there are.
 fn fill(router: &QueuedRouter) -> Vec<Decision> {
     let workers = (router.0.candidates)().len();
-    let route = |_| router.route(&Context::new(), &request(64), &[]).now_or_never();
+    let route = |_| anywhere(router, &Context::new(), &request(64)).now_or_never();
     (0..workers).map(|worker| route(worker).unwrap().unwrap()).collect()
 }
 
@@ -49,8 +59,8 @@ async fn whoever_releases_load_routes_the_next_before_it_goes_on() {
     let router = router(2, config());
     let (ctx, prompt) = (Context::new(), request(64));
     let mut taken = fill(&router);
-    let mut first = Box::pin(router.route(&ctx, &prompt, &[]));
-    let mut second = Box::pin(router.route(&ctx, &prompt, &[]));
+    let mut first = Box::pin(anywhere(&router, &ctx, &prompt));
+    let mut second = Box::pin(anywhere(&router, &ctx, &prompt));
     assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
     // The first token makes room,
     let mut decision = taken.remove(0);
@@ -72,8 +82,8 @@ async fn a_decision_nobody_takes_goes_to_the_next() {
     let router = router(1, config());
     let (ctx, prompt) = (Context::new(), request(64));
     let taken = fill(&router);
-    let mut first = Box::pin(router.route(&ctx, &prompt, &[]));
-    let mut second = Box::pin(router.route(&ctx, &prompt, &[]));
+    let mut first = Box::pin(anywhere(&router, &ctx, &prompt));
+    let mut second = Box::pin(anywhere(&router, &ctx, &prompt));
     assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
     drop(taken);
     assert!(poll!(&mut second).is_pending(), "the first has it");
@@ -89,9 +99,9 @@ async fn who_is_killed_late_or_tired_of_waiting_leaves_at_once() {
     let taken = fill(&router);
     let (killed, plain) = (Context::new(), Context::new());
     let late = Context::new().with_timeout(Duration::from_secs(2));
-    let mut of_killed = Box::pin(router.route(&killed, &prompt, &[]));
-    let mut of_late = Box::pin(router.route(&late, &prompt, &[]));
-    let mut of_plain = Box::pin(router.route(&plain, &prompt, &[]));
+    let mut of_killed = Box::pin(anywhere(&router, &killed, &prompt));
+    let mut of_late = Box::pin(anywhere(&router, &late, &prompt));
+    let mut of_plain = Box::pin(anywhere(&router, &plain, &prompt));
     for waiting in [&mut of_killed, &mut of_late, &mut of_plain] {
         assert!(poll!(waiting).is_pending());
     }
@@ -103,7 +113,7 @@ async fn who_is_killed_late_or_tired_of_waiting_leaves_at_once() {
     let error = of_plain.await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Overloaded);
     assert!(error.is_retryable() && error.retry_after().is_some(), "{error}");
-    let mut dropped = Box::pin(router.route(&plain, &prompt, &[]));
+    let mut dropped = Box::pin(anywhere(&router, &plain, &prompt));
     assert!(poll!(&mut dropped).is_pending());
     drop(dropped);
     let stats = router.stats();
@@ -118,8 +128,8 @@ async fn one_whose_time_is_over_is_not_routed_even_if_it_has_not_noticed_yet() {
     let (plain, prompt) = (Context::new(), request(64));
     let late = Context::new().with_timeout(Duration::from_secs(2));
     let taken = fill(&router);
-    let mut of_late = Box::pin(router.route(&late, &prompt, &[]));
-    let mut of_plain = Box::pin(router.route(&plain, &prompt, &[]));
+    let mut of_late = Box::pin(anywhere(&router, &late, &prompt));
+    let mut of_plain = Box::pin(anywhere(&router, &plain, &prompt));
     assert!(poll!(&mut of_late).is_pending() && poll!(&mut of_plain).is_pending());
     tokio::time::advance(Duration::from_secs(3)).await;
     drop(taken);
@@ -137,11 +147,11 @@ async fn a_full_queue_refuses_and_an_urgent_request_takes_a_place() {
     let (plain, prompt) = (Context::new(), request(64));
     let urgent = Context::new().with_priority(Priority::HIGHEST);
     let taken = fill(&router);
-    let mut waits = Box::pin(router.route(&plain, &prompt, &[]));
+    let mut waits = Box::pin(anywhere(&router, &plain, &prompt));
     assert!(poll!(&mut waits).is_pending());
-    let refused = router.route(&plain, &prompt, &[]).await.unwrap_err();
+    let refused = anywhere(&router, &plain, &prompt).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Overloaded);
-    let mut of_urgent = Box::pin(router.route(&urgent, &prompt, &[]));
+    let mut of_urgent = Box::pin(anywhere(&router, &urgent, &prompt));
     assert!(poll!(&mut of_urgent).is_pending());
     let displaced = waits.now_or_never().unwrap().unwrap_err();
     assert!(displaced.kind() == ErrorKind::Overloaded && displaced.retry_after().is_some());
@@ -155,14 +165,18 @@ async fn busy_workers_get_nothing_while_another_is_free_unless_all_others_are_ex
     let router = router(2, config());
     let (ctx, prompt) = (Context::new(), request(64));
     router.router().apply(&holds(1, Tier::Device, &prompt.blocks, prompt.blocks.len()));
-    let first = router.route(&ctx, &prompt, &[]).await.unwrap();
-    let second = router.route(&ctx, &prompt, &[]).await.unwrap();
+    let first = anywhere(&router, &ctx, &prompt).await.unwrap();
+    let second = anywhere(&router, &ctx, &prompt).await.unwrap();
     assert_eq!((first.worker, second.worker.instance), (worker(1), InstanceId(0)));
     drop(second);
-    let third = router.route(&ctx, &prompt, &[InstanceId(0)]).await.unwrap();
+    let third = router
+        .route(&ctx, &prompt, &Constraints::default().with_exclude(&[InstanceId(0)]))
+        .await
+        .unwrap();
     assert_eq!(third.worker, worker(1), "what waits for it alone would hold up the others");
     let all = [InstanceId(0), InstanceId(1)];
-    let error = router.route(&ctx, &prompt, &all).await.unwrap_err();
+    let error =
+        router.route(&ctx, &prompt, &Constraints::default().with_exclude(&all)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
@@ -171,12 +185,13 @@ async fn a_session_stays_with_its_worker_unless_that_one_is_busy() {
     let router = router(3, config());
     let ctx = Context::new().with_metadata(crate::choose::SESSION_METADATA, "s");
     let prompt = request(64);
-    let home = router.route(&ctx, &prompt, &[]).await.unwrap().worker;
+    let session = Constraints::default().with_session(SessionKey::of(&ctx, &prompt));
+    let home = router.route(&ctx, &prompt, &session).await.unwrap().worker;
     for _ in 0..16 {
-        assert_eq!(router.route(&ctx, &prompt, &[]).await.unwrap().worker, home);
+        assert_eq!(router.route(&ctx, &prompt, &session).await.unwrap().worker, home);
     }
-    let _busy = router.route(&ctx, &prompt, &[]).await.unwrap();
-    assert_ne!(router.route(&ctx, &prompt, &[]).await.unwrap().worker, home);
+    let _busy = router.route(&ctx, &prompt, &session).await.unwrap();
+    assert_ne!(router.route(&ctx, &prompt, &session).await.unwrap().worker, home);
 }
 
 #[tokio::test]
@@ -192,8 +207,8 @@ async fn the_shortest_goes_first_by_what_is_not_cached() {
     let taken = fill(&router);
     router.router().apply(&holds(7, Tier::Device, &long.blocks, long.blocks.len()));
     let ctx = Context::new();
-    let mut of_other = Box::pin(router.route(&ctx, &other, &[]));
-    let mut of_long = Box::pin(router.route(&ctx, &long, &[]));
+    let mut of_other = Box::pin(anywhere(&router, &ctx, &other));
+    let mut of_long = Box::pin(anywhere(&router, &ctx, &long));
     assert!(poll!(&mut of_other).is_pending() && poll!(&mut of_long).is_pending());
     drop(taken);
     assert!(poll!(&mut of_other).is_pending());
@@ -210,12 +225,12 @@ async fn workers_that_join_are_seen_and_without_any_nobody_waits() {
     let router = QueuedRouter::new(router, candidates, config());
     let (ctx, prompt) = (Context::new(), request(64));
     let _taken = fill(&router);
-    let mut waits = Box::pin(router.route(&ctx, &prompt, &[]));
+    let mut waits = Box::pin(anywhere(&router, &ctx, &prompt));
     assert!(poll!(&mut waits).is_pending());
     count.store(2, Ordering::Relaxed);
     router.look_again();
     let _second = waits.now_or_never().unwrap().unwrap();
-    let mut waits = Box::pin(router.route(&ctx, &prompt, &[]));
+    let mut waits = Box::pin(anywhere(&router, &ctx, &prompt));
     assert!(poll!(&mut waits).is_pending());
     count.store(0, Ordering::Relaxed);
     router.look_again();
@@ -234,7 +249,7 @@ async fn a_panic_while_others_are_routed_leaves_the_queue_to_the_next_who_looks(
     let router = QueuedRouter::new(router, candidates, config());
     let (ctx, prompt) = (Context::new(), request(64));
     let taken = fill(&router);
-    let mut waits = Box::pin(router.route(&ctx, &prompt, &[]));
+    let mut waits = Box::pin(anywhere(&router, &ctx, &prompt));
     assert!(poll!(&mut waits).is_pending());
     panics.store(true, Ordering::Relaxed);
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(taken))).unwrap_err();
@@ -252,7 +267,7 @@ async fn one_of_many(router: QueuedRouter, seed: u64) -> &'static str {
     let ctx = Context::new();
     let ctx = if chance(16) { ctx.with_timeout(Duration::from_micros(50)) } else { ctx };
     let (prompt, is_dropped, is_killed) = (request(16), chance(16), chance(16));
-    let mut routing = Box::pin(router.route(&ctx, &prompt, &[]));
+    let mut routing = Box::pin(anywhere(&router, &ctx, &prompt));
     let decision = match poll!(&mut routing) {
         Poll::Ready(decision) => decision,
         Poll::Pending if is_dropped => return "dropped",
