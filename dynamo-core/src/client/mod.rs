@@ -112,7 +112,8 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
         })
     }
 
-    /// Sends `request` to one given instance, once.
+    /// Sends `request` to one given instance, once; to which of its ranks `ctx` says
+    /// ([`Context::with_rank`]).
     ///
     /// Fails with a retryable [`Unavailable`](ErrorKind::Unavailable) if it is not there, and with
     /// whatever the instance answers.
@@ -225,11 +226,13 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
             }
         }
         let pick = self.picker.pick(ctx, &request, &candidates)?;
-        let (id, guard) = pick.into_parts();
+        let id = pick.instance();
         let picked = candidates.binary_search_by_key(&id, |candidate| candidate.id);
         let picked = picked.map_err(|_| Error::internal(format!("{id} was picked of others")))?;
-        let stream = self.ask(candidates, picked, ctx, request).await;
-        Ok(stream.inspect_err(|_| failed.push(id))?.with_guard(guard))
+        // Not the rank of the hop that led here: it was meant for another instance.
+        let ctx = ctx.clone().with_rank(pick.rank());
+        let stream = self.ask(candidates, picked, &ctx, request).await;
+        Ok(stream.inspect_err(|_| failed.push(id))?.with_guard(pick.into_guard()))
     }
 
     fn no_instance(&self) -> Error {

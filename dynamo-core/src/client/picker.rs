@@ -16,17 +16,25 @@ pub trait Picker<Req>: Send + Sync + 'static {
     fn pick(&self, ctx: &Context, request: &Req, candidates: &[Instance]) -> Result<Pick>;
 }
 
-/// The chosen instance and what to hold while it works.
+/// The chosen instance, which of its ranks, and what to hold while it works.
 #[must_use = "dropping the pick releases what was booked for it"]
 pub struct Pick {
     instance: InstanceId,
+    rank: Option<u32>,
     guard: Option<Box<dyn Send>>,
 }
 
 impl Pick {
     /// Picks `instance`.
     pub fn new(instance: InstanceId) -> Self {
-        Self { instance, guard: None }
+        Self { instance, rank: None, guard: None }
+    }
+
+    /// Picks a data-parallel rank of the instance; without, any will do. Its engine reads it as
+    /// [`Context::rank`].
+    pub fn with_rank(mut self, rank: u32) -> Self {
+        self.rank = Some(rank);
+        self
     }
 
     /// Holds `guard` until the stream ends.
@@ -40,13 +48,21 @@ impl Pick {
         self.instance
     }
 
-    pub(super) fn into_parts(self) -> (InstanceId, Option<Box<dyn Send>>) {
-        (self.instance, self.guard)
+    /// Returns the rank that was picked, if one was.
+    pub fn rank(&self) -> Option<u32> {
+        self.rank
+    }
+
+    pub(super) fn into_guard(self) -> Option<Box<dyn Send>> {
+        self.guard
     }
 }
 
 impl fmt::Debug for Pick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pick").field("instance", &self.instance).finish_non_exhaustive()
+        f.debug_struct("Pick")
+            .field("instance", &self.instance)
+            .field("rank", &self.rank)
+            .finish_non_exhaustive()
     }
 }

@@ -74,6 +74,7 @@ struct Facts {
     priority: Priority,
     metadata: BTreeMap<String, String>,
     trace: Option<TraceContext>,
+    rank: Option<u32>,
     tried: Option<Tried>,
 }
 
@@ -95,6 +96,7 @@ impl Context {
             priority: Priority::NORMAL,
             metadata: BTreeMap::new(),
             trace: None,
+            rank: None,
             tried: None,
         };
         Self { facts: Arc::new(facts), cancellation: Cancellation::new() }
@@ -138,6 +140,20 @@ impl Context {
         self
     }
 
+    /// Says which data-parallel rank of the instance the request is for, or that any will do.
+    ///
+    /// It is meant for one hop: a [`Client`](crate::Client) that picks the instance says the rank
+    /// of its [`Pick`](crate::Pick), or none, whatever was here before. Whoever calls one given
+    /// instance ([`Client::direct`](crate::Client::direct)) says it itself.
+    #[must_use]
+    pub fn with_rank(mut self, rank: impl Into<Option<u32>>) -> Self {
+        let rank = rank.into();
+        if self.facts.rank != rank {
+            self.facts_mut().rank = rank;
+        }
+        self
+    }
+
     /// Returns a context whose attempts at this request share what they tried: a
     /// [`Client`](crate::Client) notes the instance it asks, and asks another one for the next
     /// attempt if there is one. Where attempts are shared already, by a layer further out, they
@@ -150,8 +166,8 @@ impl Context {
         self
     }
 
-    /// Returns a context for a part of this request: same id, deadline, priority and metadata,
-    /// cancelled with this one, and cancellable on its own.
+    /// Returns a context for a part of this request: same id, deadline, priority, metadata and
+    /// rank, cancelled with this one, and cancellable on its own.
     #[must_use]
     pub fn child(&self) -> Self {
         self.below([Some(&self.cancellation), None])
@@ -199,6 +215,15 @@ impl Context {
     /// Returns where the request stands in a distributed trace.
     pub fn trace(&self) -> Option<&TraceContext> {
         self.facts.trace.as_ref()
+    }
+
+    /// Returns the data-parallel rank that the request was routed to; `None` if any will do.
+    ///
+    /// An engine serves the request by the KV cache of that rank. One that has no such rank refuses
+    /// it with [`InvalidArgument`](ErrorKind::InvalidArgument): another one would do the work, but
+    /// not what the router counts on. An engine of one rank has rank 0.
+    pub fn rank(&self) -> Option<u32> {
+        self.facts.rank
     }
 
     /// Returns the instances that attempts at this request have asked so far.
@@ -317,6 +342,7 @@ impl fmt::Debug for Context {
             .field("id", self.id())
             .field("deadline", &self.deadline())
             .field("priority", &self.priority())
+            .field("rank", &self.rank())
             .field("stopped", &self.is_stopped())
             .field("killed", &self.is_killed())
             .finish_non_exhaustive()
@@ -337,6 +363,14 @@ mod tests {
         assert!(second.is_stopped() && !second.is_killed());
         parent.kill();
         assert!(second.is_killed());
+    }
+
+    #[test]
+    fn a_rank_goes_on_to_parts_of_the_request_until_another_one_or_none_is_said() {
+        let ctx = Context::new().with_rank(3);
+        assert_eq!(ctx.child().rank(), Some(3));
+        assert_eq!(ctx.clone().with_rank(0).rank(), Some(0));
+        assert_eq!(ctx.with_rank(None).rank(), None);
     }
 
     #[test]

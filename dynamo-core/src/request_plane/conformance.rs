@@ -7,8 +7,9 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 
-use crate::client::{Client, LeastLoaded};
+use crate::client::{Client, LeastLoaded, Pick, Picker};
 use crate::component::Endpoint;
+use crate::discovery::Instance;
 use crate::engine::{Context, Engine, ResponseSender, ResponseStream, engine_fn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::TraceContext;
@@ -33,6 +34,7 @@ pub async fn run(make: impl AsyncFn() -> Runtime) {
     waiting_requests_start_by_priority_and_those_that_expire_never(make().await).await;
     expired_or_killed_work_never_starts(make().await).await;
     the_context_travels(make().await).await;
+    the_rank_that_was_picked_reaches_the_engine_and_no_other(make().await).await;
     a_drain_lets_work_finish_and_refuses_more(make().await).await;
     an_instance_out_of_patience_ends_the_rest_and_says_that_it_was_the_instance(make().await).await;
     clients_follow_instances_as_they_come_and_go(make().await).await;
@@ -423,6 +425,37 @@ async fn the_context_travels(runtime: Runtime) {
     assert_eq!(traces[1].is_sampled(), traces[0].is_sampled());
     let (ours, theirs) = (sent.remaining().expect("set"), got.remaining().expect("set"));
     assert!(theirs <= ours + Duration::from_secs(1) && theirs > Duration::from_secs(1));
+}
+
+async fn the_rank_that_was_picked_reaches_the_engine_and_no_other(runtime: Runtime) {
+    let endpoint = endpoint(&runtime);
+    let engine = engine_fn(|ctx: Context, _: u32| async move {
+        let rank = ctx.child().rank().unwrap_or(u32::MAX);
+        Ok(ResponseStream::from_items(&ctx, [rank]))
+    });
+    let serving = endpoint.serve(engine).await.expect("serves");
+    let client = client(&endpoint).await;
+    let inherited = Context::new().with_rank(9);
+    let seen = async |stream: Result<ResponseStream<u32>>| {
+        soon(stream.expect("starts").collect()).await.expect("completes")
+    };
+    for rank in [0, 3, 1 << 20] {
+        let (id, ctx) = (serving.instance().id, Context::new().with_rank(rank));
+        assert_eq!(seen(client.direct(id, ctx, 0).await).await, [rank]);
+        let ranked = client.clone().with_picker(FirstRanked(rank));
+        assert_eq!(seen(ranked.generate(inherited.clone(), 0).await).await, [rank]);
+    }
+    // A picker that says none means none, whatever hop led here.
+    assert_eq!(seen(client.generate(inherited, 0).await).await, [u32::MAX]);
+}
+
+/// Picks the first instance, and a rank.
+struct FirstRanked(u32);
+
+impl Picker<u32> for FirstRanked {
+    fn pick(&self, _: &Context, _: &u32, candidates: &[Instance]) -> Result<Pick> {
+        Ok(Pick::new(candidates[0].id).with_rank(self.0))
+    }
 }
 
 async fn a_drain_lets_work_finish_and_refuses_more(runtime: Runtime) {

@@ -5,6 +5,7 @@
 //! head length u16 │ instance u64 │ incarnation u64 │ priority u8 │ flags u8
 //! deadline u64: microseconds left + 1, or 0 for none
 //! with flag TRACE (2): trace id u128 │ span id u64 │ trace flags u8
+//! with flag RANK (4): rank u32
 //! endpoint text │ request id text │ pair count u16 │ per pair: key text, value text
 //! text: length u16, UTF-8
 //! ```
@@ -34,6 +35,8 @@ pub struct Head {
     pub is_probe: bool,
     /// Where the request stands in a trace.
     pub trace: Option<TraceContext>,
+    /// Which data-parallel rank of the instance is meant, if one is.
+    pub rank: Option<u32>,
     /// How much time is left: relative, because clocks differ.
     pub remaining: Option<Duration>,
     /// What travels with the request.
@@ -52,13 +55,18 @@ impl Head {
         out.put_u64_le(self.incarnation);
         out.put_u8(self.priority);
         let probe = if self.is_probe { PROBE } else { 0 };
-        out.put_u8(probe | if self.trace.is_some() { TRACE } else { 0 });
+        let trace = if self.trace.is_some() { TRACE } else { 0 };
+        let rank = if self.rank.is_some() { RANK } else { 0 };
+        out.put_u8(probe | trace | rank);
         let micros = |left: Duration| u64::try_from(left.as_micros()).unwrap_or(u64::MAX - 1);
         out.put_u64_le(self.remaining.map_or(0, |left| micros(left).saturating_add(1)));
         if let Some(trace) = &self.trace {
             out.put_u128_le(trace.trace_id());
             out.put_u64_le(trace.span_id());
             out.put_u8(trace.flags());
+        }
+        if let Some(rank) = self.rank {
+            out.put_u32_le(rank);
         }
         put_text(&mut out, &self.endpoint)?;
         put_text(&mut out, &self.request)?;
@@ -87,11 +95,12 @@ impl Head {
         let incarnation = body.try_get_u64_le().map_err(|_| short())?;
         let priority = body.try_get_u8().map_err(|_| short())?;
         let flags = body.try_get_u8().map_err(|_| short())?;
-        if flags & !(PROBE | TRACE) != 0 {
+        if flags & !(PROBE | TRACE | RANK) != 0 {
             return Err(protocol(format!("head with flags {flags:#x}")));
         }
         let deadline = body.try_get_u64_le().map_err(|_| short())?;
         let trace = if flags & TRACE == 0 { None } else { Some(take_trace(body)?) };
+        let rank = if flags & RANK == 0 { None } else { Some(take_rank(body)?) };
         let endpoint = take_text(body)?;
         let request = take_text(body)?;
         let pairs = body.try_get_u16_le().map_err(|_| short())?;
@@ -107,6 +116,7 @@ impl Head {
             priority,
             is_probe: flags & PROBE != 0,
             trace,
+            rank,
             remaining,
             metadata,
         };
@@ -119,6 +129,10 @@ fn take_trace(body: &mut &[u8]) -> Result<TraceContext> {
     let span_id = body.try_get_u64_le().map_err(|_| short())?;
     let flags = body.try_get_u8().map_err(|_| short())?;
     TraceContext::new(trace_id, span_id, flags).ok_or_else(|| protocol("a trace without id"))
+}
+
+fn take_rank(body: &mut &[u8]) -> Result<u32> {
+    body.try_get_u32_le().map_err(|_| short())
 }
 
 fn put_text(out: &mut BytesMut, text: &str) -> Result<()> {
@@ -136,6 +150,7 @@ fn take_text(body: &mut &[u8]) -> Result<String> {
 /// Flags of a head.
 const PROBE: u8 = 1;
 const TRACE: u8 = 2;
+const RANK: u8 = 4;
 
 fn too_large() -> Error {
     Error::invalid(format!("request head of more than {PAYLOAD_BYTES_MAX} bytes"))
@@ -153,6 +168,7 @@ impl Head {
             priority: 4,
             is_probe: false,
             trace: None,
+            rank: None,
             remaining: None,
             metadata: Vec::new(),
         }
@@ -195,13 +211,20 @@ mod tests {
         assert_eq!(traced[19], 3);
         assert_eq!(traced[28..53], [&[6][..], &[0; 15], &[7], &[0; 7], &[1]].concat());
         assert_eq!(traced[53..], golden[28..]);
+        let ranked = Head { trace, rank: Some(0x0102_0304), ..head() }.encode().unwrap();
+        assert_eq!(ranked[19], 6);
+        assert_eq!(ranked[28..53], traced[28..53]);
+        assert_eq!(ranked[53..57], [4, 3, 2, 1]);
+        assert_eq!(ranked[57..], golden[28..]);
+        assert_eq!(Head { rank: Some(0), ..head() }.encode().unwrap()[28..32], [0; 4]);
     }
 
     #[test]
     fn a_head_survives_the_way_and_every_cut_is_refused() {
         for remaining in [None, Some(Duration::ZERO), Some(Duration::from_secs(9))] {
             let trace = remaining.and_then(|_| TraceContext::new(1 << 100, 1 << 60, 0));
-            let head = Head { remaining, trace, is_probe: trace.is_none(), ..head() };
+            let rank = remaining.map(|left| u32::try_from(left.as_secs()).unwrap());
+            let head = Head { remaining, trace, rank, is_probe: trace.is_none(), ..head() };
             let mut bytes = head.encode().unwrap();
             let len = bytes.len();
             bytes.extend_from_slice(b"body");

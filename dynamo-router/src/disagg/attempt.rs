@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dynamo_core::protocol::{GenerateChunk, GenerateRequest, InstanceId, Stage};
+use dynamo_core::protocol::{GenerateChunk, GenerateRequest, InstanceId, Stage, WorkerId};
 use dynamo_core::{Context, Error, ErrorKind, ResponseStream, Result};
 
 use super::Pool;
@@ -79,13 +79,14 @@ impl Journey {
         request: &GenerateRequest,
         decision: &Decision,
     ) -> Result<(GenerateChunk, ResponseStream<GenerateChunk>)> {
-        let instance = decision.worker.instance;
+        let WorkerId { instance, rank } = decision.worker;
         let expected = Duration::try_from_secs_f64(decision.explain.chosen.ttft_s);
         let silence_max = self.engine.config.silence_max;
         let patience = silence_max.saturating_add(expected.unwrap_or_default());
         // In a box: what waits around it would each have a copy of its size.
         let asked = Box::pin(async {
-            let mut stream = pool.client.direct(instance, ctx.clone(), request.clone()).await?;
+            let ctx = ctx.clone().with_rank(rank);
+            let mut stream = pool.client.direct(instance, ctx, request.clone()).await?;
             match stream.next().await {
                 Some(chunk) => Ok((chunk?, stream)),
                 None => Err(Error::internal(format!("instance {instance} answered nothing"))),

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use dynamo_core::protocol::{GenerateRequest, InstanceId};
+use dynamo_core::protocol::{GenerateRequest, InstanceId, WorkerId};
 use dynamo_core::{Client, Context, Engine, Message, ResponseStream, Result};
 
 use super::config::QueueConfig;
@@ -92,8 +92,9 @@ impl<Resp: Message> Engine for QueuedPool<Resp> {
         loop {
             let constraints = Constraints::default().with_exclude(&failed).with_session(session);
             let decision = self.router.route(&ctx, &request, &constraints).await?;
-            let instance = decision.worker.instance;
-            let error = match self.client.direct(instance, ctx.clone(), request.clone()).await {
+            let WorkerId { instance, rank } = decision.worker;
+            let ctx = ctx.clone().with_rank(rank);
+            let error = match self.client.direct(instance, ctx, request.clone()).await {
                 Ok(stream) => return Ok(self.observed(stream, decision)),
                 Err(error) => error,
             };

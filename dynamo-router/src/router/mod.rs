@@ -302,8 +302,8 @@ impl Picker<GenerateRequest> for KvRouter {
         let constraints = Constraints::default().with_session(SessionKey::of(ctx, request));
         let decision = self.choose(&fleet, request, &constraints)?;
         self.sent(request, constraints.session, &decision);
-        let guard = decision.booking.until_dropped();
-        Ok(Pick::new(decision.worker.instance).with_guard(guard))
+        let WorkerId { instance, rank } = decision.worker;
+        Ok(Pick::new(instance).with_rank(rank).with_guard(decision.booking.until_dropped()))
     }
 }
 

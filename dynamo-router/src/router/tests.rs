@@ -1,5 +1,6 @@
 mod constraints;
 mod leases;
+mod ranks;
 mod sessions;
 mod threads;
 

@@ -328,7 +328,8 @@ impl Asked {
     /// Reads from `head` what a request is for, and its context.
     pub(super) fn read(head: Head) -> (Self, Context) {
         let mut ctx = Context::with_id(RequestId::from(&*head.request))
-            .with_priority(Priority::new(head.priority).unwrap_or(Priority::NORMAL));
+            .with_priority(Priority::new(head.priority).unwrap_or(Priority::NORMAL))
+            .with_rank(head.rank);
         if let Some(trace) = head.trace {
             ctx = ctx.with_trace(trace);
         }

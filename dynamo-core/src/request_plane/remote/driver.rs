@@ -344,7 +344,7 @@ fn collect(state: &mut State, words: &mut Vec<Word>) {
             Event::Established => words.push(Word::Stage(Stage::Open)),
             Event::GoingAway => words.push(Word::Stage(Stage::Gone)),
             Event::Opened { stream, head, body } => {
-                let (asked, ctx) = Asked::read(head);
+                let (asked, ctx) = Asked::read(*head);
                 running.insert(stream, ctx.clone());
                 let codec = session.codec();
                 words.push(Word::Arrival(Arrival { stream, ctx, asked, body, codec }));

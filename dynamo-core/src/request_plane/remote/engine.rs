@@ -73,6 +73,7 @@ impl<R: Reach> RemoteEngine<R> {
             priority: ctx.priority().level(),
             is_probe,
             trace: ctx.trace().copied(),
+            rank: ctx.rank(),
             remaining: ctx.remaining(),
             metadata: ctx.metadata().clone().into_iter().collect(),
         }

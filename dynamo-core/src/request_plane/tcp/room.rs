@@ -129,6 +129,7 @@ mod tests {
             priority: 4,
             is_probe: false,
             trace: None,
+            rank: None,
             remaining: None,
             metadata: Vec::new(),
         };

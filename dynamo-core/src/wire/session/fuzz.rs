@@ -45,6 +45,7 @@ pub(in super::super) fn client(data: &[u8]) {
         priority: 4,
         is_probe: false,
         trace: None,
+        rank: None,
         remaining: None,
         metadata: Vec::new(),
     };

@@ -85,7 +85,7 @@ pub enum Event {
         /// Its stream.
         stream: u32,
         /// What it is.
-        head: Head,
+        head: Box<Head>,
         /// Its body.
         body: Bytes,
     },

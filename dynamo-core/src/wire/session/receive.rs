@@ -135,7 +135,7 @@ impl Session {
         let mut stream = Stream::default();
         stream.inbound.credit = self.limits.stream_window;
         stream.outbound.credit = self.peer.as_ref().map_or(0, |peer| peer.stream_window);
-        stream.inbound.opening = Some(Opening { head, is_stopped: false });
+        stream.inbound.opening = Some(Opening { head: Box::new(head), is_stopped: false });
         self.streams.insert(id, stream);
         self.on_part(id, flags, body, 0)
     }

@@ -17,7 +17,7 @@ pub(super) struct Stream {
 /// A request that has not arrived in whole.
 #[derive(Debug)]
 pub(super) struct Opening {
-    pub(super) head: Head,
+    pub(super) head: Box<Head>,
     /// An early end is asked for already.
     pub(super) is_stopped: bool,
 }
