@@ -1,22 +1,23 @@
 //! When all workers are busy: who waits, who goes next, who is told to come back.
 //!
 //! ```text
-//! request ─► a worker is not busy ─► routed at once
-//!          └ all are ─► RequestQueue ─┬► a worker is no longer busy: routed by whoever released it
+//! request ─► a worker it may go to is not busy ─► routed at once
+//!          └ all are ─► RequestQueue ─┬► one is no longer busy: routed by whoever released it
 //!                                     ├► deadline or patience is over: leaves at once
 //!                                     └► full: Overloaded, and when to come back
 //! ```
 //!
 //! Three pure parts: [`RequestQueue`] (order, limits, expiry), [`BusyWorkers`] (thresholds with
-//! hysteresis) and the pace at which the queue empties. [`QueuedRouter`] puts them before a
+//! hysteresis) and the rate at which the queue empties. [`QueuedRouter`] puts them before a
 //! [`KvRouter`](crate::KvRouter) and has no task of its own; [`QueuedPool`] is the engine over it.
 
 mod busy;
 mod config;
+mod dispatch;
+mod drain_rate;
 mod fair;
 mod order;
 mod owned;
-mod pace;
 mod pool;
 mod requests;
 mod routed;

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::config::QueuePolicy;
-use super::fair::Fair;
+use super::fair::{Fair, Visit};
 use super::requests::Demand;
 
 /// The order of one priority: who waits, and who of them is next.
@@ -17,6 +17,14 @@ pub(super) struct Order {
 enum Kind {
     Ranked(QueuePolicy, BTreeSet<Rank>),
     Fair(Fair),
+}
+
+/// The entry that goes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Next {
+    pub(super) arrival: u64,
+    /// Where tenants are visited in turn, the visit that it goes in.
+    pub(super) visit: Visit,
 }
 
 /// Where an entry stands under a policy that compares any two: the least goes first.
@@ -56,22 +64,27 @@ impl Order {
         }
     }
 
-    /// Takes out an entry that is not routed.
-    pub(super) fn remove(&mut self, arrival: u64, demand: &Demand) {
-        self.gone(demand);
-        match &mut self.kind {
-            Kind::Ranked(policy, ranks) => {
-                ranks.remove(&rank(*policy, arrival, demand));
+    /// Returns which entry is next of those that may go.
+    pub(super) fn next(&self, may_go: &mut dyn FnMut(u64) -> bool) -> Option<Next> {
+        match &self.kind {
+            Kind::Ranked(_, ranks) => {
+                let rank = ranks.iter().find(|rank| may_go(rank.arrival))?;
+                Some(Next { arrival: rank.arrival, visit: Visit::default() })
             }
-            Kind::Fair(fair) => fair.remove(demand.tenant, arrival),
+            Kind::Fair(fair) => fair.next(may_go),
         }
     }
 
-    /// Takes out the entry that is next; its demand has to be told to [`gone`](Self::gone).
-    pub(super) fn pop(&mut self) -> Option<u64> {
-        match &mut self.kind {
-            Kind::Ranked(_, ranks) => ranks.pop_first().map(|rank| rank.arrival),
-            Kind::Fair(fair) => fair.pop(),
+    /// Takes out an entry: to be routed, if it is the `next`, or else without that.
+    pub(super) fn remove(&mut self, arrival: u64, demand: &Demand, next: Option<Next>) {
+        self.entries -= 1;
+        self.prompt_tokens -= demand.prompt_tokens;
+        match (&mut self.kind, next) {
+            (Kind::Ranked(policy, ranks), _) => {
+                ranks.remove(&rank(*policy, arrival, demand));
+            }
+            (Kind::Fair(fair), Some(next)) => fair.take(demand.tenant, next),
+            (Kind::Fair(fair), None) => fair.remove(demand.tenant, arrival),
         }
     }
 
@@ -81,12 +94,6 @@ impl Order {
             Kind::Ranked(_, ranks) => ranks.last().map(|rank| rank.arrival),
             Kind::Fair(fair) => fair.last(),
         }
-    }
-
-    /// Counts an entry off.
-    pub(super) fn gone(&mut self, demand: &Demand) {
-        self.entries -= 1;
-        self.prompt_tokens -= demand.prompt_tokens;
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Instant;
 use dynamo_core::{Error, ErrorKind, Priority, Result};
 
 use super::config::QueueConfig;
-use super::order::Order;
-use super::pace::Pace;
+use super::drain_rate::DrainRate;
+use super::order::{Next, Order};
 
 /// What the queue goes by, of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub struct QueueStats {
 /// - With the queue full, a request takes the places of those of lower priority that go last, as
 ///   many as it needs, or is refused and nobody leaves. A tenant's own limit displaces nobody.
 /// - What is popped is first by [`QueueConfig`]'s priority and policy, and by arrival among equals.
-/// - An operation takes O(log n) steps; one that displaces, as many for each.
+/// - An operation takes O(log n) steps; one that displaces, or passes over, as many for each.
 #[derive(Debug)]
 pub struct RequestQueue<T> {
     config: QueueConfig,
@@ -86,7 +86,7 @@ pub struct RequestQueue<T> {
     expiries: BTreeSet<(Instant, u64)>,
     tenants: HashMap<u64, usize>,
     arrivals: u64,
-    pace: Pace,
+    drain_rate: DrainRate,
     stats: QueueStats,
 }
 
@@ -100,7 +100,7 @@ impl<T> RequestQueue<T> {
             expiries: BTreeSet::new(),
             tenants: HashMap::new(),
             arrivals: 0,
-            pace: Pace::default(),
+            drain_rate: DrainRate::default(),
             stats: QueueStats::default(),
         }
     }
@@ -120,7 +120,7 @@ impl<T> RequestQueue<T> {
             displaced.push(item);
         }
         if self.waiting.is_empty() {
-            self.pace.begin(now);
+            self.drain_rate.begin(now);
         }
         let arrival = self.arrivals;
         self.arrivals += 1;
@@ -137,16 +137,22 @@ impl<T> RequestQueue<T> {
 
     /// Takes out the entry whose turn it is.
     pub fn pop(&mut self, now: Instant) -> Option<T> {
-        let mut first = self.orders.first_entry()?;
-        let arrival = first.get_mut().pop()?;
-        let (item, demand) = self.waiting.remove(&arrival)?;
-        first.get_mut().gone(&demand);
-        if first.get().entries() == 0 {
-            first.remove();
-        }
-        self.left(arrival, &demand, now);
+        self.pop_where(now, |_| true)
+    }
+
+    /// Takes out the entry whose turn it is of those that `may_go`; the others keep their places.
+    ///
+    /// Asks one entry after the other, in their order, until one may go.
+    pub fn pop_where(&mut self, now: Instant, may_go: impl FnMut(&T) -> bool) -> Option<T> {
+        let next = self.next(may_go)?;
+        let item = self.take_out(next.arrival, Some(next), now)?;
         self.stats.popped_total += 1;
         Some(item)
+    }
+
+    /// Tells whether any entry `may_go`.
+    pub fn any(&self, may_go: impl FnMut(&T) -> bool) -> bool {
+        self.next(may_go).is_some()
     }
 
     /// Takes out an entry whose time is over, the one that has been so for longest.
@@ -157,7 +163,7 @@ impl<T> RequestQueue<T> {
 
     /// Takes out an entry that leaves by itself, if it is there still.
     pub fn remove(&mut self, id: EntryId, why: Leave, now: Instant) -> Option<T> {
-        let item = self.take_out(id.0, now)?;
+        let item = self.take_out(id.0, None, now)?;
         match why {
             Leave::Expired => self.stats.expired_total += 1,
             Leave::Cancelled => self.stats.cancelled_total += 1,
@@ -186,7 +192,8 @@ impl<T> RequestQueue<T> {
         let message =
             format!("all workers are busy, {waiting} requests of {tokens} prompt tokens wait");
         // No more than all can leave.
-        let retry_after = self.pace.until_left(entries.max(1), prompt_tokens.min(tokens), now);
+        let retry_after =
+            self.drain_rate.until_left(entries.max(1), prompt_tokens.min(tokens), now);
         Error::new(ErrorKind::Overloaded, message).unprocessed().with_retry_after(retry_after)
     }
 
@@ -222,16 +229,21 @@ impl<T> RequestQueue<T> {
     /// Takes out the least urgent entry that would go last.
     fn displace(&mut self, now: Instant) -> Option<T> {
         let (_, last) = self.orders.last_key_value()?;
-        let item = self.take_out(last.last()?, now)?;
+        let item = self.take_out(last.last()?, None, now)?;
         self.stats.displaced_total += 1;
         Some(item)
     }
 
-    fn take_out(&mut self, arrival: u64, now: Instant) -> Option<T> {
+    fn next(&self, mut may_go: impl FnMut(&T) -> bool) -> Option<Next> {
+        let mut may_go = |arrival| self.waiting.get(&arrival).is_some_and(|(item, _)| may_go(item));
+        self.orders.values().find_map(|order| order.next(&mut may_go))
+    }
+
+    fn take_out(&mut self, arrival: u64, next: Option<Next>, now: Instant) -> Option<T> {
         let (item, demand) = self.waiting.remove(&arrival)?;
         let tier = self.tier(&demand);
         if let Some(order) = self.orders.get_mut(&tier) {
-            order.remove(arrival, &demand);
+            order.remove(arrival, &demand, next);
             if order.entries() == 0 {
                 self.orders.remove(&tier);
             }
@@ -244,7 +256,7 @@ impl<T> RequestQueue<T> {
     fn left(&mut self, arrival: u64, demand: &Demand, now: Instant) {
         self.expiries.remove(&(demand.expires, arrival));
         self.stats.prompt_tokens -= demand.prompt_tokens;
-        self.pace.left(demand.prompt_tokens, now);
+        self.drain_rate.left(demand.prompt_tokens, now);
         if let Some(count) = self.tenants.get_mut(&demand.tenant) {
             *count -= 1;
             if *count == 0 {

@@ -5,9 +5,9 @@ use dynamo_core::protocol::GenerateRequest;
 use dynamo_core::{Context, Error, Result};
 use tokio::sync::oneshot;
 
+use super::dispatch::Dispatch;
 use super::owned::OwnedConstraints;
 use super::requests::{EntryId, Leave};
-use super::routed::Shared;
 use crate::router::Decision;
 
 /// What the queue keeps of a request.
@@ -27,7 +27,7 @@ impl Waiter {
 
 /// A request in the queue; leaves it when dropped.
 pub(super) struct Waiting {
-    pub(super) shared: Arc<Shared>,
+    pub(super) dispatch: Arc<Dispatch>,
     pub(super) id: EntryId,
     pub(super) expires: Instant,
     /// A decision that nobody takes is dropped with it, and its booking is released.
@@ -43,7 +43,7 @@ impl Waiting {
             () = ctx.killed() => Leave::Cancelled,
             () = tokio::time::sleep_until(self.expires.into()) => Leave::Expired,
         };
-        if let Some(too_long) = self.shared.leave(self.id, why) {
+        if let Some(too_long) = self.dispatch.leave(self.id, why) {
             return Err(ctx.check().err().unwrap_or(too_long));
         }
         // Its turn has just come: the answer is being made.
@@ -63,6 +63,6 @@ fn taken(
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.shared.leave(self.id, Leave::Cancelled);
+        self.dispatch.leave(self.id, Leave::Cancelled);
     }
 }

@@ -94,7 +94,7 @@ impl KvRouter {
 
     /// Returns where the worker stands that had the request's session last, if it may be chosen, and
     /// how firmly the session stays with it.
-    fn home(
+    pub(super) fn home(
         &self,
         fleet: &Fleet,
         constraints: &Constraints<'_>,

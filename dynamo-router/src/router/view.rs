@@ -2,10 +2,11 @@
 
 use dynamo_core::protocol::{GenerateRequest, WorkerId};
 
-use super::KvRouter;
 use super::scratch::Scratch;
-use crate::choose::CandidateCost;
+use super::{Constraints, KvRouter};
+use crate::choose::{CandidateCost, Stickiness};
 use crate::load::Load;
+use crate::workers::is_in;
 
 impl KvRouter {
     /// Tells of each worker that can be chosen how busy it is, and how long it will take to prefill what
@@ -19,6 +20,31 @@ impl KvRouter {
             let rate = row.speed.among(paced.prefill).unwrap_or(self.0.cost.prefill_s_per_token);
             tell(seat.worker(), load, load.prefill_tokens as f64 * rate);
         }
+    }
+
+    /// Tells whether all workers that `constraints` leave are among `busy`, each of which is named
+    /// once; not if they leave none at all.
+    pub(crate) fn is_held(&self, constraints: &Constraints<'_>, busy: &[WorkerId]) -> bool {
+        let fleet = self.0.fleet.load();
+        let count = fleet.seats().len();
+        let Constraints { exclude, only, pinned, session, required, .. } = *constraints;
+        let is_kept = session.is_some() && self.affinity().stickiness() == Stickiness::Hard;
+        let may_be_any = exclude.is_empty() && only.is_none() && pinned.is_none();
+        if may_be_any && required.is_empty() && !is_kept && busy.len() < count {
+            return false;
+        }
+        self.0.scratches.lend(|Scratch { columns, .. }| {
+            columns.reset(count);
+            constraints.mark(&fleet, columns);
+            let eligible = &columns.eligible;
+            if let Some((home, Stickiness::Hard)) = self.home(&fleet, constraints, eligible) {
+                return busy.contains(&fleet.seats()[home].worker());
+            }
+            let busy = busy.iter().filter_map(|worker| fleet.find(*worker));
+            let busy = busy.filter(|position| is_in(eligible, *position)).count();
+            let left = eligible.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+            left > 0 && busy == left
+        })
     }
 
     /// Returns how many tokens of the request's prompt some worker has cached, at most.

@@ -69,9 +69,10 @@ impl Naive {
         Some(displaced)
     }
 
-    fn pop(&mut self) -> Option<u64> {
+    fn pop_where(&mut self, may_go: impl Fn(&u64) -> bool) -> Option<u64> {
         self.sort();
-        if self.waiting.is_empty() { None } else { Some(self.waiting.remove(0).0) }
+        let at = self.waiting.iter().position(|(arrival, _)| may_go(arrival))?;
+        Some(self.waiting.remove(at).0)
     }
 }
 
@@ -101,7 +102,8 @@ enum Step {
         expires: u64,
         tenant: u64,
     },
-    Pop,
+    /// Takes the next out, of those whose arrival has none of these bits.
+    Pop(u64),
     Cancel(prop::sample::Index),
     Wait(u64),
 }
@@ -118,7 +120,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     });
     let step = prop_oneof![
         5 => push,
-        2 => Just(Step::Pop),
+        2 => prop_oneof![Just(0), 0..8u64].prop_map(Step::Pop),
         1 => any::<prop::sample::Index>().prop_map(Step::Cancel),
         1 => (0..10u64).prop_map(Step::Wait),
     ];
@@ -165,7 +167,12 @@ proptest! {
                         arrival += 1;
                     }
                 }
-                Step::Pop => prop_assert_eq!(queue.pop(now), naive.pop()),
+                Step::Pop(held) => {
+                    let may_go = |arrival: &u64| arrival & held == 0;
+                    let any = naive.waiting.iter().any(|(arrival, _)| may_go(arrival));
+                    prop_assert_eq!(queue.any(may_go), any);
+                    prop_assert_eq!(queue.pop_where(now, may_go), naive.pop_where(may_go));
+                }
                 Step::Cancel(which) if !naive.waiting.is_empty() => {
                     let at = which.index(naive.waiting.len());
                     let (gone, _) = naive.waiting.remove(at);

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 /// eighth, and tokens count as entries of the average size. An interval that has lasted longer than
 /// the average already counts with what it has lasted.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct DrainRate {
     /// When the last entry left, or the first came into an empty queue.
     since: Option<Instant>,
     interval_s: Option<f64>,
     tokens_mean: f64,
 }
 
-impl Pace {
+impl DrainRate {
     /// Notes that the queue, empty until now, is so no longer.
     pub(super) fn begin(&mut self, now: Instant) {
         self.since = Some(now);
@@ -68,24 +68,24 @@ mod tests {
     #[test]
     fn the_estimate_is_what_it_takes_at_the_pace_that_was_measured() {
         let mut now = SystemClock.now();
-        let mut pace = Pace::default();
-        assert_eq!(pace.until_left(1, 0, now), Duration::from_secs(1), "nothing measured");
-        pace.begin(now);
+        let mut rate = DrainRate::default();
+        assert_eq!(rate.until_left(1, 0, now), Duration::from_secs(1), "nothing measured");
+        rate.begin(now);
         for _ in 0..3 {
             now += Duration::from_millis(200);
-            pace.left(1000, now);
+            rate.left(1000, now);
         }
         let ms = |wait: Duration| wait.as_millis();
-        assert_eq!(ms(pace.until_left(1, 0, now)), 200);
-        assert_eq!(ms(pace.until_left(4, 0, now)), 800);
-        assert_eq!(ms(pace.until_left(1, 5000, now)), 1000, "five of the average size");
-        assert_eq!(pace.until_left(1000, 0, now), WAIT_MAX);
+        assert_eq!(ms(rate.until_left(1, 0, now)), 200);
+        assert_eq!(ms(rate.until_left(4, 0, now)), 800);
+        assert_eq!(ms(rate.until_left(1, 5000, now)), 1000, "five of the average size");
+        assert_eq!(rate.until_left(1000, 0, now), WAIT_MAX);
         // Nobody has left for longer than usual: it is not said to be over at once.
-        assert_eq!(ms(pace.until_left(1, 0, now + Duration::from_secs(3))), 3000);
+        assert_eq!(ms(rate.until_left(1, 0, now + Duration::from_secs(3))), 3000);
         // A pause while nobody waited is no slow departure.
         now += Duration::from_secs(60);
-        pace.begin(now);
-        pace.left(1000, now + Duration::from_millis(200));
-        assert_eq!(ms(pace.until_left(1, 0, now + Duration::from_millis(200))), 200);
+        rate.begin(now);
+        rate.left(1000, now + Duration::from_millis(200));
+        assert_eq!(ms(rate.until_left(1, 0, now + Duration::from_millis(200))), 200);
     }
 }
