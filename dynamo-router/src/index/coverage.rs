@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::path::ones;
 use super::segment::{Segment, TIERS, first_blocks};
 use super::table::NONE;
 use super::view::{Lane, View};
@@ -41,6 +42,14 @@ impl View {
         self.partials(segment).fold(0, |all, (.., mask)| all | mask)
     }
 
+    /// Tells whether a segment may be appended to for a lane, although others hold some of it.
+    ///
+    /// Each of those that hold all of it then needs an entry, which queries read.
+    pub(super) fn is_shared_by_few(&self, segment: &Segment<'_>) -> bool {
+        let whole = segment.planes().map(|(.., bits)| bits.count_ones() as usize);
+        whole.sum::<usize>() <= SHARED_MAX
+    }
+
     /// Tells whether no other lane holds anything.
     pub(super) fn is_alone(&self, segment: &Segment<'_>, lane: Lane) -> bool {
         let own = |word| if word == lane.word() { lane.bit() } else { 0 };
@@ -48,6 +57,9 @@ impl View {
             && self.partials(segment).all(|(_, other, _)| other.number == lane.number)
     }
 }
+
+/// Lanes and tiers that hold all of a segment which is appended to for another.
+pub(super) const SHARED_MAX: usize = 8;
 
 /// Partial entries that are not in use.
 ///
@@ -68,20 +80,34 @@ impl Partials {
     ///
     /// The segment's chunk must have the lane's plane, and an entry must be left.
     pub(super) fn set(&mut self, view: &View, segment: &Segment<'_>, lane: Lane, mask: u64) {
+        if let Some((number, ..)) = view.partials(segment).find(|(_, other, _)| *other == lane) {
+            self.unlink(view, segment, number);
+        }
+        self.set_new(view, segment, lane, mask);
+    }
+
+    /// Writes the same of a lane that has no entry.
+    pub(super) fn set_new(&mut self, view: &View, segment: &Segment<'_>, lane: Lane, mask: u64) {
         let is_whole = mask == first_blocks(segment.len()) && mask != 0;
-        let bits = segment.whole(lane.tier, lane.word());
-        let own = if is_whole { lane.bit() } else { 0 };
-        segment.set_whole(lane.tier, lane.word(), bits & !lane.bit() | own);
-        let old = view.partials(segment).find(|(_, other, _)| *other == lane);
-        match old {
-            Some((number, ..)) if is_whole || mask == 0 => self.unlink(view, segment, number),
-            Some((number, ..)) => {
-                if let Some(entry) = view.partial(number) {
-                    entry.mask.store(mask, Relaxed);
-                }
-            }
-            None if is_whole || mask == 0 => {}
-            None => self.link(view, segment, lane, mask),
+        segment.mark(lane, is_whole);
+        if !is_whole && mask != 0 {
+            self.link(view, segment, lane, mask);
+        }
+    }
+
+    /// Writes that the segment ends after `len` blocks, more than before: of these nobody holds any
+    /// yet, and who held all of it holds some. An entry must be left for each.
+    ///
+    /// What `lane` holds is left to be set.
+    pub(super) fn lengthen(&mut self, view: &View, segment: &Segment<'_>, len: u32, lane: Lane) {
+        let held = first_blocks(segment.len());
+        segment.head().len.store(len, Relaxed);
+        for (tier, word, bits) in segment.planes().filter(|(.., bits)| *bits != 0) {
+            segment.set_whole(tier, word, 0);
+            let lanes = ones(bits).filter_map(|bit| Lane::new(word * 64 + bit, tier));
+            lanes.filter(|other| *other != lane).for_each(|other| {
+                self.link(view, segment, other, held);
+            });
         }
     }
 
@@ -91,12 +117,7 @@ impl Partials {
         if len == 0 {
             segment.planes().for_each(|(tier, word, _)| segment.set_whole(tier, word, 0));
         }
-        let mut number = segment.head().partial.load(Relaxed);
-        while let Some(entry) = view.partial(number) {
-            number = entry.next.load(Relaxed);
-            let (lane, mask) = (Lane::unpack(entry.lane.load(Relaxed)), entry.mask.load(Relaxed));
-            self.set(view, segment, lane, mask & first_blocks(len));
-        }
+        self.rewrite(view, segment, |_, mask| mask & first_blocks(len));
     }
 
     /// Writes that lanes that do not count any more hold nothing.
@@ -107,13 +128,25 @@ impl Partials {
         {
             segment.set_whole(tier, word, bits & live(word));
         }
+        self.rewrite(
+            view,
+            segment,
+            |lane, mask| {
+                if live(lane.word()) & lane.bit() == 0 { 0 } else { mask }
+            },
+        );
+    }
+
+    /// Writes another mask for each partial entry.
+    fn rewrite(&mut self, view: &View, segment: &Segment<'_>, mask: impl Fn(Lane, u64) -> u64) {
         let mut number = segment.head().partial.load(Relaxed);
+        segment.head().partial.store(NONE, Relaxed);
         while let Some(entry) = view.partial(number) {
-            let (own, lane) = (number, Lane::unpack(entry.lane.load(Relaxed)));
+            self.0.push(number);
             number = entry.next.load(Relaxed);
-            if live(lane.word()) & lane.bit() == 0 {
-                self.unlink(view, segment, own);
-            }
+            let lane = Lane::unpack(entry.lane.load(Relaxed));
+            // Takes the same entry again, if one is needed.
+            self.set_new(view, segment, lane, mask(lane, entry.mask.load(Relaxed)));
         }
     }
 
@@ -139,6 +172,13 @@ impl Partials {
 }
 
 impl Segment<'_> {
+    /// Writes whether a lane holds all of it.
+    fn mark(&self, lane: Lane, is_whole: bool) {
+        let bits = self.whole(lane.tier, lane.word()) & !lane.bit();
+        let own = if is_whole { lane.bit() } else { 0 };
+        self.set_whole(lane.tier, lane.word(), bits | own);
+    }
+
     /// Writes that nobody holds anything of it: as it is before its first use.
     pub(super) fn reset(&self, depth: u32, used: u32) {
         let head = self.head();

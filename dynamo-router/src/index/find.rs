@@ -88,7 +88,7 @@ impl Way {
         let Some((segment, offset)) = view.segment(place) else { return 0 };
         let hashes = &hashes[depth..];
         if self.fetched == 0 {
-            self.fetched = segment.fetch_row(hashes);
+            self.fetched = segment.fetch_row(hashes.len());
         }
         self.fetched -= 1;
         let count = pass(view, &segment, (offset, depth), hashes, matches);
@@ -113,14 +113,10 @@ fn pass(
 ) -> usize {
     let read = segment.read(|| {
         let count = segment.matching(offset, hashes);
-        let goes_on = count == 0 || matches.path.goes_on(segment);
-        if !goes_on {
-            matches.path.read(view, segment);
-        }
-        (count, goes_on)
+        (count, count == 0 || matches.path.read(view, segment))
     });
-    let (count, goes_on) = read.unwrap_or((0, true));
-    if !goes_on {
+    let (count, all_go_on) = read.unwrap_or((0, true));
+    if !all_go_on {
         matches.pass(Stretch { offset, count, depth });
     }
     count

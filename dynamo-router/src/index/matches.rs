@@ -27,16 +27,14 @@ pub struct Matches {
 impl Matches {
     /// Returns how many blocks of the prompt, from the first on, `worker` holds in any tier.
     pub fn depth(&self, worker: Slot) -> usize {
-        let expected = self.expected.get(worker.index()).copied().unwrap_or(0);
-        self.found(worker).iter().sum::<u32>().max(expected) as usize
+        self.indexed(worker).max(self.expected(worker) as usize)
     }
 
     /// Returns how many of these blocks `worker` has in each tier, fastest first; what is in several
     /// counts for the fastest.
     pub fn tiers(&self, worker: Slot) -> [u32; TIERS] {
         let mut tiers = self.found(worker);
-        let expected = self.expected.get(worker.index()).copied().unwrap_or(0);
-        tiers[0] += expected.saturating_sub(tiers.iter().sum());
+        tiers[0] += self.expected(worker).saturating_sub(tiers.iter().sum());
         tiers
     }
 
@@ -54,6 +52,10 @@ impl Matches {
     /// Tells whether anything is in a tier but the fastest.
     pub(crate) fn is_tiered(&self) -> bool {
         self.has_slower
+    }
+
+    fn expected(&self, worker: Slot) -> u32 {
+        self.expected.get(worker.index()).copied().unwrap_or(0)
     }
 
     fn found(&self, worker: Slot) -> [u32; TIERS] {
@@ -92,11 +94,8 @@ impl Matches {
             self.expected[slot.index()] = 0;
         }
         let end = lanes.live.len() * 64;
-        for counts in self.counts.iter_mut().skip(if self.has_slower { 0 } else { TIERS - 1 }) {
-            counts.fill(0);
-        }
-        self.has_slower = false;
-        self.counts[0].clear();
+        let stale = if std::mem::take(&mut self.has_slower) { TIERS } else { 1 };
+        self.counts[..stale].iter_mut().for_each(Vec::clear);
         self.counts.iter_mut().for_each(|counts| counts.resize(end, 0));
         self.path.begin(lanes);
     }
@@ -107,26 +106,27 @@ impl Matches {
         self.has_slower |= tier > 0 && blocks > 0;
     }
 
-    /// Counts a run of blocks in a tier, from where it began to `depth`, for lanes of one word.
+    /// Counts a run of blocks in a tier, from where it began to `depth`.
+    pub(super) fn end_run(&mut self, lane: usize, tier: usize, depth: u32) {
+        self.add(lane, tier, depth - self.path.since[lane]);
+    }
+
+    /// Counts such runs, for lanes of one word.
     pub(super) fn end_runs(&mut self, (word, bits): (usize, u64), tier: usize, depth: u32) {
-        if bits == 0 {
+        // What began before the first block has nothing to count there.
+        if bits == 0 || depth == 0 {
             return;
         }
         self.has_slower |= tier > 0;
         let lanes = word * 64..word * 64 + 64;
-        let (counts, since) = (&mut self.counts[tier][lanes.clone()], &self.path.since[lanes]);
-        for (at, (counts, since)) in
-            counts.chunks_exact_mut(8).zip(since.chunks_exact(8)).enumerate()
-        {
-            let bits = u32::from(bits.to_le_bytes()[at]);
-            if bits != 0 {
-                // All eight at a time, without a branch.
-                for ((count, since), bit) in counts.iter_mut().zip(since).zip(BITS) {
-                    *count += if bits & bit != 0 { depth - *since } else { 0 };
-                }
+        let (counts, _) = self.counts[tier][lanes.clone()].as_chunks_mut::<8>();
+        let (since, _) = self.path.since[lanes].as_chunks::<8>();
+        for eight in (0..8).filter(|at| bits >> (at * 8) & 0xff != 0) {
+            // All eight at a time, without a branch.
+            for lane in 0..8 {
+                let is_one = bits >> (eight * 8 + lane) & 1 != 0;
+                counts[eight][lane] += if is_one { depth - since[eight][lane] } else { 0 };
             }
         }
     }
 }
-
-const BITS: [u32; 8] = [1, 2, 4, 8, 16, 32, 64, 128];

@@ -6,29 +6,33 @@ use dynamo_core::protocol::Tier;
 
 use super::matches::Matches;
 use super::segment::{Segment, TIERS, first_blocks};
+use super::store::to_u32;
 use super::table::NONE;
 use super::view::{Lanes, View};
 
-/// The lanes that hold all blocks so far.
+/// The lanes that hold all blocks so far, and what was read of the segment that a query is at.
 ///
-/// Lanes are noted down where their tier changes, not at every segment: a *run* of blocks in one tier
-/// began at `since`.
+/// An active lane is in a *run* of blocks in one tier. Nothing is written of it while it goes on, but
+/// where its run ends: most segments change nothing, and most others let a lane or two go.
 #[derive(Debug, Default)]
 pub(super) struct Path {
     /// By lane, 64 to a word.
     active: Vec<u64>,
-    /// Of the active ones, those in a run of each tier.
+    /// Of the active ones, those in a run of each tier; of others it says nothing.
     runs: [Vec<u64>; TIERS],
-    /// By lane.
+    /// Whether any may be in a run of a slower tier.
+    in_slower: bool,
+    /// By lane, blocks before the run that it is in.
     pub(super) since: Vec<u32>,
-    /// What was read of a segment: lanes that hold all of it,
+    /// Of the active ones, those that do not just go on in a run of the fastest tier.
+    asked: Vec<u64>,
+    /// Of the segment, lanes that hold all of it in each tier, if slower ones are looked at,
     whole: [Vec<u64>; TIERS],
-    /// lanes that hold some of it, and by lane and tier which.
+    asks_slower: bool,
+    /// and those asked for that hold some of it, and by lane and tier which.
     partly: Vec<u64>,
-    masks: Vec<[u64; TIERS]>,
-    /// Whether what was read says anything of slower tiers, and of those that hold some.
-    has_slower: bool,
     has_partly: bool,
+    masks: Vec<[u64; TIERS]>,
 }
 
 /// Blocks of a segment that a query goes over.
@@ -44,16 +48,18 @@ pub(super) struct Stretch {
 impl Path {
     pub(super) fn begin(&mut self, lanes: &Lanes) {
         let words = lanes.live.len();
-        self.active.clear();
-        self.active.extend_from_slice(&lanes.live);
-        for words_of in self.runs.iter_mut().chain(&mut self.whole).chain([&mut self.partly]) {
+        for words_of in self.whole.iter_mut().chain(&mut self.runs).chain([&mut self.partly]) {
             words_of.clear();
             words_of.resize(words, 0);
+        }
+        for lanes_of in [&mut self.active, &mut self.runs[0], &mut self.asked] {
+            lanes_of.clear();
+            lanes_of.extend_from_slice(&lanes.live);
         }
         self.since.clear();
         self.since.resize(words * 64, 0);
         self.masks.resize(words * 64, [0; TIERS]);
-        (self.has_slower, self.has_partly) = (false, false);
+        (self.in_slower, self.has_partly) = (false, false);
     }
 
     /// Tells whether any lane holds all blocks so far.
@@ -61,26 +67,30 @@ impl Path {
         self.active.iter().any(|bits| *bits != 0)
     }
 
-    /// Reads who holds the segment in the fastest tier; tells whether that is all there is to know: each
-    /// lane does, and is in a run of that tier.
-    pub(super) fn goes_on(&mut self, segment: &Segment<'_>) -> bool {
-        let lanes = self.active.iter().zip(&self.runs[0]).zip(&mut self.whole[0]).enumerate();
-        lanes.fold(0, |rest, (word, ((active, run), whole))| {
-            *whole = segment.whole(0, word);
-            rest | active & !(*whole & run)
-        }) == 0
+    /// Reads who holds the segment; tells whether each lane just goes on.
+    #[inline]
+    pub(super) fn read(&mut self, view: &View, segment: &Segment<'_>) -> bool {
+        let lanes = self.active.iter().zip(&self.runs[0]).zip(&mut self.asked).enumerate();
+        let anyone = lanes.fold(0, |anyone, (word, ((active, run), asked))| {
+            *asked = active & !(segment.whole(0, word) & run);
+            anyone | *asked
+        });
+        if anyone != 0 {
+            self.read_asked(view, segment);
+        }
+        anyone == 0
     }
 
-    /// Reads who else holds what of a segment.
-    pub(super) fn read(&mut self, view: &View, segment: &Segment<'_>) {
-        let has_slower = segment.has_slower();
-        if has_slower || self.has_slower {
-            for (tier, words) in self.whole.iter_mut().enumerate().skip(1) {
+    /// Reads what those hold that are asked for.
+    #[inline(never)]
+    fn read_asked(&mut self, view: &View, segment: &Segment<'_>) {
+        self.asks_slower = self.in_slower || segment.has_slower();
+        if self.asks_slower {
+            for (tier, words) in self.whole.iter_mut().enumerate() {
                 let words = words.iter_mut().enumerate();
                 words.for_each(|(word, bits)| *bits = segment.whole(tier, word));
             }
         }
-        self.has_slower = has_slower;
         if self.has_partly {
             self.partly.fill(0);
         }
@@ -93,7 +103,9 @@ impl Path {
     fn read_partials(&mut self, view: &View, segment: &Segment<'_>) {
         for (_, lane, mask) in view.partials(segment) {
             // Lanes younger than the view say nothing in it.
-            if let Some(partly) = self.partly.get_mut(lane.word()) {
+            let Some(asked) = self.asked.get(lane.word()) else { continue };
+            if asked & lane.bit() != 0 {
+                let partly = &mut self.partly[lane.word()];
                 let masks = &mut self.masks[lane.number as usize];
                 if *partly & lane.bit() == 0 {
                     *masks = [0; TIERS];
@@ -114,44 +126,68 @@ impl Path {
         }
         masks
     }
+
+    fn is_in_slower(&self) -> bool {
+        let words = self.runs[1..].iter().flat_map(|runs| runs.iter().zip(&self.active));
+        words.fold(0, |any, (run, active)| any | run & active) != 0
+    }
 }
 
 impl Matches {
     /// Lets those lanes go on that hold the stretch of the segment that was read.
     pub(super) fn pass(&mut self, stretch: Stretch) {
-        for word in 0..self.path.active.len() {
-            let active = self.path.active[word];
-            if active & !(self.path.whole[0][word] & self.path.runs[0][word]) != 0 {
-                self.pass_word(word, active, stretch);
+        for word in 0..self.path.asked.len() {
+            let asked = self.path.asked[word];
+            if asked != 0 && self.path.asks_slower {
+                self.pass_tiers((word, asked), stretch);
+            } else if asked != 0 {
+                self.pass_fastest((word, asked), stretch);
             }
         }
+        self.path.in_slower = self.path.asks_slower && self.path.is_in_slower();
     }
 
-    fn pass_word(&mut self, word: usize, active: u64, stretch: Stretch) {
-        let depth = u32::try_from(stretch.depth).unwrap_or(u32::MAX);
-        let mut rest = active;
-        let partly = self.path.partly[word] & rest & !self.path.whole[0][word];
-        let mut begun = 0;
-        for tier in 0..TIERS {
-            let here = self.path.whole[tier][word] & rest & !partly;
-            rest &= !here;
-            let run = std::mem::replace(&mut self.path.runs[tier][word], here);
-            self.end_runs((word, run & !here), tier, depth);
-            begun |= here & !run;
-        }
-        if depth > 0 {
-            ones(begun).for_each(|bit| self.path.since[word * 64 + bit] = depth);
-        }
-        self.path.active[word] = active & (!rest | partly);
+    /// Lets lanes go on where nobody holds anything in a slower tier: no run ends but the last.
+    fn pass_fastest(&mut self, (word, asked): (usize, u64), stretch: Stretch) {
+        let partly = self.path.partly[word] & asked;
+        self.end_runs((word, asked & !partly), 0, to_u32(stretch.depth));
+        self.path.active[word] &= !(asked & !partly);
         for bit in ones(partly) {
-            if self.pass_partly(word * 64 + bit, stretch) < stretch.count {
+            let [mask, ..] = self.path.masks[word * 64 + bit];
+            let held = (mask >> stretch.offset).trailing_ones() as usize;
+            if held < stretch.count {
+                let lane = word * 64 + bit;
+                self.end_run(lane, 0, to_u32(stretch.depth + held));
                 self.path.active[word] &= !(1 << bit);
             }
         }
     }
 
-    /// Counts what a lane holds from the stretch's beginning on, and returns how much that is.
-    fn pass_partly(&mut self, lane: usize, stretch: Stretch) -> usize {
+    /// Lets lanes go on, in the fastest tier in which they hold the stretch.
+    fn pass_tiers(&mut self, (word, asked): (usize, u64), stretch: Stretch) {
+        let depth = to_u32(stretch.depth);
+        let partly = self.path.partly[word] & asked & !self.path.whole[0][word];
+        let mut rest = asked & !partly;
+        let mut begun = 0;
+        for tier in 0..TIERS {
+            let here = self.path.whole[tier][word] & rest;
+            rest &= !here;
+            let run = self.path.runs[tier][word];
+            self.path.runs[tier][word] = run & !asked | here;
+            self.end_runs((word, run & asked & !here), tier, depth);
+            begun |= here & !run;
+        }
+        ones(begun).for_each(|bit| self.path.since[word * 64 + bit] = depth);
+        self.path.active[word] &= !rest;
+        for bit in ones(partly) {
+            self.pass_partly((word, bit), stretch);
+        }
+    }
+
+    /// Counts what a lane holds from the stretch's beginning on, whose run has ended there. If that is
+    /// all of it, the next run begins behind.
+    fn pass_partly(&mut self, (word, bit): (usize, usize), stretch: Stretch) {
+        let lane = word * 64 + bit;
         let masks = self.path.masks_of(lane).map(|mask| mask >> stretch.offset);
         let any = masks.iter().fold(0, |any, mask| any | mask);
         let held = (any.trailing_ones() as usize).min(stretch.count);
@@ -160,15 +196,20 @@ impl Matches {
             self.add(lane, tier, (mask & rest).count_ones());
             rest &= !mask;
         }
-        held
+        if held == stretch.count {
+            self.path.runs[0][word] |= 1 << bit;
+            self.path.since[lane] = to_u32(stretch.depth + held);
+        } else {
+            self.path.active[word] &= !(1 << bit);
+        }
     }
 
     /// Ends the query after so many blocks.
     pub(super) fn end(&mut self, depth: usize) {
-        let depth = u32::try_from(depth).unwrap_or(u32::MAX);
-        for word in 0..self.path.active.len() {
-            for tier in 0..TIERS {
-                self.end_runs((word, self.path.runs[tier][word]), tier, depth);
+        for tier in 0..if self.path.in_slower { TIERS } else { 1 } {
+            for word in 0..self.path.active.len() {
+                let lanes = self.path.active[word] & self.path.runs[tier][word];
+                self.end_runs((word, lanes), tier, to_u32(depth));
             }
         }
     }

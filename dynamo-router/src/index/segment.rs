@@ -118,7 +118,7 @@ impl Chunk {
     }
 
     /// Returns the places of its segments, if its own first place is `first`.
-    pub(super) fn segments(&self, first: Place) -> impl Iterator<Item = Place> + use<> {
+    pub(super) fn segments(&self, first: Place) -> impl DoubleEndedIterator<Item = Place> + use<> {
         (first..first + (1 << CHUNK_BITS)).step_by(1 << self.shift)
     }
 
@@ -224,15 +224,22 @@ impl<'a> Segment<'a> {
     /// Returns how many of `hashes` stand in it from `offset` on.
     ///
     /// A hash is that of a block and of all before it: where the last ones agree, all do.
+    #[inline]
     pub(super) fn matching(&self, offset: usize, hashes: &[SequenceHash]) -> usize {
-        let first = (self.number << self.chunk.shift) + offset;
         let end = self.len().saturating_sub(offset).min(hashes.len());
-        let is_same =
-            |at: usize| self.chunk.hashes[first + at].load(Ordering::Relaxed) == hashes[at].0;
-        if end == 0 || is_same(end - 1) {
+        let first = (self.number << self.chunk.shift) + offset;
+        let hash = |at: usize| self.chunk.hashes[first + at].load(Ordering::Relaxed);
+        if end == 0 || hash(end - 1) == hashes[end - 1].0 {
             return end;
         }
-        let (mut same, mut end) = (0, end - 1);
+        self.matching_before(offset, &hashes[..end - 1])
+    }
+
+    /// Returns how many stand in it where those behind them do not.
+    #[cold]
+    fn matching_before(&self, offset: usize, hashes: &[SequenceHash]) -> usize {
+        let is_same = |at: usize| self.hash(offset + at) == hashes[at].0;
+        let (mut same, mut end) = (0, hashes.len());
         while same < end {
             let middle = same.midpoint(end);
             if is_same(middle) {
@@ -244,19 +251,17 @@ impl<'a> Segment<'a> {
         same
     }
 
-    /// Brings what a query for `hashes` looks at into the cache, for this segment and those behind it,
-    /// all at a time; returns for how many.
-    pub(super) fn fetch_row(&self, hashes: &[SequenceHash]) -> usize {
+    /// Brings what a query of `blocks` more looks at into the cache, for this segment and those behind
+    /// it, all at a time; returns for how many.
+    pub(super) fn fetch_row(&self, blocks: usize) -> usize {
         let chunk = self.chunk;
-        let row =
-            (hashes.len() >> chunk.shift).min(ROW).min(chunk.heads.len() - self.number).max(1);
+        let row = (blocks >> chunk.shift).min(ROW).min(chunk.heads.len() - self.number).max(1);
         let heads = &chunk.heads[self.number..self.number + row];
         let mut all = 0;
         for (at, head) in heads.iter().enumerate() {
             let last = ((self.number + at + 1) << chunk.shift) - 1;
             all ^= u64::from(head.len.load(Ordering::Relaxed));
             all ^= chunk.hashes[last].load(Ordering::Relaxed);
-            all ^= hashes[(((at + 1) << chunk.shift) - 1).min(hashes.len() - 1)].0;
         }
         for plane in chunk.planes[0].iter().flatten() {
             all ^= plane[self.number].load(Ordering::Relaxed);

@@ -7,6 +7,7 @@ use dynamo_core::protocol::SequenceHash;
 
 use super::PrefixIndex;
 use super::budget::STORED_MAX;
+use super::coverage::SHARED_MAX;
 use super::segment::{SEGMENT_BLOCKS, Segment, TIERS, chunk_of, first_blocks, size_for};
 use super::table::{NONE, Place, Table};
 use super::view::{Lane, View};
@@ -164,14 +165,19 @@ impl PrefixIndex {
         self.view.segment(last).is_some_and(|(segment, offset)| offset < segment.len())
     }
 
-    /// Returns the segment that ends with `last` if blocks that only this lane holds may be appended to
-    /// it, with room for `more` of them as far as a segment can have it.
+    /// Returns the segment that ends with `last` if `more` blocks that this lane holds belong in it, with
+    /// room for them as far as a segment can have it.
+    ///
+    /// One that others hold, too, is appended to where that saves another: what goes on beyond it needs
+    /// one of its own anyway, and sequences part where they did not go on before.
     fn open(&mut self, lane: Lane, last: Place, more: usize) -> Option<Place> {
         let (segment, _) = self.view.segment(last)?;
         let (len, room, first) = (segment.len(), segment.room(), segment.first);
         // A segment that goes on elsewhere would only be parted again.
         let goes_on = segment.head().next.load(Relaxed) != NONE;
-        if goes_on || len == SEGMENT_BLOCKS || !self.view.is_alone(&segment, lane) {
+        let is_one_less = || len + more <= SEGMENT_BLOCKS && self.view.is_shared_by_few(&segment);
+        let may_grow = self.view.is_alone(&segment, lane) || is_one_less();
+        if goes_on || len == SEGMENT_BLOCKS || !may_grow {
             return None;
         }
         if len + more <= room || room == SEGMENT_BLOCKS {
@@ -182,35 +188,32 @@ impl PrefixIndex {
 
     /// Takes an empty segment, to stand behind `before`.
     fn begin(&mut self, before: Option<Place>, blocks: usize) -> Option<Place> {
-        let before = before.and_then(|before| self.view.segment(before));
-        let depth = before.map_or(0, |(segment, offset)| {
+        let behind = before.and_then(|before| self.view.segment(before));
+        let depth = behind.map_or(0, |(segment, offset)| {
             segment.head().depth.load(Relaxed).saturating_add(to_u32(offset) + 1)
         });
-        let before = before.map(|(segment, _)| segment.first);
         let first = self.allocate(size_for(blocks), depth)?;
         self.link(before, first);
         Some(first)
     }
 
-    /// Appends blocks to a segment that only this lane holds, up to one that is somewhere already.
+    /// Appends blocks to a segment, up to one that is somewhere already.
     fn push(&mut self, lane: Lane, first: Place, fresh: &[SequenceHash]) -> (usize, Place) {
-        self.prepare(first, lane, TIERS);
+        self.prepare(first, lane, SHARED_MAX + TIERS);
         let view = Arc::clone(&self.view);
         let Some((segment, _)) = view.segment(first) else { return (fresh.len(), first) };
         let len = segment.len();
-        let tiers: [_; TIERS] = std::array::from_fn(|tier| Lane { tier, ..lane });
-        let held = tiers.map(|lane| view.holding(&segment, lane).own);
+        let held = view.holding(&segment, lane).own;
         let count = self.put_hashes(first, fresh);
-        let more = first_blocks(len + count) & !first_blocks(len);
-        segment.write(|| {
-            segment.head().len.store(to_u32(len + count), Relaxed);
-            for (other, mask) in tiers.into_iter().zip(held) {
-                let more = if other == lane { more } else { 0 };
-                self.partials.set(&view, &segment, other, mask | more);
-            }
-        });
-        self.blocks += count;
-        self.lanes.add(lane.number, count);
+        if count > 0 {
+            let more = first_blocks(len + count) & !first_blocks(len);
+            segment.write(|| {
+                self.partials.lengthen(&view, &segment, to_u32(len + count), lane);
+                self.partials.set(&view, &segment, lane, held | more);
+            });
+            self.blocks += count;
+            self.lanes.add(lane.number, count);
+        }
         (count, (first + to_u32(len + count)).saturating_sub(1))
     }
 
@@ -263,7 +266,7 @@ impl PrefixIndex {
                 new.set_whole(tier, word, bits);
             });
             for (_, lane, mask) in view.partials(&old) {
-                self.partials.set(&view, &new, lane, mask >> at & first_blocks(len - at));
+                self.partials.set_new(&view, &new, lane, mask >> at & first_blocks(len - at));
             }
         });
         for (offset, hash) in old.hashes()[at..len].iter().enumerate() {

@@ -5,9 +5,10 @@ use super::reference::Reference;
 use super::*;
 
 mod snapshots;
+mod staggered;
 mod threads;
 
-const TIERS: [Tier; 4] = [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote];
+pub(super) const TIERS: [Tier; 4] = [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote];
 
 /// Different workers, in different words of the coverage.
 const WORKERS: [usize; 6] = [0, 1, 2, 70, 130, 1_500];

@@ -51,6 +51,10 @@ pub(super) struct Partial {
 const PAGE_PARTIALS: usize = 1024;
 
 impl Lane {
+    pub(super) fn new(number: usize, tier: usize) -> Option<Self> {
+        Some(Self { number: u32::try_from(number).ok()?, tier })
+    }
+
     pub(super) fn pack(self) -> u32 {
         self.number * Self::TIERS + u32::try_from(self.tier).unwrap_or(0)
     }
@@ -136,10 +140,10 @@ impl View {
         let at = self.chunks.iter().position(Option::is_none).unwrap_or(self.chunks.len());
         let first = first_of(at)?;
         let chunk = Chunk::new(size);
-        let places: Vec<_> = chunk.segments(first).collect();
+        let places = chunk.segments(first).rev().collect();
         self.chunks.resize(self.chunks.len().max(at + 1), None);
         self.chunks[at] = Some(Arc::new(chunk));
-        Some(places.into_iter().rev().collect())
+        Some(places)
     }
 
     pub(super) fn remove_chunk(&mut self, chunk: usize) {
