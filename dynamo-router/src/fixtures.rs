@@ -7,8 +7,8 @@ use dynamo_core::Instance;
 use dynamo_core::discovery::Address;
 use dynamo_core::name::{EndpointPath, Name};
 use dynamo_core::protocol::{
-    BlockSize, CacheNamespace, GenerateRequest, InstanceId, KvChange, KvEvent, PromptBlocks,
-    Sampling, StoredBlock, Tier, WorkerId,
+    BlockSize, CacheNamespace, GenerateRequest, InstanceId, KvChange, KvEvent, LocalHash,
+    PromptBlocks, Sampling, SequenceHash, StoredBlock, Tier, WorkerId,
 };
 
 pub(crate) fn worker(id: u64) -> WorkerId {
@@ -24,6 +24,11 @@ pub(crate) fn instance(id: u64) -> Instance {
         address: Address(String::new()),
         labels: BTreeMap::new(),
     }
+}
+
+/// A block that is hashed so.
+pub(crate) fn block(hash: u64) -> StoredBlock {
+    StoredBlock { sequence: SequenceHash(hash), local: LocalHash(hash) }
 }
 
 /// A request whose prompt is these tokens, in blocks of the usual size.

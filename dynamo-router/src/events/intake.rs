@@ -129,6 +129,7 @@ impl Intake {
                     && *by == feed
                     && let Some(number) = resync.ask(check, now)
                 {
+                    publisher.sequencer.asked();
                     let known = publisher.sequencer.known();
                     let request = SnapshotRequest { worker: *worker, known };
                     questions.push(Question { request, feed, number });
@@ -140,36 +141,14 @@ impl Intake {
 
     /// Takes in the answer to a question; `None` if it failed.
     pub(super) fn settle(&self, question: Question, answer: Option<&Snapshot>, now: Instant) {
-        let State { index, publishers, feeds, hashes, totals, .. } = &mut *self.lock();
-        let Question { request: SnapshotRequest { worker, .. }, feed, number } = question;
-        match answer {
-            Some(_) => totals.snapshots_total += 1,
-            None => totals.snapshots_failed_total += 1,
-        }
-        let Some(resync) = feeds.get_mut(&feed) else { return };
-        resync.settled();
-        // It may have been forgotten, and be another one meanwhile.
-        let Some(publisher) = publishers.get_mut(&worker) else { return };
-        let Publisher { seat, sequencer, feed: Some((by, check)), .. } = publisher else { return };
-        if *by != feed || !check.is_answered(number) {
-            return;
-        }
-        let mut table = Table { index, slot: seat.slot(), hashes };
-        if let Some(snapshot) = answer {
-            sequencer.splice(snapshot, |step| table.follow(step));
-        }
-        if answer.is_some() && !sequencer.is_behind() {
-            check.was_right(now);
-        } else if !check.failed(&resync.config, &mut resync.random, now) && sequencer.is_behind() {
-            totals.dropped_total += 1;
-            sequencer.give_up(|step| table.follow(step));
-        }
-        check.due().into_iter().for_each(|at| resync.plan(at));
+        self.lock().settle(question, answer, now);
+        self.sweep();
     }
 
     /// Forgets the workers of an instance.
     pub(crate) fn forget(&self, instance: InstanceId) {
-        let state = &mut *self.lock();
+        let mut locked = self.lock();
+        let state = &mut *locked;
         let first = WorkerId { instance, rank: 0 };
         let last = WorkerId { instance, rank: u32::MAX };
         let workers: Vec<_> = state.publishers.range(first..=last).map(|(id, _)| *id).collect();
@@ -178,8 +157,15 @@ impl Intake {
                 state.index.clear(publisher.seat.slot());
             }
         }
-        state.index.sweep();
+        // Before any event of a next life is heard.
         self.diagnoses().forget(instance);
+        drop(locked);
+        self.sweep();
+    }
+
+    /// Gives back the memory of what workers hold no more, and lets others write between times.
+    fn sweep(&self) {
+        while self.lock().index.sweep_more() {}
     }
 
     /// Tells whether a worker is known, if only to be asked.
@@ -237,9 +223,9 @@ impl State {
         if let Some(feed) = feed.filter(|feed| is_new(*feed))
             && let Some(resync) = self.feeds.get_mut(&feed)
         {
-            let is_partial = publisher.sequencer.is_partial() || publisher.sequencer.is_behind();
+            let is_whole = publisher.sequencer.is_whole();
             publisher.feed = Some((feed, resync.check(now)));
-            if is_partial {
+            if !is_whole {
                 self.doubt(worker, now);
             }
         }
@@ -256,7 +242,7 @@ impl State {
         let was_behind = sequencer.is_behind();
         match sequencer.hear(event, feed.is_some(), |step| table.follow(step)) {
             Heard::Ignored => totals.ignored_total += 1,
-            Heard::Applied if sequencer.is_behind() || sequencer.is_partial() => {}
+            Heard::Applied if !sequencer.is_whole() => {}
             Heard::Applied => feed.iter_mut().for_each(|(_, check)| check.right(now)),
             Heard::Lost => {
                 totals.gaps_total += 1;
@@ -271,6 +257,37 @@ impl State {
             }
         }
         is_first
+    }
+
+    /// Takes in the answer to a question.
+    fn settle(&mut self, question: Question, answer: Option<&Snapshot>, now: Instant) {
+        let Self { index, publishers, feeds, hashes, totals, .. } = self;
+        let Question { request: SnapshotRequest { worker, .. }, feed, number } = question;
+        match answer {
+            Some(_) => totals.snapshots_total += 1,
+            None => totals.snapshots_failed_total += 1,
+        }
+        let Some(resync) = feeds.get_mut(&feed) else { return };
+        resync.settled();
+        // It may have been forgotten, and be another one meanwhile.
+        let Some(publisher) = publishers.get_mut(&worker) else { return };
+        let Publisher { seat, sequencer, feed: Some((by, check)), .. } = publisher else { return };
+        if *by != feed || !check.is_answered(number) {
+            return;
+        }
+        let mut table = Table { index, slot: seat.slot(), hashes };
+        answer.into_iter().for_each(|its| sequencer.splice(its, |step| table.follow(step)));
+        sequencer.answered();
+        let is_over = if answer.is_some() && sequencer.is_whole() {
+            check.was_right(now);
+            false
+        } else {
+            !check.failed(&resync.config, &mut resync.random, now)
+        };
+        check.due().into_iter().for_each(|at| resync.plan(at));
+        if is_over {
+            self.give_up(worker);
+        }
     }
 
     /// Has a worker asked at `at`.
@@ -290,6 +307,7 @@ impl State {
         let Some(publisher) = publishers.get_mut(&worker) else { return };
         totals.dropped_total += u64::from(publisher.sequencer.is_behind());
         let mut table = Table { index, slot: publisher.seat.slot(), hashes };
+        publisher.sequencer.answered();
         publisher.sequencer.give_up(|step| table.follow(step));
     }
 

@@ -8,18 +8,22 @@ use dynamo_core::protocol::{KvChange, KvCursor, KvEvent};
 /// follows its [`Step`]s is at every moment what the worker held when it said the last of them. Behind
 /// a gap events are held, until what is missing arrives, a snapshot takes its place, or nobody waits
 /// for either any more: then what was known is dropped, and what the worker stores from there on is
-/// known, but not what it has stored before ([`is_partial`](Self::is_partial)).
+/// known, but not what it has stored before ([`is_partial`](Self::is_partial)). A snapshot of such a
+/// worker may be older than what was let through of it meanwhile: that is kept from the moment on that
+/// the snapshot is [asked for](Self::asked), and follows it.
 #[derive(Debug, Default)]
 pub(crate) struct Sequencer {
     /// How far events were let through; `None` before any was.
     pub(super) at: Option<KvCursor>,
     /// The number behind the last event of that epoch that is known to be.
     said: u64,
-    /// Events of that epoch behind a gap, by number.
+    /// Events of that epoch by number: behind a gap, and before it those that are kept.
     held: BTreeMap<u64, KvChange>,
     /// Blocks that they name, and one for each.
     held_weight: usize,
     is_partial: bool,
+    /// What is let through is kept until [`answered`](Self::answered).
+    is_keeping: bool,
 }
 
 /// What a table of the worker's blocks has to do.
@@ -29,8 +33,13 @@ pub(crate) enum Step<'a> {
     Clear,
     /// Follow a change.
     Apply(&'a KvChange),
-    /// Hold what these say, and nothing else.
-    Replace(&'a [KvChange]),
+    /// Hold what these say and nothing else, all of it at once to whoever reads the table.
+    Replace {
+        /// What the worker held at one moment.
+        stored: &'a [KvChange],
+        /// What it has said since then.
+        since: &'a [KvChange],
+    },
 }
 
 /// What became of an event.
@@ -78,6 +87,9 @@ impl Sequencer {
         self.said = self.said.max(event.seq + 1);
         if self.at.is_some_and(|at| at.next == event.seq) {
             step(Step::Apply(&event.change));
+            if self.is_keeping {
+                self.hold(event);
+            }
             self.advance(event.seq + 1, step);
             return Heard::Applied;
         }
@@ -92,25 +104,46 @@ impl Sequencer {
         Heard::Lost
     }
 
+    /// A snapshot is asked for: it will stand for no event before those that are heard from here on.
+    pub(crate) fn asked(&mut self) {
+        self.is_keeping = self.is_partial;
+    }
+
+    /// The snapshot that was asked for was taken, or will not come.
+    pub(crate) fn answered(&mut self) {
+        self.is_keeping = false;
+        self.drop_before(self.at.map_or(0, |at| at.next));
+    }
+
     /// Takes a snapshot in place of what was known, and goes on behind it; does nothing if it says
     /// nothing new.
     pub(crate) fn splice(&mut self, snapshot: &Snapshot, mut step: impl FnMut(Step<'_>)) {
         let Snapshot { cursor, stored } = snapshot;
-        let is_news = match self.at {
-            None => true,
-            Some(at) => *cursor > at || (*cursor == at && self.is_partial),
-        };
-        if !is_news {
+        if !self.is_news(*cursor) {
             return;
         }
         if self.at.is_some_and(|at| at.epoch != cursor.epoch) {
             *self = Self::default();
         }
-        self.at = Some(*cursor);
         self.said = self.said.max(cursor.next);
         self.is_partial = false;
-        step(Step::Replace(stored));
-        self.advance(cursor.next, step);
+        let (mut since, mut next) = (Vec::new(), cursor.next);
+        while let Some(change) = self.take(next) {
+            since.push(change);
+            next += 1;
+        }
+        self.at = Some(KvCursor { next, ..*cursor });
+        self.answered();
+        step(Step::Replace { stored, since: &since });
+    }
+
+    /// Tells whether more is known with a snapshot of that moment than without.
+    fn is_news(&self, cursor: KvCursor) -> bool {
+        let Some(at) = self.at.filter(|at| cursor <= *at) else { return true };
+        self.is_partial && cursor.epoch == at.epoch && {
+            let kept = self.held.range(cursor.next..at.next).count();
+            kept as u64 == at.next - cursor.next
+        }
     }
 
     /// Waits no longer for what is missing: drops what was known, and goes on behind the last gap.
@@ -135,7 +168,13 @@ impl Sequencer {
     /// Returns how many events are missing before the first that is known to be behind them.
     pub(crate) fn missing(&self) -> u64 {
         let at = self.at.map_or(0, |at| at.next);
-        self.held.keys().next().copied().unwrap_or(self.said).saturating_sub(at)
+        let held = self.held.range(at..).next().map(|(seq, _)| *seq);
+        held.unwrap_or(self.said).saturating_sub(at)
+    }
+
+    /// Tells whether what was let through is all that the worker has said and holds.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.is_behind() && !self.is_partial
     }
 
     /// Tells whether events are missing.
@@ -150,18 +189,15 @@ impl Sequencer {
 
     /// Lets through what is held from number `next` on, as far as nothing is missing.
     fn advance(&mut self, mut next: u64, mut step: impl FnMut(Step<'_>)) {
-        while let Some(first) = self.held.first_entry()
-            && *first.key() <= next
-        {
-            let (seq, change) = first.remove_entry();
-            self.held_weight -= weight(&change);
-            if seq == next {
-                step(Step::Apply(&change));
-                next += 1;
-            }
+        while let Some(change) = self.held.get(&next) {
+            step(Step::Apply(change));
+            next += 1;
         }
         if let Some(at) = &mut self.at {
             at.next = next;
+        }
+        if !self.is_keeping {
+            self.drop_before(next);
         }
     }
 
@@ -170,10 +206,23 @@ impl Sequencer {
         self.held_weight += weight(&event.change);
         self.held.insert(event.seq, event.change.clone());
         while self.held_weight > HELD_MAX
-            && let Some((_, change)) = self.held.pop_first()
+            && let Some(first) = self.held.keys().next().copied()
         {
-            self.held_weight -= weight(&change);
+            self.take(first);
         }
+    }
+
+    /// Holds what has a smaller number no longer.
+    fn drop_before(&mut self, next: u64) {
+        while let Some(first) = self.held.keys().next().copied().filter(|first| *first < next) {
+            self.take(first);
+        }
+    }
+
+    fn take(&mut self, seq: u64) -> Option<KvChange> {
+        let change = self.held.remove(&seq)?;
+        self.held_weight -= weight(&change);
+        Some(change)
     }
 }
 

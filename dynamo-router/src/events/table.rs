@@ -17,11 +17,12 @@ impl Table<'_> {
         match step {
             Step::Clear => self.index.clear(self.slot),
             Step::Apply(change) => self.apply(change),
-            Step::Replace(stored) => {
-                self.index.clear(self.slot);
-                stored.iter().for_each(|change| self.apply(change));
-                // As rare as it is long: what it held before may be all that is ever swept.
-                self.index.sweep();
+            Step::Replace { stored, since } => {
+                let Self { index, slot, hashes } = self;
+                index.replace(*slot, |index| {
+                    let mut table = Table { index, slot: *slot, hashes };
+                    stored.iter().chain(since).for_each(|change| table.apply(change));
+                });
             }
         }
     }

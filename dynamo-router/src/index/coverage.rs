@@ -120,19 +120,18 @@ impl Partials {
         self.rewrite(view, segment, |_, mask| mask & first_blocks(len));
     }
 
-    /// Writes that lanes that do not count any more hold nothing.
-    pub(super) fn bury(&mut self, view: &View, segment: &Segment<'_>) {
-        let live = |word: usize| view.lanes.live.get(word).copied().unwrap_or(0);
-        for (tier, word, bits) in
-            segment.planes().filter(|(_, word, bits)| bits & !live(*word) != 0)
+    /// Writes that these lanes, 64 to a word, hold nothing.
+    pub(super) fn bury(&mut self, view: &View, segment: &Segment<'_>, lanes: &[u64]) {
+        let gone = |word: usize| lanes.get(word).copied().unwrap_or(0);
+        for (tier, word, bits) in segment.planes().filter(|(_, word, bits)| bits & gone(*word) != 0)
         {
-            segment.set_whole(tier, word, bits & live(word));
+            segment.set_whole(tier, word, bits & !gone(word));
         }
         self.rewrite(
             view,
             segment,
             |lane, mask| {
-                if live(lane.word()) & lane.bit() == 0 { 0 } else { mask }
+                if gone(lane.word()) & lane.bit() != 0 { 0 } else { mask }
             },
         );
     }

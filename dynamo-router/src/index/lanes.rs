@@ -1,6 +1,7 @@
 //! Which lane a slot has, and which lanes may be had again.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use super::table::NONE;
 use super::view::Lanes;
@@ -12,6 +13,10 @@ use crate::workers::Slot;
 /// free ─► live ─► ended ─► doomed ─► resting ─► free
 ///             clear    sweep    swept     no reader knows it any more
 /// ```
+///
+/// What is written of a lane that has ended stays until no reader goes by it any more: a query that
+/// began before sees to its end what was held then. While a slot's blocks are replaced it has two live
+/// lanes, of which readers go by the older one.
 #[derive(Debug, Default)]
 pub(super) struct LaneBook {
     /// By slot.
@@ -21,12 +26,15 @@ pub(super) struct LaneBook {
     /// The sum of what live lanes hold.
     held_total: usize,
     free: Vec<u32>,
-    /// Those that ended since the sweep began that is going on.
-    ended: Vec<u32>,
-    doomed: Vec<u32>,
+    /// Those that readers may go by still, or that ended since the sweep began that is going on; each
+    /// with its token of [`Lanes::lives`].
+    ended: Vec<(u32, Arc<()>)>,
+    doomed: Vec<(u32, Arc<()>)>,
+    /// The bits of the doomed ones, 64 to a word.
+    doomed_bits: Vec<u64>,
     resting: Vec<(u32, Arc<()>)>,
-    /// The tokens of [`Lanes::lives`], of lanes that are to rest.
-    lives: Vec<(u32, Arc<()>)>,
+    /// A slot whose blocks are being replaced, and the lane that readers go by until they are.
+    hidden: Option<(Slot, u32)>,
 }
 
 impl LaneBook {
@@ -47,7 +55,7 @@ impl LaneBook {
         self.of_slot.resize(self.of_slot.len().max(slot.index() + 1), NONE);
         self.of_slot[slot.index()] = lane;
         self.held[at] = 0;
-        lanes.of_slot = self.of_slot.as_slice().into();
+        self.publish(lanes);
         lanes.lives.resize(self.held.len(), None);
         lanes.lives[at] = Some(Arc::default());
         lanes.live.resize(self.held.len().div_ceil(64), 0);
@@ -58,43 +66,76 @@ impl LaneBook {
     /// Takes a slot's lane away.
     pub(super) fn end(&mut self, slot: Slot, lanes: &mut Lanes) {
         let Some(lane) = self.get(slot) else { return };
-        let at = lane as usize;
         self.of_slot[slot.index()] = NONE;
-        lanes.of_slot = self.of_slot.as_slice().into();
+        self.publish(lanes);
+        self.end_lane(lane, lanes);
+    }
+
+    fn end_lane(&mut self, lane: u32, lanes: &mut Lanes) {
+        let at = lane as usize;
         self.held_total -= self.held[at];
         lanes.live[at / 64] &= !(1 << (at % 64));
-        self.lives.extend(lanes.lives[at].take().map(|life| (lane, life)));
-        self.ended.push(lane);
+        self.ended.extend(lanes.lives[at].take().map(|life| (lane, life)));
+    }
+
+    /// Takes a slot's lane away, and hides that and what lane it takes next from readers.
+    pub(super) fn hide(&mut self, slot: Slot) {
+        let lane = self.get(slot).unwrap_or(NONE);
+        self.of_slot.iter_mut().skip(slot.index()).take(1).for_each(|lane| *lane = NONE);
+        self.hidden = Some((slot, lane));
+    }
+
+    /// Has readers go by the lane that a slot has taken since [`hide`](Self::hide), if any.
+    pub(super) fn show(&mut self, lanes: &mut Lanes) {
+        if let Some((_, lane)) = self.hidden.take() {
+            self.publish(lanes);
+            if lane != NONE {
+                self.end_lane(lane, lanes);
+            }
+        }
+    }
+
+    /// Tells readers which lane each slot has.
+    fn publish(&self, lanes: &mut Lanes) {
+        let of_slot = self.of_slot.iter().enumerate();
+        let shown = of_slot.map(|(at, lane)| match self.hidden {
+            Some((slot, shown)) if slot.index() == at => shown,
+            _ => *lane,
+        });
+        lanes.of_slot = shown.collect();
     }
 
     /// Returns whether there are lanes to sweep up: they are doomed from here on.
     pub(super) fn doom(&mut self) -> bool {
-        if self.doomed.is_empty() {
-            std::mem::swap(&mut self.doomed, &mut self.ended);
+        if self.doomed.is_empty() && !self.ended.is_empty() {
+            let is_in_view = |(_, life): &(u32, Arc<()>)| Arc::strong_count(life) > 1;
+            (self.ended, self.doomed) =
+                std::mem::take(&mut self.ended).into_iter().partition(is_in_view);
+            // Readers have read before what is written from here on.
+            fence(Ordering::Acquire);
+            self.doomed_bits.clear();
+            self.doomed_bits.resize(self.held.len().div_ceil(64), 0);
+            for (lane, _) in &self.doomed {
+                self.doomed_bits[*lane as usize / 64] |= 1 << (lane % 64);
+            }
         }
         !self.doomed.is_empty()
     }
 
-    /// Tells whether any segment may still know of lanes that have ended.
-    pub(super) fn has_ended(&self) -> bool {
-        !self.doomed.is_empty() || !self.ended.is_empty()
+    /// Returns the bits of lanes of which what is written is to go; none if there are none.
+    pub(super) fn doomed(&self) -> &[u64] {
+        if self.doomed.is_empty() { &[] } else { &self.doomed_bits }
     }
 
     /// Says that nothing is written of the doomed lanes any more.
     pub(super) fn swept(&mut self) {
-        let doomed = std::mem::take(&mut self.doomed);
-        let (resting, lives): (Vec<_>, Vec<_>) = std::mem::take(&mut self.lives)
-            .into_iter()
-            .partition(|(lane, _)| doomed.contains(lane));
-        self.lives = lives;
-        self.resting.extend(resting);
+        self.resting.append(&mut self.doomed);
     }
 
     /// Says that nothing is written of any lane any more.
     pub(super) fn swept_all(&mut self) {
-        self.ended.clear();
-        self.doomed.clear();
-        self.resting.append(&mut self.lives);
+        self.resting.append(&mut self.ended);
+        self.resting.append(&mut self.doomed);
     }
 
     /// Frees lanes that no reader has in view any more.

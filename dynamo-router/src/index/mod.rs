@@ -17,7 +17,7 @@
 //! | `segment`, `view` | runs of blocks, and all that readers see |
 //! | `coverage`, `lanes` | who holds which blocks of a segment |
 //! | `find`, `path`, `matches` | the way of a query, who holds all up to there, and the answer |
-//! | `store`, `remove`, `spare` | what the writer does |
+//! | `store`, `remove`, `replace`, `spare` | what the writer does |
 //! | `budget` | how much memory it may take |
 //! | `snapshot` | the index as bytes |
 //! | `approximate` | for engines that do not say what they hold |
@@ -32,6 +32,7 @@ mod matches;
 mod path;
 mod provisional;
 mod remove;
+mod replace;
 mod segment;
 mod snapshot;
 mod spare;

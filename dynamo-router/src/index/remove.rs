@@ -74,9 +74,9 @@ impl PrefixIndex {
         }
     }
 
-    /// Writes that lanes that have ended hold nothing of a segment.
+    /// Writes that lanes that are doomed hold nothing of a segment.
     pub(super) fn bury(&mut self, place: Place) {
-        if !self.lanes.has_ended() {
+        if self.lanes.doomed().is_empty() {
             return;
         }
         let Some((segment, _)) = self.view.segment(place).filter(|(segment, _)| segment.len() > 0)
@@ -85,7 +85,7 @@ impl PrefixIndex {
         };
         let first = segment.first;
         let before = self.view.held_by_anyone(&segment);
-        segment.write(|| self.partials.bury(&self.view, &segment));
+        segment.write(|| self.partials.bury(&self.view, &segment, self.lanes.doomed()));
         let gone = before & !self.view.held_by_anyone(&segment);
         if gone != 0 {
             self.blocks -= gone.count_ones() as usize;

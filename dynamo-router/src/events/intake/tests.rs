@@ -1,8 +1,12 @@
-use dynamo_core::protocol::KvCursor;
+use std::ops::Range;
+
+use dynamo_core::protocol::{KvChange, KvCursor, Tier};
+use dynamo_core::time::{Clock, SystemClock};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 
 use super::*;
+use crate::fixtures::block;
 
 mod world;
 
@@ -61,6 +65,24 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(Config { cases: 10, ..Config::default() })]
+
+    #[test]
+    fn workers_that_never_stop_talking_are_known_whatever_was_dropped_of_them(
+        seed: u64, faults in faults(),
+    ) {
+        let config = ResyncConfig::default().with_attempts(1);
+        let config = config.with_audit_every(Duration::from_millis(500));
+        let mut world = World::new(seed, Some(config), faults);
+        run(&mut world, 100);
+        world.faults = NO_FAULTS;
+        run(&mut world, 300);
+        let state = world.intake.lock();
+        prop_assert!(state.publishers.values().all(|known| !known.sequencer.is_partial()));
+    }
+}
+
 /// The events that were lost are not the last ones, and nobody answers.
 #[test]
 fn of_a_worker_that_does_not_answer_what_is_known_is_dropped_and_comes_back_when_it_does() {
@@ -74,6 +96,37 @@ fn of_a_worker_that_does_not_answer_what_is_known_is_dropped_and_comes_back_when
     world.faults = NO_FAULTS;
     world.pass(QUIET);
     world.assert_converged();
+}
+
+#[test]
+fn who_stores_on_while_its_snapshot_is_under_way_is_known_by_that_one() {
+    let intake = Intake::default();
+    let config = ResyncConfig::default().with_attempts(1);
+    let (feed, audit) = (intake.open(config.clone()), config.audit_every * 2);
+    let (now, mut members) = (SystemClock.now(), members());
+    let store =
+        |hash| KvChange::BlockStored { parent: None, blocks: vec![block(hash)], tier: Tier::Host };
+    let mut say = |seqs: Range<u64>| {
+        for seq in seqs {
+            let event = KvEvent { worker: id(0), epoch: 1, seq, change: store(seq) };
+            intake.apply(&event, Some(feed), now, |id| members.hear_of(id));
+        }
+    };
+    say(5..6);
+    let unanswered = intake.due(feed, now + LATE).0[0];
+    intake.settle(unanswered, None, now);
+    say(6..8);
+    assert_eq!((intake.stats().dropped_total, intake.stats().blocks), (1, 3));
+    let question = intake.due(feed, now + audit).0[0];
+    say(8..20);
+    let cursor = KvCursor { epoch: 1, next: 12 };
+    let snapshot = Snapshot { cursor, stored: (0..12).map(store).collect() };
+    say(20..30);
+    intake.settle(question, Some(&snapshot), now);
+    say(30..31);
+    assert_eq!((intake.stats().snapshots_total, intake.stats().blocks), (1, 31));
+    let known = intake.due(feed, now + 2 * audit).0[0].request.known;
+    assert_eq!(known, Some(KvCursor { epoch: 1, next: 31 }));
 }
 
 #[test]

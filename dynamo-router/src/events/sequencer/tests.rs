@@ -1,16 +1,15 @@
-use dynamo_core::protocol::{InstanceId, LocalHash, SequenceHash, StoredBlock, Tier, WorkerId};
+use dynamo_core::protocol::Tier;
 
 use super::*;
+use crate::fixtures::{block, worker};
 
 /// The event that stores block `seq`.
 fn event(epoch: u64, seq: u64) -> KvEvent {
-    let worker = WorkerId::new(InstanceId(1));
-    KvEvent { worker, epoch, seq, change: stored(seq) }
+    KvEvent { worker: worker(1), epoch, seq, change: stored(seq) }
 }
 
 fn stored(hash: u64) -> KvChange {
-    let block = StoredBlock { sequence: SequenceHash(hash), local: LocalHash(hash) };
-    KvChange::BlockStored { parent: None, blocks: vec![block], tier: Tier::Host }
+    KvChange::BlockStored { parent: None, blocks: vec![block(hash)], tier: Tier::Host }
 }
 
 /// Writes down what it is to do: blocks as their numbers, `None` for a clear.
@@ -22,9 +21,9 @@ fn write(steps: &mut Vec<Option<u64>>) -> impl FnMut(Step<'_>) {
     move |step| match step {
         Step::Clear => steps.push(None),
         Step::Apply(change) => steps.push(Some(number(change))),
-        Step::Replace(stored) => {
+        Step::Replace { stored, since } => {
             steps.push(None);
-            steps.extend(stored.iter().map(|change| Some(number(change))));
+            steps.extend(stored.iter().chain(since).map(|change| Some(number(change))));
         }
     }
 }
@@ -136,6 +135,40 @@ fn what_was_dropped_comes_back_with_a_snapshot_of_that_very_moment() {
 }
 
 #[test]
+fn an_older_snapshot_of_who_goes_on_talking_is_followed_by_what_was_said_since_it_was_asked_for() {
+    let mut sequencer = Sequencer::default();
+    hear(&mut sequencer, false, [(1, 4)]);
+    sequencer.asked();
+    let (heard, steps) = hear(&mut sequencer, true, [(1, 5), (1, 6), (1, 8), (1, 7), (1, 7)]);
+    assert_eq!(heard, [Applied, Applied, Held, Applied, Ignored]);
+    assert_eq!(steps, (5..9).map(Some).collect::<Vec<_>>(), "what it says is known at once");
+    let mut steps = Vec::new();
+    sequencer.splice(&snapshot(1, 4, [9]), |_| unreachable!("4 was not kept"));
+    sequencer.splice(&snapshot(0, 7, [9]), |_| unreachable!("of a life before"));
+    sequencer.splice(&snapshot(1, 6, [9, 5]), write(&mut steps));
+    assert_eq!(steps, [None, Some(9), Some(5), Some(6), Some(7), Some(8)]);
+    assert_eq!(sequencer.known(), Some(KvCursor { epoch: 1, next: 9 }));
+    assert_eq!((sequencer.held.len(), sequencer.held_weight), (0, 0));
+    sequencer.asked();
+    hear(&mut sequencer, true, [(1, 9)]);
+    assert!(sequencer.held.is_empty(), "of who is known nothing is kept");
+}
+
+#[test]
+fn what_is_kept_is_bounded_and_goes_with_the_question() {
+    let mut sequencer = Sequencer::default();
+    hear(&mut sequencer, false, [(1, 4)]);
+    sequencer.asked();
+    let last = 2 * HELD_MAX as u64;
+    hear(&mut sequencer, true, (5..last).map(|seq| (1, seq)));
+    assert!(sequencer.held_weight <= HELD_MAX && sequencer.held.len() > HELD_MAX / 3);
+    sequencer.splice(&snapshot(1, 5, []), |_| unreachable!("some of what followed is gone"));
+    sequencer.answered();
+    assert_eq!((sequencer.held.len(), sequencer.held_weight), (0, 0));
+    assert!(sequencer.is_partial() && !sequencer.is_behind());
+}
+
+#[test]
 fn who_waits_no_longer_goes_on_behind_the_last_gap() {
     let mut sequencer = Sequencer::default();
     hear(&mut sequencer, true, [(1, 0), (1, 3), (1, 5), (1, 6)]);
@@ -159,7 +192,7 @@ fn what_is_held_is_bounded_and_what_is_too_much_is_missing() {
     sequencer.splice(&snapshot(1, first, []), |_| {});
     assert!(!sequencer.is_behind() && sequencer.held_weight == 0);
     // One that is too large alone is missing itself.
-    let blocks = vec![StoredBlock { sequence: SequenceHash(1), local: LocalHash(1) }; HELD_MAX];
+    let blocks = vec![block(1); HELD_MAX];
     let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Host };
     let large = KvEvent { change, ..event(2, 1) };
     assert_eq!(sequencer.hear(&large, true, |_| {}), Held);

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dynamo_core::protocol::{KvChange, KvCursor, LocalHash, SequenceHash, StoredBlock, Tier};
+use dynamo_core::protocol::{KvChange, KvCursor, SequenceHash, Tier};
 use dynamo_core::random::Random;
 use dynamo_core::time::{Clock, SystemClock};
 
 use super::super::*;
+use crate::fixtures::block;
 use crate::index::Matches;
 use crate::router::RouterConfig;
 use crate::workers::{Common, Members};
@@ -103,7 +104,7 @@ impl World {
         let hashes: Vec<_> = (0..3).map(|_| SequenceHash(1 + self.pick(BLOCKS) as u64)).collect();
         let change = match self.pick(40) {
             0 => KvChange::AllBlocksCleared,
-            1..22 => KvChange::BlockStored { parent: None, blocks: vec![block(hashes[0])], tier },
+            1..22 => KvChange::BlockStored { parent: None, blocks: vec![block(hashes[0].0)], tier },
             _ => KvChange::BlockRemoved { sequence_hashes: hashes, tier },
         };
         let event = self.caches[worker].say(id(worker), change);
@@ -181,7 +182,7 @@ impl World {
         let cursor = cache.cursor?;
         let stored = |(hash, tier): &(SequenceHash, Tier)| KvChange::BlockStored {
             parent: None,
-            blocks: vec![block(*hash)],
+            blocks: vec![block(hash.0)],
             tier: *tier,
         };
         let held = cache.held.iter().filter(|_| known != Some(cursor));
@@ -265,10 +266,6 @@ pub(super) fn id(worker: usize) -> WorkerId {
 
 pub(super) fn number(worker: WorkerId) -> usize {
     usize::try_from(worker.instance.0).unwrap()
-}
-
-fn block(sequence: SequenceHash) -> StoredBlock {
-    StoredBlock { sequence, local: LocalHash(sequence.0) }
 }
 
 pub(super) const WORKERS: usize = 3;
