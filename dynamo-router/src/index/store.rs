@@ -8,8 +8,8 @@ use dynamo_core::protocol::SequenceHash;
 use super::PrefixIndex;
 use super::budget::STORED_MAX;
 use super::coverage::SHARED_MAX;
-use super::segment::{SEGMENT_BLOCKS, Segment, TIERS, chunk_of, first_blocks, size_for};
-use super::table::{NONE, Place, Table};
+use super::segment::{SEGMENT_BLOCKS, TIERS, chunk_of, first_blocks, size_for};
+use super::table::{NONE, Place};
 use super::view::{Lane, View};
 
 impl PrefixIndex {
@@ -304,21 +304,8 @@ impl PrefixIndex {
 
     /// Builds the table anew, with room for so many blocks.
     pub(super) fn rebuild(&mut self, blocks: usize) {
-        let table = Table::for_blocks(blocks);
-        self.view.segments().for_each(|segment| insert_all(&table, &segment));
+        let table = self.view.table.resized(blocks);
         self.change(|view| view.table = Arc::new(table));
-    }
-}
-
-fn insert_all(table: &Table, segment: &Segment<'_>) {
-    let mut hashes = [SequenceHash(0); SEGMENT_BLOCKS];
-    let hashes = &mut hashes[..segment.len()];
-    for (hash, from) in hashes.iter_mut().zip(segment.hashes()) {
-        hash.0 = from.load(Relaxed);
-    }
-    table.fetch(hashes);
-    for (hash, place) in hashes.iter().zip(segment.first..) {
-        table.insert_new(hash.0, place);
     }
 }
 

@@ -15,7 +15,9 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// Buckets of a cache line each; a block that finds its own full stands in a later one.
 ///
-/// A cell is the place plus one beside half of the hash, so that hardly ever another block is looked at.
+/// A hash is spread over 32 bits: these say the bucket, and what is left of them is a tag, which a cell
+/// shows beside the place plus one, so that hardly ever another block is looked at. Bucket and tag are
+/// all that it takes to fill a table of another size, in order and without a look at the blocks.
 /// A bucket counts the blocks that had to go past it: where that is zero a search ends, and nothing is
 /// left behind by a block that is removed.
 #[derive(Debug)]
@@ -93,12 +95,24 @@ impl Table {
         None
     }
 
+    /// Creates a table of the same blocks, with room for so many.
+    pub(super) fn resized(&self, blocks: usize) -> Self {
+        let resized = Self::for_blocks(blocks);
+        for (at, bucket) in self.0.iter().enumerate() {
+            for (tag, place) in bucket.cells().into_iter().filter_map(unpack) {
+                let spread = self.spread_of(at, tag).expect("a cell is behind its bucket");
+                resized.insert_new(spread, place);
+            }
+        }
+        resized
+    }
+
     /// Adds a block that is not there.
     ///
     /// # Panics
     /// As [`insert`](Self::insert).
-    pub(super) fn insert_new(&self, hash: u64, place: Place) {
-        let (home, tag) = self.home(hash);
+    fn insert_new(&self, spread: u32, place: Place) {
+        let (home, tag) = self.home_of(spread);
         let free = self.from(home).enumerate().find_map(|(distance, bucket)| {
             Some((distance, &bucket.cells[first_empty(&bucket.cells())?]))
         });
@@ -147,13 +161,24 @@ impl Table {
         black_box(hashes.iter().fold(0, |all, hash| all ^ load(hash)));
     }
 
-    /// Returns the bucket that a block belongs in, and the half of the hash that its cell shows.
+    /// Returns the bucket that a block belongs in, and the tag that its cell shows.
     fn home(&self, hash: u64) -> (usize, u32) {
-        // Hashes that come from elsewhere need not be even: this spreads them.
-        let spread = (hash ^ hash >> 32).wrapping_mul(SPREAD);
-        let spread = spread ^ spread >> 29;
-        let bucket = ((spread >> 32) * self.0.len() as u64) >> 32;
-        (usize::try_from(bucket).unwrap_or(0), low_bits(spread))
+        self.home_of(spread(hash))
+    }
+
+    fn home_of(&self, spread: u32) -> (usize, u32) {
+        let at = u64::from(spread) * self.0.len() as u64;
+        (usize::try_from(at >> 32).unwrap_or(0), low_bits(at))
+    }
+
+    /// Returns the spread hash of a cell that shows `tag` in bucket `at`, or went past others to there.
+    ///
+    /// From its own bucket it divides evenly, and from no other, since the number of buckets is odd.
+    fn spread_of(&self, at: usize, tag: u32) -> Option<u32> {
+        let buckets = self.0.len() as u64;
+        let homes = (0..=at).rev().chain((at + 1..self.0.len()).rev());
+        let mut products = homes.map(|home| (home as u64) << 32 | u64::from(tag));
+        products.find(|at| at.is_multiple_of(buckets)).map(|at| low_bits(at / buckets))
     }
 
     /// Goes through the buckets, `home` first.
@@ -206,11 +231,20 @@ fn bits(cells: &[u64; CELLS], is_it: impl Fn(u64) -> bool) -> u32 {
 }
 
 fn buckets_for(blocks: usize) -> usize {
-    (blocks * 100 / (CELLS * FILL) + 1).max(BUCKETS_MIN)
+    (blocks * 100 / (CELLS * FILL) + 1).max(BUCKETS_MIN) | 1
 }
 
 fn pack(tag: u32, place: Place) -> u64 {
     u64::from(tag) << 32 | u64::from(place + 1)
+}
+
+fn unpack(cell: u64) -> Option<(u32, Place)> {
+    Some((low_bits(cell >> 32), low_bits(cell).checked_sub(1)?))
+}
+
+/// Spreads a hash: those that come from elsewhere need not be even.
+fn spread(hash: u64) -> u32 {
+    low_bits((hash ^ hash >> 32).wrapping_mul(SPREAD) >> 32)
 }
 
 /// Adds where only one thread writes.
@@ -237,8 +271,9 @@ mod tests {
         #[test]
         fn a_table_is_a_map_whatever_collides(
             ops in prop::collection::vec((0..60_u64, any::<bool>()), 0..400),
+            sizes in prop::collection::vec(60..2000_usize, 0..4),
         ) {
-            let (table, mut model) = (Table::for_blocks(60), HashMap::new());
+            let (mut table, mut model) = (Table::for_blocks(60), HashMap::new());
             let hashes: Vec<_> = (0..60).collect();
             // Few different upper halves: what is looked at is often another block.
             let is_it = |hash: u64| move |place: Place| u64::from(place) % 60 == hash;
@@ -255,6 +290,12 @@ mod tests {
                         model.entry(hash).or_insert(place);
                     }
                 }
+                for hash in &hashes {
+                    prop_assert_eq!(table.find(*hash, is_it(*hash)), model.get(hash).copied());
+                }
+            }
+            for size in sizes {
+                table = table.resized(size);
                 for hash in &hashes {
                     prop_assert_eq!(table.find(*hash, is_it(*hash)), model.get(hash).copied());
                 }
