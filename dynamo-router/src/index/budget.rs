@@ -95,7 +95,7 @@ impl PrefixIndex {
     }
 
     /// Drops the chunk of which least is in use, and gives its memory back.
-    fn evict_chunk(&mut self) {
+    pub(super) fn evict_chunk(&mut self) {
         let used = self.spare.used.iter().enumerate();
         let used = used.filter(|(chunk, _)| self.view.segment_of(*chunk, 0).is_some());
         let Some(chunk) = used.min_by_key(|(_, used)| **used).map(|(chunk, _)| chunk) else {

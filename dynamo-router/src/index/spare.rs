@@ -47,7 +47,8 @@ impl PrefixIndex {
 
     /// Gives the memory of a chunk back if nothing in it is in use.
     pub(super) fn give_back(&mut self, chunk: usize) {
-        if self.spare.used[chunk] == 0 {
+        // Where the last of its segments was freed that may have been done.
+        if self.spare.used[chunk] == 0 && self.view.segment_of(chunk, 0).is_some() {
             for segments in &mut self.spare.segments {
                 segments.retain(|first| chunk_of(*first) != chunk);
             }

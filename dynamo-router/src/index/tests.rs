@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::reference::Reference;
 use super::*;
 
+mod budget;
 mod snapshots;
 mod staggered;
 mod threads;
