@@ -152,11 +152,9 @@ impl Intake {
         let first = WorkerId { instance, rank: 0 };
         let last = WorkerId { instance, rank: u32::MAX };
         let workers: Vec<_> = state.publishers.range(first..=last).map(|(id, _)| *id).collect();
-        for worker in workers {
-            if let Some(publisher) = state.publishers.remove(&worker) {
-                state.index.clear(publisher.seat.slot());
-            }
-        }
+        let gone: Vec<_> =
+            workers.iter().filter_map(|worker| state.publishers.remove(worker)).collect();
+        state.index.clear_all(gone.iter().map(|publisher| publisher.seat.slot()));
         // Before any event of a next life is heard.
         self.diagnoses().forget(instance);
         drop(locked);

@@ -62,9 +62,8 @@ impl ApproximateIndex {
             }
             self.begun += self.turn;
             self.current = (self.current + 1) % TURNS;
-            for worker in (0..self.workers_end).filter_map(Slot::from_index) {
-                slot_of(worker, self.current).into_iter().for_each(|slot| self.index.clear(slot));
-            }
+            let workers = (0..self.workers_end).filter_map(Slot::from_index);
+            self.index.clear_all(workers.filter_map(|worker| slot_of(worker, self.current)));
         }
         if now.saturating_duration_since(self.begun) >= self.turn {
             self.begun = now;
@@ -73,9 +72,7 @@ impl ApproximateIndex {
 
     /// Forgets what was sent to `worker`, because it is gone or has lost its cache.
     pub fn clear(&mut self, worker: Slot) {
-        for turn in 0..TURNS {
-            slot_of(worker, turn).into_iter().for_each(|slot| self.index.clear(slot));
-        }
+        self.index.clear_all((0..TURNS).filter_map(|turn| slot_of(worker, turn)));
     }
 
     /// Returns what finds prefixes in this index.
@@ -91,6 +88,11 @@ impl ApproximateIndex {
     /// Tells whether nobody is taken to hold anything.
     pub fn is_empty(&self) -> bool {
         self.index.is_empty()
+    }
+
+    /// Returns how many blocks were dropped to stay below [`IndexConfig::bytes_max`], so far.
+    pub fn dropped_total(&self) -> u64 {
+        self.index.dropped_total()
     }
 
     /// Returns how many bytes of memory it takes.

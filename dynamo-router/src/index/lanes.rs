@@ -26,16 +26,18 @@ pub(super) struct LaneBook {
     /// The sum of what live lanes hold.
     held_total: usize,
     free: Vec<u32>,
-    /// Those that readers may go by still, or that ended since the sweep began that is going on; each
-    /// with its token of [`Lanes::lives`].
-    ended: Vec<(u32, Arc<()>)>,
-    doomed: Vec<(u32, Arc<()>)>,
+    /// Those that readers may go by still, or that ended since the sweep began that is going on.
+    ended: Vec<Ended>,
+    doomed: Vec<Ended>,
     /// The bits of the doomed ones, 64 to a word.
     doomed_bits: Vec<u64>,
-    resting: Vec<(u32, Arc<()>)>,
+    resting: Vec<Ended>,
     /// A slot whose blocks are being replaced, and the lane that readers go by until they are.
     hidden: Option<(Slot, u32)>,
 }
+
+/// A lane that does not count any more, with its token of [`Lanes::lives`].
+type Ended = (u32, Arc<()>);
 
 impl LaneBook {
     /// Returns a slot's lane, if it ever stored anything since it was cleared.
@@ -43,7 +45,17 @@ impl LaneBook {
         self.of_slot.get(slot.index()).copied().filter(|lane| *lane != NONE)
     }
 
-    /// Gives a slot that has none a lane.
+    /// Returns each slot's lane, as readers are to see it.
+    pub(super) fn of_slot(&self) -> Arc<[u32]> {
+        let of_slot = self.of_slot.iter().enumerate();
+        let shown = of_slot.map(|(at, lane)| match self.hidden {
+            Some((slot, shown)) if slot.index() == at => shown,
+            _ => *lane,
+        });
+        shown.collect()
+    }
+
+    /// Gives a slot that has none a lane; `lanes` is then to learn of [`of_slot`](Self::of_slot).
     pub(super) fn take(&mut self, slot: Slot, lanes: &mut Lanes) -> u32 {
         self.wake();
         let lane = self.free.pop().unwrap_or_else(|| {
@@ -55,7 +67,6 @@ impl LaneBook {
         self.of_slot.resize(self.of_slot.len().max(slot.index() + 1), NONE);
         self.of_slot[slot.index()] = lane;
         self.held[at] = 0;
-        self.publish(lanes);
         lanes.lives.resize(self.held.len(), None);
         lanes.lives[at] = Some(Arc::default());
         lanes.live.resize(self.held.len().div_ceil(64), 0);
@@ -63,11 +74,10 @@ impl LaneBook {
         lane
     }
 
-    /// Takes a slot's lane away.
+    /// Takes a slot's lane away; `lanes` is then to learn of [`of_slot`](Self::of_slot).
     pub(super) fn end(&mut self, slot: Slot, lanes: &mut Lanes) {
         let Some(lane) = self.get(slot) else { return };
         self.of_slot[slot.index()] = NONE;
-        self.publish(lanes);
         self.end_lane(lane, lanes);
     }
 
@@ -85,30 +95,19 @@ impl LaneBook {
         self.hidden = Some((slot, lane));
     }
 
-    /// Has readers go by the lane that a slot has taken since [`hide`](Self::hide), if any.
+    /// Has readers go by the lane that a slot has taken since [`hide`](Self::hide), if any; `lanes` is
+    /// then to learn of [`of_slot`](Self::of_slot).
     pub(super) fn show(&mut self, lanes: &mut Lanes) {
-        if let Some((_, lane)) = self.hidden.take() {
-            self.publish(lanes);
-            if lane != NONE {
-                self.end_lane(lane, lanes);
-            }
+        let hidden = self.hidden.take().filter(|(_, lane)| *lane != NONE);
+        if let Some((_, lane)) = hidden {
+            self.end_lane(lane, lanes);
         }
-    }
-
-    /// Tells readers which lane each slot has.
-    fn publish(&self, lanes: &mut Lanes) {
-        let of_slot = self.of_slot.iter().enumerate();
-        let shown = of_slot.map(|(at, lane)| match self.hidden {
-            Some((slot, shown)) if slot.index() == at => shown,
-            _ => *lane,
-        });
-        lanes.of_slot = shown.collect();
     }
 
     /// Returns whether there are lanes to sweep up: they are doomed from here on.
     pub(super) fn doom(&mut self) -> bool {
         if self.doomed.is_empty() && !self.ended.is_empty() {
-            let is_in_view = |(_, life): &(u32, Arc<()>)| Arc::strong_count(life) > 1;
+            let is_in_view = |(_, life): &Ended| Arc::strong_count(life) > 1;
             (self.ended, self.doomed) =
                 std::mem::take(&mut self.ended).into_iter().partition(is_in_view);
             // Readers have read before what is written from here on.
@@ -134,8 +133,8 @@ impl LaneBook {
 
     /// Says that nothing is written of any lane any more.
     pub(super) fn swept_all(&mut self) {
+        self.swept();
         self.resting.append(&mut self.ended);
-        self.resting.append(&mut self.doomed);
     }
 
     /// Frees lanes that no reader has in view any more.

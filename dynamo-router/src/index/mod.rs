@@ -58,7 +58,7 @@ pub use provisional::ProvisionalCoverage;
 use remove::Sweep;
 pub use snapshot::SnapshotError;
 use spare::Spare;
-use view::{Lane, View};
+use view::{Lane, Lanes, View};
 
 use crate::workers::Slot;
 
@@ -146,10 +146,17 @@ impl PrefixIndex {
     /// No query that starts from here on finds it, however much it held; its memory is given back
     /// little by little, with what is stored and removed later, or by [`sweep`](Self::sweep).
     pub fn clear(&mut self, worker: Slot) {
-        if self.held(worker) > 0 {
-            let mut lanes = view::Lanes::clone(&self.view.lanes);
-            self.lanes.end(worker, &mut lanes);
-            self.change(|view| view.lanes = Arc::new(lanes));
+        self.clear_all([worker]);
+    }
+
+    /// Does the same of many at once.
+    pub(crate) fn clear_all(&mut self, workers: impl IntoIterator<Item = Slot>) {
+        let holds = |worker: &Slot| self.held(*worker) > 0;
+        let workers: Vec<_> = workers.into_iter().filter(holds).collect();
+        if !workers.is_empty() {
+            self.change_lanes(|book, lanes| {
+                workers.into_iter().for_each(|worker| book.end(worker, lanes));
+            });
         }
         self.sweep_some();
         self.tidy();
@@ -193,10 +200,15 @@ impl PrefixIndex {
     }
 
     fn take_lane(&mut self, worker: Slot) -> u32 {
-        let mut lanes = view::Lanes::clone(&self.view.lanes);
-        let lane = self.lanes.take(worker, &mut lanes);
+        self.change_lanes(|book, lanes| book.take(worker, lanes))
+    }
+
+    fn change_lanes<T>(&mut self, change: impl FnOnce(&mut LaneBook, &mut Lanes) -> T) -> T {
+        let mut lanes = Lanes::clone(&self.view.lanes);
+        let result = change(&mut self.lanes, &mut lanes);
+        lanes.of_slot = self.lanes.of_slot();
         self.change(|view| view.lanes = Arc::new(lanes));
-        lane
+        result
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a worker holds, replaced as a whole.
 
 use super::PrefixIndex;
-use super::view::Lanes;
+use super::lanes::LaneBook;
 use crate::workers::Slot;
 
 impl PrefixIndex {
@@ -12,9 +12,7 @@ impl PrefixIndex {
     pub(crate) fn replace(&mut self, worker: Slot, fill: impl FnOnce(&mut Self)) {
         self.lanes.hide(worker);
         fill(self);
-        let mut lanes = Lanes::clone(&self.view.lanes);
-        self.lanes.show(&mut lanes);
-        self.change(|view| view.lanes = lanes.into());
+        self.change_lanes(LaneBook::show);
         self.sweep_some();
         self.tidy();
     }
