@@ -3,11 +3,14 @@
 //! Words of 64 bits, the lowest byte first:
 //!
 //! ```text
-//! magic, version, number of segments
+//! magic, version
+//! number of workers
+//! worker: instance, rank; from here on it is the number that it has in this list
+//! number of segments
 //! segment: blocks | goes on in the next one << 8 | entries << 16 | blocks before it << 32
 //!          its hashes
-//!          entry: slot word << 8 | tier, and the slots of that word that hold all of it
-//!              or 1 << 63 | slot << 8 | tier, and the mask of the blocks that are held
+//!          entry: 64 workers << 8 | tier, and which of these hold all of it
+//!              or 1 << 63 | worker << 8 | tier, and the mask of the blocks that are held
 //! checksum of all words before
 //! ```
 
@@ -15,7 +18,7 @@ use std::error::Error;
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 
-use dynamo_core::protocol::SequenceHash;
+use dynamo_core::protocol::{InstanceId, SequenceHash, WorkerId};
 
 use super::segment::{SEGMENT_BLOCKS, Segment, TIERS, first_blocks, size_for};
 use super::table::Place;
@@ -59,29 +62,43 @@ impl fmt::Display for SnapshotError {
 impl Error for SnapshotError {}
 
 impl PrefixIndex {
-    /// Writes down all blocks, and who holds them, by slot.
-    pub fn snapshot(&self) -> Vec<u8> {
-        let mut words = vec![MAGIC, VERSION, 0];
+    /// Writes down all blocks, and who holds them: the worker that `name` says is in a slot.
+    ///
+    /// What only workers without a name hold is left out.
+    pub fn snapshot(&self, name: impl Fn(Slot) -> Option<WorkerId>) -> Vec<u8> {
         let slots = self.lanes.slots();
+        let names: Vec<_> = slots.into_iter().map(|slot| name(slot?)).collect();
+        let mut words = vec![MAGIC, VERSION];
+        let numbers = write_workers(&names, &mut words);
+        let count_at = words.len();
+        words.push(0);
         let mut segments = self.view.segments().filter(|segment| segment.len() > 0).peekable();
         while let Some(segment) = segments.next() {
             let goes_on = segments.peek().is_some_and(|next| segment.goes_on_at(next.first));
-            words[2] += u64::from(write_segment(&self.view, &slots, &segment, goes_on, &mut words));
+            let is_any = write_segment(&self.view, &numbers, &segment, goes_on, &mut words);
+            words[count_at] += u64::from(is_any);
         }
-        words.push(checksum(&words));
+        words.push(checksum(words.iter().copied()));
         words.into_iter().flat_map(u64::to_le_bytes).collect()
     }
 
-    /// Reads what [`snapshot`](Self::snapshot) wrote.
+    /// Reads what [`snapshot`](Self::snapshot) wrote: each worker holds what it held, in the slot where
+    /// `place` puts it.
     ///
-    /// No more memory is taken than a small multiple of `bytes`, and than the budget.
-    pub fn restore(config: IndexConfig, bytes: &[u8]) -> Result<Self, SnapshotError> {
+    /// Workers without a place are left out, and what only they held. No more memory is taken than a
+    /// small multiple of `bytes`, and than the budget.
+    pub fn restore(
+        config: IndexConfig,
+        bytes: &[u8],
+        place: impl FnMut(WorkerId) -> Option<Slot>,
+    ) -> Result<Self, SnapshotError> {
         let mut words = Words::check(bytes)?;
         let mut index = Self::new(config);
+        let lanes = index.restore_workers(&mut words, place)?;
         let bytes_max = BYTES_MORE + bytes.len().saturating_mul(BYTES_FACTOR);
         let mut last = None;
         for _ in 0..words.next()? {
-            last = index.restore_segment(last, &mut words)?;
+            last = index.restore_segment(last, &lanes, &mut words)?;
             if index.bytes > bytes_max {
                 return Err(SnapshotError::TooLarge);
             }
@@ -89,10 +106,30 @@ impl PrefixIndex {
         if words.0.is_empty() { Ok(index) } else { Err(SnapshotError::Length) }
     }
 
+    /// Reads who there was; returns the lane of each that has a place.
+    fn restore_workers(
+        &mut self,
+        words: &mut Words<'_>,
+        mut place: impl FnMut(WorkerId) -> Option<Slot>,
+    ) -> Result<Vec<Option<u32>>, SnapshotError> {
+        let mut slots = Vec::new();
+        for _ in 0..words.next()? {
+            let instance = InstanceId(words.next()?);
+            let rank =
+                u32::try_from(words.next()?).map_err(|_| SnapshotError::Damaged("worker"))?;
+            slots.push(place(WorkerId { instance, rank }));
+        }
+        Ok(self.change_lanes(|book, lanes| {
+            let mut lane_of = |slot| book.get(slot).unwrap_or_else(|| book.take(slot, lanes));
+            slots.into_iter().map(|slot| slot.map(&mut lane_of)).collect()
+        }))
+    }
+
     /// Reads a segment; returns its place if the next one is to stand behind it.
     fn restore_segment(
         &mut self,
         before: Option<Place>,
+        lanes: &[Option<u32>],
         words: &mut Words<'_>,
     ) -> Result<Option<Place>, SnapshotError> {
         let head = words.next()?;
@@ -113,77 +150,95 @@ impl PrefixIndex {
         if self.put(first, &hashes[..blocks]) < blocks {
             return Err(SnapshotError::Damaged("block that is there twice"));
         }
+        let mut held = 0;
         for _ in 0..entries {
-            self.restore_entry(first, first_blocks(blocks), [words.next()?, words.next()?])?;
+            let entry = Entry::read(words, lanes.len(), first_blocks(blocks))?;
+            held |= entry.mask;
+            for lane in entry.workers().filter_map(|worker| lanes[worker]) {
+                self.cover(Lane { number: lane, tier: entry.tier }, first, entry.mask);
+            }
         }
-        let (segment, _) = self.view.segment(first).ok_or(SnapshotError::TooLarge)?;
-        if self.view.held_by_anyone(&segment) >> (blocks - 1) == 0 {
+        if held >> (blocks - 1) == 0 {
             return Err(SnapshotError::Damaged("run of which nobody holds the end"));
         }
-        self.link(before, first);
-        Ok((goes_on == 1).then_some(first))
-    }
-
-    fn restore_entry(
-        &mut self,
-        first: Place,
-        whole: u64,
-        [what, bits]: [u64; 2],
-    ) -> Result<(), SnapshotError> {
-        let damaged = SnapshotError::Damaged("holder");
-        let tier = usize::from(what.to_le_bytes()[0]);
-        let number = usize::try_from(what << 1 >> 9).map_err(|_| damaged)?;
-        if tier >= TIERS || number >= Slot::COUNT || bits == 0 {
-            return Err(damaged);
+        // Perhaps those who held the end have no place.
+        self.trim(first);
+        let is_whole = self.view.segment(first).is_some_and(|(segment, _)| segment.len() == blocks);
+        if is_whole {
+            self.link(before, first);
         }
-        if what & PARTIAL != 0 {
-            if bits & !whole != 0 {
-                return Err(SnapshotError::Damaged("mask"));
-            }
-            return self.restore_holder(first, tier, (number, bits)).ok_or(damaged);
-        }
-        super::path::ones(bits)
-            .try_for_each(|bit| self.restore_holder(first, tier, (number * 64 + bit, whole)))
-            .ok_or(damaged)
-    }
-
-    fn restore_holder(
-        &mut self,
-        first: Place,
-        tier: usize,
-        (slot, mask): (usize, u64),
-    ) -> Option<()> {
-        let slot = Slot::from_index(slot)?;
-        let number = self.lanes.get(slot).unwrap_or_else(|| self.take_lane(slot));
-        self.cover(Lane { number, tier }, first, mask);
-        Some(())
+        Ok((is_whole && goes_on == 1).then_some(first))
     }
 }
 
-/// Writes a segment as far as anyone holds it that counts; tells whether there is anything.
+/// Who holds some blocks of a segment.
+struct Entry {
+    tier: usize,
+    /// Workers that hold them: from this one on, a bit each.
+    first: usize,
+    bits: u64,
+    mask: u64,
+}
+
+impl Entry {
+    fn read(words: &mut Words<'_>, workers: usize, whole: u64) -> Result<Self, SnapshotError> {
+        let damaged = SnapshotError::Damaged("holder");
+        let [what, bits] = [words.next()?, words.next()?];
+        let tier = usize::from(what.to_le_bytes()[0]);
+        let number = usize::try_from(what << 1 >> 9).map_err(|_| damaged)?;
+        let entry = if what & PARTIAL == 0 {
+            let first = number.checked_mul(64).ok_or(damaged)?;
+            Self { tier, first, bits, mask: whole }
+        } else if bits & !whole == 0 {
+            Self { tier, first: number, bits: 1, mask: bits }
+        } else {
+            return Err(SnapshotError::Damaged("mask"));
+        };
+        let is_any = bits != 0 && tier < TIERS;
+        let last = 63_usize.saturating_sub(entry.bits.leading_zeros() as usize);
+        let is_known = entry.first.checked_add(last).is_some_and(|last| last < workers);
+        if is_any && is_known { Ok(entry) } else { Err(damaged) }
+    }
+
+    fn workers(&self) -> impl Iterator<Item = usize> + use<> {
+        let first = self.first;
+        super::path::ones(self.bits).map(move |bit| first + bit)
+    }
+}
+
+/// Writes who has a name; returns each lane's number among them.
+fn write_workers(names: &[Option<WorkerId>], words: &mut Vec<u64>) -> Vec<Option<usize>> {
+    let mut numbers = 0..;
+    words.push(names.iter().flatten().count() as u64);
+    let known = names.iter().flatten();
+    words.extend(known.flat_map(|worker| [worker.instance.0, u64::from(worker.rank)]));
+    names.iter().map(|name| name.and_then(|_| numbers.next())).collect()
+}
+
+/// Writes a segment as far as anyone holds it that has a number; tells whether there is anything.
 fn write_segment(
     view: &View,
-    slots: &[Option<Slot>],
+    numbers: &[Option<usize>],
     segment: &Segment<'_>,
     goes_on: bool,
     words: &mut Vec<u64>,
 ) -> bool {
-    let slot_of = |lane: usize| Some(slots.get(lane).copied().flatten()?.index());
+    let number_of = |lane: usize| numbers.get(lane).copied().flatten();
     let mut entries: Vec<[u64; 2]> = Vec::new();
     for (tier, word, bits) in segment.planes() {
         let begun = entries.len();
-        for slot in super::path::ones(bits).filter_map(|bit| slot_of(word * 64 + bit)) {
-            let what = (slot as u64 / 64) << 8 | tier as u64;
+        for number in super::path::ones(bits).filter_map(|bit| number_of(word * 64 + bit)) {
+            let what = (number as u64 / 64) << 8 | tier as u64;
             match entries[begun..].iter_mut().find(|entry| entry[0] == what) {
-                Some(entry) => entry[1] |= 1 << (slot % 64),
-                None => entries.push([what, 1 << (slot % 64)]),
+                Some(entry) => entry[1] |= 1 << (number % 64),
+                None => entries.push([what, 1 << (number % 64)]),
             }
         }
     }
     let mut held = if entries.is_empty() { 0 } else { first_blocks(segment.len()) };
     for (_, lane, mask) in view.partials(segment) {
-        if let Some(slot) = slot_of(lane.number as usize) {
-            entries.push([PARTIAL | (slot as u64) << 8 | lane.tier as u64, mask]);
+        if let Some(number) = number_of(lane.number as usize) {
+            entries.push([PARTIAL | (number as u64) << 8 | lane.tier as u64, mask]);
             held |= mask;
         }
     }
@@ -215,8 +270,8 @@ struct Words<'a>(&'a [[u8; 8]]);
 impl<'a> Words<'a> {
     /// Takes bytes that begin and end as a snapshot does; what is between is left.
     fn check(bytes: &'a [u8]) -> Result<Self, SnapshotError> {
-        let (words, rest) = bytes.as_chunks::<8>();
-        let mut words = Self(words);
+        let (all, rest) = bytes.as_chunks::<8>();
+        let mut words = Self(all);
         if words.next() != Ok(MAGIC) {
             return Err(SnapshotError::NotASnapshot);
         }
@@ -224,11 +279,11 @@ impl<'a> Words<'a> {
         if version != VERSION {
             return Err(SnapshotError::Version(version));
         }
-        let (last, before) = bytes.as_chunks::<8>().0.split_last().ok_or(SnapshotError::Length)?;
+        let (last, before) = all.split_last().ok_or(SnapshotError::Length)?;
         if !rest.is_empty() || words.0.is_empty() {
             return Err(SnapshotError::Length);
         }
-        let sum = before.iter().fold(SEED, |sum, word| mix(sum, u64::from_le_bytes(*word)));
+        let sum = checksum(before.iter().map(|word| u64::from_le_bytes(*word)));
         if sum != u64::from_le_bytes(*last) {
             return Err(SnapshotError::Checksum);
         }
@@ -243,17 +298,15 @@ impl<'a> Words<'a> {
     }
 }
 
-pub(super) fn checksum(words: &[u64]) -> u64 {
-    words.iter().fold(SEED, |sum, word| mix(sum, *word))
-}
-
 /// Each step can be undone if the word is known: whoever changes one word changes the sum.
-fn mix(sum: u64, word: u64) -> u64 {
-    (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31)
+pub(super) fn checksum(words: impl IntoIterator<Item = u64>) -> u64 {
+    let mix =
+        |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31);
+    words.into_iter().fold(SEED, mix)
 }
 
 const MAGIC: u64 = u64::from_le_bytes(*b"DYNINDEX");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const SEED: u64 = 0x243f_6a88_85a3_08d3;
 const PARTIAL: u64 = 1 << 63;
 

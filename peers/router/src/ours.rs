@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dynamo_core::protocol::{SequenceHash, Tier};
+use dynamo_core::protocol::{InstanceId, SequenceHash, Tier, WorkerId};
 use dynamo_router::Slot;
 use dynamo_router::index::{IndexConfig, Matches, PrefixIndex, PrefixReader};
 
@@ -60,11 +60,12 @@ impl Index for Ours {
     fn recover(&mut self, held: &Workload) -> Duration {
         self.prepare(held, &held.events);
         self.apply();
-        let bytes = self.index.snapshot();
+        let bytes = self.index.snapshot(|slot| Some(InstanceId(slot.index() as u64).into()));
+        let slot_of = |worker: WorkerId| Slot::from_index(usize::try_from(worker.instance.0).ok()?);
         let mut restored = PrefixIndex::default();
         let took = timed(|| {
             restored =
-                PrefixIndex::restore(IndexConfig::default(), &bytes).expect("as it was written");
+                PrefixIndex::restore(IndexConfig::default(), &bytes, slot_of).expect("as it was written");
         });
         self.index = restored;
         took
