@@ -1,6 +1,6 @@
 //! What was just sent where: so that requests with one prefix do not scatter before the first event.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dynamo_core::protocol::SequenceHash;
@@ -19,15 +19,25 @@ use crate::workers::Slot;
 pub struct ProvisionalCoverage {
     buckets: Box<[Bucket]>,
     /// By slot, when it was forgotten last.
-    forgotten: Box<[AtomicU32]>,
+    forgotten: Box<[AtomicU64]>,
     begun: Instant,
     tick: Duration,
 }
 
-/// Entries: 24 bits of the hash, the slot, and when it was noted, in ticks; zero for none.
+/// A cache line of entries.
+///
+/// An entry has room for a few bits of the time only. While it is fresh they say its age; whoever notes
+/// anything in a bucket clears what is not, and after `latest` has become too old nothing there is.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Bucket([AtomicU64; 8]);
+struct Bucket {
+    /// 24 bits of the hash, the slot, and when it was noted, in ticks; zero for none.
+    cells: [AtomicU64; CELLS],
+    /// When the latest entry was noted.
+    latest: AtomicU64,
+}
+
+const CELLS: usize = 7;
 
 /// An entry that is not too old.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +45,7 @@ struct Entry {
     tag: u32,
     slot: u16,
     /// Ticks since it was noted.
-    age: u32,
+    age: u64,
 }
 
 impl ProvisionalCoverage {
@@ -43,7 +53,7 @@ impl ProvisionalCoverage {
     pub fn new(ttl: Duration, now: Instant) -> Self {
         Self {
             buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
-            forgotten: (0..Slot::COUNT).map(|_| AtomicU32::new(0)).collect(),
+            forgotten: (0..Slot::COUNT).map(|_| AtomicU64::new(0)).collect(),
             begun: now,
             tick: (ttl / TTL_TICKS).max(Duration::from_micros(1)),
         }
@@ -94,14 +104,18 @@ impl ProvisionalCoverage {
         self.forgotten[worker.index()].store(self.ticks(now), Ordering::Relaxed);
     }
 
-    fn expect_at(&self, (hash, length): (u64, usize), now: u32, matches: &mut Matches) -> bool {
+    fn expect_at(&self, (hash, length): (u64, usize), now: u64, matches: &mut Matches) -> bool {
         let (bucket, tag) = home(hash);
+        let bucket = &self.buckets[bucket];
+        if !bucket.is_fresh(now) {
+            return false;
+        }
         let mut is_any = false;
-        for cell in &self.buckets[bucket].0 {
+        for cell in &bucket.cells {
             let entry = entry(cell.load(Ordering::Relaxed), now);
             let Some(entry) = entry.filter(|entry| entry.tag == tag) else { continue };
             let slot = usize::from(entry.slot);
-            let noted = now.wrapping_sub(entry.age);
+            let noted = now.saturating_sub(entry.age);
             if noted > self.forgotten[slot].load(Ordering::Relaxed)
                 && let Some(slot) = Slot::from_index(slot)
             {
@@ -113,43 +127,60 @@ impl ProvisionalCoverage {
     }
 
     /// Puts an entry where the same one is, or where none is, or in the oldest one's place.
-    fn put(&self, hash: u64, worker: Slot, now: u32) {
+    fn put(&self, hash: u64, worker: Slot, now: u64) {
         let (bucket, tag) = home(hash);
+        let bucket = &self.buckets[bucket];
+        let is_fresh = bucket.is_fresh(now);
         let slot = u64::try_from(worker.index()).unwrap_or(0);
         let what = u64::from(tag) << 40 | slot << 24;
         let mut best = (0, 0);
-        for (at, cell) in self.buckets[bucket].0.iter().enumerate() {
+        for (at, cell) in bucket.cells.iter().enumerate() {
             let there = cell.load(Ordering::Relaxed);
-            let age = match entry(there, now) {
-                Some(_) if there >> 24 == what >> 24 => u32::MAX,
+            let age = match entry(there, now).filter(|_| is_fresh) {
+                Some(_) if there >> 24 == what >> 24 => u64::MAX,
                 Some(entry) => entry.age,
-                None => u32::MAX - 1,
+                None => {
+                    cell.store(0, Ordering::Relaxed);
+                    u64::MAX - 1
+                }
             };
             best = best.max((age, at));
         }
-        let time = u64::from(now & TIME_MASK);
-        self.buckets[bucket].0[best.1].store(what | time, Ordering::Relaxed);
+        // Whoever sees this sees the others cleared.
+        bucket.latest.fetch_max(now, Ordering::Release);
+        bucket.cells[best.1].store(what | now & TIME_MASK, Ordering::Relaxed);
     }
 
     /// Returns the time in ticks, from one on.
-    fn ticks(&self, now: Instant) -> u32 {
+    fn ticks(&self, now: Instant) -> u64 {
         let ticks = now.saturating_duration_since(self.begun).as_nanos() / self.tick.as_nanos();
-        u32::try_from(ticks + 1).unwrap_or(u32::MAX)
+        u64::try_from(ticks).map_or(u64::MAX, |ticks| ticks.saturating_add(1))
     }
 }
 
-fn entry(cell: u64, now: u32) -> Option<Entry> {
-    let [low, middle, high, slot_low, slot_high, ..] = cell.to_le_bytes();
-    let time = u32::from_le_bytes([low, middle, high, 0]);
-    let age = now.wrapping_sub(time) & TIME_MASK;
+impl Bucket {
+    /// Tells whether any of its entries may be.
+    fn is_fresh(&self, now: u64) -> bool {
+        now.saturating_sub(self.latest.load(Ordering::Acquire)) <= u64::from(TTL_TICKS)
+    }
+}
+
+/// Returns what a cell of a fresh bucket says, unless it is too old.
+fn entry(cell: u64, now: u64) -> Option<Entry> {
+    let [.., slot_low, slot_high, _, _, _] = cell.to_le_bytes();
+    let age = now.wrapping_sub(cell) & TIME_MASK;
     let slot = u16::from_le_bytes([slot_low, slot_high]);
-    (cell != 0 && age <= TTL_TICKS).then_some(Entry { tag: low_bits(cell >> 40), slot, age })
+    (cell != 0 && age <= u64::from(TTL_TICKS)).then_some(Entry {
+        tag: low_bits(cell >> 40),
+        slot,
+        age,
+    })
 }
 
 fn home(hash: u64) -> (usize, u32) {
     let spread = (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let bucket = usize::try_from(spread >> 40).unwrap_or(0) % BUCKETS;
-    (bucket, low_bits(spread) & TIME_MASK)
+    (bucket, low_bits(spread & TAG_MASK))
 }
 
 /// Returns the length that is noted as number `number`: 1, 2, 4, 8, 16, 24, … 128, and from there on
@@ -174,7 +205,8 @@ const BUCKETS: usize = 1 << 14;
 const TTL_TICKS: u32 = 64;
 
 /// Of a time, and of a hash, what an entry has room for.
-const TIME_MASK: u32 = 0xff_ffff;
+const TIME_MASK: u64 = 0xff_ffff;
+const TAG_MASK: u64 = 0xff_ffff;
 
 #[cfg(test)]
 mod tests {
@@ -247,5 +279,22 @@ mod tests {
         assert_eq!(depth(2, begun + TTL * 2), 0);
         coverage.note(&path(0), worker(1), begun + TTL);
         assert_eq!(depth(1, begun + TTL), path(0).len());
+    }
+    #[test]
+    fn what_is_old_is_not_taken_for_fresh_however_long_the_table_is_in_use() {
+        let begun = SystemClock.now();
+        let coverage = ProvisionalCoverage::new(TTL, begun);
+        let depth = |slot, now| depths(&coverage, &path(0), now).depth(worker(slot));
+        let period = coverage.tick * (1 << 24);
+        for round in [0, 1, 255, 256, 257] {
+            let then = begun + period * round;
+            coverage.note(&path(0), worker(1), then);
+            assert_eq!(depth(1, then + TTL / 2), path(0).len());
+            // As old as a time that looks alike, with and without others noted meanwhile.
+            assert_eq!(depth(1, then + period), 0);
+            coverage.note(&path(0), worker(2), then + period - TTL / 4);
+            assert_eq!(depth(1, then + period), 0);
+            assert_eq!(depth(2, then + period), path(0).len());
+        }
     }
 }
