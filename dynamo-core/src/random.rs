@@ -41,7 +41,16 @@ impl Random {
         let thousandths = 500 + u32::try_from(self.next_u64() % 1001).unwrap_or(0);
         about * thousandths / 1000
     }
+
+    /// Returns [about](Self::around) how long to wait for another attempt: `first`, doubled so often,
+    /// and `max` at most.
+    pub fn back_off(&mut self, first: Duration, doublings: u32, max: Duration) -> Duration {
+        self.around(first.saturating_mul(1 << doublings.min(DOUBLINGS_MAX)).min(max))
+    }
 }
+
+/// A millisecond is weeks then.
+const DOUBLINGS_MAX: u32 = 31;
 
 #[cfg(test)]
 mod tests {
@@ -66,6 +75,17 @@ mod tests {
         let waits: Vec<_> = (0..100).map(|_| random.around(second)).collect();
         assert!(waits.iter().all(|wait| (second / 2..=second * 3 / 2).contains(wait)));
         assert!(waits.iter().min() < waits.iter().max());
+    }
+
+    #[test]
+    fn a_wait_doubles_up_to_a_limit_however_often_it_does() {
+        let second = Duration::from_secs(1);
+        for (doublings, about) in [(0, 1), (1, 2), (2, 4), (3, 5), (31, 5), (u32::MAX, 5)] {
+            let wait = Random::new(3).back_off(second, doublings, 5 * second);
+            assert_eq!(wait, Random::new(3).around(about * second), "{doublings}");
+        }
+        let longest = Random::new(3).back_off(Duration::MAX, u32::MAX, second);
+        assert_eq!(longest, Random::new(3).around(second));
     }
 
     #[test]

@@ -95,20 +95,8 @@ impl Iterator for Pages {
             self.blocks.peek()?;
         }
         let mut stored: Vec<KvChange> = Vec::new();
-        for (follows, block, of) in self.blocks.by_ref().take(self.page_blocks) {
-            match stored.last_mut() {
-                // Blocks that follow each other need not name their parents.
-                Some(KvChange::BlockStored { blocks, tier, .. })
-                    if *tier == of && blocks.last().map(|last| last.sequence) == follows =>
-                {
-                    blocks.push(block);
-                }
-                _ => stored.push(KvChange::BlockStored {
-                    parent: follows,
-                    blocks: vec![block],
-                    tier: of,
-                }),
-            }
+        for (parent, block, tier) in self.blocks.by_ref().take(self.page_blocks) {
+            KvChange::push_stored(&mut stored, parent, &[block], tier);
         }
         Some(SnapshotPage { worker: self.worker, cursor: self.cursor, stored })
     }

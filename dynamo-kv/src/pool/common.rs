@@ -171,7 +171,7 @@ impl Common {
             stored.extend(its);
             return Snapshot { epoch, seq, stored };
         }
-        let (epoch, seq) = self.publisher.next();
+        let KvCursor { epoch, next: seq } = self.publisher.next();
         Snapshot { epoch, seq, stored }
     }
 
@@ -242,8 +242,7 @@ impl Pool {
 
     /// Returns the number of the next event, at this moment.
     pub(crate) fn cursor(&self) -> KvCursor {
-        let (epoch, next) = self.common.publisher.next();
-        KvCursor { epoch, next }
+        self.common.publisher.next()
     }
 }
 

@@ -3,7 +3,9 @@
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 
-use dynamo_core::protocol::{KvChange, KvEvent, SequenceHash, StoredBlock, Tier, WorkerId};
+use dynamo_core::protocol::{
+    KvChange, KvCursor, KvEvent, SequenceHash, StoredBlock, Tier, WorkerId,
+};
 
 use super::registry::Held;
 use super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
@@ -109,9 +111,9 @@ impl Shared {
     }
 
     /// Returns the epoch and the number of the next event.
-    pub(super) fn next(&self) -> (u64, u64) {
-        let publisher = self.lock();
-        (publisher.epoch, publisher.seq)
+    pub(super) fn next(&self) -> KvCursor {
+        let Publisher { epoch, seq: next, .. } = *self.lock();
+        KvCursor { epoch, next }
     }
 
     fn lock(&self) -> MutexGuard<'_, Publisher> {

@@ -131,8 +131,8 @@ impl Check {
         if is_last {
             self.right(now);
         } else {
-            let back_off = config.back_off.saturating_mul(1 << (self.failed - 1).min(16));
-            self.wrong_at = Some(now + random.around(back_off.min(BACK_OFF_MAX)));
+            let wait = random.back_off(config.back_off, self.failed - 1, BACK_OFF_MAX);
+            self.wrong_at = Some(now + wait);
         }
         !is_last
     }

@@ -121,8 +121,8 @@ impl Retries {
             budget.filled = now;
         }
         budget.hundredths = budget.hundredths.checked_sub(100)?;
-        let doubled = self.policy.backoff_first.saturating_mul(1 << (made - 1).min(20));
-        Some(budget.random.around(doubled.min(self.policy.backoff_max)))
+        let RetryPolicy { backoff_first, backoff_max, .. } = self.policy;
+        Some(budget.random.back_off(backoff_first, made - 1, backoff_max))
     }
 
     fn budget_max(&self) -> u64 {

@@ -102,4 +102,4 @@ pub(super) fn made(
 }
 
 /// Tiers that blocks may be in.
-pub(super) const TIERS: usize = 4;
+pub(super) const TIERS: usize = Tier::ALL.len();

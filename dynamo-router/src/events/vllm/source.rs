@@ -34,8 +34,7 @@ pub(super) async fn next_connection(
     let role = Role::Subscriber(&config.topic);
     loop {
         if tries > 0 {
-            let longest = BACK_OFF_MIN.saturating_mul(1 << (tries - 1).min(10)).min(BACK_OFF_MAX);
-            sleep(random.around(longest)).await;
+            sleep(random.back_off(BACK_OFF_MIN, tries - 1, BACK_OFF_MAX)).await;
         }
         let connection = match source {
             Source::Dial(place) => dial(place, role, config).await,

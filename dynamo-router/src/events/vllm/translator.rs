@@ -84,20 +84,21 @@ impl Translator {
         self.epoch += 1;
         for rank in self.ranks.values_mut() {
             rank.next = 0;
-            sink(rank.event(self.epoch, KvChange::AllBlocksCleared));
+            rank.tell(self.epoch, [KvChange::AllBlocksCleared], sink);
             let mut changes = Changes::default();
-            for tier in [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote] {
-                rank.cache.tell(tier, &mut changes);
-            }
-            for change in changes.list {
-                sink(rank.event(self.epoch, change));
-            }
+            Tier::ALL.into_iter().for_each(|tier| rank.cache.tell(tier, &mut changes));
+            rank.tell(self.epoch, changes.list, sink);
         }
     }
 
     /// Returns what came of the publisher so far.
     pub fn stats(&self) -> &VllmStats {
         &self.stats
+    }
+
+    /// Returns the workers that anything was heard of.
+    pub(super) fn workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        self.ranks.values().map(|rank| rank.worker)
     }
 
     /// Returns how many of the engine's blocks are known.
@@ -140,9 +141,7 @@ impl Translator {
         }
         self.stats.blocks_stored += changes.stored;
         self.stats.blocks_removed += changes.removed;
-        for change in changes.list {
-            sink(rank.event(self.epoch, change));
-        }
+        rank.tell(self.epoch, changes.list, sink);
     }
 
     fn rank(&self, rank: u32) -> Rank {
@@ -187,13 +186,21 @@ impl Rank {
 
     fn clear(&mut self, epoch: u64, sink: &mut impl FnMut(KvEvent)) {
         self.cache.clear();
-        sink(self.event(epoch, KvChange::AllBlocksCleared));
+        self.tell(epoch, [KvChange::AllBlocksCleared], sink);
     }
 
-    fn event(&mut self, epoch: u64, change: KvChange) -> KvEvent {
-        let seq = self.next;
-        self.next += 1;
-        KvEvent { worker: self.worker, epoch, seq, change }
+    /// Calls `sink` with the next events.
+    fn tell(
+        &mut self,
+        epoch: u64,
+        changes: impl IntoIterator<Item = KvChange>,
+        sink: &mut impl FnMut(KvEvent),
+    ) {
+        for change in changes {
+            let seq = self.next;
+            self.next += 1;
+            sink(KvEvent { worker: self.worker, epoch, seq, change });
+        }
     }
 }
 

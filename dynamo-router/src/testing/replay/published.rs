@@ -4,26 +4,14 @@ use super::engine::Change;
 
 /// Returns the changes as workers tell them: runs of blocks that follow each other, and removals.
 pub(super) fn as_events(changes: Vec<Change>) -> Vec<KvChange> {
-    let mut events: Vec<KvChange> = Vec::new();
+    let mut events = Vec::new();
     for change in changes {
-        match (change, events.last_mut()) {
-            (
-                Change::Stored { parent, local, sequence },
-                Some(KvChange::BlockStored { blocks, .. }),
-            ) if parent.is_some() && blocks.last().map(|block| block.sequence) == parent => {
-                blocks.push(StoredBlock { sequence, local });
+        match change {
+            Change::Stored { parent, local, sequence } => {
+                let block = StoredBlock { sequence, local };
+                KvChange::push_stored(&mut events, parent, &[block], Tier::Device);
             }
-            (Change::Stored { parent, local, sequence }, _) => {
-                let blocks = vec![StoredBlock { sequence, local }];
-                events.push(KvChange::BlockStored { parent, blocks, tier: Tier::Device });
-            }
-            (Change::Removed(hash), Some(KvChange::BlockRemoved { sequence_hashes, .. })) => {
-                sequence_hashes.push(hash);
-            }
-            (Change::Removed(hash), _) => {
-                let sequence_hashes = vec![hash];
-                events.push(KvChange::BlockRemoved { sequence_hashes, tier: Tier::Device });
-            }
+            Change::Removed(hash) => KvChange::push_removed(&mut events, [hash], Tier::Device),
         }
     }
     events

@@ -266,8 +266,8 @@ where
 
     /// Waits before the next attempt, or gives `error` back if the deadline would pass.
     async fn wait(&mut self, error: Error) -> Result<Error> {
-        let doubled = self.policy.backoff_first.saturating_mul(1 << self.attempts.min(20));
-        let wait = Random::unseeded().around(doubled.min(self.policy.backoff_max));
+        let (first, max) = (self.policy.backoff_first, self.policy.backoff_max);
+        let wait = Random::unseeded().back_off(first, self.attempts, max);
         let wait = wait.max(error.retry_after().unwrap_or_default());
         if self.ctx.remaining().is_some_and(|left| left <= wait) {
             return Err(error);
