@@ -33,6 +33,10 @@ impl KvRouter {
             block: block_size.tokens() as u64,
         };
         let mut diagnoses = self.intake().diagnoses();
+        // Of who was forgotten before its last answers ended nothing would ever be forgotten again.
+        if !self.knows(worker) {
+            return;
+        }
         let change = diagnoses.observe(worker, sample, self.clock().now());
         let Some(change) = change else { return };
         let observer = diagnoses.observer.clone();
@@ -76,12 +80,13 @@ mod tests {
     use std::sync::Mutex;
     use std::time::Duration;
 
-    use dynamo_core::protocol::{InstanceId, KvChange};
+    use dynamo_core::protocol::KvChange;
     use dynamo_core::time::ManualClock;
 
     use super::super::diagnosis::DiagnosisChange;
     use super::*;
-    use crate::router::RouterConfig;
+    use crate::fixtures::{self, instance};
+    use crate::router::{Constraints, RouterConfig};
 
     #[test]
     fn a_worker_that_serves_and_is_not_heard_is_told_once_and_once_more_when_it_is() {
@@ -91,7 +96,8 @@ mod tests {
         router.set_diagnosis_observer(move |change: &DiagnosisChange| {
             tell.lock().unwrap().push((change.worker, change.is));
         });
-        let worker = WorkerId::new(InstanceId(1));
+        let worker = fixtures::worker(1);
+        router.set_workers(&[instance(1)]).unwrap();
         let usage = Usage { prompt_tokens: 160, ..Usage::default() };
         let answer = |router: &KvRouter| {
             router.observe_usage(worker, 0, BlockSize::DEFAULT, &usage);
@@ -105,5 +111,30 @@ mod tests {
         let changes = [(worker, Some(Diagnosis::NoEvents)), (worker, None)];
         assert_eq!(*told.lock().unwrap(), changes);
         assert!(router.diagnoses().is_empty());
+    }
+
+    #[test]
+    fn of_a_worker_that_is_gone_nothing_is_diagnosed_however_late_its_answers_end() {
+        let clock = Arc::new(ManualClock::new());
+        let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
+        let usage = Usage { prompt_tokens: 160, ..Usage::default() };
+        let answers = || {
+            for _ in 0..100 {
+                router.observe_usage(fixtures::worker(1), 0, BlockSize::DEFAULT, &usage);
+                clock.advance(Duration::from_secs(1));
+            }
+        };
+        router.set_workers(&[instance(1)]).unwrap();
+        let request = fixtures::request(0..64);
+        let decision = router.route(&request, &Constraints::default()).unwrap();
+        answers();
+        assert_eq!(router.diagnoses(), [(fixtures::worker(1), Diagnosis::NoEvents)]);
+        router.set_workers(&[instance(2)]).unwrap();
+        clock.advance(Duration::from_secs(10));
+        router.tidy();
+        assert!(router.diagnoses().is_empty());
+        answers();
+        assert!(router.diagnoses().is_empty(), "its booking is all that is left of it");
+        drop(decision);
     }
 }

@@ -8,7 +8,7 @@ use dynamo_core::protocol::{KvChange, KvCursor, KvEvent};
 /// follows its [`Step`]s is at every moment what the worker held when it said the last of them. Behind
 /// a gap events are held, until what is missing arrives, a snapshot takes its place, or nobody waits
 /// for either any more: then what was known is dropped, and what the worker stores from there on is
-/// known, but not what it has stored before ([`is_partial`](Self::is_partial)). A snapshot of such a
+/// known, but not what it has stored before. A snapshot of such a
 /// worker may be older than what was let through of it meanwhile: that is kept from the moment on that
 /// the snapshot is [asked for](Self::asked), and follows it.
 #[derive(Debug, Default)]
@@ -21,6 +21,7 @@ pub(crate) struct Sequencer {
     held: BTreeMap<u64, KvChange>,
     /// Blocks that they name, and one for each.
     held_weight: usize,
+    /// What was known was dropped: the worker may hold more than it has said since.
     is_partial: bool,
     /// What is let through is kept until [`answered`](Self::answered).
     is_keeping: bool,
@@ -180,11 +181,6 @@ impl Sequencer {
     /// Tells whether events are missing.
     pub(crate) fn is_behind(&self) -> bool {
         self.missing() > 0
-    }
-
-    /// Tells whether the worker may hold more than it has said since what was known was dropped.
-    pub(crate) fn is_partial(&self) -> bool {
-        self.is_partial
     }
 
     /// Lets through what is held from number `next` on, as far as nothing is missing.

@@ -10,7 +10,8 @@ pub struct EventStats {
     pub blocks: usize,
     /// Events that arrived.
     pub events_total: u64,
-    /// Those of them that were repeats, or of an earlier life of their publisher.
+    /// Those of them that were repeats, of an earlier life of their publisher, or of a worker that is
+    /// not listed and was forgotten.
     pub ignored_total: u64,
     /// Times events of a worker were missing.
     pub gaps_total: u64,

@@ -94,7 +94,8 @@ impl KvRouter {
     /// ([`RANKS_LABEL`](crate::RANKS_LABEL)).
     ///
     /// Costs a comparison if nobody came or left. What is known of an instance that stays missing
-    /// for ten seconds is forgotten; what a request must avoid goes into its [`Constraints`].
+    /// for ten seconds is forgotten, and what it says is ignored until it is listed again; what a
+    /// request must avoid goes into its [`Constraints`].
     ///
     /// Fails with [`InvalidArgument`](dynamo_core::ErrorKind::InvalidArgument), which names the
     /// first instance that cannot be chosen, and says so in the log; all others can all the same.
@@ -237,12 +238,18 @@ impl KvRouter {
         (fleet, outcome)
     }
 
-    /// Returns the seat of a worker of whom something is said; `None` if there are no more.
+    /// Returns the seat of a worker of whom something is said; `None` if there are no more, or it was
+    /// forgotten and is not listed.
     pub(crate) fn hear_of(&self, worker: WorkerId) -> Option<Arc<Seat>> {
         let mut members = self.members();
         let seat = members.hear_of(worker);
         self.look_after(&members);
         seat
+    }
+
+    /// Tells whether something is known of a worker, or it is listed.
+    pub(crate) fn knows(&self, worker: WorkerId) -> bool {
+        self.members().knows(worker)
     }
 
     fn look_after(&self, members: &Members) {

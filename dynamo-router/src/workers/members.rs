@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use dynamo_core::protocol::{InstanceId, WorkerId};
 use dynamo_core::{Instance, Result};
 
-use super::{Common, Fleet, Seat};
+use super::{Common, Fleet, Seat, Slot};
 
 /// Everyone a router knows something of, listed or not.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(crate) struct Members {
     listed: BTreeSet<InstanceId>,
     /// Those that something is known of and that are not listed, and since when, in nanoseconds.
     absent_since: BTreeMap<InstanceId, u64>,
+    /// Those that were forgotten since they were not listed: what they say is ignored until they are.
+    ignored: BTreeSet<InstanceId>,
 }
 
 impl Members {
@@ -27,6 +29,7 @@ impl Members {
             forgotten: BTreeMap::new(),
             listed: BTreeSet::new(),
             absent_since: BTreeMap::new(),
+            ignored: BTreeSet::new(),
         }
     }
 
@@ -36,10 +39,21 @@ impl Members {
         known.or_else(|| self.forgotten.get(&worker).and_then(Weak::upgrade))
     }
 
+    /// Tells whether something is known of `worker`, or it is listed.
+    pub(crate) fn knows(&self, worker: WorkerId) -> bool {
+        self.seats.contains_key(&worker)
+    }
+
     /// Returns the seat of `worker`, of whom something is said, and gives it one if it has none;
-    /// `None` if there are no more.
+    /// `None` if there are no more, or it was forgotten and is not listed.
     pub(crate) fn hear_of(&mut self, worker: WorkerId) -> Option<Arc<Seat>> {
-        let seat = self.seat(worker)?;
+        if self.ignored.contains(&worker.instance) {
+            return None;
+        }
+        let Some(seat) = self.seat(worker) else {
+            tracing::warn!(%worker, "more workers than there are slots: it is not seen");
+            return None;
+        };
         if !self.listed.contains(&worker.instance) {
             let now = self.common.now_ns();
             self.absent_since.entry(worker.instance).or_insert(now);
@@ -59,6 +73,7 @@ impl Members {
         self.listed = ordered.iter().map(|instance| instance.id).collect();
         let now = self.common.now_ns();
         self.absent_since.retain(|instance, _| !self.listed.contains(instance));
+        self.ignored.retain(|instance| !self.listed.contains(instance));
         for instance in self.seats.keys().map(|worker| worker.instance) {
             if !self.listed.contains(&instance) {
                 self.absent_since.entry(instance).or_insert(now);
@@ -79,6 +94,10 @@ impl Members {
         let gone: Vec<_> = absent.map(|(instance, _)| *instance).collect();
         self.absent_since.retain(|_, since| !is_gone(since));
         gone.iter().for_each(|instance| self.dismiss(*instance));
+        self.ignored.extend(&gone);
+        while self.ignored.len() > Slot::COUNT {
+            self.ignored.pop_first();
+        }
         self.forgotten.retain(|_, seat| seat.strong_count() > 0);
         gone
     }
@@ -89,6 +108,7 @@ impl Members {
             self.seats.range(ranks_of(instance)).for_each(|(_, seat)| seat.load.speed.forget());
         } else {
             self.absent_since.remove(&instance);
+            self.ignored.remove(&instance);
             self.dismiss(instance);
         }
     }

@@ -5,6 +5,7 @@ use dynamo_core::time::{Clock, SystemClock};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 
+use super::state::LATE;
 use super::*;
 use crate::fixtures::block;
 
@@ -79,7 +80,7 @@ proptest! {
         world.faults = NO_FAULTS;
         run(&mut world, 300);
         let state = world.intake.lock();
-        prop_assert!(state.publishers.values().all(|known| !known.sequencer.is_partial()));
+        prop_assert!(state.publishers.values().all(|known| known.sequencer.known().is_some()));
     }
 }
 

@@ -55,7 +55,7 @@ fn repeats_and_latecomers_are_ignored_and_at_a_gap_all_is_dropped_if_nobody_wait
     let (heard, steps) = hear(&mut sequencer, false, numbers);
     assert_eq!(heard, [Applied, Applied, Ignored, Lost, Ignored, Applied]);
     assert_eq!(steps, [Some(0), Some(1), None, Some(4), Some(5)]);
-    assert!(sequencer.is_partial() && !sequencer.is_behind());
+    assert!(sequencer.is_partial && !sequencer.is_behind());
     assert_eq!((sequencer.known(), sequencer.at.unwrap().next), (None, 6));
 }
 
@@ -66,7 +66,7 @@ fn what_overtakes_waits_for_what_is_late() {
     let (heard, steps) = hear(&mut sequencer, true, numbers);
     assert_eq!(heard, [Applied, Held, Held, Ignored, Applied, Applied]);
     assert_eq!(steps, (0..5).map(Some).collect::<Vec<_>>());
-    assert!(!sequencer.is_behind() && !sequencer.is_partial());
+    assert!(!sequencer.is_behind() && !sequencer.is_partial);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn what_was_dropped_comes_back_with_a_snapshot_of_that_very_moment() {
     let mut steps = Vec::new();
     sequencer.splice(&snapshot(1, 5, [1, 4]), write(&mut steps));
     assert_eq!(steps, [None, Some(1), Some(4)]);
-    assert!(!sequencer.is_partial());
+    assert!(!sequencer.is_partial);
     sequencer.splice(&snapshot(1, 5, [1, 4]), |_| unreachable!("it is known"));
 }
 
@@ -165,7 +165,7 @@ fn what_is_kept_is_bounded_and_goes_with_the_question() {
     sequencer.splice(&snapshot(1, 5, []), |_| unreachable!("some of what followed is gone"));
     sequencer.answered();
     assert_eq!((sequencer.held.len(), sequencer.held_weight), (0, 0));
-    assert!(sequencer.is_partial() && !sequencer.is_behind());
+    assert!(sequencer.is_partial && !sequencer.is_behind());
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn who_waits_no_longer_goes_on_behind_the_last_gap() {
     let mut steps = Vec::new();
     sequencer.give_up(write(&mut steps));
     assert_eq!(steps, [None, Some(5), Some(6)]);
-    assert!(sequencer.is_partial() && !sequencer.is_behind());
+    assert!(sequencer.is_partial && !sequencer.is_behind());
     assert_eq!(hear(&mut sequencer, true, [(1, 7)]), (vec![Applied], vec![Some(7)]));
     sequencer.give_up(|_| unreachable!("nothing is missing"));
 }

@@ -208,7 +208,7 @@ impl World {
             let Some(publisher) = state.publishers.get(&id(worker)) else { continue };
             let sequencer = &publisher.sequencer;
             let Some(at) = sequencer.at else { continue };
-            let is_partial = sequencer.is_partial();
+            let is_partial = sequencer.known().is_none();
             drop(state);
             let (indexed, held) = (self.indexed(worker), &self.caches[worker].history[&at]);
             if is_partial {
