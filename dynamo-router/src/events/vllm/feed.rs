@@ -3,24 +3,27 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use dynamo_core::protocol::KvEvent;
 use dynamo_core::{Error, ErrorKind, Result};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::config::{Place, VllmConfig};
 use super::intake::{Intake, Message};
 use super::problem::VllmStats;
+use super::sink::Sink;
 use super::source::{Source, dial, next_connection};
 use super::zmtp::{Connection, Role};
 
 /// Follows the KV events of one vLLM publisher until it is shut down or dropped.
 ///
-/// What a router is told by it is taken back when it ends.
+/// What a router is told by it is taken back when it ends. A router that forgets a worker, as it does
+/// with who is missing from discovery for a while, is told of it anew within a second or so of its
+/// return.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -37,7 +40,7 @@ use super::zmtp::{Connection, Role};
 /// let config =
 ///     VllmConfig::new(InstanceId(7), "tcp://127.0.0.1:5557", model, BlockSize::DEFAULT)
 ///         .with_replay("tcp://127.0.0.1:5558");
-/// let events = VllmEvents::connect(config, move |event| router.apply(&event))?;
+/// let events = VllmEvents::connect(config, router)?;
 /// assert_eq!(events.stats().gaps, 0);
 /// events.shutdown().await;
 /// # Ok(())
@@ -56,32 +59,29 @@ pub struct VllmEvents {
 
 impl VllmEvents {
     /// Connects to a publisher that listens (its endpoint has a `*`), now and whenever the
-    /// connection is lost, and calls `sink` with what happens, in order.
+    /// connection is lost, and tells `sink` what happens, in order.
     ///
-    /// `sink` must not block. Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if an
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if an
     /// endpoint is none.
     ///
     /// # Panics
     /// If called outside a tokio runtime.
-    pub fn connect(config: VllmConfig, sink: impl FnMut(KvEvent) + Send + 'static) -> Result<Self> {
+    pub fn connect(config: VllmConfig, sink: impl Sink + Send + 'static) -> Result<Self> {
         let source = Source::Dial(Place::parse(&config.endpoint)?);
         Self::start(config, source, None, sink)
     }
 
-    /// Listens for a publisher that connects (its endpoint has no `*`), and calls `sink` with what
-    /// happens, in order.
+    /// Listens for a publisher that connects (its endpoint has no `*`), and tells `sink` what happens,
+    /// in order.
     ///
     /// A publisher that connects takes the place of the one before: one listens for one worker.
-    /// `sink` must not block. Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if an
+    /// Fails with [`InvalidArgument`](ErrorKind::InvalidArgument) if an
     /// endpoint is none, and with [`Unavailable`](ErrorKind::Unavailable) if it cannot be listened
     /// at.
     ///
     /// # Cancel safety
     /// Cancel safe; nothing has started then.
-    pub async fn bind(
-        config: VllmConfig,
-        sink: impl FnMut(KvEvent) + Send + 'static,
-    ) -> Result<Self> {
+    pub async fn bind(config: VllmConfig, sink: impl Sink + Send + 'static) -> Result<Self> {
         let address = Place::parse(&config.endpoint)?.to_listen()?;
         let listener = TcpListener::bind(&address).await.map_err(|source| {
             let message = format!("cannot listen at {}", config.endpoint);
@@ -96,8 +96,8 @@ impl VllmEvents {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Has everything told anew, in a new epoch: for a router that has forgotten the worker, as one
-    /// does with who was missing from discovery for a while.
+    /// Has everything told anew, in a new epoch: for a sink that has forgotten the worker, and does not
+    /// [say so](Sink::lacks) itself.
     pub fn retell(&self) {
         self.retell.notify_one();
     }
@@ -121,7 +121,7 @@ impl VllmEvents {
         config: VllmConfig,
         source: Source,
         local_addr: Option<SocketAddr>,
-        sink: impl FnMut(KvEvent) + Send + 'static,
+        sink: impl Sink + Send + 'static,
     ) -> Result<Self> {
         let replay = config.replay_endpoint.as_deref().map(Place::parse).transpose()?;
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
@@ -145,20 +145,22 @@ impl VllmEvents {
 }
 
 #[derive(Debug)]
-struct Follower<F> {
+struct Follower<S> {
     config: VllmConfig,
     source: Source,
     replay: Option<Place>,
-    intake: Intake<F>,
+    intake: Intake<S>,
     /// Whether all is to be told anew.
     asked: Arc<Notify>,
 }
 
-impl<F: FnMut(KvEvent)> Follower<F> {
+impl<S: Sink> Follower<S> {
     /// Follows connection after connection, for ever.
     async fn run(&mut self) {
         let Self { config, source, replay, intake, asked } = self;
         let mut coming = pin!(next_connection(source, config, 0));
+        let mut look = interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut current = None;
         // Connections in a row that no message came along.
         let mut idle = 0;
@@ -173,6 +175,7 @@ impl<F: FnMut(KvEvent)> Follower<F> {
                     catch_up(intake, replay.as_ref(), config).await;
                 }
                 () = asked.notified() => intake.retell(),
+                _ = look.tick() => intake.retell_missing(),
                 parts = receive(&mut current) => match parts.map(Message::published) {
                     Err(error) => {
                         tracing::warn!(publisher = config.endpoint, %error, "no KV events of vLLM");
@@ -204,11 +207,7 @@ async fn receive(current: &mut Option<Connection>) -> Result<Vec<Vec<u8>>> {
 }
 
 /// Has repeated what is missing, or forgets what nothing proves any more.
-async fn catch_up<F: FnMut(KvEvent)>(
-    intake: &mut Intake<F>,
-    place: Option<&Place>,
-    config: &VllmConfig,
-) {
+async fn catch_up<S: Sink>(intake: &mut Intake<S>, place: Option<&Place>, config: &VllmConfig) {
     if let Some(place) = place {
         let error = match timeout(config.answer_max, replay(intake, place, config)).await {
             Ok(Ok(())) => None,
@@ -223,11 +222,7 @@ async fn catch_up<F: FnMut(KvEvent)>(
     intake.doubt();
 }
 
-async fn replay<F: FnMut(KvEvent)>(
-    intake: &mut Intake<F>,
-    place: &Place,
-    config: &VllmConfig,
-) -> Result<()> {
+async fn replay<S: Sink>(intake: &mut Intake<S>, place: &Place, config: &VllmConfig) -> Result<()> {
     let mut connection = dial(place, Role::Dealer, config).await?;
     loop {
         // The empty part is what a socket of requests puts before each.
@@ -250,3 +245,6 @@ async fn next_replayed(connection: &mut Connection) -> Result<Option<Message>> {
     Message::replayed(connection.receive().await?)
         .map_err(|wrong| Error::new(ErrorKind::Protocol, wrong.to_string()))
 }
+
+/// So often a sink is asked whether it lacks anything.
+const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -2,29 +2,28 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dynamo_core::protocol::KvEvent;
-
 use super::batch::Batch;
 use super::config::VllmConfig;
 use super::order::{Judged, Order, Proof};
 use super::pack::Malformed;
 use super::problem::{Problem, VllmStats};
+use super::sink::Sink;
 use super::translator::Translator;
 
 /// Takes in the messages of one publisher, over all its connections.
 #[derive(Debug)]
-pub(super) struct Intake<F> {
+pub(super) struct Intake<S> {
     translator: Translator,
     order: Order,
     /// Whether what is known is still true of whoever is behind the connection.
     is_proven: bool,
-    sink: F,
+    sink: S,
     /// What others see of the counters.
     shown: Arc<Mutex<VllmStats>>,
 }
 
-impl<F: FnMut(KvEvent)> Intake<F> {
-    pub(super) fn new(config: VllmConfig, sink: F, shown: Arc<Mutex<VllmStats>>) -> Self {
+impl<S: Sink> Intake<S> {
+    pub(super) fn new(config: VllmConfig, sink: S, shown: Arc<Mutex<VllmStats>>) -> Self {
         let (translator, order) = (Translator::new(config), Order::default());
         Self { translator, order, is_proven: true, sink, shown }
     }
@@ -52,14 +51,21 @@ impl<F: FnMut(KvEvent)> Intake<F> {
 
     /// Forgets what is known; `next` is the message to come, if it is known.
     pub(super) fn forget(&mut self, next: Option<u64>) {
-        self.translator.forget(&mut self.sink);
+        self.translator.forget(&mut |event| self.sink.take(event));
         self.order.restart(next);
         self.is_proven = true;
     }
 
     /// Tells of everything anew.
     pub(super) fn retell(&mut self) {
-        self.translator.retell(&mut self.sink);
+        self.translator.retell(&mut |event| self.sink.take(event));
+    }
+
+    /// Tells of everything anew if the sink lacks any of it.
+    pub(super) fn retell_missing(&mut self) {
+        if self.translator.workers().any(|worker| self.sink.lacks(worker)) {
+            self.retell();
+        }
     }
 
     /// Tells whether a replay may have messages that come before this one.
@@ -137,23 +143,23 @@ impl<F: FnMut(KvEvent)> Intake<F> {
 
     fn gap(&mut self, expected: u64, found: u64) {
         self.translator.note(Problem::Gap { expected, found });
-        self.translator.forget(&mut self.sink);
+        self.translator.forget(&mut |event| self.sink.take(event));
     }
 
     fn restart(&mut self, next: Option<u64>) {
         self.translator.stats_mut().restarts += 1;
-        self.translator.restart(&mut self.sink);
+        self.translator.restart(&mut |event| self.sink.take(event));
         self.order.restart(next);
     }
 
     fn translate(&mut self, message: &Message) {
         match Batch::decode(&message.payload) {
-            Ok(batch) => self.translator.apply(&batch, &mut self.sink),
+            Ok(batch) => self.translator.apply(&batch, &mut |event| self.sink.take(event)),
             // What it was to say is lost.
             Err(wrong) => {
                 self.translator.note(Problem::Malformed { number: Some(message.number), wrong });
                 self.translator.stats_mut().gaps += 1;
-                self.translator.forget(&mut self.sink);
+                self.translator.forget(&mut |event| self.sink.take(event));
             }
         }
     }

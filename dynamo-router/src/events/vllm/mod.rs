@@ -1,9 +1,9 @@
 //! vLLM's KV events over ZeroMQ (feature `vllm`): a fleet of real engines is routed by them.
 //!
-//! [`VllmEvents`] follows one publisher: it connects, or is connected to, and calls back with
-//! events as [`KvRouter::apply`](crate::KvRouter::apply) takes them. What is lost on the way is
-//! asked for again at the publisher's replay socket; what nobody has any more is forgotten, so the
-//! index says less than is true, never more.
+//! [`VllmEvents`] follows one publisher: it connects, or is connected to, and tells a
+//! [`KvRouter`](crate::KvRouter) or any other [`Sink`]. What is lost on the way is asked for again at
+//! the publisher's replay socket; what nobody has any more is forgotten, so the index says less than
+//! is true, never more. A worker that the router has forgotten and that is back is told of anew.
 //!
 //! Below it all is pure: [`Batch::decode`] reads a message, [`Translator`] turns engine blocks into
 //! the router's. Who carries messages by other means uses these two alone. What is on the wire, and
@@ -21,6 +21,7 @@ mod intake;
 mod order;
 mod pack;
 mod problem;
+mod sink;
 mod source;
 mod translator;
 mod zmtp;
@@ -30,6 +31,7 @@ pub use config::VllmConfig;
 pub use feed::VllmEvents;
 pub use pack::Malformed;
 pub use problem::{Problem, VllmStats};
+pub use sink::Sink;
 pub use translator::Translator;
 
 /// Decodes whatever arrives, as payload and as bytes of a connection, and translates it.

@@ -9,3 +9,15 @@ mod losses;
 mod publisher;
 mod translate;
 mod wire;
+
+use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, WorkerId};
+
+use super::VllmConfig;
+
+const WORKER: WorkerId = WorkerId::new(InstanceId(7));
+
+/// Follows the publisher of [`WORKER`] at `endpoint`, for requests in blocks of so many tokens.
+fn config(endpoint: &str, block_size: u32) -> VllmConfig {
+    let block_size = BlockSize::new(block_size).unwrap();
+    VllmConfig::new(WORKER.instance, endpoint, CacheNamespace::model("m"), block_size)
+}

@@ -5,22 +5,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dynamo_core::protocol::{
-    BlockSize, CacheNamespace, InstanceId, KvEvent, SequenceHash, Tier, WorkerId,
-};
+use dynamo_core::protocol::{BlockSize, KvEvent, SequenceHash, Tier};
 use dynamo_core::random::Random;
-use dynamo_core::time::SystemClock;
+use dynamo_core::time::{ManualClock, SystemClock};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use zeromq::{PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 
+use super::WORKER;
 use super::engine::{Act, Fold};
 use super::publisher::Publisher;
 use crate::events::vllm::intake::Message;
 use crate::events::vllm::{VllmConfig, VllmEvents};
+use crate::fixtures::instance;
 use crate::router::{KvRouter, RouterConfig};
 
-const WORKER: WorkerId = WorkerId::new(InstanceId(7));
 const BLOCK_SIZE: BlockSize = BlockSize::new(8).unwrap();
 
 /// A publisher and its sockets.
@@ -84,8 +83,7 @@ impl Fleet {
 }
 
 fn config(endpoint: &str) -> VllmConfig {
-    VllmConfig::new(WORKER.instance, endpoint, CacheNamespace::model("m"), BLOCK_SIZE)
-        .with_topic("kv@")
+    super::config(endpoint, 8).with_topic("kv@")
 }
 
 #[derive(Clone, Default)]
@@ -151,6 +149,42 @@ async fn messages_that_are_lost_on_the_way_are_replayed_and_the_index_is_the_tru
     assert_eq!((stats.connections, stats.last_problem), (1, None));
     feed.shutdown().await;
     assert!(index.known().is_empty(), "what it said is taken back");
+    assert_eq!(router.stats().indexed_blocks, 0);
+}
+
+#[tokio::test]
+async fn a_worker_that_was_forgotten_and_is_listed_again_is_told_of_anew_without_a_word_of_its_own()
+{
+    let mut events = PubSocket::new();
+    let endpoint = events.bind("tcp://127.0.0.1:0").await.unwrap().to_string();
+    let mut fleet = Fleet::new(events, 10_000);
+    let clock = Arc::new(ManualClock::new());
+    let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
+    let worker = [instance(WORKER.instance.0)];
+    router.set_workers(&worker).unwrap();
+    let config = config(&endpoint).with_replay(fleet.replays().await);
+    let feed = VllmEvents::connect(config, router.clone()).unwrap();
+    let message = fleet.act(&store(&[0, 0, 1, 1]));
+    fleet.send(message).await;
+    fleet.until(|| router.stats().indexed_blocks == 2).await;
+
+    router.set_workers(&[]).unwrap();
+    clock.advance(Duration::from_secs(10));
+    router.tidy();
+    let message = fleet.act(&store(&[2, 2]));
+    fleet.send(message).await;
+    fleet.until(|| router.event_stats().ignored_total == 1).await;
+    assert_eq!((router.event_stats().workers, router.stats().indexed_blocks), (0, 0));
+    router.set_workers(&worker).unwrap();
+    fleet.until(|| router.stats().indexed_blocks == 3).await;
+
+    // It is listed all the while, and says something before it is missed.
+    router.forget(WORKER.instance);
+    let message = fleet.act(&store(&[1, 1]));
+    fleet.send(message).await;
+    fleet.until(|| router.stats().indexed_blocks == 4).await;
+    assert_eq!(feed.stats().gaps, 0);
+    feed.shutdown().await;
     assert_eq!(router.stats().indexed_blocks, 0);
 }
 

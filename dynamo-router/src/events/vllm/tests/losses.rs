@@ -1,15 +1,15 @@
 use std::sync::Arc;
 
-use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, KvEvent, WorkerId};
+use dynamo_core::protocol::{BlockSize, KvEvent};
 use proptest::prelude::*;
 
 use super::engine::{Act, Fold, acts};
 use super::publisher::Publisher;
-use crate::events::vllm::VllmConfig;
+use super::{WORKER, config};
 use crate::events::vllm::intake::{Intake, Message};
 use crate::events::vllm::pack::Malformed;
+use crate::events::vllm::sink::Sink;
 
-const WORKER: WorkerId = WorkerId::new(InstanceId(7));
 const BLOCK_SIZE: BlockSize = BlockSize::new(4).unwrap();
 
 #[derive(Debug, Clone)]
@@ -35,14 +35,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
-fn intake(sink: impl FnMut(KvEvent)) -> Intake<impl FnMut(KvEvent)> {
-    let model = CacheNamespace::model("m");
-    let config = VllmConfig::new(WORKER.instance, "tcp://*:1", model, BLOCK_SIZE);
-    Intake::new(config, sink, Arc::default())
+fn intake(sink: impl FnMut(KvEvent)) -> Intake<impl Sink> {
+    Intake::new(config("tcp://*:1", 4), sink, Arc::default())
 }
 
 /// Does what the feed does, with a publisher at hand.
-fn catch_up<F: FnMut(KvEvent)>(intake: &mut Intake<F>, publisher: &Publisher, has_replay: bool) {
+fn catch_up(intake: &mut Intake<impl Sink>, publisher: &Publisher, has_replay: bool) {
     let mut asks = has_replay;
     while asks {
         let from = intake.ask_from();
@@ -56,8 +54,8 @@ fn catch_up<F: FnMut(KvEvent)>(intake: &mut Intake<F>, publisher: &Publisher, ha
     intake.doubt();
 }
 
-fn arrive<F: FnMut(KvEvent)>(
-    intake: &mut Intake<F>,
+fn arrive(
+    intake: &mut Intake<impl Sink>,
     publisher: &Publisher,
     has_replay: bool,
     message: &Message,
@@ -126,11 +124,7 @@ fn a_message_that_is_none_makes_what_is_known_doubtful() {
     assert_eq!(fold.borrow().known.len(), 1);
     intake.malformed(Malformed { what: "nothing", at: 0 });
     let shown = Arc::default();
-    let mut other = Intake::new(
-        VllmConfig::new(WORKER.instance, "tcp://*:1", CacheNamespace::default(), BLOCK_SIZE),
-        |_| {},
-        Arc::clone(&shown),
-    );
+    let mut other = Intake::new(config("tcp://*:1", 4), |_| {}, Arc::clone(&shown));
     other.live(&bad);
     other.malformed(Malformed { what: "nothing", at: 0 });
     other.show();

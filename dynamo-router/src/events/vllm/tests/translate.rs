@@ -1,20 +1,16 @@
 use dynamo_core::protocol::{
-    BlockSize, CacheNamespace, InstanceId, KvChange, KvEvent, PromptBlocks, SequenceHash, Tier,
-    WorkerId,
+    BlockSize, CacheNamespace, KvChange, KvEvent, PromptBlocks, SequenceHash, Tier,
 };
 use proptest::prelude::*;
 
 use super::engine::{Act, Engine, Fold, acts};
 use super::wire::{FORM, Told, pack};
+use super::{WORKER, config};
 use crate::events::vllm::batch::{Batch, EngineHash};
-use crate::events::vllm::{Problem, Translator, VllmConfig};
-
-const WORKER: WorkerId = WorkerId::new(InstanceId(7));
+use crate::events::vllm::{Problem, Translator};
 
 fn translator(block_size: u32) -> Translator {
-    let block_size = BlockSize::new(block_size).unwrap();
-    let model = CacheNamespace::model("m");
-    Translator::new(VllmConfig::new(WORKER.instance, "tcp://*:1", model, block_size))
+    Translator::new(config("tcp://*:1", block_size))
 }
 
 fn tell(translator: &mut Translator, told: &[Told]) -> Vec<KvEvent> {
@@ -133,13 +129,7 @@ fn block_sizes_that_do_not_fit_are_a_problem_with_a_name() {
 
 #[test]
 fn more_blocks_than_are_remembered_are_left_out() {
-    let config = VllmConfig::new(
-        WORKER.instance,
-        "tcp://*:1",
-        CacheNamespace::default(),
-        BlockSize::new(4).unwrap(),
-    );
-    let mut translator = Translator::new(config.with_blocks_max(2));
+    let mut translator = Translator::new(config("tcp://*:1", 4).with_blocks_max(2));
     let events = tell(&mut translator, &[stored(&[1, 2, 3], None, vec![5; 12], 4)]);
     assert_eq!(hashes(&events).len(), 2);
     assert_eq!(translator.stats().last_problem, Some(Problem::TooManyBlocks { limit: 2 }));
