@@ -1,3 +1,4 @@
+use dynamo_core::Priority;
 use dynamo_core::protocol::WorkerId;
 
 use crate::load::Load;
@@ -5,7 +6,8 @@ use crate::load::Load;
 /// The coefficients of the cost, in seconds.
 ///
 /// Those that say how fast workers are hold until answers have shown it: the priors are those of a
-/// small fleet of data-centre GPUs, and need no tuning.
+/// small fleet of data-centre GPUs, and need no tuning. A router takes what is negative as 0, what is
+/// above 10^9 as that, and what is no number as the default.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct CostModel {
@@ -22,7 +24,7 @@ pub struct CostModel {
     /// Tokens that an answer is expected to have, until answers have shown it.
     pub output_tokens: f64,
     /// How much a second of delay for those who decode weighs against a second of our own first
-    /// token.
+    /// token, for a request of [normal priority](Self::for_priority).
     pub harm_weight: f64,
     /// How many times as much it weighs for those who wait for their first token. A stall that comes
     /// right behind it is long beside an answer that is short, and many are.
@@ -101,7 +103,8 @@ pub struct CandidateCost {
 }
 
 impl CandidateCost {
-    /// Returns what is minimised, in seconds.
+    /// Returns what is minimised, in seconds, where `model` is that
+    /// [for the request's priority](CostModel::for_priority).
     pub fn total_s(&self, model: &CostModel) -> f64 {
         let Self { queue_s, up_s, ttft_s, harm_s, .. } = *self;
         Cost { queue_s, up_s, ttft_s, harm_s }.total_s(model) + self.lacking_s
@@ -118,6 +121,15 @@ pub(crate) struct Cost {
 }
 
 impl CostModel {
+    /// Returns the model by which a request of `priority` is weighed: each level above
+    /// [`NORMAL`](Priority::NORMAL) halves what the delay of others weighs, each below doubles it.
+    #[must_use]
+    pub fn for_priority(mut self, priority: Priority) -> Self {
+        let above = i32::from(priority.level()) - i32::from(Priority::NORMAL.level());
+        self.harm_weight *= 2f64.powi(-above);
+        self
+    }
+
     /// Returns what it takes to bring up blocks of so many tokens each, which are in these tiers, the
     /// fastest first, in seconds.
     pub(crate) fn up_s(&self, tiers: [u32; 4], block_tokens: usize) -> f64 {

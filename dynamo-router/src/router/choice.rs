@@ -28,6 +28,8 @@ pub struct Decision {
     pub booking: Booking,
     /// Prompt tokens that the worker has to prefill.
     pub(super) prefill_tokens: usize,
+    /// Where the session of the request stays, though the request itself could not go there.
+    home: Option<WorkerId>,
 }
 
 impl KvRouter {
@@ -38,16 +40,17 @@ impl KvRouter {
         request: &GenerateRequest,
         constraints: &Constraints<'_>,
     ) -> Result<Decision> {
+        let model = self.0.cost.for_priority(constraints.priority);
         let view = View {
             fleet,
-            model: &self.0.cost,
+            model: &model,
             paced: self.0.common.pace.get(),
             report_max_ns: self.0.report_max_ns,
             now: self.tend(),
         };
         let asked = asked(request);
         self.0.scratches.lend(|scratch| {
-            let Scratch { matches, columns } = scratch;
+            let Scratch { matches, columns, avoided } = scratch;
             columns.reset(fleet.seats().len());
             let hashes = request.blocks.sequence();
             self.0.index.find(hashes, matches);
@@ -64,15 +67,23 @@ impl KvRouter {
                 }
             }
             constraints.mark(fleet, columns);
-            let home = self.home(fleet, constraints, &columns.eligible);
-            let pinned = home.filter(|(_, stickiness)| *stickiness == Stickiness::Hard);
-            constraints.avoid(fleet, pinned.map(|(home, _)| home), &mut columns.eligible);
+            let home = self.home(fleet, constraints);
+            let open = home.and_then(|(home, stickiness)| {
+                let found = fleet.find(home).filter(|at| is_in(&columns.eligible, *at));
+                found.map(|position| (position, stickiness))
+            });
+            let pinned = open.filter(|(_, stickiness)| *stickiness == Stickiness::Hard);
+            let pinned = pinned.map(|(position, _)| position);
+            constraints.avoid(fleet, pinned, &mut columns.eligible, avoided);
+            constraints.level(columns);
             columns.score(&view, &asked);
-            let kept = home
-                .filter(|(home, stickiness)| columns.is_within(*home, stickiness.excess_max_s()));
-            let decision = self
-                .reserve(&view, &asked, scratch, kept.map(|(home, _)| home))
+            let kept = open
+                .filter(|(position, firm)| columns.is_within(*position, firm.excess_max_s()))
+                .map(|(position, _)| position);
+            let mut decision = self
+                .reserve(&view, &asked, scratch, kept)
                 .ok_or_else(|| refusal(fleet, constraints, &scratch.columns.eligible))?;
+            decision.home = home.filter(|_| open.is_none()).map(|(worker, _)| worker);
             Ok(decision)
         })
     }
@@ -87,25 +98,26 @@ impl KvRouter {
         let (common, slot) = (&self.0.common, decision.booking.seat().slot());
         let (now, hashes) = (common.clock.now(), request.blocks.sequence());
         if let Some(session) = session {
-            self.affinity().bind(session, decision.worker, now);
+            self.affinity().bind(session, decision.home.unwrap_or(decision.worker), now);
         }
         common.provisional.iter().for_each(|sent| sent.note(hashes, slot, now));
     }
 
-    /// Returns where the worker stands that had the request's session last, if it may be chosen, and
-    /// how firmly the session stays with it.
+    /// Returns the worker that had the request's session last, unless it is gone, and how firmly the
+    /// session stays with it.
     pub(super) fn home(
         &self,
         fleet: &Fleet,
         constraints: &Constraints<'_>,
-        eligible: &[u64],
-    ) -> Option<(usize, Stickiness)> {
+    ) -> Option<(WorkerId, Stickiness)> {
         let session = constraints.session?;
-        let place = |worker| fleet.find(worker).filter(|position| is_in(eligible, *position));
         let mut affinity = self.affinity();
         let now = self.0.common.clock.now();
-        let worker = affinity.find(session, now, |worker| place(worker).is_some())?;
-        Some((place(worker)?, affinity.stickiness()))
+        // Who is not listed may be back: who tries another worker leaves out those that failed.
+        let is_known = |worker| self.members().get(worker).is_some();
+        let is_there = |worker| fleet.find(worker).is_some() || is_known(worker);
+        let worker = affinity.find(session, now, is_there)?;
+        Some((worker, affinity.stickiness()))
     }
 
     /// Books where the session is kept, else picks the best and books there, or the best again if another
@@ -117,7 +129,7 @@ impl KvRouter {
         scratch: &mut Scratch,
         kept: Option<usize>,
     ) -> Option<Decision> {
-        let Scratch { matches, columns } = scratch;
+        let Scratch { matches, columns, .. } = scratch;
         let random = || Random::new(self.0.random.fetch_add(RANDOM_STEP, Ordering::Relaxed));
         for turn in 0..TURNS_MAX {
             let position = match kept.filter(|kept| columns.is_within(*kept, f64::INFINITY)) {
@@ -153,6 +165,7 @@ impl KvRouter {
                 explain: RouteExplain { prompt_tokens, chosen, rivals, others },
                 booking: Booking::new(seat, claim, asked.block_tokens, view.now),
                 prefill_tokens: claim.prefill_tokens as usize,
+                home: None,
             });
         }
         None

@@ -42,6 +42,25 @@ impl Default for RouterConfig {
 }
 
 impl RouterConfig {
+    /// Bounds the coefficients of the cost: whatever they are, what a choice computes of them is a
+    /// number.
+    pub(super) fn bound(&mut self) {
+        let (cost, default) = (&mut self.cost, CostModel::default());
+        let bound = |value: &mut f64, default| {
+            *value = if value.is_nan() { default } else { value.clamp(0.0, SECONDS_MAX) };
+        };
+        bound(&mut cost.prefill_s_per_token, default.prefill_s_per_token);
+        bound(&mut cost.fetch_s_per_token, default.fetch_s_per_token);
+        let tiers = cost.tier_s_per_token.iter_mut().zip(default.tier_s_per_token);
+        tiers.for_each(|(value, default)| bound(value, default));
+        bound(&mut cost.step_s_per_token, default.step_s_per_token);
+        bound(&mut cost.output_tokens, default.output_tokens);
+        bound(&mut cost.harm_weight, default.harm_weight);
+        bound(&mut cost.waiting_weight, default.waiting_weight);
+        bound(&mut cost.ttft_excess_ratio, default.ttft_excess_ratio);
+        bound(&mut cost.ttft_excess_s, default.ttft_excess_s);
+    }
+
     /// Weighs costs by `cost`.
     #[must_use]
     pub fn with_cost(mut self, cost: CostModel) -> Self {
@@ -91,3 +110,6 @@ impl RouterConfig {
         self
     }
 }
+
+/// Longer than any wait that is told from another, and short enough to add up.
+pub(super) const SECONDS_MAX: f64 = 1e9;

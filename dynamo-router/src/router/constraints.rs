@@ -1,11 +1,13 @@
 use std::fmt;
 
+use dynamo_core::Priority;
 use dynamo_core::protocol::{InstanceId, WorkerId};
 
+use super::config::SECONDS_MAX;
 use crate::choose::{Columns, SessionKey};
-use crate::workers::{Fleet, is_in};
+use crate::workers::{Fleet, Positions, is_in};
 
-/// Where a request may go; by default anywhere. Borrows all it says, so that it costs nothing to
+/// Where a request may go, by default anywhere, and how urgent it is. Borrows all it says, so that it costs nothing to
 /// make.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
@@ -19,12 +21,16 @@ pub struct Constraints<'a> {
     /// One of these workers only if nobody else is left, or if the session is pinned there.
     pub avoid: &'a [WorkerId],
     /// The session that the request is of: it stays with the worker that had it last, as far as
-    /// [`RouterConfig::affinity`](crate::RouterConfig::affinity) says.
+    /// [`RouterConfig::affinity`](crate::RouterConfig::affinity) says. A request that may not go
+    /// there goes elsewhere, and the session stays.
     pub session: Option<SessionKey>,
     /// Only where each of these labels has its value.
     pub required: &'a [(&'a str, &'a str)],
     /// Rather where these labels have their values.
     pub preferred: &'a [Preference<'a>],
+    /// How urgent the request is: the more, the less does it count whom it delays
+    /// ([`CostModel::for_priority`](crate::CostModel::for_priority)).
+    pub priority: Priority,
 }
 
 /// A label that a worker should rather have.
@@ -36,7 +42,8 @@ pub struct Preference<'a> {
     /// Its value.
     pub value: &'a str,
     /// What it costs to go where the label has not that value, in seconds: the way to another
-    /// zone, say. At least 0.
+    /// zone, say. Less than 0, and what is no number, counts as 0, and more than 10^9 as that. Where
+    /// nobody who may be chosen has the label's value it makes no difference.
     pub seconds: f64,
 }
 
@@ -90,6 +97,13 @@ impl<'a> Constraints<'a> {
         self
     }
 
+    /// Says how urgent the request is.
+    #[must_use]
+    pub const fn with_priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
     /// Marks in `columns`, which are blank, who is eligible, and what the others' labels cost.
     pub(super) fn mark(&self, fleet: &Fleet, columns: &mut Columns) {
         let Columns { eligible, lacking_s, .. } = columns;
@@ -113,21 +127,48 @@ impl<'a> Constraints<'a> {
             let lacking = lacking_s.iter_mut().enumerate();
             lacking
                 .filter(|(position, _)| !is_in(labelled, *position))
-                .for_each(|(_, lacking_s)| *lacking_s += seconds.max(0.0));
+                .for_each(|(_, lacking_s)| *lacking_s += bounded_s(*seconds));
         }
     }
 
-    /// Leaves out whom to avoid, but for `pinned`, if anybody else is eligible.
-    pub(super) fn avoid(&self, fleet: &Fleet, pinned: Option<usize>, eligible: &mut [u64]) {
-        let avoided = self.avoid.iter().filter_map(|worker| fleet.find(*worker));
-        let avoided = avoided.filter(|position| pinned != Some(*position));
-        let is_eligible = |eligible: &[u64], at: &usize| is_in(eligible, *at);
-        let count = eligible.iter().map(|word| word.count_ones() as usize).sum::<usize>();
-        let of_them = avoided.clone().filter(|position| is_eligible(eligible, position)).count();
-        if of_them < count {
-            avoided.for_each(|position| set(eligible, position, false));
+    /// Leaves out whom to avoid, but for `pinned`, if anybody else is eligible; `avoided` is room for
+    /// who that is.
+    pub(super) fn avoid(
+        &self,
+        fleet: &Fleet,
+        pinned: Option<usize>,
+        eligible: &mut [u64],
+        avoided: &mut Positions,
+    ) {
+        if self.avoid.is_empty() {
+            return;
+        }
+        avoided.clear();
+        avoided.resize(eligible.len(), 0);
+        let found = self.avoid.iter().filter_map(|worker| fleet.find(*worker));
+        found.for_each(|position| set(avoided, position, true));
+        pinned.into_iter().for_each(|position| set(avoided, position, false));
+        if eligible.iter().zip(&*avoided).any(|(eligible, avoided)| eligible & !avoided != 0) {
+            let both = eligible.iter_mut().zip(avoided);
+            both.for_each(|(eligible, avoided)| *eligible &= !*avoided);
         }
     }
+
+    /// Leaves of what labels cost what tells those who are eligible from each other: what all of them
+    /// lack would make all else look the same.
+    pub(super) fn level(&self, columns: &mut Columns) {
+        if self.preferred.is_empty() {
+            return;
+        }
+        let Columns { eligible, lacking_s, .. } = columns;
+        let all = lacking_s.iter().enumerate().filter(|(position, _)| is_in(eligible, *position));
+        let common_s = all.map(|(_, lacking_s)| *lacking_s).fold(f64::INFINITY, f64::min);
+        lacking_s.iter_mut().for_each(|lacking_s| *lacking_s -= common_s);
+    }
+}
+
+fn bounded_s(seconds: f64) -> f64 {
+    if seconds.is_nan() { 0.0 } else { seconds.clamp(0.0, SECONDS_MAX) }
 }
 
 fn set(eligible: &mut [u64], position: usize, may: bool) {

@@ -71,7 +71,8 @@ pub struct RouterStats {
 
 impl KvRouter {
     /// Creates a router that knows nothing yet.
-    pub fn new(config: RouterConfig, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(mut config: RouterConfig, clock: Arc<dyn Clock>) -> Self {
+        config.bound();
         let common = Common::new(clock, &config);
         let intake = Intake::default();
         Self(Arc::new(Shared {
@@ -306,7 +307,9 @@ impl Picker<GenerateRequest> for KvRouter {
     ) -> Result<Pick> {
         // Not the fleet of someone with a list of another age: the pick is one of these.
         let (fleet, _) = self.fleet_of(candidates);
-        let constraints = Constraints::default().with_session(SessionKey::of(ctx, request));
+        let constraints = Constraints::default()
+            .with_session(SessionKey::of(ctx, request))
+            .with_priority(ctx.priority());
         let decision = self.choose(&fleet, request, &constraints)?;
         self.sent(request, constraints.session, &decision);
         let WorkerId { instance, rank } = decision.worker;

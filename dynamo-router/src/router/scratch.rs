@@ -2,12 +2,15 @@ use std::sync::{Mutex, TryLockError};
 
 use crate::choose::Columns;
 use crate::index::Matches;
+use crate::workers::Positions;
 
 /// What a choice needs besides what it reads.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub(super) matches: Matches,
     pub(super) columns: Columns,
+    /// Whom a request should avoid.
+    pub(super) avoided: Positions,
 }
 
 /// Scratches for as many threads as may choose at once, so that a choice allocates nothing.

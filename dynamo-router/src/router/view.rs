@@ -37,8 +37,12 @@ impl KvRouter {
             columns.reset(count);
             constraints.mark(&fleet, columns);
             let eligible = &columns.eligible;
-            if let Some((home, Stickiness::Hard)) = self.home(&fleet, constraints, eligible) {
-                return busy.contains(&fleet.seats()[home].worker());
+            let is_open = |worker| fleet.find(worker).is_some_and(|at| is_in(eligible, at));
+            if is_kept
+                && let Some((home, _)) = self.home(&fleet, constraints)
+                && is_open(home)
+            {
+                return busy.contains(&home);
             }
             let busy = busy.iter().filter_map(|worker| fleet.find(*worker));
             let busy = busy.filter(|position| is_in(eligible, *position)).count();

@@ -1,9 +1,12 @@
 //! Who may be chosen, and where a request would rather go.
 
+use dynamo_core::Priority;
+use dynamo_core::protocol::{HandoffTicket, Stage};
+
 use super::*;
 use crate::RANKS_LABEL;
 
-fn labelled(id: u64, labels: &[(&str, &str)]) -> Instance {
+pub(super) fn labelled(id: u64, labels: &[(&str, &str)]) -> Instance {
     let labels = labels.iter().map(|(label, value)| ((*label).into(), (*value).into()));
     Instance { labels: labels.collect(), ..instance(id) }
 }
@@ -100,6 +103,94 @@ fn a_preference_is_worth_its_seconds() {
     let far = prefer(10.0);
     let far = Constraints::default().with_preferred(&far);
     assert_eq!(router.route(&request(64), &far).unwrap().worker, worker(1));
+}
+
+#[test]
+fn what_nobody_has_makes_no_difference_however_much_it_is_worth() {
+    let router = router();
+    router.set_workers(&[instance(1), instance(2)]).unwrap();
+    let prompt = request(1_600);
+    router.apply(&stored(2, 1, 0, &prompt.blocks));
+    for seconds in [0.0, -1.0, f64::NAN, 100.0, 1e300, f64::INFINITY] {
+        let zone = [Preference { label: "zone", value: "a", seconds }; 2];
+        let near = Constraints::default().with_preferred(&zone);
+        assert_eq!(router.route(&prompt, &near).unwrap().worker, worker(2), "{seconds}");
+    }
+}
+
+#[test]
+fn the_more_urgent_a_request_is_the_less_it_counts_whom_it_delays() {
+    // One delays those who decode there; the other has somebody before the request.
+    let chosen = |decoding, priority| {
+        let router = router();
+        router.set_workers(&[instance(1), instance(2)]).unwrap();
+        let book = |id, prefill_tokens| {
+            let claim = Claim { prefill_tokens, blocks: 1 };
+            assert!(router.hear_of(worker(id)).unwrap().load.reserve_anyway(claim));
+        };
+        (0..decoding).for_each(|_| book(1, 0));
+        book(2, 200);
+        let (ctx, request) = (Context::new().with_priority(priority), request(1_000));
+        let listed = [instance(1), instance(2)];
+        let constraints = Constraints::default().with_priority(priority);
+        let decision = router.route(&request, &constraints).unwrap();
+        let worker = decision.worker;
+        drop(decision);
+        assert_eq!(router.pick(&ctx, &request, &listed).unwrap().instance(), worker.instance);
+        worker.instance.0
+    };
+    assert_eq!([Priority::NORMAL, Priority::HIGHEST].map(|level| chosen(8, level)), [2, 1]);
+    assert_eq!([Priority::NORMAL, Priority::LOWEST].map(|level| chosen(4, level)), [1, 2]);
+}
+
+fn extreme() -> impl Strategy<Value = f64> {
+    let numbers = [0.0, -1.0, 1e-300, 1e-3, 1.0, 1e9, 1e300, f64::INFINITY, f64::NEG_INFINITY];
+    prop_oneof![prop::sample::select(numbers.to_vec()), Just(f64::NAN)]
+}
+
+proptest! {
+    /// Whatever the coefficients and the preferences say.
+    #[test]
+    fn if_anybody_may_be_chosen_somebody_is(
+        values in prop::collection::vec(extreme(), 11),
+        seconds in prop::collection::vec(extreme(), 0..3),
+        booked in prop::collection::vec((0..3_u64, 0..1_u32 << 31), 0..6),
+        level in 0..8_u8,
+    ) {
+        let mut cost = CostModel::default();
+        let mut values = values.into_iter();
+        let mut next = || values.next().unwrap();
+        (cost.prefill_s_per_token, cost.fetch_s_per_token) = (next(), next());
+        cost.tier_s_per_token = [next(), next(), next()];
+        (cost.step_s_per_token, cost.output_tokens) = (next(), next());
+        (cost.harm_weight, cost.waiting_weight) = (next(), next());
+        (cost.ttft_excess_ratio, cost.ttft_excess_s) = (next(), next());
+        let config = RouterConfig::default().with_cost(cost);
+        let router = KvRouter::new(config, Arc::new(ManualClock::new()));
+        router.set_workers(&[0, 1, 2].map(|id| labelled(id, &[("of", &id.to_string())]))).unwrap();
+        let prompt = request(1_600);
+        router.apply(&holds(2, Tier::Disk, &prompt.blocks, 50));
+        for (id, prefill_tokens) in booked {
+            let claim = Claim { prefill_tokens, blocks: prefill_tokens };
+            // There may be no room to count it.
+            let _ = router.hear_of(worker(id)).unwrap().load.reserve_anyway(claim);
+        }
+        let preferred: Vec<_> =
+            seconds.iter().map(|&seconds| Preference { label: "of", value: "1", seconds }).collect();
+        let any = Constraints::default()
+            .with_preferred(&preferred)
+            .with_priority(Priority::new(level).unwrap());
+        let (ticket, first_token) = (HandoffTicket::new(vec![1]), 1);
+        for stage in [Stage::Full, Stage::Prefill, Stage::Decode { ticket, first_token }] {
+            let decision = router.route(&prompt.with_stage(stage), &any);
+            prop_assert!(decision.is_ok_and(|chosen| chosen.explain.chosen.ttft_s.is_finite()));
+            for id in 0..3 {
+                let pinned = router.route(&prompt, &any.with_pinned(worker(id)));
+                let room = router.load(worker(id)).prefill_tokens + 1_600 < 1 << 32;
+                prop_assert_eq!(pinned.is_ok(), room);
+            }
+        }
+    }
 }
 
 #[test]
