@@ -6,7 +6,9 @@ mod listeners;
 mod members;
 mod seat;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::load::{Chunk, ROWS, Row};
 
 pub use fleet::RANKS_LABEL;
 pub use listeners::ReleaseListener;
@@ -44,17 +46,24 @@ struct Free {
     /// The lowest that was never taken.
     next: usize,
     given_back: Vec<Slot>,
+    /// The rows of all slots that were ever taken.
+    chunks: Vec<Arc<Chunk>>,
 }
 
 impl Slots {
-    /// Takes a free slot; `None` if all are taken.
-    fn take(&self) -> Option<Slot> {
+    /// Takes a free slot, with its row; `None` if all are taken.
+    fn take(&self) -> Option<(Slot, Row)> {
         let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        free.given_back.pop().or_else(|| {
+        let slot = free.given_back.pop().or_else(|| {
             let slot = Slot::from_index(free.next)?;
             free.next += 1;
             Some(slot)
-        })
+        })?;
+        let chunk = slot.index() / ROWS;
+        if free.chunks.len() == chunk {
+            free.chunks.push(Arc::default());
+        }
+        Some((slot, Row::take(&free.chunks[chunk], slot.index() % ROWS)))
     }
 
     fn give_back(&self, slot: Slot) {
@@ -69,13 +78,14 @@ mod tests {
     #[test]
     fn a_slot_is_taken_once_until_it_is_given_back() {
         let slots = Slots::default();
-        let taken: Vec<_> = (0..3).map(|_| slots.take().unwrap().index()).collect();
+        let take = || slots.take().map(|(slot, _)| slot);
+        let taken: Vec<_> = (0..3).map(|_| take().unwrap().index()).collect();
         assert_eq!(taken, [0, 1, 2]);
         slots.give_back(Slot::from_index(1).unwrap());
-        assert_eq!(slots.take(), Slot::from_index(1));
-        assert_eq!(slots.take(), Slot::from_index(3));
+        assert_eq!(take(), Slot::from_index(1));
+        assert_eq!(take(), Slot::from_index(3));
         assert_eq!(Slot::from_index(Slot::COUNT), None);
-        (4..Slot::COUNT).for_each(|_| assert!(slots.take().is_some()));
-        assert_eq!(slots.take(), None);
+        (4..Slot::COUNT).for_each(|_| assert!(take().is_some()));
+        assert_eq!(take(), None);
     }
 }

@@ -1,7 +1,8 @@
-use super::cost::{CandidateCost, Cost, CostModel, Known, Work, cost};
+use super::cost::{CandidateCost, Cost, CostModel, Formula, Known, Work, lesser, single};
 use super::explain::Rivals;
-use crate::load::{Booked, Claim, Load, Paced};
-use crate::workers::{Fleet, Positions, Seat, is_in};
+use crate::index::Matches;
+use crate::load::{Booked, Claim, Load, Paced, ROWS, Seen};
+use crate::workers::{Fleet, Positions, Seat};
 
 /// What is chosen among, and by what, at one moment.
 #[derive(Debug)]
@@ -38,105 +39,151 @@ impl Asked {
     }
 }
 
-/// What is known of each worker of a fleet for one choice: arrays by position.
+/// What is known of each worker of a fleet for one choice.
 ///
 /// Reused, so that a choice allocates nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Columns {
     /// Who may be chosen.
     pub(crate) eligible: Positions,
-    /// Prompt tokens that a worker has.
-    pub(crate) cached_tokens: Vec<usize>,
-    /// What it takes to bring up what a worker has below its fastest tier, in seconds.
-    pub(crate) up_s: Vec<f64>,
-    /// What the labels that a worker lacks cost, in seconds.
-    pub(crate) lacking_s: Vec<f64>,
-    pub(super) scores: Vec<Score>,
+    /// Sixty-four positions each.
+    pub(super) sheets: Vec<Sheet>,
     /// For the pick: those that cost almost the same.
     pub(super) near: Vec<usize>,
 }
 
-/// What choosing a worker would cost, in seconds: endless for who may not be chosen.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Score {
-    pub(super) total_s: f64,
-    pub(super) queue_s: f64,
-    pub(super) ttft_s: f64,
-    /// With what the labels cost that it lacks.
-    pub(super) reach_s: f64,
-    pub(super) is_idle: bool,
-    /// What it was computed from.
-    pub(super) booked: Booked,
+/// What is known of some workers and what choosing them would cost: arrays by position, so that many
+/// are computed at once.
+#[derive(Debug)]
+pub(super) struct Sheet {
+    /// Blocks of the prompt that a worker has.
+    pub(super) depths: [u32; ROWS],
+    /// What it takes to bring up what a worker has below its fastest tier, in seconds.
+    up_s: [f32; ROWS],
+    /// What the labels that a worker lacks cost, in seconds.
+    pub(super) lacking_s: [f32; ROWS],
+    pub(super) seen: Seen,
+    /// The cost, in seconds: endless for who may not be chosen.
+    pub(super) total_s: [f32; ROWS],
+    pub(super) ttft_s: [f32; ROWS],
+    queue_s: [f32; ROWS],
 }
 
 impl Columns {
-    /// Makes room for `count` workers, none of which may be chosen nor has anything.
-    pub(crate) fn reset(&mut self, count: usize) {
+    /// Makes room for `fleet`, none of which may be chosen, and each has what `matches` says.
+    pub(crate) fn reset(&mut self, fleet: &Fleet, matches: &Matches) {
         self.eligible.clear();
-        self.eligible.resize(count.div_ceil(64), 0);
-        self.cached_tokens.clear();
-        self.cached_tokens.resize(count, 0);
-        self.up_s.clear();
-        self.up_s.resize(count, 0.0);
-        self.lacking_s.clear();
-        self.lacking_s.resize(count, 0.0);
-        self.scores.clear();
+        self.eligible.resize(fleet.chunks().len(), 0);
+        self.sheets.resize_with(fleet.chunks().len(), Sheet::default);
+        for (nth, sheet) in self.sheets.iter_mut().enumerate() {
+            matches.depths(nth * ROWS, &mut sheet.depths);
+            (sheet.up_s, sheet.lacking_s) = ([0.0; ROWS], [0.0; ROWS]);
+        }
+    }
+
+    /// Says what it takes to bring up what the worker at `position` has below its fastest tier.
+    pub(crate) fn bring_up(&mut self, position: usize, up_s: f32) {
+        if let Some(sheet) = self.sheets.get_mut(position / ROWS) {
+            sheet.up_s[position % ROWS] = up_s;
+        }
+    }
+
+    /// Lets those that are not `labelled` cost `seconds` more.
+    pub(crate) fn lack(&mut self, labelled: &[u64], seconds: f64) {
+        for (nth, sheet) in self.sheets.iter_mut().enumerate() {
+            let labelled = labelled.get(nth).copied().unwrap_or(0);
+            for (at, lacking_s) in sheet.lacking_s.iter_mut().enumerate() {
+                *lacking_s += if labelled >> at & 1 == 0 { single(seconds) } else { 0.0 };
+            }
+        }
+    }
+
+    /// Takes from what the labels cost that workers lack what all who may be chosen have in common.
+    pub(crate) fn level(&mut self) {
+        let Self { eligible, sheets, .. } = self;
+        let eligible = |nth: usize| eligible.get(nth).copied().unwrap_or(0);
+        let mut common_s = f32::INFINITY;
+        for (nth, sheet) in sheets.iter().enumerate() {
+            let may = |at: &usize| eligible(nth) >> at & 1 == 1;
+            let lacking_s = (0..ROWS).filter(may).map(|at| sheet.lacking_s[at]);
+            common_s = lacking_s.fold(common_s, lesser);
+        }
+        let all = sheets.iter_mut().flat_map(|sheet| &mut sheet.lacking_s);
+        all.for_each(|lacking_s| *lacking_s -= common_s);
     }
 
     /// Computes what each worker would cost.
     pub(crate) fn score(&mut self, view: &View<'_>, asked: &Asked) {
-        let Self { eligible, cached_tokens, up_s, lacking_s, scores, .. } = self;
-        let rows = view.fleet.seats().iter().zip(cached_tokens).zip(up_s.iter().zip(lacking_s));
-        scores.extend(rows.enumerate().map(
-            |(position, ((seat, cached_tokens), (up_s, lacking_s)))| match is_in(eligible, position)
-            {
-                true => score(view, asked, seat, (*cached_tokens, *up_s), *lacking_s),
-                false => Score::NONE,
-            },
-        ));
+        let formula = Formula::new(view.model, &view.paced, asked);
+        let chunks = view.fleet.chunks().iter().zip(&self.eligible);
+        for (sheet, (chunk, eligible)) in self.sheets.iter_mut().zip(chunks) {
+            // Eight rows are computed as fast as one.
+            let count = (64 - eligible.leading_zeros() as usize).next_multiple_of(8);
+            if let Some(chunk) = chunk {
+                chunk.see(count, view.now, view.report_max_ns, &mut sheet.seen);
+            }
+            sheet.score(&formula, count);
+            sheet.leave_out(!eligible, count);
+        }
     }
 
-    /// Computes anew what the worker at `position`, who may be chosen, would cost.
+    /// Computes anew what the worker at `position`, who may be chosen, would cost: without end if it
+    /// cannot count one more request.
     pub(crate) fn score_again(&mut self, view: &View<'_>, asked: &Asked, position: usize) {
-        let seat = &view.fleet.seats()[position];
-        let cached = (self.cached_tokens[position], self.up_s[position]);
-        self.scores[position] = score(view, asked, seat, cached, self.lacking_s[position]);
+        let (cached_tokens, at) = (self.cached_tokens(asked, position), position % ROWS);
+        let Some(seat) = view.fleet.seat(position) else { return };
+        let sheet = &mut self.sheets[position / ROWS];
+        let booked = seat.load.booked();
+        sheet.seen.booked[at] = booked;
+        sheet.seen.set_load(at, &seat.load.load(booked, view.now, view.report_max_ns));
+        sheet.set(at, &Formula::new(view.model, &view.paced, asked));
+        if booked.plus(asked.claim(cached_tokens)).is_none() {
+            sheet.leave_out(1 << at, ROWS);
+        }
     }
 
     /// Returns what was booked at `position` when it was scored.
     pub(crate) fn booked(&self, position: usize) -> Booked {
-        self.scores[position].booked
+        self.sheets[position / ROWS].seen.booked[position % ROWS]
+    }
+
+    fn cached_tokens(&self, asked: &Asked, position: usize) -> usize {
+        let depth = self.sheets[position / ROWS].depths[position % ROWS] as usize;
+        (depth * asked.block_tokens).min(asked.reusable_tokens)
     }
 
     /// Tells whether the worker at `position` may be chosen, and its queue is longer than the shortest
     /// one by `excess_max_s` at most.
     pub(crate) fn is_within(&self, position: usize, excess_max_s: f64) -> bool {
-        let shortest = self.scores.iter().map(|score| score.queue_s).fold(f64::INFINITY, f64::min);
-        let score = &self.scores[position];
-        score.total_s.is_finite() && score.queue_s <= shortest + excess_max_s
+        let shortest = least(&self.sheets, |sheet, at| sheet.queue_s[at]);
+        let (sheet, at) = (&self.sheets[position / ROWS], position % ROWS);
+        let latest = f64::from(shortest) + excess_max_s;
+        sheet.total_s[at].is_finite() && f64::from(sheet.queue_s[at]) <= latest
     }
 
-    /// Returns everything about the worker at `position`.
+    /// Returns everything about the worker at `position`, which has `seat`.
     pub(crate) fn candidate(
         &self,
         view: &View<'_>,
         asked: &Asked,
+        seat: &Seat,
         position: usize,
     ) -> CandidateCost {
-        let (seat, cached_tokens) = (&view.fleet.seats()[position], self.cached_tokens[position]);
-        let cached = (cached_tokens, self.up_s[position]);
-        let (load, Cost { queue_s, up_s, ttft_s, harm_s }) =
-            cost_at(view, asked, seat, self.booked(position), cached);
+        let (sheet, at) = (&self.sheets[position / ROWS], position % ROWS);
+        let formula = Formula::new(view.model, &view.paced, asked);
+        let Cost { queue_s, up_s, ttft_s, harm_s } = formula.cost(&sheet.known(at));
+        let cached_tokens = self.cached_tokens(asked, position);
+        let load: Load = seat.load.load(sheet.seen.booked[at], view.now, view.report_max_ns);
         CandidateCost {
             worker: seat.worker(),
             cached_tokens,
             new_tokens: asked.prompt_tokens - cached_tokens,
             load,
-            queue_s,
-            up_s,
-            ttft_s,
-            harm_s,
-            lacking_s: self.lacking_s[position],
+            queue_s: queue_s.into(),
+            up_s: up_s.into(),
+            ttft_s: ttft_s.into(),
+            harm_s: harm_s.into(),
+            lacking_s: sheet.lacking_s[at].into(),
         }
     }
 
@@ -147,85 +194,139 @@ impl Columns {
         asked: &Asked,
         chosen: usize,
     ) -> Vec<CandidateCost> {
-        let scores = self.scores.iter().enumerate();
-        let others = scores.filter(|(at, score)| *at != chosen && score.total_s.is_finite());
-        others.map(|(position, _)| self.candidate(view, asked, position)).collect()
+        let places = self.sheets.iter().enumerate().flat_map(|(nth, sheet)| {
+            let costs = sheet.total_s.iter().enumerate();
+            let eligible = costs.filter(|(_, total_s)| total_s.is_finite());
+            eligible.map(move |(at, _)| nth * ROWS + at)
+        });
+        let others = places.filter(|position| *position != chosen);
+        let seats = others.filter_map(|at| Some((at, view.fleet.seat(at)?)));
+        seats.map(|(at, seat)| self.candidate(view, asked, seat, at)).collect()
     }
 
     /// Returns what there is to say of the others.
-    pub(crate) fn rivals(&self, chosen: usize) -> Rivals {
-        let mut rivals = Rivals::default();
-        for ((at, score), cached_tokens) in self.scores.iter().enumerate().zip(&self.cached_tokens)
-        {
-            if at == chosen || score.total_s == f64::INFINITY {
-                continue;
-            }
-            rivals.count += 1;
-            if score.ttft_s < rivals.ttft_s {
-                rivals.ttft_s = score.ttft_s;
-            }
-            let requests = usize::try_from(score.booked.requests()).unwrap_or(usize::MAX);
-            rivals.requests = rivals.requests.max(requests);
-            if *cached_tokens >= rivals.cached_tokens {
-                (rivals.cached_tokens, rivals.holder_queue_s) = (*cached_tokens, score.queue_s);
-            }
-        }
+    pub(crate) fn rivals(&mut self, asked: &Asked, chosen: usize) -> Rivals {
+        let (nth, at) = (chosen / ROWS, chosen % ROWS);
+        let total_s = std::mem::replace(&mut self.sheets[nth].total_s[at], f32::INFINITY);
+        let rivals = rivals(&self.sheets, asked);
+        self.sheets[nth].total_s[at] = total_s;
         rivals
     }
 }
 
-impl Score {
-    pub(super) const NONE: Self = Self {
-        total_s: f64::INFINITY,
-        queue_s: f64::INFINITY,
-        ttft_s: f64::INFINITY,
-        reach_s: f64::INFINITY,
-        is_idle: false,
-        booked: Booked::NOTHING,
+/// Returns what there is to say of all that may be chosen.
+fn rivals(sheets: &[Sheet], asked: &Asked) -> Rivals {
+    let among = |sheet: &Sheet, at: usize, value: f32| {
+        if sheet.total_s[at] < f32::INFINITY { value } else { f32::INFINITY }
     };
-}
-
-#[inline(always)]
-fn score(
-    view: &View<'_>,
-    asked: &Asked,
-    seat: &Seat,
-    cached: (usize, f64),
-    lacking_s: f64,
-) -> Score {
-    let booked = seat.load.booked();
-    if booked.plus(asked.claim(cached.0)).is_none() {
-        return Score::NONE;
+    let depth = |sheet: &Sheet, at: usize| among(sheet, at, -single(sheet.depths[at].into()));
+    let deepest = least(sheets, depth);
+    let is_holder = |sheet: &Sheet| (0..ROWS).rfind(|at| depth(sheet, *at) == deepest);
+    let Some((holder, at)) = sheets.iter().rev().find_map(|sheet| Some((sheet, is_holder(sheet)?)))
+    else {
+        return Rivals::default();
+    };
+    if deepest == f32::INFINITY {
+        return Rivals::default();
     }
-    let (load, cost) = cost_at(view, asked, seat, booked, cached);
-    let total_s = cost.total_s(view.model) + lacking_s;
-    let (Cost { queue_s, ttft_s, .. }, is_idle) =
-        (cost, load.requests == 0 && booked.requests() == 0);
-    Score { total_s, queue_s, ttft_s, reach_s: ttft_s + lacking_s, is_idle, booked }
+    let requests = least(sheets, |sheet, at| among(sheet, at, -sheet.seen.requests[at]));
+    let cached_tokens = holder.depths[at] as usize * asked.block_tokens;
+    Rivals {
+        count: sheets.iter().map(Sheet::count).sum(),
+        ttft_s: least(sheets, |sheet, at| among(sheet, at, sheet.ttft_s[at])).into(),
+        cached_tokens: cached_tokens.min(asked.reusable_tokens),
+        holder_queue_s: holder.queue_s[at].into(),
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        requests: -requests as usize,
+    }
 }
 
-/// Gathers what is known of a worker, on which `booked` is booked, and applies the formula.
+impl Default for Sheet {
+    fn default() -> Self {
+        let (none, endless) = ([0.0; ROWS], [f32::INFINITY; ROWS]);
+        Self {
+            depths: [0; ROWS],
+            up_s: none,
+            lacking_s: none,
+            seen: Seen::default(),
+            total_s: endless,
+            ttft_s: endless,
+            queue_s: endless,
+        }
+    }
+}
+
+impl Sheet {
+    /// Computes what the first `count` would cost.
+    #[inline(never)]
+    fn score(&mut self, formula: &Formula, count: usize) {
+        for at in 0..count.min(ROWS) {
+            self.set(at, formula);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn set(&mut self, at: usize, formula: &Formula) {
+        let cost = formula.cost(&self.known(at));
+        self.total_s[at] = formula.total_s(&cost) + self.lacking_s[at];
+        self.ttft_s[at] = cost.ttft_s;
+        self.queue_s[at] = cost.queue_s;
+    }
+
+    #[inline(always)]
+    fn known(&self, at: usize) -> Known {
+        let seen = &self.seen;
+        Known {
+            requests: seen.requests[at],
+            decoding: seen.decoding[at],
+            prefill_tokens: seen.prefill_tokens[at],
+            blocks: seen.blocks[at],
+            took_tokens: seen.took_tokens[at],
+            took_s: seen.took_s[at],
+            busy_s: seen.busy_s[at],
+            depth: self.depths[at],
+            up_s: self.up_s[at],
+        }
+    }
+
+    /// Leaves `out` those of the first `count`, and all behind them.
+    pub(super) fn leave_out(&mut self, out: u64, count: usize) {
+        let mut out = if count < ROWS { out & ((1 << count) - 1) } else { out };
+        while out != 0 {
+            let at = out.trailing_zeros() as usize;
+            out &= out - 1;
+            for costs in [&mut self.total_s, &mut self.ttft_s, &mut self.queue_s] {
+                costs[at] = f32::INFINITY;
+            }
+        }
+        for costs in [&mut self.total_s, &mut self.ttft_s, &mut self.queue_s] {
+            costs[count.min(ROWS)..].fill(f32::INFINITY);
+        }
+    }
+
+    /// Returns how many may be chosen.
+    fn count(&self) -> usize {
+        self.total_s.iter().map(|total_s| usize::from(*total_s < f32::INFINITY)).sum()
+    }
+
+    /// Tells whether nothing is there that a request would wait for.
+    #[inline(always)]
+    pub(super) fn is_idle(&self, at: usize) -> bool {
+        self.seen.requests[at] == 0.0
+    }
+}
+
+/// Returns the least of the times `of` all workers: eight at once, for each comparison waits for the
+/// one before it.
 #[inline(always)]
-fn cost_at(
-    view: &View<'_>,
-    asked: &Asked,
-    seat: &Seat,
-    booked: Booked,
-    (cached_tokens, up_s): (usize, f64),
-) -> (Load, Cost) {
-    let load = seat.load.load(booked, view.now, view.report_max_ns);
-    let speed = &seat.load.speed;
-    let known = Known {
-        load,
-        context_tokens: load.blocks.saturating_mul(asked.block_tokens),
-        prefill_s_per_token: speed
-            .among(view.paced.prefill)
-            .unwrap_or(view.model.prefill_s_per_token),
-        busy_s: if load.waiting() == 0 { 0.0 } else { speed.busy_s(view.now) },
-        step_s_per_token: view.paced.step_s_per_token,
-        output_tokens: view.paced.output_tokens,
-        up_s,
-    };
-    let tokens = (cached_tokens, asked.prompt_tokens - cached_tokens);
-    (load, cost(view.model, &known, tokens, asked.work))
+pub(super) fn least(sheets: &[Sheet], of: impl Fn(&Sheet, usize) -> f32) -> f32 {
+    let mut lanes = [f32::INFINITY; 8];
+    for sheet in sheets {
+        for first in (0..ROWS).step_by(lanes.len()) {
+            for (nth, lane) in lanes.iter_mut().enumerate() {
+                *lane = lesser(*lane, of(sheet, first + nth));
+            }
+        }
+    }
+    lanes.into_iter().fold(f32::INFINITY, lesser)
 }

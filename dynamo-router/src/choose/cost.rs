@@ -1,7 +1,8 @@
 use dynamo_core::Priority;
 use dynamo_core::protocol::WorkerId;
 
-use crate::load::Load;
+use super::columns::Asked;
+use crate::load::{Load, Paced};
 
 /// The coefficients of the cost, in seconds.
 ///
@@ -64,18 +65,22 @@ pub(crate) enum Work {
 }
 
 /// What is known of a worker at the moment of a choice.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Known {
-    pub(crate) load: Load,
-    /// Tokens in the cache that its requests attend to.
-    pub(crate) context_tokens: usize,
-    pub(crate) prefill_s_per_token: f64,
+    /// Its load; see [`Load`].
+    pub(crate) requests: f32,
+    pub(crate) decoding: f32,
+    pub(crate) prefill_tokens: f32,
+    pub(crate) blocks: f32,
+    /// What it has shown of its speed: tokens, and the seconds that they took.
+    pub(crate) took_tokens: f32,
+    pub(crate) took_s: f32,
     /// How long it has been at the first of those that wait.
-    pub(crate) busy_s: f64,
-    pub(crate) step_s_per_token: f64,
-    pub(crate) output_tokens: f64,
+    pub(crate) busy_s: f32,
+    /// Blocks of the prompt that it has.
+    pub(crate) depth: u32,
     /// What it takes to bring up what it has cached below its fastest tier.
-    pub(crate) up_s: f64,
+    pub(crate) up_s: f32,
 }
 
 /// What choosing one worker would cost.
@@ -106,18 +111,17 @@ impl CandidateCost {
     /// Returns what is minimised, in seconds, where `model` is that
     /// [for the request's priority](CostModel::for_priority).
     pub fn total_s(&self, model: &CostModel) -> f64 {
-        let Self { queue_s, up_s, ttft_s, harm_s, .. } = *self;
-        Cost { queue_s, up_s, ttft_s, harm_s }.total_s(model) + self.lacking_s
+        self.ttft_s + model.harm_weight * self.harm_s + self.lacking_s
     }
 }
 
 /// What the formula says of one worker, in seconds; see [`CandidateCost`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Cost {
-    pub(crate) queue_s: f64,
-    pub(crate) up_s: f64,
-    pub(crate) ttft_s: f64,
-    pub(crate) harm_s: f64,
+    pub(crate) queue_s: f32,
+    pub(crate) up_s: f32,
+    pub(crate) ttft_s: f32,
+    pub(crate) harm_s: f32,
 }
 
 impl CostModel {
@@ -132,58 +136,120 @@ impl CostModel {
 
     /// Returns what it takes to bring up blocks of so many tokens each, which are in these tiers, the
     /// fastest first, in seconds.
-    pub(crate) fn up_s(&self, tiers: [u32; 4], block_tokens: usize) -> f64 {
+    pub(crate) fn up_s(&self, tiers: [u32; 4], block_tokens: usize) -> f32 {
         let below = tiers[1..].iter().zip(self.tier_s_per_token);
-        below.map(|(blocks, s_per_token)| f64::from(*blocks) * s_per_token).sum::<f64>()
-            * block_tokens as f64
+        let per_token = below.map(|(blocks, s_per_token)| f64::from(*blocks) * s_per_token);
+        single(per_token.sum::<f64>() * block_tokens as f64)
     }
 }
 
-impl Cost {
-    pub(crate) fn total_s(&self, model: &CostModel) -> f64 {
-        self.ttft_s + model.harm_weight * self.harm_s
-    }
-}
-
-/// The formula:
+/// The formula, with what is the same for all workers of a choice:
 ///
 /// ```text
 /// queue = queued · prefill, less what has passed of its head
 /// ttft  = queue + up + new · prefill                 (or new · fetch)
 /// harm  = (decoding + 3 · waiting) · new · prefill    (nothing if fetched)
 ///       + ½ · output · step · (requests · own + context)      (nothing if another decodes)
+/// total = ttft + harm_weight · harm
 /// ```
 ///
 /// Prefilling stops those who decode, and will stop those who wait, who get their first tokens before
 /// this one. A step takes longer by what the batch attends to: by this request's tokens for all who
 /// are there, and by theirs for this one, until the first of the two ends: half an answer.
+///
+/// It is computed for many workers at once, so it has no branches, and seven digits: more than any
+/// of its numbers is known by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Formula {
+    prompt_tokens: f32,
+    reusable_tokens: f32,
+    block_tokens: f32,
+    /// What all workers have shown together, and what holds before any has.
+    pool_tokens: f32,
+    pool_s: f32,
+    prior_s_per_token: f32,
+    /// 1 if what is not cached is prefilled, 0 if it is fetched.
+    prefilled: f32,
+    fetch_s_per_token: f32,
+    /// What each token attended to adds until half the answer is there.
+    half_answer_s: f32,
+    waiting_weight: f32,
+    harm_weight: f32,
+}
+
+impl Formula {
+    pub(crate) fn new(model: &CostModel, paced: &Paced, asked: &Asked) -> Self {
+        let answer_s = paced.step_s_per_token * paced.output_tokens;
+        let (prefilled, fetch_s_per_token, answer_s) = match asked.work {
+            Work::Full => (1.0, 0.0, answer_s),
+            Work::Prefill => (1.0, 0.0, 0.0),
+            Work::Fetch => (0.0, model.fetch_s_per_token, answer_s),
+        };
+        Self {
+            prompt_tokens: asked.prompt_tokens as f32,
+            reusable_tokens: asked.reusable_tokens as f32,
+            block_tokens: asked.block_tokens as f32,
+            pool_tokens: single(paced.prefill.tokens),
+            pool_s: single(paced.prefill.seconds),
+            prior_s_per_token: single(model.prefill_s_per_token),
+            prefilled,
+            fetch_s_per_token: single(fetch_s_per_token),
+            half_answer_s: single(answer_s / 2.0),
+            waiting_weight: single(model.waiting_weight),
+            harm_weight: single(model.harm_weight),
+        }
+    }
+
+    /// Applies it to one worker.
+    #[inline(always)]
+    pub(crate) fn cost(&self, known: &Known) -> Cost {
+        let prefill_s_per_token = self.prefill_s_per_token(known);
+        let cached =
+            lesser(known.depth.cast_signed() as f32 * self.block_tokens, self.reusable_tokens);
+        let new = self.prompt_tokens - cached;
+        let prefill_s = new * prefill_s_per_token * self.prefilled;
+        let work_s = prefill_s + new * self.fetch_s_per_token;
+        let queued_s = known.prefill_tokens * prefill_s_per_token;
+        let waiting = greater(known.requests - known.decoding, 0.0);
+        // The head is one of those that wait, and takes no longer than they do in the mean.
+        let head_s = lesser(known.busy_s, queued_s / greater(waiting, 1.0));
+        let queue_s = if waiting > 0.0 { queued_s - head_s } else { queued_s };
+        let stalled = known.decoding + self.waiting_weight * waiting;
+        let context_tokens = known.blocks * self.block_tokens;
+        let attended = known.requests * self.prompt_tokens + context_tokens;
+        let harm_s = stalled * prefill_s + attended * self.half_answer_s;
+        // What comes up later than it is computed is computed.
+        let up_s = lesser(known.up_s, cached * prefill_s_per_token);
+        Cost { queue_s, up_s, ttft_s: queue_s + up_s + work_s, harm_s }
+    }
+
+    /// Returns what is minimised.
+    #[inline(always)]
+    pub(crate) fn total_s(&self, cost: &Cost) -> f32 {
+        cost.ttft_s + self.harm_weight * cost.harm_s
+    }
+
+    /// What a worker has shown counts for more the more of it there is, and what all have for the
+    /// rest; see [`Speed::among`](crate::load::Speed::among).
+    #[inline(always)]
+    fn prefill_s_per_token(&self, known: &Known) -> f32 {
+        let seconds = self.pool_s + known.took_s;
+        let shown = seconds / (self.pool_tokens + known.took_tokens);
+        if seconds > 0.0 { shown } else { self.prior_s_per_token }
+    }
+}
+
 #[inline(always)]
-pub(crate) fn cost(
-    model: &CostModel,
-    known: &Known,
-    (cached_tokens, new_tokens): (usize, usize),
-    work: Work,
-) -> Cost {
-    let Known { load, prefill_s_per_token, .. } = *known;
-    let new = new_tokens as f64;
-    let prefill_s = new * prefill_s_per_token;
-    let (work_s, stop_s, output_tokens) = match work {
-        Work::Full => (prefill_s, prefill_s, known.output_tokens),
-        Work::Prefill => (prefill_s, prefill_s, 0.0),
-        Work::Fetch => (new * model.fetch_s_per_token, 0.0, known.output_tokens),
-    };
-    let queued_s = load.prefill_tokens as f64 * prefill_s_per_token;
-    // The head is one of those that wait, and takes no longer than they do in the mean.
-    let queue_s = match load.waiting() {
-        0 => queued_s,
-        waiting => queued_s - known.busy_s.min(queued_s / waiting as f64),
-    };
-    let stalled = load.decoding as f64 + model.waiting_weight * load.waiting() as f64;
-    let own = (cached_tokens + new_tokens) as f64;
-    let attended = load.requests as f64 * own + known.context_tokens as f64;
-    let slower_s = known.step_s_per_token * output_tokens / 2.0;
-    let harm_s = stalled * stop_s + attended * slower_s;
-    // What comes up later than it is computed is computed.
-    let up_s = known.up_s.min(cached_tokens as f64 * prefill_s_per_token);
-    Cost { queue_s, up_s, ttft_s: queue_s + up_s + work_s, harm_s }
+pub(super) fn lesser(one: f32, other: f32) -> f32 {
+    if other < one { other } else { one }
+}
+
+#[inline(always)]
+fn greater(one: f32, other: f32) -> f32 {
+    if other > one { other } else { one }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "seven digits of an estimate are enough")]
+pub(super) fn single(number: f64) -> f32 {
+    number as f32
 }

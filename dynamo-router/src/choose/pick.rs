@@ -1,7 +1,8 @@
 use dynamo_core::random::Random;
 
-use super::columns::{Columns, Score};
-use super::cost::CostModel;
+use super::columns::{Columns, Sheet, least};
+use super::cost::{CostModel, single};
+use crate::load::ROWS;
 
 /// Chooses a position: the cheapest, at random among those that cost almost the same.
 ///
@@ -14,46 +15,36 @@ pub(crate) fn pick(
     columns: &mut Columns,
     random: impl FnOnce() -> Random,
 ) -> Option<usize> {
-    let Columns { scores, near, .. } = columns;
-    let soonest = least(scores, |score| score.reach_s);
-    let latest = soonest * (1.0 + model.ttft_excess_ratio) + model.ttft_excess_s;
-    let is_eligible = |score: &Score| score.is_idle || score.reach_s <= latest;
-    let total = |score: &Score| if is_eligible(score) { score.total_s } else { ENDLESS };
-    let best = least(scores, total);
+    let Columns { sheets, near, .. } = columns;
+    let reach = |sheet: &Sheet, at: usize| sheet.ttft_s[at] + sheet.lacking_s[at];
+    let soonest = least(sheets, reach);
+    let latest = soonest * single(1.0 + model.ttft_excess_ratio) + single(model.ttft_excess_s);
+    let is_soon = |sheet: &Sheet, at| sheet.is_idle(at) | (reach(sheet, at) <= latest);
+    let total = |sheet: &Sheet, at| if is_soon(sheet, at) { sheet.total_s[at] } else { ENDLESS };
+    let best = least(sheets, total);
     if best == ENDLESS {
         return None;
     }
     let limit = best * NEAR + NEAR_S;
     near.clear();
-    let is_near = |(_, score): &(usize, &Score)| total(score) <= limit;
-    near.extend(scores.iter().enumerate().filter(is_near).map(|(position, _)| position));
+    for (nth, sheet) in sheets.iter().enumerate() {
+        let is_near = |at: &usize| (sheet.total_s[*at] <= limit) & is_soon(sheet, *at);
+        // Few sheets have any, which is found out without a branch for each.
+        if (0..ROWS).map(|at| u32::from(is_near(&at))).sum::<u32>() > 0 {
+            near.extend((0..ROWS).filter(is_near).map(|at| nth * ROWS + at));
+        }
+    }
     match near.len() {
         0 | 1 => near.first().copied(),
         count => near.get(random().below(count)?).copied(),
     }
 }
 
-/// Returns the least of the times `of` scores: four at once, for each comparison waits for the one
-/// before it.
-fn least(scores: &[Score], of: impl Fn(&Score) -> f64) -> f64 {
-    let mut lanes = [ENDLESS; 4];
-    let (fours, rest) = scores.as_chunks::<4>();
-    for four in fours {
-        lanes.iter_mut().zip(four).for_each(|(lane, score)| *lane = lesser(*lane, of(score)));
-    }
-    let rest = rest.iter().map(&of);
-    lanes.into_iter().chain(rest).fold(ENDLESS, lesser)
-}
-
-fn lesser(one: f64, other: f64) -> f64 {
-    if other < one { other } else { one }
-}
-
-const ENDLESS: f64 = f64::INFINITY;
+const ENDLESS: f32 = f32::INFINITY;
 /// Costs that differ by less than the estimate's error are the same.
-const NEAR: f64 = 1.05;
+const NEAR: f32 = 1.05;
 /// A microsecond: separates nothing, and makes zero costs equal.
-const NEAR_S: f64 = 1e-6;
+const NEAR_S: f32 = 1e-6;
 
 #[cfg(test)]
 mod tests {
@@ -61,33 +52,28 @@ mod tests {
 
     use super::*;
     use crate::choose::Work;
-    use crate::choose::cost::{Cost, Known, cost};
-    use crate::load::{Booked, Load};
+    use crate::choose::columns::Asked;
+    use crate::choose::cost::Formula;
+    use crate::load::{Load, Pace};
 
     /// A worker's queue, requests that decode there, and tokens that are new to it.
     type Worker = (usize, usize, usize);
 
     fn columns(model: &CostModel, workers: &[Worker]) -> Columns {
-        let mut columns = Columns::default();
-        columns.reset(workers.len());
-        for (queued, decoding, new) in workers.iter().copied() {
+        let prompt_tokens = workers.iter().map(|(_, _, new)| *new).max().unwrap_or(0);
+        let (reusable_tokens, blocks) = (prompt_tokens, 0);
+        let work = Work::Full;
+        let asked = Asked { work, prompt_tokens, reusable_tokens, blocks, block_tokens: 1 };
+        let paced = Pace::new(model.step_s_per_token, model.output_tokens).get();
+        let mut sheet = Sheet::default();
+        for (at, (queued, decoding, new)) in workers.iter().copied().enumerate() {
             let load =
                 Load { prefill_tokens: queued, decoding, requests: decoding, ..Load::default() };
-            let known = Known {
-                load,
-                context_tokens: 0,
-                prefill_s_per_token: model.prefill_s_per_token,
-                busy_s: 0.0,
-                step_s_per_token: model.step_s_per_token,
-                output_tokens: model.output_tokens,
-                up_s: 0.0,
-            };
-            let cost = cost(model, &known, (0, new), Work::Full);
-            let (Cost { queue_s, ttft_s, .. }, total_s) = (cost, cost.total_s(model));
-            let (reach_s, is_idle, booked) = (ttft_s, decoding == 0, Booked::NOTHING);
-            columns.scores.push(Score { total_s, queue_s, ttft_s, reach_s, is_idle, booked });
+            sheet.seen.set_load(at, &load);
+            sheet.depths[at] = u32::try_from(prompt_tokens - new).unwrap();
+            sheet.set(at, &Formula::new(model, &paced, &asked));
         }
-        columns
+        Columns { sheets: vec![sheet], ..Columns::default() }
     }
 
     fn picks(model: &CostModel, workers: &[Worker]) -> BTreeSet<Option<usize>> {
@@ -123,7 +109,8 @@ mod tests {
         let model = CostModel::default();
         let workers = [(0, 200, 10_000), (1_000, 1, 10_000)];
         let columns = columns(&model, &workers);
-        assert!(columns.scores[0].total_s > 2.0 * columns.scores[1].total_s);
+        let total_s = columns.sheets[0].total_s;
+        assert!(total_s[0] > 2.0 * total_s[1]);
         assert_eq!(picks(&model, &workers), [Some(0)].into());
     }
 
@@ -131,7 +118,7 @@ mod tests {
     fn who_may_not_be_chosen_is_not_even_if_there_is_nobody_else() {
         let model = CostModel::default();
         let mut columns = columns(&model, &[(0, 0, 0)]);
-        columns.scores[0] = Score::NONE;
+        columns.sheets[0].leave_out(1, ROWS);
         assert_eq!(pick(&model, &mut columns, || Random::new(1)), None);
     }
 }

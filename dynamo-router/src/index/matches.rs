@@ -44,6 +44,22 @@ impl Matches {
         slots.map(|slot| (slot, self.depth(slot))).filter(|(_, depth)| *depth > 0)
     }
 
+    /// Writes how many blocks of the prompt the workers of the slots from `first` on hold in any tier.
+    pub(crate) fn depths(&self, first: usize, depths: &mut [u32]) {
+        depths.fill(0);
+        let counts = if self.has_slower { &self.counts[..] } else { &self.counts[..1] };
+        for counts in counts {
+            let lanes = self.lanes.get(first..).unwrap_or_default();
+            for (depth, lane) in depths.iter_mut().zip(lanes) {
+                *depth += counts.get(*lane as usize).copied().unwrap_or(0);
+            }
+        }
+        let expected = self.expected.get(first..).unwrap_or_default();
+        for (depth, expected) in depths.iter_mut().zip(expected) {
+            *depth = (*depth).max(*expected);
+        }
+    }
+
     /// Returns how many of these blocks the index knows of, by what the worker said itself.
     pub fn indexed(&self, worker: Slot) -> usize {
         self.found(worker).iter().sum::<u32>() as usize

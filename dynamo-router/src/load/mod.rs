@@ -12,6 +12,7 @@ mod row;
 mod speed;
 mod steps;
 mod sync;
+mod table;
 
 pub use booking::Booking;
 pub use exchange::{BookingExchange, ExchangeConfig};
@@ -19,6 +20,7 @@ pub use exchange::{BookingExchange, ExchangeConfig};
 pub(crate) use booking::expire;
 pub(crate) use pace::{Pace, Paced};
 pub(crate) use row::{Booked, Claim, Row};
+pub(crate) use table::{Chunk, ROWS, Seen};
 
 /// How busy a worker is: what the router has booked on it, corrected by what it reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

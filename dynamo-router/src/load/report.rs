@@ -50,6 +50,12 @@ impl Reported {
         if at == 0 || age >= max_ns { booked } else { self.corrected(booked, age, max_ns) }
     }
 
+    /// Forgets what was said.
+    pub(super) fn forget(&self) {
+        self.at.store(0, Ordering::Release);
+        self.blocks_total.store(0, Ordering::Relaxed);
+    }
+
     fn corrected(&self, booked: Load, age: u64, max_ns: u64) -> Load {
         let weight = 1.0 - age as f64 / max_ns as f64;
         let corrected = |booked: usize, field: &AtomicI64| {

@@ -1,28 +1,21 @@
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use dynamo_core::protocol::LoadReport;
 
 use super::Load;
 use super::leases::{Lease, LeaseId, Leases};
-use super::others::Others;
-use super::report::Reported;
 use super::speed::Speed;
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+use super::table::{Chunk, ROWS};
 
-/// One worker's load, read by choices without a lock.
+/// One worker's load: a row of the table, which choices read without a lock.
 ///
 /// What a choice goes by is one word: who books says which word it has seen, and has to look again
-/// if another choice was faster. Rows are lines of the cache of their own, so that bookings on
-/// different workers do not disturb each other.
-#[derive(Debug, Default)]
-#[repr(C, align(64))]
+/// if another choice was faster.
+#[derive(Debug)]
 pub(crate) struct Row {
-    // What every choice reads comes first, in one line.
-    booked: AtomicU64,
-    blocks: AtomicU64,
-    pub(crate) speed: Speed,
-    reported: Reported,
-    others: Others,
+    chunk: Arc<Chunk>,
+    at: usize,
     leases: Mutex<Leases>,
 }
 
@@ -44,6 +37,10 @@ const DECODING: u64 = 1;
 
 impl Booked {
     pub(crate) const NOTHING: Self = Self(0);
+
+    pub(super) fn of(word: u64) -> Self {
+        Self(word)
+    }
 
     pub(crate) fn prefill_tokens(self) -> u64 {
         self.0 / TOKEN
@@ -80,16 +77,33 @@ fn word(claim: Claim, is_decoding: bool) -> u64 {
 }
 
 impl Row {
+    /// Takes row `at` of `chunk`, which nobody has, and of which nothing is known from then on.
+    pub(crate) fn take(chunk: &Arc<Chunk>, at: usize) -> Self {
+        let this =
+            Self { chunk: Arc::clone(chunk), at: at % ROWS, leases: Mutex::new(Leases::default()) };
+        this.chunk.forget(this.at);
+        this
+    }
+
+    /// Returns where it is.
+    pub(crate) fn chunk(&self) -> &Arc<Chunk> {
+        &self.chunk
+    }
+
+    pub(crate) fn speed(&self) -> &Speed {
+        &self.chunk.speeds[self.at]
+    }
+
     pub(crate) fn booked(&self) -> Booked {
-        Booked(self.booked.load(Ordering::Acquire))
+        self.chunk.booked(self.at)
     }
 
     /// Books `claim` if the word is still `seen`; else returns what it is by now.
     pub(crate) fn reserve(&self, seen: Booked, claim: Claim) -> Result<(), Booked> {
         let next = seen.plus(claim).ok_or(seen)?;
         let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
-        self.booked.compare_exchange(seen.0, next.0, success, failure).map_err(Booked)?;
-        self.blocks.fetch_add(claim.blocks.into(), Ordering::Relaxed);
+        self.word().compare_exchange(seen.0, next.0, success, failure).map_err(Booked)?;
+        self.chunk.blocks[self.at].fetch_add(claim.blocks.into(), Ordering::Relaxed);
         Ok(())
     }
 
@@ -130,7 +144,7 @@ impl Row {
         }
         // Each part of the word is the sum of what leases add to it, so none runs into the next.
         let change = word(lease.claim, true).wrapping_sub(word(lease.claim, false));
-        self.booked.fetch_add(change, Ordering::AcqRel);
+        self.word().fetch_add(change, Ordering::AcqRel);
         true
     }
 
@@ -159,53 +173,55 @@ impl Row {
     }
 
     fn release(&self, lease: &Lease) {
-        self.booked.fetch_sub(word(lease.claim, lease.is_decoding), Ordering::AcqRel);
-        self.blocks.fetch_sub(lease.claim.blocks.into(), Ordering::Relaxed);
+        self.word().fetch_sub(word(lease.claim, lease.is_decoding), Ordering::AcqRel);
+        self.chunk.blocks[self.at].fetch_sub(lease.claim.blocks.into(), Ordering::Relaxed);
     }
 
     /// Takes in what the worker said at `at`; `false` if something newer is known.
     pub(crate) fn report(&self, report: &LoadReport, at: u64) -> bool {
-        self.reported.take_in(report, self.booked_load(self.booked()), at)
+        let booked = self.own().plus(self.chunk.others[self.at].load());
+        let is_news = self.chunk.reported[self.at].take_in(report, booked, at);
+        self.chunk.set_corrected(self.at, true);
+        is_news
     }
 
     /// Returns the load, of which `booked` is the word seen, at `now`.
-    #[inline(always)]
     pub(crate) fn load(&self, booked: Booked, now: u64, report_max_ns: u64) -> Load {
-        self.reported.correct(self.booked_load(booked), now, report_max_ns)
+        self.chunk.load(self.at, booked, now, report_max_ns)
     }
 
     /// Returns the KV blocks booked.
     pub(crate) fn blocks(&self) -> u64 {
-        self.blocks.load(Ordering::Relaxed)
+        self.chunk.blocks(self.at)
     }
 
     /// Returns what this router has booked.
     pub(crate) fn own(&self) -> Load {
-        self.own_of(self.booked())
+        self.chunk.own(self.at, self.booked())
     }
 
     /// Takes in what other routers have booked; tells whether that is another than it was.
     pub(crate) fn set_others(&self, load: Load) -> bool {
-        self.others.set(load)
-    }
-
-    /// Returns what this router has booked, and the others.
-    fn booked_load(&self, booked: Booked) -> Load {
-        self.own_of(booked).plus(self.others.load())
-    }
-
-    fn own_of(&self, booked: Booked) -> Load {
-        Load {
-            requests: clamp(booked.requests()),
-            decoding: clamp(booked.decoding()),
-            prefill_tokens: clamp(booked.prefill_tokens()),
-            blocks: clamp(self.blocks()),
-            blocks_total: 0,
+        let is_news = self.chunk.others[self.at].set(load);
+        if is_news {
+            self.chunk.set_corrected(self.at, true);
         }
+        is_news
+    }
+
+    fn word(&self) -> &AtomicU64 {
+        &self.chunk.booked[self.at]
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl Default for Row {
+    fn default() -> Self {
+        Self::take(&Arc::default(), 0)
     }
 }
 

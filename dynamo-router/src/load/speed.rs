@@ -59,12 +59,18 @@ impl Speed {
         (seconds > 0.0).then(|| seconds / tokens)
     }
 
-    /// Returns how long it has been at the request at the head of its queue, in seconds.
-    pub(crate) fn busy_s(&self, now: u64) -> f64 {
-        match self.busy_since.load(Ordering::Relaxed) {
-            0 => 0.0,
-            since => seconds(now.saturating_sub(since)),
-        }
+    /// Returns the tokens that it has shown its speed by, and the seconds that they took, in
+    /// [`halves`].
+    #[inline(always)]
+    pub(super) fn took(&self) -> u64 {
+        self.shown.0.load(Ordering::Relaxed)
+    }
+
+    /// Returns how long it has been at the request at the head of its queue, in nanoseconds.
+    #[inline(always)]
+    pub(super) fn busy_ns(&self, now: u64) -> u64 {
+        let since = self.busy_since.load(Ordering::Relaxed);
+        if since == 0 { 0 } else { now.saturating_sub(since) }
     }
 
     pub(crate) fn forget(&self) {
@@ -85,8 +91,8 @@ impl Pair {
     }
 
     fn unpacked(bits: u64) -> Took {
-        let half = |bits: u64| f32::from_bits(u32::try_from(bits & 0xffff_ffff).unwrap_or(0));
-        Took { tokens: half(bits >> 32).into(), seconds: half(bits).into() }
+        let (tokens, seconds) = halves(bits);
+        Took { tokens: tokens.into(), seconds: seconds.into() }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "seven digits of an estimate are enough")]
@@ -94,6 +100,13 @@ impl Pair {
         let half = |number: f64| u64::from((number as f32).to_bits());
         half(took.tokens) << 32 | half(took.seconds)
     }
+}
+
+/// Returns the two numbers that are packed into a word.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the half that is meant")]
+pub(super) fn halves(bits: u64) -> (f32, f32) {
+    (f32::from_bits((bits >> 32) as u32), f32::from_bits(bits as u32))
 }
 
 pub(super) fn seconds(ns: u64) -> f64 {

@@ -1,3 +1,4 @@
+use dynamo_core::Priority;
 use dynamo_core::protocol::{InstanceId, WorkerId};
 
 use crate::choose::SessionKey;
@@ -10,6 +11,7 @@ pub(super) struct OwnedConstraints {
     pinned: Option<WorkerId>,
     avoid: Vec<WorkerId>,
     session: Option<SessionKey>,
+    priority: Priority,
     required: Vec<(String, String)>,
     /// Label, value, and what it is worth in seconds.
     preferred: Vec<(String, String, f64)>,
@@ -18,7 +20,7 @@ pub(super) struct OwnedConstraints {
 impl OwnedConstraints {
     pub(super) fn new(constraints: &Constraints<'_>) -> Self {
         // Each by its name, so that none is forgotten.
-        let &Constraints { exclude, only, pinned, avoid, session, required, preferred } =
+        let &Constraints { exclude, only, pinned, avoid, session, priority, required, preferred } =
             constraints;
         let pair = |&(label, value): &(&str, &str)| (label.to_owned(), value.to_owned());
         let preference = |&Preference { label, value, seconds }: &Preference<'_>| {
@@ -30,6 +32,7 @@ impl OwnedConstraints {
             pinned,
             avoid: avoid.to_vec(),
             session,
+            priority,
             required: required.iter().map(pair).collect(),
             preferred: preferred.iter().map(preference).collect(),
         }
@@ -50,6 +53,7 @@ impl OwnedConstraints {
             pinned: self.pinned,
             avoid: &self.avoid,
             session: self.session,
+            priority: self.priority,
             required: &required,
             preferred: &preferred,
         })

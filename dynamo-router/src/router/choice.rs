@@ -51,19 +51,15 @@ impl KvRouter {
         let asked = asked(request);
         self.0.scratches.lend(|scratch| {
             let Scratch { matches, columns, avoided } = scratch;
-            columns.reset(fleet.seats().len());
             let hashes = request.blocks.sequence();
             self.0.index.find(hashes, matches);
             let sent_at = self.0.common.at(view.now);
             self.0.common.provisional.iter().for_each(|sent| sent.expect(hashes, sent_at, matches));
-            for (slot, depth) in matches.iter() {
-                if let Some(position) = fleet.position(slot) {
-                    let cached = (depth * asked.block_tokens).min(asked.reusable_tokens);
-                    columns.cached_tokens[position] = cached;
-                    if matches.is_tiered() {
-                        let up_s = self.0.cost.up_s(matches.tiers(slot), asked.block_tokens);
-                        columns.up_s[position] = up_s;
-                    }
+            columns.reset(fleet, matches);
+            if matches.is_tiered() {
+                for (slot, _) in matches.iter() {
+                    let up_s = self.0.cost.up_s(matches.tiers(slot), asked.block_tokens);
+                    columns.bring_up(slot.index(), up_s);
                 }
             }
             constraints.mark(fleet, columns);
@@ -136,8 +132,8 @@ impl KvRouter {
                 Some(kept) => kept,
                 None => pick(view.model, columns, random)?,
             };
-            let seat = &view.fleet.seats()[position];
-            let chosen = columns.candidate(view, asked, position);
+            let seat = view.fleet.seat(position)?;
+            let chosen = columns.candidate(view, asked, seat, position);
             let claim = asked.claim(chosen.cached_tokens);
             let is_reserved = match turn < CONFLICTS_MAX {
                 true => seat.load.reserve(columns.booked(position), claim).is_ok(),
@@ -148,14 +144,14 @@ impl KvRouter {
                 continue;
             }
             if columns.booked(position).waiting() == 0 {
-                seat.load.speed.began(view.now);
+                seat.load.speed().began(view.now);
             }
             seat.common().booked(chosen.worker);
             let others = match self.0.is_explained {
                 true => columns.others(view, asked, position),
                 false => Vec::new(),
             };
-            let rivals = columns.rivals(position);
+            let rivals = columns.rivals(asked, position);
             let indexed = matches.indexed(seat.slot()) * asked.block_tokens;
             let prompt_tokens = asked.prompt_tokens;
             return Some(Decision {
@@ -192,7 +188,7 @@ fn asked(request: &GenerateRequest) -> Asked {
 
 /// Says why there was nobody to choose.
 fn refusal(fleet: &Fleet, constraints: &Constraints<'_>, eligible: &[u64]) -> Error {
-    let count = fleet.seats().len();
+    let count = fleet.count();
     let (kind, why) = match eligible.iter().any(|word| *word != 0) {
         true => (ErrorKind::Overloaded, "has room to count one more request"),
         false => (ErrorKind::Unavailable, "is left"),

@@ -5,7 +5,7 @@ use dynamo_core::protocol::{InstanceId, WorkerId};
 
 use super::config::SECONDS_MAX;
 use crate::choose::{Columns, SessionKey};
-use crate::workers::{Fleet, Positions, is_in};
+use crate::workers::{Fleet, Positions};
 
 /// Where a request may go, by default anywhere, and how urgent it is. Borrows all it says, so that it costs nothing to
 /// make.
@@ -106,7 +106,7 @@ impl<'a> Constraints<'a> {
 
     /// Marks in `columns`, which are blank, who is eligible, and what the others' labels cost.
     pub(super) fn mark(&self, fleet: &Fleet, columns: &mut Columns) {
-        let Columns { eligible, lacking_s, .. } = columns;
+        let eligible = &mut columns.eligible;
         let ranks = |instances: &'a [InstanceId]| instances.iter().flat_map(|id| fleet.ranks(*id));
         match (self.pinned, self.only) {
             (Some(worker), only) if only.is_none_or(|only| only.contains(&worker.instance)) => {
@@ -115,7 +115,7 @@ impl<'a> Constraints<'a> {
             }
             (Some(_), _) => {}
             (None, Some(only)) => ranks(only).for_each(|position| set(eligible, position, true)),
-            (None, None) => set_all(eligible, fleet.seats().len()),
+            (None, None) => eligible.copy_from_slice(fleet.everyone()),
         }
         ranks(self.exclude).for_each(|position| set(eligible, position, false));
         for (label, value) in self.required {
@@ -123,11 +123,7 @@ impl<'a> Constraints<'a> {
             eligible.iter_mut().for_each(|word| *word &= labelled.next().copied().unwrap_or(0));
         }
         for Preference { label, value, seconds } in self.preferred {
-            let labelled = fleet.labelled(label, value);
-            let lacking = lacking_s.iter_mut().enumerate();
-            lacking
-                .filter(|(position, _)| !is_in(labelled, *position))
-                .for_each(|(_, lacking_s)| *lacking_s += bounded_s(*seconds));
+            columns.lack(fleet.labelled(label, value), bounded_s(*seconds));
         }
     }
 
@@ -160,10 +156,7 @@ impl<'a> Constraints<'a> {
         if self.preferred.is_empty() {
             return;
         }
-        let Columns { eligible, lacking_s, .. } = columns;
-        let all = lacking_s.iter().enumerate().filter(|(position, _)| is_in(eligible, *position));
-        let common_s = all.map(|(_, lacking_s)| *lacking_s).fold(f64::INFINITY, f64::min);
-        lacking_s.iter_mut().for_each(|lacking_s| *lacking_s -= common_s);
+        columns.level();
     }
 }
 
@@ -175,14 +168,6 @@ fn set(eligible: &mut [u64], position: usize, may: bool) {
     let bit = 1 << (position % 64);
     let word = &mut eligible[position / 64];
     *word = if may { *word | bit } else { *word & !bit };
-}
-
-/// Sets the first `count` positions, for which there are just enough words.
-fn set_all(eligible: &mut [u64], count: usize) {
-    eligible.fill(u64::MAX);
-    if let Some(last) = eligible.last_mut() {
-        *last >>= (64 - count % 64) % 64;
-    }
 }
 
 /// Says what is asked of workers, for an error.

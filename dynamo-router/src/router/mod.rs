@@ -178,7 +178,7 @@ impl KvRouter {
     pub fn observe_first_token(&self, decision: &mut Decision) {
         decision.booking.prefill_done();
         decision.booking.progress(1);
-        let speed = &decision.booking.seat().load.speed;
+        let speed = &decision.booking.seat().load.speed();
         if let Some(took) = speed.first_token(decision.prefill_tokens, self.0.common.now_ns()) {
             self.0.common.pace.prefilled(took);
         }
@@ -194,7 +194,7 @@ impl KvRouter {
 
     /// Returns a worker's learned prefill time per token in seconds, once there is one.
     pub fn prefill_s_per_token(&self, worker: WorkerId) -> Option<f64> {
-        self.members().get(worker).and_then(|seat| seat.load.speed.shown())
+        self.members().get(worker).and_then(|seat| seat.load.speed().shown())
     }
 
     /// Returns what the router holds at this moment.
@@ -233,7 +233,7 @@ impl KvRouter {
         self.0.fleet.store(Arc::clone(&fleet));
         self.look_after(&members);
         drop(members);
-        fleet.seats().iter().for_each(|seat| self.0.common.released(seat.worker()));
+        fleet.seats().for_each(|seat| self.0.common.released(seat.worker()));
         let outcome =
             outcome.inspect_err(|error| tracing::warn!(%error, "left out of the workers"));
         (fleet, outcome)

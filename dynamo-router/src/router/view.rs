@@ -17,7 +17,7 @@ impl KvRouter {
         for seat in fleet.seats() {
             let row = &seat.load;
             let load = row.load(row.booked(), now, self.0.report_max_ns);
-            let rate = row.speed.among(paced.prefill).unwrap_or(self.0.cost.prefill_s_per_token);
+            let rate = row.speed().among(paced.prefill).unwrap_or(self.0.cost.prefill_s_per_token);
             tell(seat.worker(), load, load.prefill_tokens as f64 * rate);
         }
     }
@@ -26,15 +26,15 @@ impl KvRouter {
     /// once; not if they leave none at all.
     pub(crate) fn is_held(&self, constraints: &Constraints<'_>, busy: &[WorkerId]) -> bool {
         let fleet = self.0.fleet.load();
-        let count = fleet.seats().len();
+        let count = fleet.count();
         let Constraints { exclude, only, pinned, session, required, .. } = *constraints;
         let is_kept = session.is_some() && self.affinity().stickiness() == Stickiness::Hard;
         let may_be_any = exclude.is_empty() && only.is_none() && pinned.is_none();
         if may_be_any && required.is_empty() && !is_kept && busy.len() < count {
             return false;
         }
-        self.0.scratches.lend(|Scratch { columns, .. }| {
-            columns.reset(count);
+        self.0.scratches.lend(|Scratch { columns, matches, .. }| {
+            columns.reset(&fleet, matches);
             constraints.mark(&fleet, columns);
             let eligible = &columns.eligible;
             let is_open = |worker| fleet.find(worker).is_some_and(|at| is_in(eligible, at));

@@ -1,26 +1,30 @@
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use dynamo_core::protocol::{InstanceId, WorkerId};
 use dynamo_core::{Error, Instance, Result};
 
 use super::{Seat, Slot};
+use crate::load::{Chunk, ROWS};
 
 /// The label by which an instance says how many data-parallel ranks it has (vLLM's word): a number
 /// from 1 to 1024, 1 without the label. Each rank is a [`WorkerId`] of its own.
 pub const RANKS_LABEL: &str = "data_parallel_size";
 
-/// A set of positions in a fleet, 64 to a word.
+/// A set of positions in a fleet, 64 to a word. A worker's position is its slot's index.
 pub(crate) type Positions = Vec<u64>;
 
-/// The workers that can be chosen, in the order of their ids; never changed, only replaced.
+/// The workers that can be chosen; never changed, only replaced.
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
     listed: Vec<(InstanceId, u64)>,
-    seats: Vec<Arc<Seat>>,
-    /// By slot, the position of its worker.
-    positions: Vec<Option<u32>>,
+    /// By position; not all are of the fleet.
+    seats: Vec<Option<Arc<Seat>>>,
+    /// Who is, in the order of their ids, and where.
+    workers: Vec<(WorkerId, usize)>,
+    everyone: Positions,
+    /// The rows of the load table, by position; none where nobody is of the fleet.
+    chunks: Vec<Option<Arc<Chunk>>>,
     /// By label and value, who has it.
     labels: HashMap<String, HashMap<String, Positions>>,
 }
@@ -54,16 +58,19 @@ impl Fleet {
             let seat = seat(worker).ok_or_else(|| {
                 Error::invalid(format!("worker {worker} is one more than {}", Slot::COUNT))
             })?;
-            let (position, slot) = (self.seats.len(), seat.slot().index());
-            if self.positions.len() <= slot {
-                self.positions.resize(slot + 1, None);
+            let position = seat.slot().index();
+            if self.seats.len() <= position {
+                self.seats.resize(position + 1, None);
+                self.chunks.resize(position / ROWS + 1, None);
             }
-            self.positions[slot] = u32::try_from(position).ok();
+            self.chunks[position / ROWS] = Some(Arc::clone(seat.load.chunk()));
+            self.workers.push((worker, position));
+            insert(&mut self.everyone, position);
             for (label, value) in &instance.labels {
                 let values = self.labels.entry(label.clone()).or_default();
                 insert(values.entry(value.clone()).or_default(), position);
             }
-            self.seats.push(seat);
+            self.seats[position] = Some(seat);
         }
         Ok(())
     }
@@ -74,25 +81,43 @@ impl Fleet {
         self.listed.len() == listed.len() && self.listed.iter().copied().eq(ids)
     }
 
-    pub(crate) fn seats(&self) -> &[Arc<Seat>] {
-        &self.seats
+    /// Returns all seats, in the order of their workers' ids.
+    pub(crate) fn seats(&self) -> impl Iterator<Item = &Arc<Seat>> {
+        self.workers.iter().filter_map(|(_, position)| self.seat(*position))
     }
 
-    /// Returns where the worker with `slot` stands, if it is of the fleet.
-    pub(crate) fn position(&self, slot: Slot) -> Option<usize> {
-        self.positions.get(slot.index()).copied().flatten().map(|position| position as usize)
+    /// Returns how many workers there are.
+    pub(crate) fn count(&self) -> usize {
+        self.workers.len()
     }
 
-    /// Returns where `worker` stands, if it is of the fleet.
+    /// Returns all positions at which a worker is.
+    pub(crate) fn everyone(&self) -> &[u64] {
+        &self.everyone
+    }
+
+    /// Returns the seat at `position`, if one of the fleet has it.
+    pub(crate) fn seat(&self, position: usize) -> Option<&Arc<Seat>> {
+        self.seats.get(position)?.as_ref()
+    }
+
+    /// Returns the rows of the load table: each is of the next [`ROWS`] positions, if any of the
+    /// fleet has one of them.
+    pub(crate) fn chunks(&self) -> &[Option<Arc<Chunk>>] {
+        &self.chunks
+    }
+
+    /// Returns where `worker` is, if it is of the fleet.
     pub(crate) fn find(&self, worker: WorkerId) -> Option<usize> {
-        self.ranks(worker.instance).find(|position| self.seats[*position].worker() == worker)
+        let found = self.workers.binary_search_by_key(&worker, |(worker, _)| *worker);
+        found.ok().map(|at| self.workers[at].1)
     }
 
-    /// Returns where the ranks of `instance` stand; nowhere if it is not of the fleet.
-    pub(crate) fn ranks(&self, instance: InstanceId) -> Range<usize> {
-        let first = self.seats.partition_point(|seat| seat.worker().instance < instance);
-        let ranks = self.seats[first..].iter();
-        first..first + ranks.take_while(|seat| seat.worker().instance == instance).count()
+    /// Returns where the ranks of `instance` are; nowhere if it is not of the fleet.
+    pub(crate) fn ranks(&self, instance: InstanceId) -> impl Iterator<Item = usize> {
+        let first = self.workers.partition_point(|(worker, _)| worker.instance < instance);
+        let ranks = self.workers[first..].iter();
+        ranks.take_while(move |(worker, _)| worker.instance == instance).map(|(_, at)| *at)
     }
 
     /// Returns who has `value` as its `label`; positions past the end are nobody's.

@@ -105,7 +105,7 @@ impl Members {
     /// Forgets what is known of `instance`; who is listed keeps its seat.
     pub(crate) fn forget(&mut self, instance: InstanceId) {
         if self.listed.contains(&instance) {
-            self.seats.range(ranks_of(instance)).for_each(|(_, seat)| seat.load.speed.forget());
+            self.seats.range(ranks_of(instance)).for_each(|(_, seat)| seat.load.speed().forget());
         } else {
             self.absent_since.remove(&instance);
             self.ignored.remove(&instance);
@@ -134,7 +134,7 @@ impl Members {
         let workers: Vec<_> = ranks.map(|(worker, _)| *worker).collect();
         for worker in workers {
             let Some(seat) = self.seats.remove(&worker) else { continue };
-            seat.load.speed.forget();
+            seat.load.speed().forget();
             self.forgotten.insert(worker, Arc::downgrade(&seat));
         }
     }

@@ -26,8 +26,8 @@ pub(crate) struct Seat {
 impl Seat {
     /// Gives `worker` a seat; `None` if there are no more.
     pub(super) fn take(worker: WorkerId, common: &Arc<Common>) -> Option<Arc<Self>> {
-        let slot = common.slots.take()?;
-        let (load, common) = (Row::default(), Arc::clone(common));
+        let (slot, load) = common.slots.take()?;
+        let common = Arc::clone(common);
         Some(Arc::new(Self { load, worker, slot, common }))
     }
 

@@ -16,7 +16,7 @@ fn a_queue_is_no_part_of_a_prefill() {
     assert_eq!(speed.shown(), None);
     // Two that come at once, the second of which waits for the first.
     speed.began(5 * SECOND);
-    assert!(near(speed.busy_s(6 * SECOND), 1.0));
+    assert!(speed.busy_ns(6 * SECOND) == SECOND);
     for now in [6, 7] {
         let took = speed.first_token(1_000, now * SECOND).unwrap();
         pace.prefilled(took);

@@ -95,7 +95,8 @@ fn a_preference_is_worth_its_seconds() {
     let near = Constraints::default().with_preferred(&near);
     let decision = router.route(&request(64), &near).unwrap();
     assert_eq!(decision.worker, worker(1));
-    assert_eq!(decision.explain.candidate(worker(2)).unwrap().lacking_s, 0.05);
+    let lacking_s = decision.explain.candidate(worker(2)).unwrap().lacking_s;
+    assert!((lacking_s - 0.05).abs() < 1e-6, "{lacking_s}");
     // A queue of a tenth of a second is worse than the way to another zone.
     let busy = Claim { prefill_tokens: 1_000, blocks: 1 };
     assert!(router.hear_of(worker(1)).unwrap().load.reserve_anyway(busy));
