@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{BoxStream, FuturesUnordered};
+use futures::stream::{self, BoxStream, FuturesUnordered};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -48,6 +48,18 @@ impl Fleet {
     /// Returns the instances known at this moment, ordered by id.
     pub(super) fn instances(&self) -> Arc<[Instance]> {
         Arc::clone(&self.instances.borrow())
+    }
+
+    /// Returns the instances known at this moment, and again whenever there are others.
+    pub(super) fn watch(&self) -> BoxStream<'static, Arc<[Instance]>> {
+        let mut instances = self.instances.clone();
+        instances.mark_changed();
+        let next = |mut instances: watch::Receiver<Arc<[Instance]>>| async move {
+            instances.changed().await.ok()?;
+            let list = Arc::clone(&instances.borrow_and_update());
+            Some((list, instances))
+        };
+        stream::unfold(instances, next).boxed()
     }
 
     /// Returns those of them that requests should go to.
@@ -147,3 +159,27 @@ const PROBED_WITHIN: Duration = Duration::from_secs(3);
 
 /// How often instances are probed that discovery has lost without a word of theirs.
 const DOUBT_EVERY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Client, Context, ResponseStream, engine_fn};
+
+    #[tokio::test]
+    async fn whoever_watches_sees_who_is_there_and_who_comes_and_goes() {
+        let component = Runtime::in_process().namespace("n").unwrap().component("c").unwrap();
+        let endpoint = component.endpoint("e").unwrap();
+        let client: Client<u32, u32> = endpoint.client().await.unwrap();
+        let mut watch = client.watch();
+        assert!(watch.next().await.unwrap().is_empty());
+        let engine =
+            engine_fn(
+                |ctx: Context, n: u32| async move { Ok(ResponseStream::from_items(&ctx, [n])) },
+            );
+        let serving = endpoint.serve(engine).await.unwrap();
+        assert_eq!(watch.next().await.unwrap().len(), 1);
+        assert_eq!(client.watch().next().await.unwrap().len(), 1);
+        drop(serving);
+        assert!(watch.next().await.unwrap().is_empty());
+    }
+}

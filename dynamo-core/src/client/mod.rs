@@ -15,6 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
@@ -83,6 +84,12 @@ impl<Req: Message, Resp: Message> Client<Req, Resp> {
     /// Returns the instances known at this moment, ordered by id.
     pub fn instances(&self) -> Arc<[Instance]> {
         self.fleet.instances()
+    }
+
+    /// Returns the instances known at this moment, and again whenever there are others; the latest,
+    /// where they change faster than they are taken.
+    pub fn watch(&self) -> BoxStream<'static, Arc<[Instance]>> {
+        self.fleet.watch()
     }
 
     /// Returns those of them that requests go to: who did not answer, or has no room, is left out.

@@ -43,6 +43,10 @@ pub struct QueueConfig {
     pub tenant_entries_max: usize,
     /// How long a request may wait, if its deadline is not earlier.
     pub wait_max: Duration,
+    /// How often those that wait look for load that has gone without a word, and for workers that
+    /// nobody has said have come; at least 10 ms. Whatever is released, and each change of a
+    /// client's instances, is looked at without that.
+    pub look_every: Duration,
     /// When a worker takes no further request.
     pub busy: BusyThresholds,
 }
@@ -56,6 +60,7 @@ impl Default for QueueConfig {
             prompt_tokens_max: PROMPT_TOKENS_MAX,
             tenant_entries_max: ENTRIES_MAX,
             wait_max: WAIT_MAX,
+            look_every: LOOK_EVERY,
             busy: BusyThresholds::default(),
         }
     }
@@ -97,6 +102,13 @@ impl QueueConfig {
         self
     }
 
+    /// Has those that wait look every so often for load that has gone without a word.
+    #[must_use]
+    pub fn with_look_every(mut self, pause: Duration) -> Self {
+        self.look_every = pause;
+        self
+    }
+
     /// Takes a worker for busy by `busy`.
     #[must_use]
     pub fn with_busy(mut self, busy: BusyThresholds) -> Self {
@@ -111,3 +123,5 @@ const ENTRIES_MAX: usize = 4096;
 const PROMPT_TOKENS_MAX: usize = 24_000_000;
 /// A client that has waited longer for its first token has given up, or will.
 const WAIT_MAX: Duration = Duration::from_secs(30);
+/// What workers report fades within five seconds, and leases end within a minute.
+const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -1,18 +1,21 @@
 //! Who may go now, and who is routed next.
 
+use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dynamo_core::protocol::{GenerateRequest, WorkerId};
-use dynamo_core::{Context, Error, Instance, Result};
+use dynamo_core::{Context, Error, Result};
+use futures::StreamExt;
 use tokio::sync::oneshot;
 
 use super::busy::{BusyWorkers, Pressure};
+use super::candidates::Candidates;
 use super::config::{QueueConfig, QueuePolicy};
 use super::owned::OwnedConstraints;
 use super::requests::{Demand, EntryId, Leave, QueueStats, RequestQueue};
-use super::waiting::{Waiter, Waiting};
+use super::waiting::{Waiter, Waiting, over};
 use crate::load::Load;
 use crate::router::{Constraints, Decision, KvRouter};
 use crate::workers::ReleaseListener;
@@ -20,19 +23,19 @@ use crate::workers::ReleaseListener;
 /// What the clones of a [`QueuedRouter`](super::QueuedRouter) share.
 pub(super) struct Dispatch {
     router: KvRouter,
-    candidates: Box<Candidates>,
+    candidates: Candidates,
     config: QueueConfig,
     tenants: RandomState,
     state: Mutex<State>,
     _listener: ReleaseListener,
 }
 
-pub(super) type Candidates = dyn Fn() -> Arc<[Instance]> + Send + Sync;
-
 struct State {
     queue: RequestQueue<Waiter>,
     busy: BusyWorkers,
     draining: Draining,
+    /// How often it was looked who is busy.
+    looks: u64,
 }
 
 /// Whether somebody routes what waits.
@@ -58,15 +61,12 @@ struct Seen {
 }
 
 impl Dispatch {
-    pub(super) fn new(
-        router: KvRouter,
-        candidates: Box<Candidates>,
-        config: QueueConfig,
-    ) -> Arc<Self> {
+    pub(super) fn new(router: KvRouter, candidates: Candidates, config: QueueConfig) -> Arc<Self> {
         let state = Mutex::new(State {
             queue: RequestQueue::new(config.clone()),
             busy: BusyWorkers::new(config.busy),
             draining: Draining::No,
+            looks: 0,
         });
         Arc::new_cyclic(|dispatch: &Weak<Self>| {
             let dispatch = Weak::clone(dispatch);
@@ -143,16 +143,33 @@ impl Dispatch {
         drop(state);
         let mut unfinished = Unfinished { dispatch: self, is_over: false };
         while let Some((waiter, turn)) = self.next() {
-            let answer = match (waiter.ctx.check(), turn) {
-                (Err(over), _) => Err(over),
-                (Ok(()), Err(expired)) => Err(expired),
-                (Ok(()), Ok(busy)) => waiter
+            let answer = match (over(&waiter.ctx), turn) {
+                (Some(over), _) => Err(over),
+                (None, Err(expired)) => Err(expired),
+                (None, Ok(busy)) => waiter
                     .constraints
                     .lend(|constraints| self.choose(&waiter.request, constraints, &busy)),
             };
             waiter.answer(answer);
         }
         unfinished.is_over = true;
+    }
+
+    /// Looks again whenever there are other workers and, now and then, for load that has faded: so
+    /// does each that waits, and no task is needed.
+    pub(super) async fn look_out(&self) -> Infallible {
+        let mut changes = self.candidates.changes();
+        loop {
+            let looks = self.state().looks;
+            let pause = tokio::time::sleep(self.config.look_every.max(LOOK_EVERY_MIN));
+            tokio::select! {
+                Some(()) = changes.next() => self.drain(),
+                // Unless it was looked meanwhile.
+                () = pause => if self.state().looks == looks {
+                    self.drain();
+                }
+            }
+        }
     }
 
     /// Takes out whoever is next to be answered, with the workers that are busy or the reason why it goes
@@ -187,10 +204,11 @@ impl Dispatch {
     fn see_workers(&self) {
         self.router.tidy();
         // Who cannot be chosen is named in the log.
-        let _ = self.router.set_workers(&(self.candidates)());
+        let _ = self.router.set_workers(&self.candidates.list());
     }
 
     fn look(&self, state: &mut State) -> Seen {
+        state.looks += 1;
         let (mut busy, mut count) = (Vec::new(), 0);
         self.router.each_queue(|worker, load, queue_s| {
             let Load { prefill_tokens, blocks, .. } = load;
@@ -286,3 +304,6 @@ impl Drop for Unfinished<'_> {
         }
     }
 }
+
+/// What fades does so over seconds; more often is only work.
+const LOOK_EVERY_MIN: Duration = Duration::from_millis(10);

@@ -3,7 +3,8 @@
 //! ```text
 //! request ─► a worker it may go to is not busy ─► routed at once
 //!          └ all are ─► RequestQueue ─┬► one is no longer busy: routed by whoever released it
-//!                                     ├► deadline or patience is over: leaves at once
+//!                                     ├► deadline or patience is over, or an end is asked for:
+//!                                     │  leaves at once
 //!                                     └► full: Overloaded, and when to come back
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! [`KvRouter`](crate::KvRouter) and has no task of its own; [`QueuedPool`] is the engine over it.
 
 mod busy;
+mod candidates;
 mod config;
 mod dispatch;
 mod drain_rate;

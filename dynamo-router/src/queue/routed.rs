@@ -2,8 +2,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use dynamo_core::protocol::GenerateRequest;
-use dynamo_core::{Context, Instance, Result};
+use dynamo_core::{Client, Context, Instance, Message, Result};
 
+use super::candidates::Candidates;
 use super::config::QueueConfig;
 use super::dispatch::{Arrival, Dispatch};
 use super::requests::QueueStats;
@@ -13,7 +14,9 @@ use crate::router::{Constraints, Decision, KvRouter};
 /// clone, clones share.
 ///
 /// Nothing runs in the background: whoever lets go of load, by a first token, the end of a stream or
-/// its drop, routes those that wait, on its own thread, until all workers are busy again.
+/// its drop, routes those that wait, on its own thread, until all workers are busy again. For
+/// workers that come, and for load that goes without a word (a report that is old, a lease that has
+/// ended), each request that waits [looks](QueueConfig::look_every) itself.
 ///
 /// # Constraints
 /// A request goes by the workers that its [`Constraints`] leave: it waits while all of these are
@@ -28,13 +31,23 @@ use crate::router::{Constraints, Decision, KvRouter};
 ///   the policy.
 /// - Each request gets one answer: a decision, [`Overloaded`](dynamo_core::ErrorKind) with the time
 ///   to come back, or the end of its context. It waits to its deadline or
-///   [`QueueConfig::wait_max`], whichever is earlier, and leaves at once then.
+///   [`QueueConfig::wait_max`], whichever is earlier, and leaves at once then; so does one that is
+///   asked for an early end.
 /// - Threads that ask at the same moment while nobody waits may each be routed: the marks are
 ///   exceeded by as many requests as there are threads, at most.
 #[derive(Clone)]
 pub struct QueuedRouter(pub(super) Arc<Dispatch>);
 
 impl QueuedRouter {
+    /// Creates an empty queue before `router`, which chooses among the instances that `client` calls.
+    pub fn for_client<Req: Message, Resp: Message>(
+        router: KvRouter,
+        client: &Client<Req, Resp>,
+        config: QueueConfig,
+    ) -> Self {
+        Self(Dispatch::new(router, Candidates::of(client), config))
+    }
+
     /// Creates an empty queue before `router`; `candidates` tells the workers there are, waits for
     /// nothing, and does not call the queue.
     ///
@@ -45,7 +58,7 @@ impl QueuedRouter {
         candidates: impl Fn() -> Arc<[Instance]> + Send + Sync + 'static,
         config: QueueConfig,
     ) -> Self {
-        Self(Dispatch::new(router, Box::new(candidates), config))
+        Self(Dispatch::new(router, Candidates::told_by(candidates), config))
     }
 
     /// Chooses one of the workers that `constraints` leave, and books the request there; waits as
@@ -53,7 +66,8 @@ impl QueuedRouter {
     ///
     /// Fails with [`Overloaded`](dynamo_core::ErrorKind), unprocessed and saying when to come back,
     /// if too much waits already or the wait has lasted too long, with `Cancelled` or
-    /// `DeadlineExceeded` if the request ends first, and as [`KvRouter::route`] does.
+    /// `DeadlineExceeded` if the request ends, or is asked to end, first, and as
+    /// [`KvRouter::route`] does.
     ///
     /// # Cancel safety
     /// Cancel safe: dropping the future leaves the queue, and what was booked is released.
@@ -70,9 +84,8 @@ impl QueuedRouter {
         }
     }
 
-    /// Looks whether a worker is free for those that wait: worth a call when workers have joined.
-    ///
-    /// Load that is released, and each request that comes, do so by themselves.
+    /// Looks whether a worker is free for those that wait: worth a call when workers have joined
+    /// that no client tells of.
     pub fn look_again(&self) {
         self.0.drain();
     }

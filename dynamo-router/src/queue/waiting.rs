@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dynamo_core::protocol::GenerateRequest;
-use dynamo_core::{Context, Error, Result};
+use dynamo_core::{Context, Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
 use super::dispatch::Dispatch;
@@ -37,18 +37,30 @@ pub(super) struct Waiting {
 impl Waiting {
     /// Waits for the answer, or for the end of the request or of its patience.
     pub(super) async fn answered(mut self, ctx: &Context) -> Result<Decision> {
+        let dispatch = Arc::clone(&self.dispatch);
         let why = tokio::select! {
             biased;
             answer = &mut self.answer => return taken(ctx, answer),
-            () = ctx.killed() => Leave::Cancelled,
+            // Also if it is killed.
+            () = ctx.stopped() => Leave::Cancelled,
             () = tokio::time::sleep_until(self.expires.into()) => Leave::Expired,
+            never = dispatch.look_out() => match never {},
         };
         if let Some(too_long) = self.dispatch.leave(self.id, why) {
-            return Err(ctx.check().err().unwrap_or(too_long));
+            return Err(over(ctx).unwrap_or(too_long));
         }
         // Its turn has just come: the answer is being made.
         taken(ctx, (&mut self.answer).await)
     }
+}
+
+/// Says that a request is over, if it is, or is to end: one that has not begun is over then.
+pub(super) fn over(ctx: &Context) -> Option<Error> {
+    let stopped = || {
+        let message = format!("request {} was stopped before it began", ctx.id());
+        Error::new(ErrorKind::Cancelled, message).unprocessed()
+    };
+    ctx.check().err().or_else(|| ctx.is_stopped().then(stopped))
 }
 
 /// Takes an answer, unless the request is over meanwhile.

@@ -3,9 +3,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, Sampling, Tier};
+use dynamo_core::protocol::{BlockSize, CacheNamespace, InstanceId, LoadReport, Sampling, Tier};
 use dynamo_core::random::Random;
-use dynamo_core::time::SystemClock;
+use dynamo_core::time::{Clock, SystemClock};
 use dynamo_core::{ErrorKind, Priority};
 use futures::{FutureExt, poll};
 
@@ -95,7 +95,7 @@ async fn a_decision_nobody_takes_goes_to_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_killed_late_or_tired_of_waiting_leaves_at_once() {
+async fn who_is_killed_stopped_late_or_tired_of_waiting_leaves_at_once() {
     let router = router(1, config().with_wait_max(Duration::from_secs(5)));
     let prompt = request(64);
     let taken = fill(&router);
@@ -118,9 +118,51 @@ async fn who_is_killed_late_or_tired_of_waiting_leaves_at_once() {
     let mut dropped = Box::pin(anywhere(&router, &plain, &prompt));
     assert!(poll!(&mut dropped).is_pending());
     drop(dropped);
+    let stopped = Context::new();
+    let mut of_stopped = Box::pin(anywhere(&router, &stopped, &prompt));
+    assert!(poll!(&mut of_stopped).is_pending());
+    stopped.stop();
+    assert_eq!(of_stopped.await.unwrap_err().kind(), ErrorKind::Cancelled);
     let stats = router.stats();
-    assert_eq!((stats.cancelled_total, stats.expired_total, stats.popped_total), (2, 2, 0));
+    assert_eq!((stats.cancelled_total, stats.expired_total, stats.popped_total), (3, 2, 0));
     drop(taken);
+    assert_at_rest(&router);
+}
+
+#[tokio::test]
+async fn one_that_is_to_end_is_not_begun_when_its_turn_comes() {
+    let router = router(1, config());
+    let (stopped, prompt) = (Context::new(), request(64));
+    let taken = fill(&router);
+    let mut waits = Box::pin(anywhere(&router, &stopped, &prompt));
+    assert!(poll!(&mut waits).is_pending());
+    stopped.stop();
+    drop(taken);
+    assert_eq!(waits.await.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_at_rest(&router);
+}
+
+#[tokio::test(start_paused = true)]
+async fn load_that_goes_without_a_word_wakes_those_that_wait() {
+    let router = router(1, config().with_wait_max(Duration::from_secs(3600)));
+    let (ctx, prompt) = (Context::new(), request(64));
+    // A stream that hangs: only its lease ends.
+    let hangs = fill(&router);
+    let decision = anywhere(&router, &ctx, &prompt).await.unwrap();
+    assert_eq!(router.router().stats().leases_expired_total, 1);
+    drop((hangs, decision));
+    // Other routers' requests: only the report fades.
+    let report = LoadReport {
+        worker: worker(0),
+        requests_running: 1,
+        requests_waiting: 9,
+        prefill_tokens: 10_000,
+        blocks_active: 0,
+        blocks_total: 0,
+    };
+    assert!(router.router().report(&report, SystemClock.now()));
+    assert!(anywhere(&router, &ctx, &prompt).now_or_never().is_none(), "it is busy");
+    drop(anywhere(&router, &ctx, &prompt).await.unwrap());
     assert_at_rest(&router);
 }
 
@@ -366,14 +408,17 @@ async fn a_panic_while_others_are_routed_leaves_the_queue_to_the_next_who_looks(
     assert_at_rest(&router);
 }
 
-/// Routes a request and lets it go, loses patience, is killed or is dropped; returns which.
+/// Routes a request, to one worker now and then, and lets it go, loses patience, is killed or is
+/// dropped; returns which.
 async fn one_of_many(router: QueuedRouter, seed: u64) -> &'static str {
     let mut random = Random::new(seed);
     let mut chance = |of| random.below(of) == Some(0);
     let ctx = Context::new();
     let ctx = if chance(16) { ctx.with_timeout(Duration::from_micros(50)) } else { ctx };
     let (prompt, is_dropped, is_killed) = (request(16), chance(16), chance(16));
-    let mut routing = Box::pin(anywhere(&router, &ctx, &prompt));
+    let constraints = Constraints::default();
+    let constraints = if chance(8) { constraints.with_pinned(worker(1)) } else { constraints };
+    let mut routing = Box::pin(router.route(&ctx, &prompt, &constraints));
     let decision = match poll!(&mut routing) {
         Poll::Ready(decision) => decision,
         Poll::Pending if is_dropped => return "dropped",
@@ -398,16 +443,19 @@ async fn one_of_many(router: QueuedRouter, seed: u64) -> &'static str {
 }
 
 /// Many small bursts rather than a long one: a wake-up that is lost shows when nothing follows it.
+/// Nobody leaves for want of patience, nor looks by itself, so that it does show.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nobody_is_lost_among_threads() {
-    let router = router(2, config().with_room(24, 24 * 16));
+    let never = Duration::from_secs(3600);
+    let config = config().with_room(24, 24 * 16).with_wait_max(never).with_look_every(never);
+    let router = router(2, config);
     let mut outcomes = BTreeMap::<_, u64>::new();
     for burst in 0..200 {
         let mut tasks = tokio::task::JoinSet::new();
         for request in 0..32 {
             tasks.spawn(one_of_many(router.clone(), burst * 32 + request));
         }
-        let all = tokio::time::timeout(Duration::from_secs(30), tasks.join_all());
+        let all = tokio::time::timeout(Duration::from_secs(20), tasks.join_all());
         for outcome in all.await.expect("nobody waits for ever") {
             *outcomes.entry(outcome).or_default() += 1;
         }
