@@ -4,9 +4,11 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dynamo_core::protocol::{BlockSize, CacheNamespace, GenerateRequest, Sampling};
+use dynamo_core::protocol::{
+    BlockSize, CacheNamespace, FinishReason, GenerateChunk, GenerateRequest, Sampling,
+};
 use dynamo_core::time::{Clock, SystemClock};
-use dynamo_core::{Client, Context, Engine, Error, ResponseStream, Result, Runtime, engine_fn};
+use dynamo_core::{Context, Engine, Error, ResponseStream, Result, Runtime, engine_fn};
 use dynamo_router::queue::{BusyThresholds, Watermarks};
 use dynamo_router::{KvRouter, QueueConfig, QueuePolicy, QueuedPool, RouterConfig};
 use tokio::task::JoinSet;
@@ -43,11 +45,13 @@ async fn run(policy: QueuePolicy) -> Result<[u128; 2]> {
         engine_fn(|ctx: Context, request: GenerateRequest| async move {
             let tokens = u32::try_from(request.token_ids.len()).unwrap_or(u32::MAX);
             tokio::time::sleep(PREFILL * tokens).await;
-            Ok(ResponseStream::from_items(&ctx, [0u32]))
+            let (token_ids, finish) = (vec![0], Some(FinishReason::Length));
+            let chunk = GenerateChunk { token_ids, finish, ..GenerateChunk::default() };
+            Ok(ResponseStream::from_items(&ctx, [chunk]))
         })
     };
     let _workers = [endpoint.serve(worker()).await?, endpoint.serve(worker()).await?];
-    let client: Client<GenerateRequest, u32> = endpoint.client().await?;
+    let client = endpoint.client().await?;
 
     // A worker is busy from the first token that it has to prefill to the last: one prompt at once.
     let busy = BusyThresholds::never().with_prefill_tokens(Watermarks::new(0.0, 1.0)?);
@@ -71,7 +75,7 @@ async fn run(policy: QueuePolicy) -> Result<[u128; 2]> {
 }
 
 async fn first_token(
-    pool: &QueuedPool<u32>,
+    pool: &QueuedPool,
     request: GenerateRequest,
     since: Instant,
 ) -> Result<Duration> {

@@ -1,7 +1,7 @@
-use std::fmt;
-
-use dynamo_core::protocol::{GenerateRequest, InstanceId, WorkerId};
-use dynamo_core::{Client, Context, Engine, Message, ResponseStream, Result};
+use dynamo_core::protocol::{
+    BlockSize, FinishReason, GenerateChunk, GenerateRequest, InstanceId, Usage, WorkerId,
+};
+use dynamo_core::{Client, Context, Engine, ErrorKind, ResponseStream, Result};
 
 use super::config::QueueConfig;
 use super::routed::QueuedRouter;
@@ -9,15 +9,20 @@ use crate::choose::SessionKey;
 use crate::router::{Constraints, Decision, KvRouter};
 
 /// Workers that prefill and decode, and the queue before them: an engine that waits for a worker,
-/// asks it, and learns its speed from the first item of its answer; cheap to clone.
+/// asks it, and has the router learn from its answer; cheap to clone.
 ///
-/// What provably was not started is tried again with another worker.
+/// The first chunk with a token shows how fast the worker prefills, the others how fast it decodes,
+/// and the usage in the last one whether what the router knows of its cache is true. What provably
+/// was not started is tried again with another worker. A request that is asked for an early end
+/// while it waits is answered: without a token.
 ///
 /// # Examples
 /// ```
 /// use std::sync::Arc;
 ///
-/// use dynamo_core::protocol::{BlockSize, CacheNamespace, GenerateRequest, Sampling};
+/// use dynamo_core::protocol::{
+///     BlockSize, CacheNamespace, FinishReason, GenerateChunk, GenerateRequest, Sampling,
+/// };
 /// use dynamo_core::time::SystemClock;
 /// use dynamo_core::{Context, Engine, Priority, ResponseStream, Result, Runtime, engine_fn};
 /// use dynamo_router::{KvRouter, QueueConfig, QueuePolicy, QueuedPool, RouterConfig};
@@ -26,7 +31,9 @@ use crate::router::{Constraints, Decision, KvRouter};
 /// # async fn main() -> Result<()> {
 /// let endpoint = Runtime::in_process().namespace("demo")?.component("llm")?.endpoint("generate")?;
 /// let worker = engine_fn(|ctx: Context, request: GenerateRequest| async move {
-///     Ok(ResponseStream::from_items(&ctx, [request.token_ids.len()]))
+///     let token_ids = request.token_ids.iter().rev().copied().collect();
+///     let finish = Some(FinishReason::Length);
+///     Ok(ResponseStream::from_items(&ctx, [GenerateChunk { token_ids, finish, ..Default::default() }]))
 /// });
 /// let _serving = endpoint.serve(worker).await?;
 ///
@@ -37,65 +44,66 @@ use crate::router::{Constraints, Decision, KvRouter};
 /// let (namespace, prompt) = (CacheNamespace::model("m"), vec![1, 2, 3]);
 /// let request = GenerateRequest::new(namespace, BlockSize::DEFAULT, prompt, Sampling::default());
 /// let urgent = Context::new().with_priority(Priority::HIGHEST);
-/// assert_eq!(pool.generate(urgent, request).await?.collect().await?, [3]);
+/// let answer: Vec<_> = pool.generate(urgent, request).await?.collect().await?;
+/// assert_eq!(answer[0].token_ids, [3, 2, 1]);
 /// # Ok(())
 /// # }
 /// ```
-pub struct QueuedPool<Resp> {
-    client: Client<GenerateRequest, Resp>,
+#[derive(Debug, Clone)]
+pub struct QueuedPool {
+    client: Client<GenerateRequest, GenerateChunk>,
     router: QueuedRouter,
 }
 
-impl<Resp: Message> QueuedPool<Resp> {
+impl QueuedPool {
     /// Puts a queue before `router`, which chooses among the instances that `client` calls.
     pub fn new(
-        client: Client<GenerateRequest, Resp>,
+        client: Client<GenerateRequest, GenerateChunk>,
         router: KvRouter,
         config: QueueConfig,
     ) -> Self {
-        let of = client.clone();
-        Self { client, router: QueuedRouter::new(router, move || of.candidates(), config) }
+        let router = QueuedRouter::for_client(router, &client, config);
+        Self { client, router }
     }
 
     /// Returns the queue.
     pub fn queue(&self) -> &QueuedRouter {
         &self.router
     }
-
-    /// Puts the booking into the stream, and takes note of the first item.
-    fn observed(&self, stream: ResponseStream<Resp>, decision: Decision) -> ResponseStream<Resp> {
-        let router = self.router.router().clone();
-        let (mut decision, mut is_first) = (decision, true);
-        stream.map(move |item| {
-            if std::mem::take(&mut is_first) {
-                router.observe_first_token(&mut decision);
-            } else {
-                // It goes on; how many tokens an item has only its type knows.
-                decision.booking.progress(0);
-            }
-            Ok(item)
-        })
-    }
 }
 
-impl<Resp: Message> Engine for QueuedPool<Resp> {
+impl Engine for QueuedPool {
     type Request = GenerateRequest;
-    type Response = Resp;
+    type Response = GenerateChunk;
 
     async fn generate(
         &self,
         ctx: Context,
         request: GenerateRequest,
-    ) -> Result<ResponseStream<Resp>> {
+    ) -> Result<ResponseStream<GenerateChunk>> {
         let session = SessionKey::of(&ctx, &request);
         let mut failed: Vec<InstanceId> = Vec::new();
         loop {
             let constraints = Constraints::default().with_exclude(&failed).with_session(session);
-            let decision = self.router.route(&ctx, &request, &constraints).await?;
+            let decision = match self.router.route(&ctx, &request, &constraints).await {
+                // Neither killed nor late: only an early end is asked for.
+                Err(error) if error.kind() == ErrorKind::Cancelled && ctx.check().is_ok() => {
+                    return Ok(ResponseStream::from_items(&ctx, [nothing(&request)]));
+                }
+                decision => decision?,
+            };
             let WorkerId { instance, rank } = decision.worker;
-            let ctx = ctx.clone().with_rank(rank);
-            let error = match self.client.direct(instance, ctx, request.clone()).await {
-                Ok(stream) => return Ok(self.observed(stream, decision)),
+            let ranked = ctx.clone().with_rank(rank);
+            let error = match self.client.direct(instance, ranked, request.clone()).await {
+                Ok(stream) => {
+                    let router = self.router.router().clone();
+                    let block_size = request.blocks.block_size();
+                    let mut hearing = Hearing { router, decision, block_size, has_begun: false };
+                    return Ok(stream.map(move |chunk| {
+                        hearing.hear(&chunk);
+                        Ok(chunk)
+                    }));
+                }
                 Err(error) => error,
             };
             failed.push(instance);
@@ -109,23 +117,41 @@ impl<Resp: Message> Engine for QueuedPool<Resp> {
     }
 }
 
+/// An answer on its way, and the booking that lasts as long.
+struct Hearing {
+    router: KvRouter,
+    decision: Decision,
+    block_size: BlockSize,
+    has_begun: bool,
+}
+
+impl Hearing {
+    fn hear(&mut self, chunk: &GenerateChunk) {
+        let Self { router, decision, .. } = self;
+        let mut tokens = chunk.token_ids.len();
+        let begins = !self.has_begun && (tokens > 0 || chunk.finish.is_some());
+        if begins {
+            self.has_begun = true;
+            router.observe_first_token(decision);
+            tokens = tokens.saturating_sub(1);
+        }
+        decision.booking.progress(tokens);
+        if let (Some(_), Some(usage)) = (chunk.finish, &chunk.usage) {
+            let (worker, indexed) = (decision.worker, decision.indexed_tokens);
+            router.observe_usage(worker, indexed, self.block_size, usage);
+        }
+    }
+}
+
+/// The answer to a request that was to end before it began.
+fn nothing(request: &GenerateRequest) -> GenerateChunk {
+    let prompt_tokens = u32::try_from(request.token_ids.len()).unwrap_or(u32::MAX);
+    let usage = Some(Usage { prompt_tokens, ..Usage::default() });
+    GenerateChunk { finish: Some(FinishReason::Length), usage, ..GenerateChunk::default() }
+}
+
 /// The third worker in a row that fails is no accident.
 const ATTEMPTS_MAX: usize = 3;
-
-impl<Resp> Clone for QueuedPool<Resp> {
-    fn clone(&self) -> Self {
-        Self { client: self.client.clone(), router: self.router.clone() }
-    }
-}
-
-impl<Resp> fmt::Debug for QueuedPool<Resp> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueuedPool")
-            .field("client", &self.client)
-            .field("queue", &self.router)
-            .finish()
-    }
-}
 
 #[cfg(test)]
 mod tests;

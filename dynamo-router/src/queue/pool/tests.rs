@@ -1,17 +1,20 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use dynamo_core::time::SystemClock;
-use dynamo_core::{Endpoint, Error, ErrorKind, Runtime, Serving, engine_fn};
+use dynamo_core::{Endpoint, Error, Runtime, Serving, engine_fn};
 use futures::future::join_all;
+use futures::{poll, stream};
 
 use super::*;
+use crate::events::Diagnosis;
 use crate::fixtures;
 use crate::queue::{BusyThresholds, Watermarks};
 use crate::router::RouterConfig;
 
-type Generate = Endpoint<GenerateRequest, u64>;
+type Generate = Endpoint<GenerateRequest, GenerateChunk>;
 
 fn endpoint() -> Generate {
     let component = Runtime::in_process().namespace("n").unwrap().component("c").unwrap();
@@ -22,19 +25,33 @@ fn request(first: u32) -> GenerateRequest {
     fixtures::request(first..first + 64)
 }
 
-async fn pool(endpoint: &Generate) -> QueuedPool<u64> {
+/// A pool in which nobody leaves for want of patience, nor looks by itself.
+async fn pool(endpoint: &Generate) -> QueuedPool {
     let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
     let marks = Watermarks::new(0.0, 1.0).unwrap();
     let busy = BusyThresholds::never().with_prefill_tokens(marks);
-    QueuedPool::new(
-        endpoint.client().await.unwrap(),
-        router,
-        QueueConfig::default().with_busy(busy),
-    )
+    let never = Duration::from_secs(3600);
+    let config = QueueConfig::default().with_busy(busy).with_wait_max(never).with_look_every(never);
+    QueuedPool::new(endpoint.client().await.unwrap(), router, config)
+}
+
+fn chunk(token: u32) -> GenerateChunk {
+    GenerateChunk { token_ids: vec![token], ..GenerateChunk::default() }
+}
+
+/// The last of an answer, whose worker had `cached_tokens` of a prompt of 64.
+fn last(cached_tokens: u32) -> GenerateChunk {
+    let usage = Some(Usage { prompt_tokens: 64, cached_tokens, ..Usage::default() });
+    GenerateChunk { finish: Some(FinishReason::Stop), usage, ..GenerateChunk::default() }
+}
+
+async fn tokens(answer: ResponseStream<GenerateChunk>) -> Vec<u32> {
+    let chunks = answer.collect().await.unwrap();
+    chunks.into_iter().flat_map(|chunk| chunk.token_ids).collect()
 }
 
 /// Serves a worker that answers with its number, twice, and notes how many prompts it has at once.
-async fn serve(endpoint: &Generate, number: u64, most: &Arc<AtomicUsize>) -> Serving {
+async fn serve(endpoint: &Generate, number: u32, most: &Arc<AtomicUsize>) -> Serving {
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::clone(most));
     let engine = engine_fn(move |ctx: Context, _: GenerateRequest| {
         let (now, most) = (Arc::clone(&now), Arc::clone(&most));
@@ -44,7 +61,7 @@ async fn serve(endpoint: &Generate, number: u64, most: &Arc<AtomicUsize>) -> Ser
                 tokio::task::yield_now().await;
             }
             now.fetch_sub(1, Ordering::Relaxed);
-            Ok(ResponseStream::from_items(&ctx, [number, number]))
+            Ok(ResponseStream::from_items(&ctx, [chunk(number), chunk(number), last(0)]))
         }
     });
     endpoint.serve(engine).await.unwrap()
@@ -58,9 +75,9 @@ async fn requests_over_a_real_client_wait_for_a_worker_that_is_not_busy() {
     let pool = pool(&endpoint).await;
     let answers = (0..40).map(|n| {
         let pool = pool.clone();
-        async move { pool.generate(Context::new(), request(n)).await?.collect().await }
+        async move { tokens(pool.generate(Context::new(), request(n)).await.unwrap()).await }
     });
-    let answers: Vec<Vec<u64>> = join_all(answers).await.into_iter().map(Result::unwrap).collect();
+    let answers: Vec<Vec<u32>> = join_all(answers).await;
     assert!(answers.iter().all(|answer| answer.len() == 2 && answer[0] == answer[1]));
     assert_eq!(answers.iter().flatten().copied().collect::<BTreeSet<_>>(), [1, 2].into());
     assert_eq!(most.load(Ordering::Relaxed), 1, "one prompt at once, as the marks say");
@@ -84,10 +101,70 @@ async fn what_was_not_started_goes_to_another_worker_and_what_has_failed_does_no
     let pool = pool(&endpoint).await;
     for n in 0..8 {
         let stream = pool.generate(Context::new(), request(n)).await.unwrap();
-        assert_eq!(stream.collect().await.unwrap(), [2, 2]);
+        assert_eq!(tokens(stream).await, [2, 2]);
     }
     drop(worker);
     let error = pool.generate(Context::new(), request(1)).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable), "{error}");
     assert_eq!(pool.queue().router().stats().bookings, 0);
+}
+
+/// Serves a worker that never says anything.
+async fn serve_silent(endpoint: &Generate) -> Serving {
+    let silent = engine_fn(|ctx: Context, _: GenerateRequest| async move {
+        Ok(ResponseStream::new(&ctx, stream::pending()))
+    });
+    endpoint.serve(silent).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_worker_that_joins_gets_what_waits() {
+    let endpoint = endpoint();
+    let _silent = serve_silent(&endpoint).await;
+    let pool = pool(&endpoint).await;
+    let _busy = pool.generate(Context::new(), request(1)).await.unwrap();
+    let mut waits = Box::pin(pool.generate(Context::new(), request(2)));
+    assert!(poll!(&mut waits).is_pending());
+    let _joins = serve(&endpoint, 7, &Arc::default()).await;
+    let answer = tokio::time::timeout(Duration::from_secs(10), waits).await.expect("it is seen");
+    assert_eq!(tokens(answer.unwrap()).await, [7, 7]);
+}
+
+#[tokio::test]
+async fn who_is_to_end_before_it_begins_is_answered_without_a_token_and_who_is_killed_is_not() {
+    let endpoint = endpoint();
+    let _silent = serve_silent(&endpoint).await;
+    let pool = pool(&endpoint).await;
+    let _busy = pool.generate(Context::new(), request(1)).await.unwrap();
+    let (stopped, killed) = (Context::new(), Context::new());
+    let mut of_stopped = Box::pin(pool.generate(stopped.clone(), request(2)));
+    let mut of_killed = Box::pin(pool.generate(killed.clone(), request(3)));
+    assert!(poll!(&mut of_stopped).is_pending() && poll!(&mut of_killed).is_pending());
+    stopped.stop();
+    killed.kill();
+    let answer = of_stopped.await.unwrap().collect().await.unwrap();
+    assert_eq!((answer.len(), answer[0].finish), (1, Some(FinishReason::Length)));
+    assert_eq!(answer[0].usage.unwrap().prompt_tokens, 64);
+    assert_eq!(of_killed.await.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(pool.queue().stats().waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_router_learns_speed_and_what_is_wrong_with_the_cache_from_answers() {
+    let endpoint = endpoint();
+    // It caches what no event has told of.
+    let engine = engine_fn(|ctx: Context, _: GenerateRequest| async move {
+        Ok(ResponseStream::from_items(&ctx, [chunk(1), chunk(2), last(48)]))
+    });
+    let serving = endpoint.serve(engine).await.unwrap();
+    let worker = WorkerId::new(serving.instance().id);
+    let pool = pool(&endpoint).await;
+    for n in 0..100 {
+        let stream = pool.generate(Context::new(), request(n * 100)).await.unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(tokens(stream).await, [1, 2]);
+    }
+    let router = pool.queue().router();
+    assert!(router.prefill_s_per_token(worker).is_some_and(|s_per_token| s_per_token > 0.0));
+    assert_eq!(router.diagnoses(), [(worker, Diagnosis::NoEvents)]);
 }
