@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use dynamo_core::protocol::{FinishReason, GenerateChunk, HandoffTicket, Stage};
 use dynamo_core::time::SystemClock;
 use dynamo_core::{
-    Component, Endpoint, Engine, Error, Message, ResponseStream, Runtime, ServeOptions, Serving,
-    engine_fn,
+    Component, Endpoint, Engine, Error, ResponseStream, Runtime, ServeOptions, Serving, engine_fn,
 };
 use futures::stream::{self, StreamExt};
 
@@ -23,9 +22,9 @@ fn component(name: &str) -> Component {
 }
 
 /// Serves an instance of four ranks.
-async fn serve<Resp: Message>(
-    endpoint: &Endpoint<GenerateRequest, Resp>,
-    engine: impl Engine<Request = GenerateRequest, Response = Resp>,
+async fn serve(
+    endpoint: &Endpoint<GenerateRequest, GenerateChunk>,
+    engine: impl Engine<Request = GenerateRequest, Response = GenerateChunk>,
 ) -> Serving {
     let options = ServeOptions::default().with_label(RANKS_LABEL, RANKS.to_string());
     endpoint.serve_with(engine, options).await.unwrap()
@@ -40,7 +39,8 @@ fn rank_of(ctx: &Context) -> Result<u32> {
 async fn an_engine_sees_exactly_the_ranks_that_were_chosen() {
     let endpoint = component("c").endpoint("e").unwrap();
     let engine = engine_fn(|ctx: Context, _: GenerateRequest| async move {
-        Ok(ResponseStream::from_items(&ctx, [rank_of(&ctx)?]))
+        let token_ids = vec![rank_of(&ctx)?];
+        Ok(ResponseStream::from_items(&ctx, [GenerateChunk { token_ids, ..Default::default() }]))
     });
     let serving = serve(&endpoint, engine).await;
     let client = endpoint.client().await.unwrap();
@@ -56,7 +56,8 @@ async fn an_engine_sees_exactly_the_ranks_that_were_chosen() {
             0 => picked.generate(inherited, request).await.unwrap(),
             _ => queued.generate(inherited, request).await.unwrap(),
         };
-        *seen.entry(stream.next().await.unwrap().unwrap()).or_insert(0) += 1;
+        let rank = stream.next().await.unwrap().unwrap().token_ids[0];
+        *seen.entry(rank).or_insert(0) += 1;
         streams.push(stream);
         for rank in 0..RANKS {
             let booked = router.load(WorkerId { instance: serving.instance().id, rank }).requests;
