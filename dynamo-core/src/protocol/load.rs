@@ -16,3 +16,21 @@ pub struct LoadReport {
     /// KV blocks in all.
     pub blocks_total: u64,
 }
+
+impl LoadReport {
+    /// What these reports are called among the events of their workers' component.
+    pub const EVENT: &'static str = "load_reports";
+
+    /// Returns the report of a worker that has nothing to do, and does not say how many blocks it
+    /// has.
+    pub const fn idle(worker: WorkerId) -> Self {
+        Self {
+            worker,
+            requests_running: 0,
+            requests_waiting: 0,
+            prefill_tokens: 0,
+            blocks_active: 0,
+            blocks_total: 0,
+        }
+    }
+}
