@@ -73,7 +73,7 @@ pub use events::{
     Diagnosis, DiagnosisChange, DiagnosisObserver, EventFeed, EventMetrics, EventStats,
     ResyncConfig,
 };
-pub use load::{Booking, BookingExchange, ExchangeConfig, Load};
+pub use load::{Booking, BookingExchange, ExchangeConfig, Load, LoadFeed, LoadMetrics};
 pub use queue::{QueueConfig, QueuePolicy, QueuedPool, QueuedRouter};
 pub use router::{Constraints, Decision, KvRouter, Preference, RouterConfig, RouterStats};
 pub use workers::{RANKS_LABEL, ReleaseListener, Slot};

@@ -3,7 +3,9 @@
 
 mod booking;
 mod exchange;
+mod feed;
 mod leases;
+pub mod metrics;
 mod others;
 mod pace;
 mod replicas;
@@ -16,6 +18,8 @@ mod table;
 
 pub use booking::Booking;
 pub use exchange::{BookingExchange, ExchangeConfig};
+pub use feed::LoadFeed;
+pub use metrics::LoadMetrics;
 
 pub(crate) use booking::expire;
 pub(crate) use pace::{Pace, Paced};

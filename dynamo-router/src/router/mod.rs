@@ -129,11 +129,13 @@ impl KvRouter {
         self.choose(&self.0.fleet.load(), request, constraints)
     }
 
-    /// Takes in what a worker said of its load at `at`; `false` if something newer is known.
+    /// Takes in what a worker said of its load at `at`; `false` if something newer is known, or the
+    /// worker is not.
     ///
     /// Counts less and less until it is [`RouterConfig::report_max`] old, and then not at all.
+    /// [`LoadFeed`](crate::LoadFeed) calls it for all workers of a component.
     pub fn report(&self, report: &LoadReport, at: Instant) -> bool {
-        let seat = self.hear_of(report.worker);
+        let seat = self.known(report.worker);
         let is_news = seat.is_some_and(|seat| seat.load.report(report, self.0.common.ns(at)));
         if is_news {
             self.0.common.released(report.worker);
@@ -186,7 +188,7 @@ impl KvRouter {
 
     /// Returns how busy `worker` is.
     pub fn load(&self, worker: WorkerId) -> Load {
-        let seat = self.members().get(worker);
+        let seat = self.known(worker);
         let now = self.0.common.now_ns();
         seat.map(|seat| seat.load.load(seat.load.booked(), now, self.0.report_max_ns))
             .unwrap_or_default()
@@ -194,7 +196,7 @@ impl KvRouter {
 
     /// Returns a worker's learned prefill time per token in seconds, once there is one.
     pub fn prefill_s_per_token(&self, worker: WorkerId) -> Option<f64> {
-        self.members().get(worker).and_then(|seat| seat.load.speed().shown())
+        self.known(worker).and_then(|seat| seat.load.speed().shown())
     }
 
     /// Returns what the router holds at this moment.
@@ -253,6 +255,12 @@ impl KvRouter {
         self.members().knows(worker)
     }
 
+    /// Returns the seat of a worker that something is known of. One that is not gets none for what is
+    /// said again soon: whatever names workers that there are not takes up no room.
+    pub(crate) fn known(&self, worker: WorkerId) -> Option<Arc<Seat>> {
+        self.members().get(worker)
+    }
+
     fn look_after(&self, members: &Members) {
         let due = members.next_due(as_ns(ABSENT_MAX)).unwrap_or(u64::MAX);
         self.0.due.fetch_min(due, Ordering::Relaxed);
@@ -296,8 +304,8 @@ const ABSENT_MAX: Duration = Duration::from_secs(10);
 /// Chooses and books; the booking is the guard of the stream.
 ///
 /// A picker does not see what comes, so the prompt counts as waiting until the stream ends, unless
-/// the worker reports otherwise, and no speed is learned. [`PrefillDecode`](crate::PrefillDecode)
-/// does both.
+/// the worker reports otherwise ([`LoadFeed`](crate::LoadFeed)), and no speed is learned.
+/// [`PrefillDecode`](crate::PrefillDecode) sees it.
 impl Picker<GenerateRequest> for KvRouter {
     fn pick(
         &self,
