@@ -10,8 +10,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::Load;
-use super::replicas::{Booked, Shares, Wire};
+use super::replicas::{Shares, Statement, Teller, Wire};
 use crate::router::KvRouter;
 use crate::workers::ReleaseListener;
 
@@ -60,13 +59,73 @@ impl ExchangeConfig {
         self.ttl = ttl;
         self
     }
+
+    /// Returns how long a statement stands before it is said again: one or two may be lost.
+    pub(super) fn repeat_every(&self) -> Duration {
+        self.ttl / 4
+    }
 }
 
 /// Tells other routers over the same workers what one has booked, and lets it see what they have,
 /// until it is shut down or dropped.
 ///
+/// To be started wherever several routers serve one fleet: none sees the bookings of the others
+/// otherwise, and a burst that comes to all of them goes to the same worker.
+///
 /// Each message is the state, not what has changed: one that is lost, late or repeated costs
-/// nothing but time. Who ends says that it has nothing booked, and forgets the others.
+/// nothing but time. Who ends says that it has nothing booked, and forgets the others. What is
+/// booked on a worker that a router does not know yet counts there within a quarter of the
+/// [`ttl`](ExchangeConfig::ttl) once it does.
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use dynamo_core::discovery::{Address, Instance};
+/// use dynamo_core::name::{EndpointPath, Name};
+/// use dynamo_core::protocol::{BlockSize, CacheNamespace, GenerateRequest, InstanceId, Sampling};
+/// use dynamo_core::time::SystemClock;
+/// use dynamo_core::{Result, Runtime};
+/// use dynamo_router::{BookingExchange, Constraints, ExchangeConfig, KvRouter, RouterConfig};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<()> {
+/// # let (namespace, component) = (Name::new("demo")?, Name::new("llm")?);
+/// # let endpoint = EndpointPath { namespace, component, endpoint: Name::new("generate")? };
+/// # let worker = |id| Instance {
+/// #     id: InstanceId(id),
+/// #     incarnation: 0,
+/// #     endpoint: endpoint.clone(),
+/// #     address: Address(String::new()),
+/// #     labels: BTreeMap::new(),
+/// # };
+/// # let request = GenerateRequest::new(
+/// #     CacheNamespace::model("m"), BlockSize::DEFAULT, vec![7; 64], Sampling::default(),
+/// # );
+/// // Two front ends; each may as well be a process of its own, over NATS.
+/// let component = Runtime::in_process().namespace("demo")?.component("llm")?;
+/// let routers = [(); 2].map(|()| KvRouter::new(RouterConfig::default(), Arc::new(SystemClock)));
+/// let mut exchanges = Vec::new();
+/// for router in &routers {
+///     router.set_workers(&[worker(1), worker(2)])?;
+///     let config = ExchangeConfig::default();
+///     exchanges.push(BookingExchange::start(router, &component, config).await?);
+/// }
+///
+/// let first = routers[0].route(&request, &Constraints::default())?;
+/// while routers[1].load(first.worker).requests == 0 {
+///     tokio::time::sleep(Duration::from_millis(1)).await;
+/// }
+/// let second = routers[1].route(&request, &Constraints::default())?;
+/// assert_ne!(first.worker, second.worker, "the other one's booking makes its worker the busier one");
+///
+/// for exchange in exchanges {
+///     exchange.shutdown().await;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping the exchange stops it"]
 pub struct BookingExchange {
@@ -97,10 +156,19 @@ impl BookingExchange {
         let _noticed = router.on_change(move |_, _| notified.notify_one());
         let (ttl, interval) = (config.ttl.max(TTL_MIN), config.interval.max(INTERVAL_MIN));
         let config = ExchangeConfig { ttl, interval, ..config };
-        let shares = Shares::new(config.router, ttl);
-        let said = Said { seq: 0, at: SystemClock.now(), loads: Vec::new() };
-        let exchange =
-            Exchange { config, router, changed, _noticed, publisher, listener, shares, said };
+        let now = SystemClock.now();
+        let (teller, shares) = (Teller::new(&config, now), Shares::new(config.router, ttl));
+        let exchange = Exchange {
+            see_at: now + config.repeat_every(),
+            config,
+            router,
+            changed,
+            _noticed,
+            publisher,
+            listener,
+            teller,
+            shares,
+        };
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(exchange.run(shutdown.clone()));
         Ok(Self { tasks, _shutdown_on_drop: shutdown.clone().drop_guard(), shutdown })
@@ -124,72 +192,61 @@ struct Exchange {
     _noticed: ReleaseListener,
     publisher: Publisher<Wire>,
     listener: Subscriber<Wire>,
+    teller: Teller,
     shares: Shares,
-    said: Said,
-}
-
-/// The last message; before the first, nothing at the start.
-struct Said {
-    seq: u64,
-    at: Instant,
-    loads: Vec<(WorkerId, Load)>,
+    /// When the router is to see again what all others have booked.
+    see_at: Instant,
 }
 
 impl Exchange {
     async fn run(mut self, stop: CancellationToken) {
-        let mut has_changed = true;
         loop {
-            let due = self.due(has_changed);
+            let (due, has_changed) = (self.due(), self.teller.has_changed());
             tokio::select! {
                 () = stop.cancelled() => break,
                 delivery = self.listener.recv() => match delivery {
                     None => break,
                     Some(Delivery::Event { value }) => {
-                        let changed = self.shares.hear(Booked::from_wire(value), SystemClock.now());
+                        let said = Statement::from_wire(value);
+                        let changed = self.shares.hear(said, SystemClock.now());
                         self.see(changed);
                     }
                     // What is lost comes again, whole.
                     Some(_) => {}
                 },
-                () = self.changed.notified(), if !has_changed => has_changed = true,
-                () = tokio::time::sleep_until(due.into()) => {
-                    let now = SystemClock.now();
-                    if now >= self.message_due(has_changed) {
-                        self.tell(self.router.booked(), now);
-                        has_changed = false;
-                    }
-                    let changed = self.shares.forget_silent(now);
-                    self.see(changed);
-                }
+                () = self.changed.notified(), if !has_changed => self.teller.changed(),
+                () = tokio::time::sleep_until(due.into()) => self.tick(SystemClock.now()),
             }
         }
-        self.tell(Vec::new(), SystemClock.now());
+        let last = self.teller.end(SystemClock.now());
+        self.publish(&last);
         self.router.forget_others();
     }
 
     /// Returns when there is something to do next.
-    fn due(&self, has_changed: bool) -> Instant {
-        let message = self.message_due(has_changed);
-        self.shares.next_silent().map_or(message, |silent| silent.min(message))
+    fn due(&self) -> Instant {
+        let silent = self.shares.next_silent();
+        [Some(self.see_at), silent].into_iter().flatten().fold(self.teller.due(), Instant::min)
     }
 
-    fn message_due(&self, has_changed: bool) -> Instant {
-        let wait = if has_changed { self.config.interval } else { self.config.ttl / 4 };
-        self.said.at + wait
-    }
-
-    /// Says what is booked, unless that has just been said.
-    fn tell(&mut self, loads: Vec<(WorkerId, Load)>, now: Instant) {
-        if self.said.loads == loads && now < self.message_due(false) {
-            return;
+    /// Does what is due.
+    fn tick(&mut self, now: Instant) {
+        if let Some(said) = self.teller.tell(now, || self.router.booked()) {
+            self.publish(&said);
         }
-        let seq = self.said.seq + 1;
-        let ExchangeConfig { router, epoch, .. } = self.config;
-        let booked = Booked { router, epoch, seq, loads };
-        if let Err(error) = self.publisher.publish(&booked.to_wire()) {
+        let changed = self.shares.forget_silent(now);
+        self.see(changed);
+        if now >= self.see_at {
+            // Who has come since knows of nothing that was said before.
+            self.router.set_others(self.shares.sums());
+            self.see_at = now + self.config.repeat_every();
+        }
+    }
+
+    fn publish(&self, said: &Wire) {
+        if let Err(error) = self.publisher.publish(said) {
             tracing::debug!(%error, "what is booked could not be told");
         }
-        self.said = Said { seq, at: now, loads: booked.loads };
     }
 
     /// Lets the router see what others have booked.

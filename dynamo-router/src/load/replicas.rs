@@ -1,4 +1,4 @@
-//! What other routers over the same workers have booked: pure.
+//! What routers over the same workers tell each other of what they have booked: pure.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use dynamo_core::protocol::WorkerId;
 
 use super::Load;
+use super::exchange::ExchangeConfig;
 
 /// What one router has booked, all of it: a message that is lost or told twice does no harm, the
 /// next one says all there is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Booked {
+pub(crate) struct Statement {
     /// Who says it.
     pub(crate) router: u64,
     /// Grows when a router of that name starts anew.
@@ -21,11 +22,11 @@ pub(crate) struct Booked {
     pub(crate) loads: Vec<(WorkerId, Load)>,
 }
 
-/// The form of [`Booked`] on the event plane: router, epoch, seq; per worker requests, those
+/// The form of [`Statement`] on the event plane: router, epoch, seq; per worker requests, those
 /// decoding, prompt tokens to prefill, blocks.
 pub(crate) type Wire = (u64, u64, u64, Vec<(WorkerId, [u64; 4])>);
 
-impl Booked {
+impl Statement {
     pub(crate) fn to_wire(&self) -> Wire {
         let loads = self.loads.iter().map(|(worker, load)| {
             let Load { requests, decoding, prefill_tokens, blocks, .. } = *load;
@@ -42,6 +43,67 @@ impl Booked {
             (worker, Load { requests, decoding, prefill_tokens, blocks, blocks_total: 0 })
         });
         Self { router, epoch, seq, loads: loads.collect() }
+    }
+}
+
+/// What a router says of itself, and when.
+#[derive(Debug)]
+pub(crate) struct Teller {
+    interval: Duration,
+    repeat_every: Duration,
+    /// Something may be booked that it has not said.
+    has_changed: bool,
+    said_at: Instant,
+    /// Before the first, that nothing is booked.
+    last: Statement,
+}
+
+impl Teller {
+    /// Creates the teller of the router that `config` names, at its start.
+    pub(crate) fn new(config: &ExchangeConfig, now: Instant) -> Self {
+        let last =
+            Statement { router: config.router, epoch: config.epoch, seq: 0, loads: Vec::new() };
+        let (interval, repeat_every) = (config.interval, config.repeat_every());
+        Self { interval, repeat_every, has_changed: true, said_at: now, last }
+    }
+
+    /// Takes in that what is booked may have changed.
+    pub(crate) fn changed(&mut self) {
+        self.has_changed = true;
+    }
+
+    pub(crate) fn has_changed(&self) -> bool {
+        self.has_changed
+    }
+
+    /// Returns when it is to look at what is booked.
+    pub(crate) fn due(&self) -> Instant {
+        self.said_at + if self.has_changed { self.interval } else { self.repeat_every }
+    }
+
+    /// Returns what to say of `booked`, if it is time to, and unless that has just been said.
+    pub(crate) fn tell(
+        &mut self,
+        now: Instant,
+        booked: impl FnOnce() -> Vec<(WorkerId, Load)>,
+    ) -> Option<Wire> {
+        if now < self.due() {
+            return None;
+        }
+        let loads = booked();
+        self.has_changed = false;
+        (self.last.loads != loads || now >= self.due()).then(|| self.say(loads, now))
+    }
+
+    /// Returns what to say last: that nothing is booked.
+    pub(crate) fn end(&mut self, now: Instant) -> Wire {
+        self.say(Vec::new(), now)
+    }
+
+    fn say(&mut self, loads: Vec<(WorkerId, Load)>, now: Instant) -> Wire {
+        self.last.seq += 1;
+        (self.last.loads, self.said_at) = (loads, now);
+        self.last.to_wire()
     }
 }
 
@@ -73,8 +135,8 @@ impl Shares {
     /// Takes in a message; returns the workers whose sum has changed.
     ///
     /// What is not newer than the last of its router changes nothing.
-    pub(crate) fn hear(&mut self, booked: Booked, now: Instant) -> Vec<WorkerId> {
-        let Booked { router, epoch, seq, loads } = booked;
+    pub(crate) fn hear(&mut self, statement: Statement, now: Instant) -> Vec<WorkerId> {
+        let Statement { router, epoch, seq, loads } = statement;
         let known = self.routers.get(&router);
         let is_old = known.is_some_and(|known| (epoch, seq) <= (known.epoch, known.seq));
         let is_too_many = known.is_none() && self.routers.len() >= ROUTERS_MAX;
@@ -101,6 +163,11 @@ impl Shares {
     /// Returns what all other routers together have booked on `worker`.
     pub(crate) fn sum(&self, worker: WorkerId) -> Load {
         self.sums.get(&worker).copied().unwrap_or_default()
+    }
+
+    /// Returns the sums, of each worker that others have booked anything on.
+    pub(crate) fn sums(&self) -> impl Iterator<Item = (WorkerId, Load)> + '_ {
+        self.sums.iter().map(|(worker, load)| (*worker, *load))
     }
 
     /// Returns when the next router will have been silent for too long.
@@ -141,124 +208,4 @@ const WORKERS_MAX: usize = 65_536;
 const COUNT_MAX: usize = usize::MAX / (2 * ROUTERS_MAX);
 
 #[cfg(test)]
-mod tests {
-    use dynamo_core::protocol::InstanceId;
-    use dynamo_core::time::{Clock, SystemClock};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const TTL: Duration = Duration::from_secs(3);
-
-    fn worker(id: u64) -> WorkerId {
-        WorkerId::new(InstanceId(id))
-    }
-
-    fn load(requests: usize) -> Load {
-        let prefill_tokens = requests * 64;
-        Load { requests, decoding: requests / 2, prefill_tokens, blocks: requests, blocks_total: 0 }
-    }
-
-    fn said(router: u64, epoch: u64, seq: u64, loads: &[(u64, usize)]) -> Booked {
-        let loads = loads.iter().map(|&(id, requests)| (worker(id), load(requests))).collect();
-        Booked { router, epoch, seq, loads }
-    }
-
-    #[test]
-    fn the_last_word_of_each_router_counts_and_ones_own_does_not() {
-        let now = SystemClock.now();
-        let mut shares = Shares::new(7, TTL);
-        assert_eq!(shares.hear(said(1, 0, 5, &[(1, 3), (2, 1)]), now), [worker(1), worker(2)]);
-        assert_eq!(shares.hear(said(2, 0, 0, &[(1, 2)]), now), [worker(1)]);
-        assert_eq!(shares.sum(worker(1)), load(3).plus(load(2)));
-        assert_eq!(shares.hear(said(7, 0, 0, &[(1, 9)]), now), []);
-        assert_eq!(shares.hear(said(1, 0, 5, &[(1, 9)]), now), [], "told twice");
-        assert_eq!(shares.hear(said(1, 0, 4, &[(1, 9)]), now), [], "overtaken");
-        assert_eq!(shares.hear(said(1, 0, 6, &[(2, 1)]), now), [worker(1)], "the rest is the same");
-        assert_eq!(shares.sum(worker(1)), load(2));
-        assert_eq!(shares.hear(said(1, 1, 0, &[]), now), [worker(2)], "it has started anew");
-        assert_eq!(shares.sum(worker(2)), Load::default());
-    }
-
-    #[test]
-    fn who_is_silent_is_forgotten_and_may_come_back() {
-        let start = SystemClock.now();
-        let mut shares = Shares::new(7, TTL);
-        shares.hear(said(1, 4, 9, &[(1, 3)]), start);
-        shares.hear(said(2, 0, 0, &[(1, 1)]), start + TTL / 2);
-        assert_eq!(shares.next_silent(), Some(start + TTL));
-        assert_eq!(shares.forget_silent(start + TTL / 2), []);
-        // What is not news is no sign of life either: it may be a late one of a router that died.
-        shares.hear(said(1, 4, 9, &[(1, 3)]), start + TTL / 2);
-        assert_eq!(shares.forget_silent(start + TTL), [worker(1)]);
-        assert_eq!(shares.sum(worker(1)), load(1));
-        assert_eq!(shares.hear(said(1, 0, 0, &[(1, 3)]), start + TTL), [worker(1)]);
-        shares.forget_silent(start + 3 * TTL);
-        assert!(shares.sums.is_empty() && shares.next_silent().is_none());
-    }
-
-    #[test]
-    fn counts_no_fleet_has_add_up_all_the_same() {
-        let now = SystemClock.now();
-        let mut shares = Shares::new(7, TTL);
-        for router in 100..100 + 2 * ROUTERS_MAX as u64 {
-            let wire = (router, 0, 0, vec![(worker(1), [u64::MAX; 4]); 2]);
-            shares.hear(Booked::from_wire(wire), now);
-        }
-        assert_eq!(shares.routers.len(), ROUTERS_MAX);
-        assert_eq!(shares.sum(worker(1)).requests, COUNT_MAX * ROUTERS_MAX);
-        shares.forget_silent(now + TTL);
-        assert!(shares.sums.is_empty());
-    }
-
-    proptest! {
-        /// Whatever is lost, told twice or overtaken: once each router has been heard again, the
-        /// sums are the truth, and before that what each has said at some time.
-        #[test]
-        fn the_sums_converge_to_the_truth(
-            steps in prop::collection::vec((0..3u64, 0..4u64, 0..9usize, 0..8u8), 1..120),
-            seed in any::<u64>(),
-        ) {
-            let mut random = dynamo_core::random::Random::new(seed);
-            let now = SystemClock.now();
-            let mut shares = Shares::new(99, TTL);
-            let mut truth: [BTreeMap<WorkerId, Load>; 3] = Default::default();
-            let mut told: [(u64, u64); 3] = Default::default();
-            let mut on_the_way: Vec<Booked> = Vec::new();
-            for (router, id, requests, fault) in steps {
-                let at = usize::try_from(router).unwrap();
-                if requests == 0 {
-                    truth[at].remove(&worker(id));
-                } else {
-                    truth[at].insert(worker(id), load(requests));
-                }
-                let (epoch, seq) = &mut told[at];
-                if fault == 7 {
-                    // It starts anew, with nothing booked.
-                    (*epoch, *seq) = (*epoch + 1, 0);
-                    truth[at].clear();
-                }
-                *seq += 1;
-                let loads = truth[at].iter().map(|(worker, load)| (*worker, *load)).collect();
-                let booked = Booked { router, epoch: *epoch, seq: *seq, loads };
-                let copies = match fault { 0 => 0, 1 => 2, _ => 1 };
-                on_the_way.extend(std::iter::repeat_n(booked, copies));
-                // Some wait and come in another order.
-                while fault != 2 && let Some(next) = random.below(on_the_way.len()) {
-                    shares.hear(on_the_way.swap_remove(next), now);
-                }
-            }
-            for (at, (epoch, seq)) in told.into_iter().enumerate() {
-                let loads = truth[at].iter().map(|(worker, load)| (*worker, *load)).collect();
-                let booked = Booked { router: at as u64, epoch, seq: seq + 1, loads };
-                shares.hear(Booked::from_wire(booked.to_wire()), now);
-            }
-            on_the_way.into_iter().for_each(|late| drop(shares.hear(late, now)));
-            for id in 0..4 {
-                let of = |loads: &BTreeMap<_, _>| loads.get(&worker(id)).copied();
-                let sum = truth.iter().filter_map(of).fold(Load::default(), Load::plus);
-                prop_assert_eq!(shares.sum(worker(id)), sum);
-            }
-        }
-    }
-}
+mod tests;

@@ -74,10 +74,10 @@ impl KvRouter {
         booked
     }
 
-    /// Takes in what other routers have booked on some workers.
+    /// Takes in what other routers have booked on some workers; of those that this one knows.
     pub(crate) fn set_others(&self, loads: impl IntoIterator<Item = (WorkerId, Load)>) {
         for (worker, load) in loads {
-            if let Some(seat) = self.hear_of(worker)
+            if let Some(seat) = self.known(worker)
                 && seat.load.set_others(load)
             {
                 self.0.common.released(worker);

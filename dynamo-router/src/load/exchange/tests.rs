@@ -5,6 +5,7 @@ use dynamo_core::{Instance, Runtime};
 
 use super::*;
 use crate::fixtures::{self, holds, instance, worker};
+use crate::load::Load;
 use crate::router::{Constraints, Decision, RouterConfig};
 
 fn workers(count: u64) -> Vec<Instance> {
@@ -83,6 +84,7 @@ async fn routers_that_tell_each_other_do_not_herd() {
 #[tokio::test(start_paused = true)]
 async fn a_router_that_dies_is_forgotten_and_what_it_said_does_not_latch() {
     let (component, router) = (component(), router());
+    router.set_workers(&workers(8)).unwrap();
     let config = ExchangeConfig::default().with_ttl(Duration::from_secs(2)).with_router(1, 0);
     let exchange = BookingExchange::start(&router, &component, config).await.unwrap();
     let dead = component.publisher::<Wire>(EVENT).unwrap();
@@ -92,6 +94,31 @@ async fn a_router_that_dies_is_forgotten_and_what_it_said_does_not_latch() {
     until_others_have(&router, 0).await;
     let lasted = SystemClock.now() - started;
     assert!((2.0..2.1).contains(&lasted.as_secs_f64()), "{lasted:?}");
+    exchange.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_said_of_a_worker_before_it_came_or_was_forgotten_counts_once_it_is_there() {
+    let (component, router) = (component(), router());
+    let ttl = Duration::from_secs(60);
+    let config = ExchangeConfig::default().with_ttl(ttl);
+    let exchange = BookingExchange::start(&router, &component, config).await.unwrap();
+    let other = component.publisher::<Wire>(EVENT).unwrap();
+    let loads = vec![(worker(0), [1, 0, 64, 4]), (worker(5), [3, 0, 640, 40])];
+    other.publish(&(2, 0, 1, loads)).unwrap();
+    until_others_have(&router, 1).await;
+    assert_eq!(router.load(worker(5)), Load::default(), "nobody knows it");
+    router.set_workers(&workers(8)).unwrap();
+    until_others_have(&router, 4).await;
+
+    // It is away for so long that nobody has its seat any more, and comes back.
+    router.set_workers(&workers(4)).unwrap();
+    tokio::time::advance(Duration::from_secs(11)).await;
+    router.tidy();
+    until_others_have(&router, 1).await;
+    router.set_workers(&workers(8)).unwrap();
+    assert_eq!(router.load(worker(5)), Load::default(), "its seat is another one");
+    until_others_have(&router, 4).await;
     exchange.shutdown().await;
 }
 
@@ -115,11 +142,12 @@ async fn messages_are_as_many_as_the_interval_allows_and_signs_of_life_without_c
     while let Ok(Some(Delivery::Event { value })) =
         tokio::time::timeout(Duration::from_secs(1), hears.recv()).await
     {
-        said.push(Booked::from_wire(value));
+        said.push(Statement::from_wire(value));
     }
     assert!((6..=18).contains(&said.len()), "{} messages", said.len());
     assert!(said.windows(2).all(|two| two[0].seq < two[1].seq));
-    let requests = |said: &Booked| said.loads.iter().map(|(_, load)| load.requests).sum::<usize>();
+    let requests =
+        |said: &Statement| said.loads.iter().map(|(_, load)| load.requests).sum::<usize>();
     assert_eq!(requests(&said[said.len() - 2]), 4, "a sign of life says all there is");
     assert_eq!(requests(said.last().unwrap()), 0, "the end is said");
 }
