@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use dynamo_core::name::EndpointPath;
 use dynamo_core::protocol::{
-    BlockSize, GenerateChunk, GenerateRequest, InstanceId, KvEvent, WorkerId,
+    BlockSize, GenerateChunk, GenerateRequest, InstanceId, KvEvent, LoadReport, WorkerId,
 };
+use dynamo_core::server::{LoadPublisher, LoadPublisherConfig};
 use dynamo_core::time::SystemClock;
 use dynamo_core::{
     Client, Component, Error, ErrorKind, Namespace, Result, Runtime, ServeOptions, Serving,
@@ -25,7 +26,7 @@ use dynamo_core::{
 use dynamo_kv::metrics::BlockMetrics;
 use dynamo_kv::{BlockManager, Handoff, HandoffConfig, ManagerConfig, SnapshotEngine};
 use dynamo_router::disagg::{DisaggConfig, Observer, Pool, PrefillDecode, Split};
-use dynamo_router::{EventFeed, KvRouter, ResyncConfig, RouterConfig};
+use dynamo_router::{EventFeed, KvRouter, LoadFeed, ResyncConfig, RouterConfig};
 use dynamo_transfer::{Agent, AgentConfig, MemoryFabric};
 
 use crate::disk::DiskOptions;
@@ -69,7 +70,7 @@ pub struct Graph {
     workers: Vec<GraphWorker>,
     clients: Vec<Client<GenerateRequest, GenerateChunk>>,
     routers: Vec<KvRouter>,
-    feeds: Vec<EventFeed>,
+    feeds: Vec<(EventFeed, LoadFeed)>,
 }
 
 /// One worker of a graph.
@@ -81,6 +82,7 @@ pub struct GraphWorker {
     pub worker: LlamaWorker,
     serving: Serving,
     agent: Agent,
+    load: LoadPublisher,
     _blocks: Arc<BlockMetrics>,
     _snapshots: Serving,
 }
@@ -125,8 +127,11 @@ impl GraphWorker {
         let worker = LlamaWorker::new(Arc::clone(model), manager, handoff, config.worker.clone());
         let options = ServeOptions::default().with_instance(id).with_label(WORKER, name);
         let serving = component.endpoint("generate")?.serve_with(worker.clone(), options).await?;
+        let (reports, busy) = (component.publisher(LoadReport::EVENT)?, worker.clone());
+        let load =
+            LoadPublisher::start(reports, move || busy.load(), LoadPublisherConfig::default());
         let (_blocks, _snapshots) = (blocks, snapshots);
-        Ok(Self { name: name.to_owned(), worker, serving, agent, _blocks, _snapshots })
+        Ok(Self { name: name.to_owned(), worker, serving, agent, load, _blocks, _snapshots })
     }
 
     /// Returns the instance that requests are routed to.
@@ -149,6 +154,7 @@ impl GraphWorker {
         if report.killed > 0 {
             tracing::warn!(worker = self.name, ?report, "requests ended by shutdown");
         }
+        self.load.shutdown().await;
         self.worker.shutdown().await;
         self.agent.shutdown().await;
     }
@@ -252,8 +258,9 @@ impl Graph {
                 Error::new(ErrorKind::DeadlineExceeded, message)
             })?;
         }
-        for feed in self.feeds {
-            feed.shutdown().await;
+        for (events, load) in self.feeds {
+            events.shutdown().await;
+            load.shutdown().await;
         }
         drop((self.engine, self.clients));
         self.runtime.shutdown(ENDING_MAX).await
@@ -270,7 +277,7 @@ impl fmt::Debug for Graph {
 struct FrontEnd {
     runtime: Runtime,
     pools: Vec<(Component, KvRouter)>,
-    feeds: Vec<EventFeed>,
+    feeds: Vec<(EventFeed, LoadFeed)>,
 }
 
 impl FrontEnd {
@@ -283,7 +290,9 @@ impl FrontEnd {
             let events = component.subscriber::<KvEvent>(KV_EVENTS).await?;
             let snapshots = component.endpoint(KV_SNAPSHOT)?.client().await?;
             let (config, known) = (ResyncConfig::default(), router.clone());
-            feeds.push(EventFeed::start_with_snapshots(known, events, snapshots, config));
+            let events = EventFeed::start_with_snapshots(known, events, snapshots, config);
+            let reports = component.subscriber(LoadReport::EVENT).await?;
+            feeds.push((events, LoadFeed::start(router.clone(), reports)));
             pools.push((component, router));
         }
         Ok(Self { runtime, pools, feeds })

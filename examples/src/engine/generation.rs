@@ -5,6 +5,7 @@ use dynamo_core::protocol::{FinishReason, GenerateChunk, LoadedTokens, Sampling,
 use dynamo_core::{Context, Error, ErrorKind, Result};
 use dynamo_kv::TokenSequence;
 
+use super::load::Share;
 use super::sequence::SequenceKv;
 use super::{Inner, Progress, is_stop};
 use crate::model::{self, sample};
@@ -19,6 +20,7 @@ pub(super) struct Generation {
     prompt_tokens: usize,
     cached_tokens: usize,
     loaded: LoadedTokens,
+    share: Share,
 }
 
 impl Generation {
@@ -28,6 +30,7 @@ impl Generation {
         request: &GenerateRequest,
         sequence: TokenSequence,
         kv: SequenceKv,
+        share: Share,
     ) -> Self {
         Self {
             worker: Arc::clone(worker),
@@ -38,6 +41,7 @@ impl Generation {
             loaded: kv.loaded(),
             sequence,
             kv,
+            share,
         }
     }
 
@@ -129,7 +133,8 @@ impl Generation {
         sample(logits, self.sampling.temperature, self.sampling.top_p, self.sampling.seed, position)
     }
 
-    fn report_progress(&self) {
+    fn report_progress(&mut self) {
+        self.share.set_prefill(self.prompt_tokens.saturating_sub(self.kv.tokens()));
         (self.worker.options.on_progress)(&Progress {
             request: self.ctx.id(),
             tokens_done: self.kv.tokens(),

@@ -15,6 +15,7 @@
 mod admit;
 mod cost;
 mod generation;
+mod load;
 mod sequence;
 
 use std::fmt;
@@ -33,6 +34,7 @@ use tokio_util::task::TaskTracker;
 use crate::model::{Model, ModelConfig};
 pub use cost::measure;
 use generation::Generation;
+use load::{Busy, Share};
 use sequence::SequenceKv;
 
 /// Serves a model over a block manager's memory; cheap to clone.
@@ -45,6 +47,7 @@ struct Inner {
     handoff: Handoff,
     options: WorkerOptions,
     compute: Arc<Semaphore>,
+    busy: Arc<Busy>,
     tasks: TaskTracker,
 }
 
@@ -100,6 +103,7 @@ impl LlamaWorker {
             handoff,
             options,
             compute,
+            busy: Arc::default(),
             tasks: TaskTracker::new(),
         }))
     }
@@ -199,11 +203,16 @@ impl Inner {
     ) -> Result<()> {
         let sequence =
             TokenSequence::new(&request.namespace, request.blocks.block_size(), &request.token_ids);
+        let prefill_tokens = match request.stage {
+            Stage::Full | Stage::Prefill => request.token_ids.len(),
+            Stage::Decode { .. } => 0,
+        };
+        let share = self.busy.begin(prefill_tokens);
         match request.stage.clone() {
             Stage::Full => {
                 let permit = self.admit(Some(&sequence)).await?;
                 let kv = SequenceKv::acquire(&self.manager, &sequence).await;
-                let generation = Generation::new(self, ctx, &request, sequence, kv);
+                let generation = Generation::new(self, ctx, &request, sequence, kv, share);
                 let sender = Arc::clone(sender);
                 self.compute(permit, move || {
                     let mut generation = generation;
@@ -212,14 +221,14 @@ impl Inner {
                 })
                 .await
             }
-            Stage::Prefill => self.prefill(ctx, &request, sequence, sender).await,
+            Stage::Prefill => self.prefill(ctx, &request, sequence, share, sender).await,
             Stage::Decode { ticket, first_token } => {
                 let (kv, report) = self.pull(ctx, &ticket, &sequence).await?;
                 let permit = self.admit(None).await?;
                 sender
                     .send(GenerateChunk { handoff: Some(report), ..GenerateChunk::default() })
                     .await?;
-                let mut generation = Generation::new(self, ctx, &request, sequence, kv);
+                let mut generation = Generation::new(self, ctx, &request, sequence, kv, share);
                 let sender = Arc::clone(sender);
                 self.compute(permit, move || {
                     generation.decode(first_token, false, &mut |chunk| sender.send_blocking(chunk))
@@ -236,11 +245,12 @@ impl Inner {
         ctx: &Context,
         request: &GenerateRequest,
         sequence: TokenSequence,
+        share: Share,
         sender: &Arc<ResponseSender<GenerateChunk>>,
     ) -> Result<()> {
         let permit = self.admit(Some(&sequence)).await?;
         let kv = SequenceKv::acquire(&self.manager, &sequence).await;
-        let mut generation = Generation::new(self, ctx, request, sequence, kv);
+        let mut generation = Generation::new(self, ctx, request, sequence, kv, share);
         let (first, generation) =
             self.compute(permit, move || Ok((generation.prefill()?, generation))).await?;
         let usage = |completion_tokens| Some(Usage { completion_tokens, ..generation.usage() });
