@@ -7,7 +7,7 @@ use dynamo_core::protocol::WorkerId;
 use super::leases::LeaseId;
 use super::row::Claim;
 use super::speed::seconds;
-use crate::workers::{Seat, as_ns};
+use crate::workers::{Change, Seat, as_ns};
 
 /// One request's load on one worker; dropping it releases the load.
 ///
@@ -84,8 +84,11 @@ impl Booking {
 
     fn renew(&mut self, now: u64) {
         self.progress_ns = now;
-        if self.seat.load.progress(self.lease, now, self.is_decoding) {
-            self.seat.common().released(self.seat.worker());
+        let (worker, common) = (self.seat.worker(), self.seat.common());
+        match self.seat.load.progress(self.lease, now, self.is_decoding) {
+            Some(Change::Less) => common.released(worker),
+            Some(Change::More) => common.booked(worker),
+            None => {}
         }
     }
 

@@ -1,4 +1,5 @@
-use super::row::Claim;
+use super::Load;
+use super::row::{Claim, clamp};
 
 /// The leases of one worker's bookings; places are used anew, so that booking allocates nothing
 /// once there have been as many before.
@@ -7,6 +8,8 @@ pub(super) struct Leases {
     places: Vec<Place>,
     /// The last place that was given back; each names the one before.
     free: Option<LeaseId>,
+    /// What others had booked when the worker reported last, as far as they still have.
+    pub(super) others_reported: Load,
 }
 
 /// Where a lease is, as long as its booking lives.
@@ -25,11 +28,37 @@ pub(super) struct Lease {
     pub(super) claim: Claim,
     pub(super) is_decoding: bool,
     pub(super) is_expired: bool,
+    /// Whether it counted when the worker reported last.
+    pub(super) is_reported: bool,
     /// When there was progress last, in nanoseconds.
     pub(super) progress: u64,
 }
 
+impl Lease {
+    /// Returns what it counts for, unless it has expired.
+    pub(super) fn load(&self) -> Load {
+        let (tokens, blocks) = (self.claim.prefill_tokens, self.claim.blocks);
+        Load {
+            requests: 1,
+            decoding: self.is_decoding.into(),
+            prefill_tokens: if self.is_decoding { 0 } else { clamp(tokens.into()) },
+            blocks: clamp(blocks.into()),
+            blocks_total: 0,
+        }
+    }
+}
+
 impl Leases {
+    /// Takes in that the worker reports; returns what counts on it.
+    pub(super) fn report(&mut self) -> Load {
+        let mut booked = Load::default();
+        for lease in self.iter_mut().filter(|lease| !lease.is_expired) {
+            lease.is_reported = true;
+            booked = booked.plus(lease.load());
+        }
+        booked
+    }
+
     pub(super) fn insert(&mut self, lease: Lease) -> LeaseId {
         let Some(id) = self.free else {
             self.places.push(Place::Taken(lease));

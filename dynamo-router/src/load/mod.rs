@@ -2,11 +2,11 @@
 //! fast they are.
 
 mod booking;
+mod counts;
 mod exchange;
 mod feed;
 mod leases;
 pub mod metrics;
-mod others;
 mod pace;
 mod replicas;
 mod report;
@@ -63,6 +63,11 @@ impl Load {
             blocks: self.blocks.saturating_sub(part.blocks),
             blocks_total: self.blocks_total,
         }
+    }
+
+    /// Returns what both have, of each count.
+    pub(crate) fn shared(self, other: Self) -> Self {
+        self.less(self.less(other))
     }
 
     /// Requests that have no token yet.

@@ -1,12 +1,15 @@
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
 
 use dynamo_core::protocol::LoadReport;
 
 use super::Load;
 use super::leases::{Lease, LeaseId, Leases};
-use super::speed::Speed;
+use super::report::Reported;
+use super::speed::{Speed, Took};
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 use super::table::{Chunk, ROWS};
+use crate::workers::Change;
 
 /// One worker's load: a row of the table, which choices read without a lock.
 ///
@@ -17,6 +20,8 @@ pub(crate) struct Row {
     chunk: Arc<Chunk>,
     at: usize,
     leases: Mutex<Leases>,
+    /// Whether the worker may have prefilled for other routers since its last first token of ours.
+    is_shared: AtomicBool,
 }
 
 /// What is booked on a worker at a moment: prompt tokens (32 bits), requests (16), and of these
@@ -79,8 +84,8 @@ fn word(claim: Claim, is_decoding: bool) -> u64 {
 impl Row {
     /// Takes row `at` of `chunk`, which nobody has, and of which nothing is known from then on.
     pub(crate) fn take(chunk: &Arc<Chunk>, at: usize) -> Self {
-        let this =
-            Self { chunk: Arc::clone(chunk), at: at % ROWS, leases: Mutex::new(Leases::default()) };
+        let (chunk, leases) = (Arc::clone(chunk), Mutex::new(Leases::default()));
+        let this = Self { chunk, at: at % ROWS, leases, is_shared: AtomicBool::new(false) };
         this.chunk.forget(this.at);
         this
     }
@@ -92,6 +97,23 @@ impl Row {
 
     pub(crate) fn speed(&self) -> &Speed {
         &self.chunk.speeds[self.at]
+    }
+
+    /// Takes in that a worker with nothing of ours to prefill has got something.
+    pub(crate) fn began(&self, now: u64) {
+        self.is_shared.store(self.others().waiting() > 0, Ordering::Relaxed);
+        self.speed().began(now);
+    }
+
+    /// Learns from a first token behind `tokens` prefilled tokens, and returns what was learned:
+    /// nothing if the worker had the prompts of other routers to prefill as well.
+    pub(crate) fn first_token(&self, tokens: usize, now: u64) -> Option<Took> {
+        let is_shared = self.others().waiting() > 0;
+        if self.is_shared.swap(is_shared, Ordering::Relaxed) || is_shared {
+            self.speed().began(now);
+            return None;
+        }
+        self.speed().first_token(tokens, now)
     }
 
     pub(crate) fn booked(&self) -> Booked {
@@ -122,30 +144,34 @@ impl Row {
     /// Opens the lease of a claim that was reserved.
     pub(crate) fn open(&self, claim: Claim, now: u64) -> LeaseId {
         let is_decoding = claim.prefill_tokens == 0;
-        self.leases().insert(Lease { claim, is_decoding, is_expired: false, progress: now })
+        let (is_expired, is_reported, progress) = (false, false, now);
+        self.leases().insert(Lease { claim, is_decoding, is_expired, is_reported, progress })
     }
 
     /// Records progress at `now`, and that the prompt is prefilled if `is_decoding`; what has
-    /// expired is booked again. Tells whether the prompt's tokens have left the queue by it.
-    pub(crate) fn progress(&self, id: LeaseId, now: u64, is_decoding: bool) -> bool {
+    /// expired is booked again. Returns how the load has changed by it.
+    pub(crate) fn progress(&self, id: LeaseId, now: u64, is_decoding: bool) -> Option<Change> {
         let mut leases = self.leases();
         let lease = leases.get(id);
         lease.progress = lease.progress.max(now);
-        let was_decoding = lease.is_decoding;
+        let before = *lease;
         lease.is_decoding |= is_decoding;
         if lease.is_expired {
             let tokens = if lease.is_decoding { 0 } else { lease.claim.prefill_tokens };
             lease.is_expired =
                 !self.reserve_anyway(Claim { prefill_tokens: tokens, ..lease.claim });
-            return false;
+            return (!lease.is_expired).then_some(Change::More);
         }
-        if lease.is_decoding == was_decoding {
-            return false;
+        if lease.is_decoding == before.is_decoding {
+            return None;
+        }
+        if lease.is_reported {
+            self.reported().change(before.load(), lease.load());
         }
         // Each part of the word is the sum of what leases add to it, so none runs into the next.
         let change = word(lease.claim, true).wrapping_sub(word(lease.claim, false));
         self.word().fetch_add(change, Ordering::AcqRel);
-        true
+        Some(Change::Less)
     }
 
     /// Closes a lease, and tells whether anything was released by it.
@@ -164,8 +190,8 @@ impl Row {
         let mut expired = 0;
         for lease in leases.iter_mut() {
             if !lease.is_expired && lease.progress <= before {
-                lease.is_expired = true;
                 self.release(lease);
+                (lease.is_expired, lease.is_reported) = (true, false);
                 expired += 1;
             }
         }
@@ -173,16 +199,24 @@ impl Row {
     }
 
     fn release(&self, lease: &Lease) {
+        if lease.is_reported {
+            self.reported().change(lease.load(), Load::default());
+        }
         self.word().fetch_sub(word(lease.claim, lease.is_decoding), Ordering::AcqRel);
         self.chunk.blocks[self.at].fetch_sub(lease.claim.blocks.into(), Ordering::Relaxed);
     }
 
     /// Takes in what the worker said at `at`; `false` if something newer is known.
     pub(crate) fn report(&self, report: &LoadReport, at: u64) -> bool {
-        let booked = self.own().plus(self.chunk.others[self.at].load());
-        let is_news = self.chunk.reported[self.at].take_in(report, booked, at);
+        let mut leases = self.leases();
+        if !self.reported().is_news(at) {
+            return false;
+        }
+        leases.others_reported = self.others();
+        let booked = leases.report().plus(leases.others_reported);
+        self.reported().take_in(report, booked, at);
         self.chunk.set_corrected(self.at, true);
-        is_news
+        true
     }
 
     /// Returns the load, of which `booked` is the word seen, at `now`.
@@ -202,11 +236,24 @@ impl Row {
 
     /// Takes in what other routers have booked; tells whether that is another than it was.
     pub(crate) fn set_others(&self, load: Load) -> bool {
-        let is_news = self.chunk.others[self.at].set(load);
-        if is_news {
-            self.chunk.set_corrected(self.at, true);
+        let mut leases = self.leases();
+        let before = leases.others_reported;
+        leases.others_reported = before.shared(load);
+        self.reported().change(before, leases.others_reported);
+        if load.waiting() > 0 {
+            self.is_shared.store(true, Ordering::Relaxed);
         }
+        let is_news = self.chunk.others[self.at].set(load);
+        self.chunk.set_corrected(self.at, true);
         is_news
+    }
+
+    fn others(&self) -> Load {
+        self.chunk.others[self.at].load()
+    }
+
+    fn reported(&self) -> &Reported {
+        &self.chunk.reported[self.at]
     }
 
     fn word(&self) -> &AtomicU64 {

@@ -1,5 +1,5 @@
 use super::Load;
-use super::others::Others;
+use super::counts::Counts;
 use super::report::Reported;
 use super::row::{Booked, clamp};
 use super::speed::{Speed, halves};
@@ -15,7 +15,7 @@ pub(crate) struct Chunk {
     pub(super) speeds: [Speed; ROWS],
     /// One bit for each of whom more is known than what this router has booked.
     corrected: AtomicU64,
-    pub(super) others: [Others; ROWS],
+    pub(super) others: [Counts; ROWS],
     pub(super) reported: [Reported; ROWS],
 }
 
@@ -50,7 +50,7 @@ impl Default for Chunk {
             blocks: std::array::from_fn(|_| AtomicU64::new(0)),
             speeds: std::array::from_fn(|_| Speed::default()),
             corrected: AtomicU64::new(0),
-            others: std::array::from_fn(|_| Others::default()),
+            others: std::array::from_fn(|_| Counts::default()),
             reported: std::array::from_fn(|_| Reported::default()),
         }
     }

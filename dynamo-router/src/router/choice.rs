@@ -144,7 +144,7 @@ impl KvRouter {
                 continue;
             }
             if columns.booked(position).waiting() == 0 {
-                seat.load.speed().began(view.now);
+                seat.load.began(view.now);
             }
             seat.common().booked(chosen.worker);
             let others = match self.0.is_explained {

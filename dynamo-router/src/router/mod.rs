@@ -180,8 +180,8 @@ impl KvRouter {
     pub fn observe_first_token(&self, decision: &mut Decision) {
         decision.booking.prefill_done();
         decision.booking.progress(1);
-        let speed = &decision.booking.seat().load.speed();
-        if let Some(took) = speed.first_token(decision.prefill_tokens, self.0.common.now_ns()) {
+        let row = &decision.booking.seat().load;
+        if let Some(took) = row.first_token(decision.prefill_tokens, self.0.common.now_ns()) {
             self.0.common.pace.prefilled(took);
         }
     }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use crate::load::leases::LeaseId;
 use crate::load::{Claim, Load, Row};
+use crate::workers::Change;
 
 fn claim(prefill_tokens: u32, blocks: u32) -> Claim {
     Claim { prefill_tokens, blocks }
@@ -62,8 +63,11 @@ proptest! {
                 }
                 (1 | 2, Some(lease)) => {
                     let is_decoding = choice % 5 == 1;
-                    let releases = is_decoding && !lease.is_decoding && !lease.is_expired;
-                    prop_assert_eq!(row.progress(lease.id, now, is_decoding), releases);
+                    let change = match lease.is_expired {
+                        true => Some(Change::More),
+                        false => (is_decoding && !lease.is_decoding).then_some(Change::Less),
+                    };
+                    prop_assert_eq!(row.progress(lease.id, now, is_decoding), change);
                     lease.is_decoding |= is_decoding;
                     (lease.progress, lease.is_expired) = (now, false);
                 }
@@ -167,8 +171,48 @@ fn a_report_corrects_what_is_booked_and_fades() {
     assert_eq!(at(600).prefill_tokens, 950, "half of the correction is left");
     assert_eq!(at(1_100), load(&row), "too old: unknown");
     row.close(first);
-    assert_eq!(at(100).prefill_tokens, 0, "never below nothing");
+    assert_eq!(at(100).prefill_tokens, 200, "what came since is all there");
     row.close(second);
+}
+
+#[test]
+fn a_report_hides_nothing_that_is_booked_after_it() {
+    let row = Row::default();
+    let others = Load { requests: 2, prefill_tokens: 300, blocks: 4, ..Load::default() };
+    row.set_others(others);
+    let first = book(&row, claim(1_000, 10), 0);
+    let idle = LoadReport { blocks_active: 0, ..report(0, 0, 0) };
+    assert!(row.report(&idle, 100));
+    let at = |now| Load { blocks_total: 0, ..row.load(row.booked(), now, 1_000) };
+    assert_eq!(at(100), Load::default());
+    // What it had too much is released, and does not count against what is booked then.
+    row.progress(first, 100, true);
+    assert_eq!(at(100), Load::default());
+    row.close(first);
+    row.set_others(Load::default());
+    assert_eq!(at(100), Load::default());
+    let second = book(&row, claim(200, 5), 100);
+    let own = Load { requests: 1, prefill_tokens: 200, blocks: 5, ..Load::default() };
+    assert_eq!(at(100), own);
+    row.set_others(others);
+    assert_eq!(at(100), own.plus(others));
+    assert!(row.close(second));
+}
+
+#[test]
+fn no_speed_is_learned_from_a_worker_that_prefills_for_others_as_well() {
+    const SECOND: u64 = 1_000_000_000;
+    let row = Row::default();
+    let waiting = Load { requests: 2, decoding: 1, ..Load::default() };
+    row.began(SECOND);
+    row.set_others(waiting);
+    assert!(row.first_token(1_000, 3 * SECOND).is_none());
+    // They got theirs in between.
+    row.set_others(Load::default());
+    assert!(row.first_token(1_000, 5 * SECOND).is_none());
+    assert_eq!(row.first_token(1_000, 6 * SECOND).map(|took| took.seconds), Some(1.0));
+    row.set_others(Load { decoding: 2, ..waiting });
+    assert!(row.first_token(1_000, 7 * SECOND).is_some(), "who decodes is not in the way");
 }
 
 #[test]

@@ -41,7 +41,11 @@ fn what_goes_on_after_all_is_booked_again() {
     clock.advance(LEASE * 2);
     router.tidy();
     assert_eq!(router.load(worker(1)), Load::default());
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = Arc::clone(&told);
+    let _listener = router.on_change(move |_, change| tell.lock().unwrap().push(change));
     slow.booking.prefill_done();
+    assert_eq!(*told.lock().unwrap(), [Change::More]);
     let load = router.load(worker(1));
     assert_eq!((load.requests, load.decoding, load.prefill_tokens, load.blocks), (1, 1, 0, 4));
     drop(slow);

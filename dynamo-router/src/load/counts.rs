@@ -2,18 +2,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Load;
 
-/// What other routers have booked on a worker, as far as they have said.
+/// A load that is written in one place and read in others, of which no total is known.
 #[derive(Debug, Default)]
 #[repr(C)]
-pub(super) struct Others {
+pub(super) struct Counts {
     requests: AtomicUsize,
     decoding: AtomicUsize,
     prefill_tokens: AtomicUsize,
     blocks: AtomicUsize,
 }
 
-impl Others {
-    /// Replaces what they had booked; tells whether that was something else.
+impl Counts {
+    /// Replaces it; tells whether it was something else.
     pub(super) fn set(&self, load: Load) -> bool {
         let set = |field: &AtomicUsize, count| field.swap(count, Ordering::Relaxed) != count;
         set(&self.requests, load.requests)
