@@ -28,7 +28,7 @@ impl PrefixReader {
 
 pub(super) fn find(view: &View, hashes: &[SequenceHash], matches: &mut Matches) {
     matches.begin(&view.lanes);
-    let mut way = Way { behind: NONE, fetched: 0, now: view.clock.load(Relaxed) };
+    let mut way = Way { next: NONE, is_behind: false, fetched: 0, now: view.clock.load(Relaxed) };
     let mut depth = 0;
     while depth < hashes.len() && matches.path.is_anyone() {
         let count = way.go_on(view, hashes, depth, matches);
@@ -42,8 +42,10 @@ pub(super) fn find(view: &View, hashes: &[SequenceHash], matches: &mut Matches) 
 
 /// Where a query goes on.
 struct Way {
-    /// Right behind, if what stands there was stored as what follows; `NONE` otherwise.
-    behind: Place,
+    /// Where the sequence goes on, if it does so as it did for another; `NONE` if it did for nobody.
+    next: Place,
+    /// Whether that is right behind, as it mostly is.
+    is_behind: bool,
     /// Segments in a row that are on their way into the cache.
     fetched: usize,
     /// The index's own time, if it asks what is used.
@@ -59,18 +61,21 @@ impl Way {
         depth: usize,
         matches: &mut Matches,
     ) -> usize {
-        let SequenceHash(next) = hashes[depth];
+        let SequenceHash(hash) = hashes[depth];
         let mut count = 0;
-        if self.behind != NONE {
-            count = self.step(view, hashes, (self.behind, depth), matches);
+        if self.is_behind {
+            count = self.step(view, hashes, (self.next, depth), matches);
+        } else if self.next != NONE && view.is_at(self.next, hash) {
+            self.fetched = 0;
+            count = self.step(view, hashes, (self.next, depth), matches);
         }
         for attempt in 0..MOVES_MAX {
             if count > 0 {
                 break;
             }
             // Hardly ever another block looks like this one: that shows where it is looked at.
-            let is_it = |place| attempt == 0 || view.is_at(place, next);
-            let Some(place) = view.table.find(next, is_it) else { break };
+            let is_it = |place| attempt == 0 || view.is_at(place, hash);
+            let Some(place) = view.table.find(hash, is_it) else { break };
             self.fetched = 0;
             count = self.step(view, hashes, (place, depth), matches);
         }
@@ -95,9 +100,10 @@ impl Way {
         if count > 0 {
             segment.use_at(self.now);
         }
-        // That place is known without waiting for memory, so that the next step may begin before.
-        let behind = segment.end();
-        self.behind = if segment.head().next.load(Relaxed) == behind { behind } else { NONE };
+        // The place right behind is known without waiting for memory: the next step may begin before.
+        let (next, behind) = (segment.head().next.load(Relaxed), segment.end());
+        self.is_behind = next == behind;
+        self.next = if self.is_behind { behind } else { next };
         count
     }
 }
