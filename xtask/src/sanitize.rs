@@ -45,16 +45,19 @@ pub(crate) fn asan() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs the models of slots, of a shard of the pool and of a worker's load, in every order of their
+/// Runs the models of slots, of a shard of the pool, of a worker's load and of the prefix index, in every order of their
 /// threads.
 pub(crate) fn loom() -> Result<()> {
-    step("cargo test with loom: dynamo-transfer, slots; dynamo-kv, pool; dynamo-router, load");
+    step(
+        "cargo test with loom: dynamo-transfer, slots; dynamo-kv, pool; dynamo-router, load and index",
+    );
     let mut models = Command::new("cargo");
     models.args(["test", "--release", "--lib", "--locked", "--target-dir", "target/loom"]);
     for package in ["dynamo-transfer", "dynamo-kv", "dynamo-router"] {
         models.args(["--package", package]);
     }
-    models.args(["--", "slots::tests::models::", "pool::tests::", "load::tests::models::"]);
+    models.args(["--", "slots::tests::models::", "pool::tests::"]);
+    models.args(["load::tests::models::", "index::tests::models::"]);
     shell::run(models.env("RUSTFLAGS", "--cfg dynamo_loom"))
 }
 

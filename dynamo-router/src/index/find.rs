@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use arc_swap::ArcSwap;
 use dynamo_core::protocol::SequenceHash;
 
 use super::matches::Matches;
 use super::path::Stretch;
 use super::segment::Segment;
+use super::sync::Shared;
 use super::table::{NONE, Place};
 use super::view::View;
 
 /// Finds prefixes in an index, from any thread; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct PrefixReader(pub(super) Arc<ArcSwap<View>>);
+pub struct PrefixReader(pub(super) Arc<Shared<View>>);
 
 impl PrefixReader {
     /// Finds each worker's longest prefix of `hashes`, the sequence hashes of a prompt.

@@ -18,6 +18,7 @@
 //! | `coverage`, `lanes` | who holds which blocks of a segment |
 //! | `find`, `path`, `matches` | the way of a query, who holds all up to there, and the answer |
 //! | `store`, `remove`, `replace`, `spare` | what the writer does |
+//! | `sync` | what threads share |
 //! | `budget` | how much memory it may take |
 //! | `snapshot` | the index as bytes |
 //! | `approximate` | for engines that do not say what they hold |
@@ -37,14 +38,13 @@ mod segment;
 mod snapshot;
 mod spare;
 mod store;
+mod sync;
 mod table;
 mod view;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use arc_swap::ArcSwap;
 use dynamo_core::protocol::{SequenceHash, Tier};
 
 pub use approximate::{ApproximateIndex, ApproximateReader};
@@ -58,6 +58,7 @@ pub use provisional::ProvisionalCoverage;
 use remove::Sweep;
 pub use snapshot::SnapshotError;
 use spare::Spare;
+use sync::{Ordering, Shared};
 use view::{Lane, Lanes, View};
 
 use crate::workers::Slot;
@@ -65,7 +66,7 @@ use crate::workers::Slot;
 /// Takes in what workers store and remove; whoever asks does so through a
 /// [`reader`](Self::reader).
 pub struct PrefixIndex {
-    shared: Arc<ArcSwap<View>>,
+    shared: Arc<Shared<View>>,
     /// The same, without asking for it.
     view: Arc<View>,
     lanes: LaneBook,
@@ -102,7 +103,7 @@ impl PrefixIndex {
             bytes: view.bytes(),
             dropped_total: 0,
             stores: 0,
-            shared: Arc::new(ArcSwap::new(Arc::clone(&view))),
+            shared: Arc::new(Shared::new(Arc::clone(&view))),
             view,
             lanes: LaneBook::default(),
             sweep: Sweep::default(),

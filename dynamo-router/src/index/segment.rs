@@ -6,10 +6,10 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use dynamo_core::protocol::SequenceHash;
 
+use super::sync::{AtomicU32, AtomicU64, Ordering, fence, spin_loop};
 use super::table::{NONE, Place};
 
 /// Blocks of a segment at most: as many as a mask has bits.
@@ -17,7 +17,7 @@ pub(super) const SEGMENT_BLOCKS: usize = 64;
 
 /// Hashes that a chunk has room for.
 pub(super) const CHUNK_BLOCKS: usize = 1 << CHUNK_BITS;
-const CHUNK_BITS: u32 = 14;
+const CHUNK_BITS: u32 = if cfg!(dynamo_loom) { 3 } else { 14 };
 
 /// Segments have room for 4, 8, 16, 32 or 64 blocks.
 pub(super) const SIZES: usize = 5;
@@ -295,7 +295,7 @@ impl<'a> Segment<'a> {
                     return Some(value);
                 }
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         None
     }
@@ -313,7 +313,7 @@ impl<'a> Segment<'a> {
 }
 
 /// A write is over in less time, unless its thread was stopped in the middle.
-const ATTEMPTS: usize = 1_000;
+const ATTEMPTS: usize = if cfg!(dynamo_loom) { 2 } else { 1_000 };
 
 /// Segments that are fetched at a time: about as many lines as a core waits for at once.
 const ROW: usize = 8;

@@ -1,11 +1,11 @@
 //! Sequence hash → place: read by any thread while one writes.
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use dynamo_core::protocol::SequenceHash;
 
 use super::low_bits;
+use super::sync::{AtomicU64, Ordering};
 
 /// Where a block is: the number of its hash among all that segments have room for.
 pub(super) type Place = u32;
@@ -28,6 +28,14 @@ pub(super) struct Table(Box<[Bucket]>);
 struct Bucket {
     cells: [AtomicU64; CELLS],
     passed: AtomicU64,
+}
+
+/// Where a block is said to be.
+struct Found<'a> {
+    /// Buckets before the one that it stands in, from its own on.
+    distance: usize,
+    cell: &'a AtomicU64,
+    place: Place,
 }
 
 const CELLS: usize = 7;
@@ -56,11 +64,19 @@ impl Table {
 
     /// Finds the place of a block: the one of which `is_it` says so.
     pub(super) fn find(&self, hash: u64, is_it: impl Fn(Place) -> bool) -> Option<Place> {
-        let (home, tag) = self.home(hash);
-        for bucket in self.from(home) {
-            let cells = bucket.cells();
-            if let Some((_, place)) = find_in(&cells, tag, &is_it) {
-                return Some(place);
+        self.locate(self.home(hash), is_it).map(|found| found.place)
+    }
+
+    /// Finds the cell of a block.
+    #[inline]
+    fn locate(
+        &self,
+        (home, tag): (usize, u32),
+        is_it: impl Fn(Place) -> bool,
+    ) -> Option<Found<'_>> {
+        for (distance, bucket) in self.from(home).enumerate() {
+            if let Some((at, place)) = find_in(&bucket.cells(), tag, &is_it) {
+                return Some(Found { distance, cell: &bucket.cells[at], place });
             }
             if bucket.passed.load(Ordering::Relaxed) == 0 {
                 break;
@@ -129,29 +145,17 @@ impl Table {
     /// Says that a block is at another place.
     pub(super) fn replace(&self, hash: u64, old: Place, new: Place) {
         let (home, tag) = self.home(hash);
-        for bucket in self.from(home) {
-            if let Some((at, _)) = find_in(&bucket.cells(), tag, |place| place == old) {
-                bucket.cells[at].store(pack(tag, new), Ordering::Release);
-                break;
-            }
-            if bucket.passed.load(Ordering::Relaxed) == 0 {
-                break;
-            }
+        if let Some(found) = self.locate((home, tag), |place| place == old) {
+            found.cell.store(pack(tag, new), Ordering::Release);
         }
     }
 
     /// Removes a block.
     pub(super) fn remove(&self, hash: u64, place: Place) {
         let (home, tag) = self.home(hash);
-        for (distance, bucket) in self.from(home).enumerate() {
-            if let Some((at, _)) = find_in(&bucket.cells(), tag, |other| other == place) {
-                bucket.cells[at].store(EMPTY, Ordering::Relaxed);
-                self.from(home).take(distance).for_each(|bucket| add(&bucket.passed, u64::MAX));
-                break;
-            }
-            if bucket.passed.load(Ordering::Relaxed) == 0 {
-                break;
-            }
+        if let Some(found) = self.locate((home, tag), |other| other == place) {
+            found.cell.store(EMPTY, Ordering::Relaxed);
+            self.from(home).take(found.distance).for_each(|bucket| add(&bucket.passed, u64::MAX));
         }
     }
 
@@ -254,7 +258,7 @@ fn add(count: &AtomicU64, more: u64) {
 
 /// Percent of the cells: beyond it too many blocks have to go past their bucket.
 const FILL: usize = 70;
-const BUCKETS_MIN: usize = 16;
+const BUCKETS_MIN: usize = if cfg!(dynamo_loom) { 1 } else { 16 };
 
 /// 2^64 divided by the golden ratio, odd: Knuth, The Art of Computer Programming, volume 3, 6.4.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -4,9 +4,15 @@ use proptest::prelude::*;
 use super::reference::Reference;
 use super::*;
 
+#[cfg(not(dynamo_loom))]
 mod budget;
+#[cfg(dynamo_loom)]
+mod models;
+#[cfg(not(dynamo_loom))]
 mod snapshots;
+#[cfg(not(dynamo_loom))]
 mod staggered;
+#[cfg(not(dynamo_loom))]
 mod threads;
 
 pub(super) const TIERS: [Tier; 4] = [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote];

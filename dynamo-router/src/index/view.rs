@@ -1,9 +1,9 @@
 //! All that readers see: replaced where there is more or less of it, written to in place otherwise.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::segment::{Chunk, Segment, TIERS, chunk_of, first_of};
+use super::sync::{AtomicU32, AtomicU64, Ordering};
 use super::table::{NONE, Place, Table};
 
 /// A state of the index; what it refers to goes on changing.
@@ -48,7 +48,7 @@ pub(super) struct Partial {
 }
 
 /// Partial entries of a page.
-const PAGE_PARTIALS: usize = 1024;
+const PAGE_PARTIALS: usize = if cfg!(dynamo_loom) { 8 } else { 1024 };
 
 impl Lane {
     pub(super) fn new(number: usize, tier: usize) -> Option<Self> {
