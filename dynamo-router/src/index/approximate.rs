@@ -173,7 +173,7 @@ mod tests {
                 }
             }
             index.advance(now + TTL * 2);
-            prop_assert!(index.is_empty() && index.bytes() < 4096);
+            prop_assert!(index.is_empty() && index.index.view.bytes() < 4096);
         }
     }
 

@@ -45,6 +45,16 @@ impl LaneBook {
         self.of_slot.get(slot.index()).copied().filter(|lane| *lane != NONE)
     }
 
+    /// Returns how many bytes all of lanes and slots takes, with what is there twice while it changes.
+    pub(super) fn bytes(&self) -> usize {
+        self.of_slot.len() * SLOT_BYTES + self.held.len() * LANE_BYTES
+    }
+
+    /// Returns how many more it would be with so many lanes more, of slots before `slots_end`.
+    pub(super) fn bytes_for(&self, lanes: usize, slots_end: usize) -> usize {
+        slots_end.saturating_sub(self.of_slot.len()) * SLOT_BYTES + lanes * LANE_BYTES
+    }
+
     /// Returns each slot's lane, as readers are to see it.
     pub(super) fn of_slot(&self) -> Arc<[u32]> {
         let of_slot = self.of_slot.iter().enumerate();
@@ -175,3 +185,10 @@ impl LaneBook {
         self.held_total -= blocks;
     }
 }
+
+/// Of a slot, its lane: in the book, in the view, and in the next ones while these are replaced.
+const SLOT_BYTES: usize = 5 * size_of::<u32>();
+
+/// Of a lane what it holds, its token and where that is noted, each list with room to grow and another
+/// time while it does.
+const LANE_BYTES: usize = 192;

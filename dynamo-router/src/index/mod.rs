@@ -128,7 +128,10 @@ impl PrefixIndex {
         }
         let number = match self.lanes.get(worker) {
             Some(lane) => lane,
-            None => self.take_lane(worker),
+            None => match self.take_lane(worker) {
+                Some(lane) => lane,
+                None => return self.count_dropped(hashes.len()),
+            },
         };
         self.store_run(Lane { number, tier: tier_index(tier) }, parent, hashes);
         self.sweep_some();
@@ -185,7 +188,8 @@ impl PrefixIndex {
         self.lanes.get(worker).map_or(0, |lane| self.lanes.held(lane))
     }
 
-    /// Returns how many bytes of memory readers and writer look at.
+    /// Returns how many bytes of memory readers and writer look at, with what is there twice while they
+    /// are replaced but for the table.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -195,13 +199,15 @@ impl PrefixIndex {
         let mut view = View::clone(&self.view);
         let result = change(&mut view);
         self.view = Arc::new(view);
-        self.bytes = self.view.bytes();
+        self.bytes = self.view.bytes() + self.lanes.bytes();
         self.shared.store(Arc::clone(&self.view));
         result
     }
 
-    fn take_lane(&mut self, worker: Slot) -> u32 {
-        self.change_lanes(|book, lanes| book.take(worker, lanes))
+    /// Gives a worker a lane, if there is room for one.
+    fn take_lane(&mut self, worker: Slot) -> Option<u32> {
+        let bytes = self.lanes.bytes_for(1, worker.index() + 1);
+        self.has_space(bytes).then(|| self.change_lanes(|book, lanes| book.take(worker, lanes)))
     }
 
     fn change_lanes<T>(&mut self, change: impl FnOnce(&mut LaneBook, &mut Lanes) -> T) -> T {

@@ -7,7 +7,7 @@ use dynamo_core::protocol::SequenceHash;
 use super::PrefixIndex;
 use super::segment::SEGMENT_BLOCKS;
 use super::spare::Spare;
-use super::table::Place;
+use super::table::{Place, Table};
 use super::view::{Lane, View};
 
 /// Blocks of one segment.
@@ -53,7 +53,12 @@ impl PrefixIndex {
         if before.own & run.mask == 0 {
             return;
         }
-        self.set(lane, run.first, before.own & !run.mask);
+        let rest = before.own & !run.mask;
+        if !self.set(lane, run.first, rest) {
+            // There is no room to note down which ones are left: then none are.
+            self.set(lane, run.first, 0);
+            self.count_dropped(rest.count_ones() as usize);
+        }
         let Some((segment, _)) = self.view.segment(run.first) else { return };
         let gone = before.any & !self.view.holding(&segment, lane).any;
         if gone != 0 {
@@ -139,7 +144,10 @@ impl PrefixIndex {
             self.sweep = Sweep::default();
             self.lanes.swept_all();
             self.change(View::remove_all);
-        } else if self.places * 8 < self.view.table.blocks_max() && self.places > TABLE_BLOCKS_MIN {
+        } else if self.places * 8 < self.view.table.blocks_max()
+            && self.places > TABLE_BLOCKS_MIN
+            && self.may_grow(Table::bytes_for(self.places * 2))
+        {
             self.rebuild(self.places * 2);
         }
     }
@@ -156,7 +164,7 @@ fn beside(view: &Arc<View>, place: Place, hash: u64) -> Option<Place> {
 }
 
 /// Segments that are swept with each change.
-const STEPS: usize = 64;
+const STEPS: usize = if cfg!(dynamo_loom) { 1 } else { 64 };
 
 /// A table for fewer blocks is not worth a smaller one.
 const TABLE_BLOCKS_MIN: usize = 4096;

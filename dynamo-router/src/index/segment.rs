@@ -92,7 +92,7 @@ pub(super) fn size_for(blocks: usize) -> usize {
 }
 
 /// Returns how many blocks a segment of that size has room for.
-pub(super) fn blocks_of(size: usize) -> usize {
+pub(super) const fn blocks_of(size: usize) -> usize {
     SMALLEST << size
 }
 
@@ -123,7 +123,7 @@ impl Chunk {
     }
 
     /// Returns the size in bytes of a chunk of segments of that size, without planes.
-    pub(super) fn bytes_for(size: usize) -> usize {
+    pub(super) const fn bytes_for(size: usize) -> usize {
         CHUNK_BLOCKS * size_of::<u64>() + CHUNK_BLOCKS / blocks_of(size) * size_of::<Head>()
     }
 
@@ -144,6 +144,7 @@ impl Chunk {
 
     pub(super) fn add_plane(&mut self, tier: usize, word: usize) {
         let planes = &mut self.planes[tier];
+        planes.reserve_exact((word + 1).saturating_sub(planes.len()));
         planes.resize(planes.len().max(word + 1), None);
         planes[word] = Some(zeros(self.heads.len()));
     }
@@ -152,7 +153,18 @@ impl Chunk {
     pub(super) fn bytes(&self) -> usize {
         let planes: usize = self.planes.iter().map(|planes| planes.iter().flatten().count()).sum();
         let words = self.hashes.len() + planes * self.heads.len();
-        words * size_of::<u64>() + size_of_val(&*self.heads)
+        words * size_of::<u64>() + size_of_val(&*self.heads) + self.lists_bytes()
+    }
+
+    /// Returns what a plane for a word of lanes takes, while the lists of planes are there twice.
+    pub(super) fn plane_bytes(&self, word: usize) -> usize {
+        let list = (word + 1) * size_of::<Option<Plane>>();
+        self.heads.len() * size_of::<u64>() + self.lists_bytes() + list
+    }
+
+    /// Returns the size in bytes of the lists of planes.
+    fn lists_bytes(&self) -> usize {
+        self.planes.iter().map(|planes| size_of_val(&**planes)).sum::<usize>() + size_of::<Self>()
     }
 }
 

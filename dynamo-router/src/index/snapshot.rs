@@ -119,6 +119,10 @@ impl PrefixIndex {
                 u32::try_from(words.next()?).map_err(|_| SnapshotError::Damaged("worker"))?;
             slots.push(place(WorkerId { instance, rank }));
         }
+        let slots_end = slots.iter().flatten().map(|slot| slot.index() + 1).max().unwrap_or(0);
+        if !self.has_space(self.lanes.bytes_for(slots.len(), slots_end)) {
+            return Err(SnapshotError::TooLarge);
+        }
         Ok(self.change_lanes(|book, lanes| {
             let mut lane_of = |slot| book.get(slot).unwrap_or_else(|| book.take(slot, lanes));
             slots.into_iter().map(|slot| slot.map(&mut lane_of)).collect()
@@ -155,7 +159,9 @@ impl PrefixIndex {
             let entry = Entry::read(words, lanes.len(), first_blocks(blocks))?;
             held |= entry.mask;
             for lane in entry.workers().filter_map(|worker| lanes[worker]) {
-                self.cover(Lane { number: lane, tier: entry.tier }, first, entry.mask);
+                if !self.cover(Lane { number: lane, tier: entry.tier }, first, entry.mask) {
+                    return Err(SnapshotError::TooLarge);
+                }
             }
         }
         if held >> (blocks - 1) == 0 {

@@ -10,7 +10,7 @@ use super::budget::STORED_MAX;
 use super::coverage::SHARED_MAX;
 use super::segment::{SEGMENT_BLOCKS, TIERS, chunk_of, first_blocks, size_for};
 use super::table::{NONE, Place};
-use super::view::{Lane, View};
+use super::view::{Lane, PAGE_BYTES, View};
 
 impl PrefixIndex {
     pub(super) fn store_run(
@@ -43,7 +43,7 @@ impl PrefixIndex {
         let mut rest = hashes;
         while let Some(first) = rest.first() {
             let stored = match self.locate(before, first.0) {
-                Some(place) => Some(self.store_known(lane, (before, place), rest)),
+                Some(place) => self.store_known(lane, (before, place), rest),
                 None => self.append(lane, before, rest),
             };
             let Some((count, last)) = stored else { break };
@@ -66,67 +66,82 @@ impl PrefixIndex {
     }
 
     /// Records that a lane holds blocks that are there; returns how many, and the last one's place.
+    /// `None` if there is no room to note it down.
     fn store_known(
         &mut self,
         lane: Lane,
         (before, place): (Option<Place>, Place),
         hashes: &[SequenceHash],
-    ) -> (usize, Place) {
-        let Some((segment, offset)) = self.view.segment(place) else { return (0, place) };
+    ) -> Option<(usize, Place)> {
+        let (segment, offset) = self.view.segment(place)?;
         let count = segment.matching(offset, hashes).max(1);
         if offset == 0 {
             self.link(before, place);
         }
         segment.use_at(self.now());
-        self.cover(lane, place, first_blocks(count) << offset);
-        (count, place + to_u32(count) - 1)
+        let is_noted = self.cover(lane, place, first_blocks(count) << offset);
+        is_noted.then(|| (count, place + to_u32(count) - 1))
     }
 
     /// Notes down that a sequence goes on at `next`.
     pub(super) fn link(&self, before: Option<Place>, next: Place) {
         if let Some((before, _)) = before.and_then(|before| self.view.segment(before))
             && before.head().next.load(Relaxed) != next
+            && before.len() > 0
         {
             before.head().next.store(next, Relaxed);
         }
     }
 
-    /// Records that a lane holds some blocks of a segment.
-    pub(super) fn cover(&mut self, lane: Lane, place: Place, mask: u64) {
-        let Some((segment, _)) = self.view.segment(place) else { return };
+    /// Records that a lane holds some blocks of a segment; tells whether there is room to note it down.
+    pub(super) fn cover(&mut self, lane: Lane, place: Place, mask: u64) -> bool {
+        let Some((segment, _)) = self.view.segment(place) else { return false };
         if segment.whole(lane.tier, lane.word()) & lane.bit() != 0 {
-            return;
+            return true;
         }
         let holding = self.view.holding(&segment, lane);
         if holding.own & mask == mask {
-            return;
+            return true;
         }
         let fresh = mask & !holding.any;
         let anyone = if fresh == 0 { mask } else { self.view.held_by_anyone(&segment) };
         let first = segment.first;
-        self.set(lane, first, holding.own | mask);
-        self.lanes.add(lane.number, count(fresh));
-        self.blocks += count(mask & !anyone);
+        let is_noted = self.set(lane, first, holding.own | mask);
+        if is_noted {
+            self.lanes.add(lane.number, count(fresh));
+            self.blocks += count(mask & !anyone);
+        }
+        is_noted
     }
 
-    /// Writes what a lane holds of a segment.
-    pub(super) fn set(&mut self, lane: Lane, first: Place, mask: u64) {
-        self.prepare(first, lane, 1);
-        let Some((segment, _)) = self.view.segment(first) else { return };
-        segment.write(|| self.partials.set(&self.view, &segment, lane, mask));
+    /// Writes what a lane holds of a segment; tells whether there is room for it. For nothing there is.
+    pub(super) fn set(&mut self, lane: Lane, first: Place, mask: u64) -> bool {
+        let is_prepared = self.prepare(first, lane, usize::from(mask != 0));
+        if is_prepared && let Some((segment, _)) = self.view.segment(first) {
+            segment.write(|| self.partials.set(&self.view, &segment, lane, mask));
+        }
+        is_prepared
     }
 
-    /// Sees to it that a lane's plane is there, and so many partial entries.
-    fn prepare(&mut self, place: Place, lane: Lane, entries: usize) {
-        let chunk = chunk_of(place);
-        let there = self.view.segment(place);
-        if there.is_some_and(|(segment, _)| !segment.chunk.has_plane(lane.tier, lane.word())) {
-            self.change(|view| view.add_plane(chunk, lane.tier, lane.word()));
+    /// Sees to it that a lane's plane is there, and so many partial entries; tells whether they are.
+    ///
+    /// Whoever holds anything in a chunk has its plane there.
+    fn prepare(&mut self, place: Place, lane: Lane, entries: usize) -> bool {
+        let Some((segment, _)) = self.view.segment(place) else { return false };
+        if !segment.chunk.has_plane(lane.tier, lane.word()) {
+            if !self.may_grow(segment.chunk.plane_bytes(lane.word())) {
+                return false;
+            }
+            self.change(|view| view.add_plane(chunk_of(place), lane.tier, lane.word()));
         }
         while self.partials.len() < entries {
+            if !self.may_grow(PAGE_BYTES) {
+                return false;
+            }
             let more = self.change(View::add_page);
             self.partials.add(more);
         }
+        true
     }
 
     /// Appends blocks that are nowhere, as many as one segment has room for and up to one that is
@@ -143,11 +158,11 @@ impl PrefixIndex {
             .or_else(|| self.begin(before, hashes.len()))?;
         let (segment, _) = self.view.segment(first)?;
         let room = segment.room() - segment.len();
-        let (count, last) = self.push(lane, first, &hashes[..room.min(hashes.len())]);
-        if count == 0 {
+        let pushed = self.push(lane, first, &hashes[..room.min(hashes.len())]);
+        if pushed.is_none_or(|(count, _)| count == 0) {
             self.trim(first);
         }
-        Some((count, last))
+        pushed
     }
 
     /// Sees to it that the segment of a block ends with it; tells whether it does.
@@ -198,10 +213,12 @@ impl PrefixIndex {
     }
 
     /// Appends blocks to a segment, up to one that is somewhere already.
-    fn push(&mut self, lane: Lane, first: Place, fresh: &[SequenceHash]) -> (usize, Place) {
-        self.prepare(first, lane, SHARED_MAX + TIERS);
+    fn push(&mut self, lane: Lane, first: Place, fresh: &[SequenceHash]) -> Option<(usize, Place)> {
+        if !self.prepare(first, lane, SHARED_MAX + TIERS) {
+            return None;
+        }
         let view = Arc::clone(&self.view);
-        let Some((segment, _)) = view.segment(first) else { return (fresh.len(), first) };
+        let (segment, _) = view.segment(first)?;
         let len = segment.len();
         let held = view.holding(&segment, lane).own;
         let count = self.put_hashes(first, fresh);
@@ -214,7 +231,7 @@ impl PrefixIndex {
             self.blocks += count;
             self.lanes.add(lane.number, count);
         }
-        (count, (first + to_u32(len + count)).saturating_sub(1))
+        Some((count, (first + to_u32(len + count)).saturating_sub(1)))
     }
 
     /// Writes blocks behind those of a segment, up to one that is somewhere already; returns how many.
@@ -251,7 +268,10 @@ impl PrefixIndex {
             segment.head().depth.load(Relaxed).saturating_add(to_u32(at))
         });
         let new_first = self.allocate(size, depth)?;
-        self.prepare_like(new_first, first);
+        if !self.prepare_like(new_first, first) {
+            self.free(new_first);
+            return None;
+        }
         let view = Arc::clone(&self.view);
         let ((old, _), (new, _)) = (view.segment(first)?, view.segment(new_first)?);
         let len = old.len();
@@ -283,16 +303,16 @@ impl PrefixIndex {
         Some(new_first)
     }
 
-    /// Sees to it that what one segment has in planes and partial entries may be written of another.
-    fn prepare_like(&mut self, new: Place, old: Place) {
+    /// Sees to it that what one segment has in planes and partial entries may be written of another;
+    /// tells whether it may.
+    fn prepare_like(&mut self, new: Place, old: Place) -> bool {
         let view = Arc::clone(&self.view);
-        let Some((old, _)) = view.segment(old) else { return };
+        let Some((old, _)) = view.segment(old) else { return false };
         let in_planes = old.planes().filter(|(.., bits)| *bits != 0);
         let in_planes = in_planes.map(|(tier, word, _)| Lane { number: to_u32(word) * 64, tier });
         let entries = view.partials(&old).count();
-        for lane in in_planes.chain(view.partials(&old).map(|(_, lane, _)| lane)) {
-            self.prepare(new, lane, entries);
-        }
+        let mut lanes = in_planes.chain(view.partials(&old).map(|(_, lane, _)| lane));
+        lanes.all(|lane| self.prepare(new, lane, entries))
     }
 
     /// Makes room in the table for so many blocks more.

@@ -135,7 +135,7 @@ proptest! {
         WORKERS.into_iter().for_each(|id| index.clear(worker(id)));
         prop_assert!(index.is_empty());
         prop_assert_eq!(index.len(), 0);
-        prop_assert!(index.bytes() < 4096, "{} bytes are left", index.bytes());
+        prop_assert!(index.view.bytes() < 4096, "{} bytes are left", index.view.bytes());
     }
 }
 
@@ -226,7 +226,7 @@ fn an_index_over_its_budget_drops_the_coldest_ends() {
     assert_eq!(index.len() as u64 + index.dropped_total(), stored as u64);
     assert!(index.dropped_total() > 0 && places > 20_000, "{places} blocks were held");
     (0..300).for_each(|id| index.clear(worker(id)));
-    assert!(index.is_empty() && index.bytes() < 4096);
+    assert!(index.is_empty() && index.view.bytes() < 4096);
 }
 
 #[test]

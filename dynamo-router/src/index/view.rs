@@ -141,6 +141,7 @@ impl View {
         let first = first_of(at)?;
         let chunk = Chunk::new(size);
         let places = chunk.segments(first).rev().collect();
+        self.chunks.reserve_exact((at + 1).saturating_sub(self.chunks.len()));
         self.chunks.resize(self.chunks.len().max(at + 1), None);
         self.chunks[at] = Some(Arc::new(chunk));
         Some(places)
@@ -165,6 +166,7 @@ impl View {
     pub(super) fn add_page(&mut self) -> impl Iterator<Item = u32> + use<> {
         let end = NONE / 2;
         let first = u32::try_from(self.pages.len() * PAGE_PARTIALS).unwrap_or(end);
+        self.pages.reserve_exact(1);
         self.pages.push((0..PAGE_PARTIALS).map(|_| Partial::default()).collect());
         (0..).take(PAGE_PARTIALS).map(move |number| first + number)
     }
@@ -188,11 +190,13 @@ impl View {
         chunks.flat_map(|(chunk, first)| chunk.segments(first).map(|place| chunk.segment(place).0))
     }
 
-    /// Returns its size in bytes.
+    /// Returns its size in bytes, without that of lanes; its lists are there twice while it changes.
     pub(super) fn bytes(&self) -> usize {
         let chunks: usize = self.chunks.iter().flatten().map(|chunk| chunk.bytes()).sum();
-        chunks + self.pages.len() * PAGE_BYTES + self.table.bytes()
+        let lists = size_of_val(&*self.chunks) * 2 + size_of_val(&*self.pages) * 2;
+        chunks + lists + self.pages.len() * PAGE_BYTES + self.table.bytes()
     }
 }
 
-pub(super) const PAGE_BYTES: usize = PAGE_PARTIALS * size_of::<Partial>();
+/// Of each entry its number is in a list while it is free, and in two while that list grows.
+pub(super) const PAGE_BYTES: usize = PAGE_PARTIALS * (size_of::<Partial>() + 3 * size_of::<u32>());

@@ -86,6 +86,8 @@ fn nobody_holds_more_than_was_stored_while_a_sequence_grows_and_parts() {
 fn a_worker_whose_clearing_was_over_is_not_seen() {
     model(
         |index| {
+            // This is swept first, and nothing else before the clearing is over.
+            store(index, STAYS, None, &[20]);
             store(index, STAYS, None, &[1]);
             store(index, GONE, None, &[1, 2]);
         },

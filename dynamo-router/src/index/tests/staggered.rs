@@ -71,7 +71,7 @@ fn workers_that_hold_a_block_more_each_share_segments() {
     assert!((0..128).all(|id| matches.depth(worker(id)) == id + 1));
     index.check();
     (0..128).for_each(|id| index.remove(worker(id), Tier::Device, &hashes));
-    assert!(index.is_empty() && index.bytes() < 4096);
+    assert!(index.is_empty() && index.view.bytes() < 4096);
 }
 
 #[test]
