@@ -168,6 +168,7 @@ impl Intake {
             workers: state.publishers.len(),
             suspect: behind.count(),
             blocks: state.index.len(),
+            blocks_dropped_total: state.index.dropped_total(),
             ..state.totals
         }
     }

@@ -39,6 +39,13 @@ pub const INDEXED: Metric = Metric::new(
     "Different blocks in a router's index.",
 );
 
+/// Blocks that a router's index has dropped to stay within its bytes.
+pub const BLOCKS_DROPPED: Metric = Metric::new(
+    "dynamo_router_blocks_dropped_total",
+    Kind::Counter,
+    "Blocks that a router's index has dropped to stay within its bytes.",
+);
+
 /// Workers that a router knows, by how much it knows of their caches.
 pub const WORKERS: Metric = Metric::new(
     "dynamo_router_workers",
@@ -54,7 +61,8 @@ pub const DIAGNOSED: Metric = Metric::new(
 );
 
 /// All metrics of events.
-pub const ALL: &[Metric] = &[EVENTS, GAPS, SNAPSHOTS, DROPPED, INDEXED, WORKERS, DIAGNOSED];
+pub const ALL: &[Metric] =
+    &[EVENTS, GAPS, SNAPSHOTS, DROPPED, INDEXED, BLOCKS_DROPPED, WORKERS, DIAGNOSED];
 
 /// Counts what a router hears of workers' caches, for the page of a runtime.
 ///
@@ -102,6 +110,7 @@ impl Source for EventMetrics {
         push(SNAPSHOTS, Some(("outcome", "failed")), stats.snapshots_failed_total);
         push(DROPPED, None, stats.dropped_total);
         push(INDEXED, None, stats.blocks as u64);
+        push(BLOCKS_DROPPED, None, stats.blocks_dropped_total);
         push(WORKERS, Some(("state", "known")), known as u64);
         push(WORKERS, Some(("state", "suspect")), stats.suspect as u64);
         let mut diagnoses: Vec<_> =
@@ -150,6 +159,7 @@ mod tests {
             "dynamo_router_events_total{router=\"a\",outcome=\"ignored\"} 1",
             "dynamo_router_event_gaps_total{router=\"a\"} 1",
             "dynamo_router_workers_dropped_total{router=\"a\"} 1",
+            "dynamo_router_blocks_dropped_total{router=\"a\"} 0",
             "dynamo_router_workers{router=\"a\",state=\"known\"} 1",
         ] {
             assert!(page.lines().any(|its| its == line), "{line} in\n{page}");

@@ -8,6 +8,8 @@ pub struct EventStats {
     pub suspect: usize,
     /// Different blocks in the index.
     pub blocks: usize,
+    /// Blocks that the index has dropped to stay within its bytes, so far.
+    pub blocks_dropped_total: u64,
     /// Events that arrived.
     pub events_total: u64,
     /// Those of them that were repeats, of an earlier life of their publisher, or of a worker that is

@@ -8,6 +8,7 @@ use proptest::test_runner::Config;
 use super::state::LATE;
 use super::*;
 use crate::fixtures::block;
+use crate::index::{IndexConfig, PrefixIndex};
 
 mod world;
 
@@ -171,6 +172,24 @@ fn a_few_events_that_overtake_each_other_ask_for_nothing() {
     assert!(stats.gaps_total > 0 && stats.snapshots_total < stats.gaps_total, "{stats:?}");
     assert_eq!(stats.dropped_total, 0);
     world.assert_converged();
+}
+
+#[test]
+fn blocks_that_there_is_no_room_for_are_counted() {
+    let intake = Intake::default();
+    intake.lock().index = PrefixIndex::new(IndexConfig::default().with_bytes_max(0));
+    let (now, mut members) = (SystemClock.now(), members());
+    let blocks = 1000;
+    let stored = (0..300).inspect(|seq| {
+        let blocks = (0..blocks).map(|at| block(seq << 32 | at)).collect();
+        let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Host };
+        let event = KvEvent { worker: id(0), epoch: 1, seq: *seq, change };
+        intake.apply(&event, None, now, |id| members.hear_of(id));
+    });
+    let stored = stored.count() as u64 * blocks;
+    let stats = intake.stats();
+    assert!(stats.blocks_dropped_total > 0, "{stats:?}");
+    assert_eq!(stats.blocks as u64 + stats.blocks_dropped_total, stored);
 }
 
 #[test]
