@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::num::NonZeroUsize;
 
 use dynamo_core::protocol::WorkerId;
 use dynamo_core::{Error, Result};
@@ -32,8 +33,10 @@ pub struct Pressure {
     pub queue_s: f64,
     /// Prompt tokens that it has not prefilled yet.
     pub prefill_tokens: usize,
-    /// KV blocks booked.
+    /// KV blocks that its requests take.
     pub blocks: usize,
+    /// KV blocks that it has in all; 0 if it has not said so.
+    pub blocks_total: usize,
 }
 
 /// When a worker counts as busy: as soon as one measure is at its high mark, until all are at their
@@ -45,21 +48,27 @@ pub struct BusyThresholds {
     pub queue_s: Option<Watermarks>,
     /// Prompt tokens a worker has not prefilled yet.
     pub prefill_tokens: Option<Watermarks>,
-    /// Share of a worker's KV blocks that is booked, and how many blocks it has.
-    pub blocks_share: Option<(Watermarks, usize)>,
+    /// Share of a worker's KV blocks that its requests take, of as many as it reports or, if it does
+    /// not, as [`blocks_total`](Self::blocks_total).
+    pub blocks_share: Option<Watermarks>,
+    /// KV blocks of a worker that does not report how many it has; without this its share does not
+    /// count.
+    pub blocks_total: Option<NonZeroUsize>,
 }
 
 impl Default for BusyThresholds {
-    /// Two seconds of prefill, down to one.
+    /// Two seconds of prefill, down to one, or 95 % of the KV blocks that a worker reports, down to
+    /// 85 %.
     fn default() -> Self {
-        Self { queue_s: Some(QUEUE_S), prefill_tokens: None, blocks_share: None }
+        let (queue_s, blocks_share) = (Some(QUEUE_S), Some(BLOCKS_SHARE));
+        Self { queue_s, blocks_share, ..Self::never() }
     }
 }
 
 impl BusyThresholds {
     /// Returns thresholds that no worker reaches.
     pub const fn never() -> Self {
-        Self { queue_s: None, prefill_tokens: None, blocks_share: None }
+        Self { queue_s: None, prefill_tokens: None, blocks_share: None, blocks_total: None }
     }
 
     /// Goes by the predicted seconds until a worker's queue is prefilled.
@@ -76,10 +85,17 @@ impl BusyThresholds {
         self
     }
 
-    /// Goes by the share of its `blocks` KV blocks that a worker has booked.
+    /// Goes by the share of a worker's KV blocks that its requests take.
     #[must_use]
-    pub fn with_blocks_share(mut self, marks: Watermarks, blocks: usize) -> Self {
-        self.blocks_share = Some((marks, blocks));
+    pub fn with_blocks_share(mut self, marks: Watermarks) -> Self {
+        self.blocks_share = Some(marks);
+        self
+    }
+
+    /// Takes `blocks` for what a worker has that does not report it.
+    #[must_use]
+    pub fn with_blocks_total(mut self, blocks: NonZeroUsize) -> Self {
+        self.blocks_total = Some(blocks);
         self
     }
 
@@ -88,13 +104,12 @@ impl BusyThresholds {
         let is_over = |marks: Option<Watermarks>, value: f64| {
             marks.is_some_and(|marks| marks.is_over(value, was_busy))
         };
-        let blocks = self.blocks_share.map_or(1, |(_, blocks)| blocks.max(1));
+        let blocks_total = NonZeroUsize::new(pressure.blocks_total).or(self.blocks_total);
+        let blocks_share =
+            blocks_total.map_or(0.0, |total| pressure.blocks as f64 / total.get() as f64);
         is_over(self.queue_s, pressure.queue_s)
             || is_over(self.prefill_tokens, pressure.prefill_tokens as f64)
-            || is_over(
-                self.blocks_share.map(|(marks, _)| marks),
-                pressure.blocks as f64 / blocks as f64,
-            )
+            || is_over(self.blocks_share, blocks_share)
     }
 }
 
@@ -140,6 +155,8 @@ impl BusyWorkers {
 /// A worker with a second of work keeps its batches full until the next request comes; with more
 /// than two, a request had better be placed later, where there is room first.
 const QUEUE_S: Watermarks = Watermarks { low: 1.0, high: 2.0 };
+/// A worker that has no room left for the tokens to come evicts requests, and computes them again.
+const BLOCKS_SHARE: Watermarks = Watermarks { low: 0.85, high: 0.95 };
 
 #[cfg(test)]
 mod tests {
@@ -179,10 +196,11 @@ mod tests {
         let marks = |low, high| Watermarks::new(low, high).unwrap();
         let thresholds = BusyThresholds::never()
             .with_prefill_tokens(marks(100.0, 200.0))
-            .with_blocks_share(marks(0.5, 0.9), 1000);
+            .with_blocks_share(marks(0.5, 0.9))
+            .with_blocks_total(NonZeroUsize::new(1000).unwrap());
         let mut busy = BusyWorkers::new(thresholds);
         let mut judge = |prefill_tokens, blocks| {
-            busy.judge(WORKER, Pressure { queue_s: 99.0, prefill_tokens, blocks })
+            busy.judge(WORKER, Pressure { queue_s: 99.0, prefill_tokens, blocks, blocks_total: 0 })
         };
         assert!(!judge(199, 899));
         assert!(judge(199, 900));
@@ -193,6 +211,27 @@ mod tests {
         assert_eq!(busy.count(), 1);
         busy.retain(|worker| worker != WORKER);
         assert_eq!(busy.count(), 0);
+    }
+
+    #[test]
+    fn the_share_of_blocks_is_of_those_that_a_worker_reports() {
+        let mut busy = BusyWorkers::new(BusyThresholds::default());
+        let mut judge = |blocks, blocks_total| {
+            busy.judge(WORKER, Pressure { blocks, blocks_total, ..Pressure::default() })
+        };
+        assert!(!judge(1_000_000, 0), "of how many is not known");
+        assert!(!judge(94, 100));
+        assert!(judge(95, 100) && judge(86, 100));
+        assert!(!judge(85, 100) && !judge(94, 100));
+        assert!(judge(95, 100));
+        assert!(!judge(95, 0), "it has not said so for too long");
+        let known = NonZeroUsize::new(100).unwrap();
+        let mut busy = BusyWorkers::new(BusyThresholds::default().with_blocks_total(known));
+        let mut judge = |blocks, blocks_total| {
+            busy.judge(WORKER, Pressure { blocks, blocks_total, ..Pressure::default() })
+        };
+        assert!(!judge(95, 1000), "what it reports is nearer the truth");
+        assert!(judge(95, 0));
     }
 
     proptest! {

@@ -211,8 +211,9 @@ impl Dispatch {
         state.looks += 1;
         let (mut busy, mut count) = (Vec::new(), 0);
         self.router.each_queue(|worker, load, queue_s| {
-            let Load { prefill_tokens, blocks, .. } = load;
-            if state.busy.judge(worker, Pressure { queue_s, prefill_tokens, blocks }) {
+            let Load { prefill_tokens, blocks, blocks_total, .. } = load;
+            let pressure = Pressure { queue_s, prefill_tokens, blocks, blocks_total };
+            if state.busy.judge(worker, pressure) {
                 busy.push(worker);
             }
             count += 1;

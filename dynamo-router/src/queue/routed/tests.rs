@@ -408,6 +408,27 @@ async fn a_panic_while_others_are_routed_leaves_the_queue_to_the_next_who_looks(
     assert_at_rest(&router);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_reports_its_blocks_taken_gets_nothing_more_until_they_are_free() {
+    let router = router(1, QueueConfig::default());
+    let (ctx, prompt) = (Context::new(), request(64));
+    drop(anywhere(&router, &ctx, &prompt).await.unwrap());
+    let report = |blocks_active| LoadReport {
+        worker: worker(0),
+        requests_running: 9,
+        requests_waiting: 0,
+        prefill_tokens: 0,
+        blocks_active,
+        blocks_total: 1000,
+    };
+    assert!(router.router().report(&report(960), SystemClock.now()));
+    let mut waits = Box::pin(anywhere(&router, &ctx, &prompt));
+    assert!(poll!(&mut waits).is_pending());
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert!(router.router().report(&report(500), SystemClock.now()));
+    assert!(waits.now_or_never().expect("there is room").is_ok());
+}
+
 /// Routes a request, to one worker now and then, and lets it go, loses patience, is killed or is
 /// dropped; returns which.
 async fn one_of_many(router: QueuedRouter, seed: u64) -> &'static str {
