@@ -310,10 +310,10 @@ impl FrontEnd {
         for ((component, router), count) in known.into_iter().zip(counts) {
             let client = component.endpoint("generate")?.client().await?;
             client.wait_for(count, READY_MAX).await?;
-            pools.push(Pool { client, router });
+            pools.push(Pool::new(client, router));
         }
-        let clients = pools.iter().map(|pool| pool.client.clone()).collect();
-        let routers = pools.iter().map(|pool| pool.router.clone()).collect();
+        let clients = pools.iter().map(|pool| pool.client().clone()).collect();
+        let routers = pools.iter().map(|pool| pool.router().clone()).collect();
         let [prefill, decode]: [Pool; 2] =
             pools.try_into().map_err(|_| Error::internal("a graph has two pools"))?;
         // Idle workers would seldom split: this graph is there to show how blocks are handed over.

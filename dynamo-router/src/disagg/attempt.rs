@@ -1,5 +1,6 @@
 //! One worker after the other, until one has begun to answer.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use dynamo_core::protocol::{GenerateChunk, GenerateRequest, InstanceId, Stage, WorkerId};
@@ -7,7 +8,8 @@ use dynamo_core::{Context, Error, ErrorKind, ResponseStream, Result};
 
 use super::Pool;
 use super::journey::{Journey, Role};
-use crate::router::{Constraints, Decision};
+use crate::load::Booking;
+use crate::router::{Decision, Preference};
 
 /// A worker's first chunk, the rest of its stream, and the booking.
 pub(super) struct Answering {
@@ -16,42 +18,44 @@ pub(super) struct Answering {
     pub(super) decision: Decision,
 }
 
+/// What is asked of a pool.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) role: Role,
+    pub(super) request: &'a GenerateRequest,
+    /// Where the worker should rather be.
+    pub(super) near: Option<&'a Preference<'a>>,
+}
+
 impl Journey {
-    /// Sends `request` to the best worker and waits for its first chunk; the first one may be
-    /// `booked` already.
+    /// Sends a request to the best worker and waits for its first chunk; the first one may be
+    /// `weighed` already, and is taken if nobody has to wait for a turn.
     ///
     /// A worker that failed before its first chunk is left out and the next best one is tried: a
     /// generation has no effect outside the graph, so it may start twice.
     pub(super) async fn ask(
         &self,
         ctx: &Context,
-        role: Role,
-        request: &GenerateRequest,
-        mut booked: Option<Decision>,
+        asked: Asked<'_>,
+        weighed: Option<Decision>,
     ) -> Result<Answering> {
+        let Asked { role, request, .. } = asked;
         let pool = self.pool(role);
         let mut failed = self.tried(|tried| tried.of(role).clone());
+        let mut weighed = weighed.filter(|_| pool.queue().is_none());
         let mut last: Option<Error> = None;
         for _ in 0..self.engine.config.attempts() {
-            let decision = match booked.take() {
+            let mut decision = match weighed.take() {
                 Some(decision) => {
-                    pool.router.sent(request, None, &decision);
-                    Ok(decision)
-                }
-                None => pool.route(request, &failed),
-            };
-            let decision = match (decision, last.take()) {
-                (Ok(decision), former) => {
-                    last = former;
+                    pool.router.sent(request, self.session, &decision);
                     decision
                 }
-                (Err(_), Some(last)) => return Err(last),
-                // Who failed an earlier part of the answer may be back, and is better than nobody.
-                (Err(_), None) => pool.route(request, &[])?,
+                // In a box: most requests have been weighed, and none has to carry the size of both.
+                None => Box::pin(self.choose(ctx, asked, &failed, &mut last)).await?,
             };
             self.report(|report| report.chose(role, &decision));
             let instance = decision.worker.instance;
-            let error = match self.first_chunk(ctx, pool, request, &decision).await {
+            let error = match self.first_chunk(ctx, pool, request, &mut decision).await {
                 Ok((chunk, stream)) => return Ok(Answering { chunk, stream, decision }),
                 Err(error) => error,
             };
@@ -72,12 +76,35 @@ impl Journey {
         Err(last.unwrap_or_else(|| Error::internal("no worker was asked")))
     }
 
+    /// Books the request on the best worker that has not failed it, once it is its turn.
+    async fn choose(
+        &self,
+        ctx: &Context,
+        Asked { role, request, near }: Asked<'_>,
+        failed: &[InstanceId],
+        last: &mut Option<Error>,
+    ) -> Result<Decision> {
+        let pool = self.pool(role);
+        let chosen = pool.route(ctx, request, &self.constraints(failed, near)).await;
+        let Err(error) = chosen else { return chosen };
+        match last.take() {
+            // Nobody is left: what was said by the last who was says more.
+            Some(last) if error.kind() == ErrorKind::Unavailable => Err(last),
+            Some(last) => Err(sooner(Some(last), error)),
+            // Who failed an earlier part of the answer may be back, and is better than nobody.
+            None if error.kind() == ErrorKind::Unavailable && !failed.is_empty() => {
+                pool.route(ctx, request, &self.constraints(&[], near)).await
+            }
+            None => Err(error),
+        }
+    }
+
     async fn first_chunk(
         &self,
         ctx: &Context,
         pool: &Pool,
         request: &GenerateRequest,
-        decision: &Decision,
+        decision: &mut Decision,
     ) -> Result<(GenerateChunk, ResponseStream<GenerateChunk>)> {
         let WorkerId { instance, rank } = decision.worker;
         let expected = Duration::try_from_secs_f64(decision.explain.chosen.ttft_s);
@@ -92,7 +119,7 @@ impl Journey {
                 None => Err(Error::internal(format!("instance {instance} answered nothing"))),
             }
         });
-        let (chunk, stream) = ctx.bound(heard(instance, patience, asked)).await?;
+        let (chunk, stream) = ctx.bound(heard(&mut decision.booking, patience, asked)).await?;
         if request.stage == Stage::Prefill && !is_prefilled(&chunk) {
             let message =
                 format!("instance {instance} gave neither an end nor a token and a ticket");
@@ -104,42 +131,27 @@ impl Journey {
 
 /// Waits for what a worker says, and gives it up if that takes too long.
 pub(super) async fn heard<T>(
-    instance: InstanceId,
+    booking: &mut Booking,
     patience: Duration,
     word: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    tokio::time::timeout(patience, word).await.unwrap_or_else(|_| {
+    let instance = booking.worker().instance;
+    let word = kept(booking, tokio::time::timeout(patience, word));
+    word.await.unwrap_or_else(|_| {
         let message = format!("instance {instance} said nothing for {patience:?}");
         Err(Error::new(ErrorKind::Unavailable, message))
     })
 }
 
-impl Pool {
-    /// Books `request` on the best worker that is not excluded, to be sent there.
-    pub(super) fn route(
-        &self,
-        request: &GenerateRequest,
-        exclude: &[InstanceId],
-    ) -> Result<Decision> {
-        let decision = self.weigh(request, exclude)?;
-        self.router.sent(request, None, &decision);
-        Ok(decision)
-    }
-
-    /// Books `request` on the best worker that is not excluded; it may yet go elsewhere.
-    pub(super) fn weigh(
-        &self,
-        request: &GenerateRequest,
-        exclude: &[InstanceId],
-    ) -> Result<Decision> {
-        let candidates = self.client.candidates();
-        if candidates.is_empty() {
-            let message = format!("no instance serves {}", self.client.endpoint());
-            return Err(Error::new(ErrorKind::Unavailable, message).unprocessed());
+/// Waits with a booking that lives on meanwhile, however long its lease is.
+pub(super) async fn kept<T>(booking: &mut Booking, wait: impl Future<Output = T>) -> T {
+    let renewed_after = (booking.lease() / 4).max(RENEWED_AFTER_MIN);
+    let mut wait = pin!(wait);
+    loop {
+        match tokio::time::timeout(renewed_after, &mut wait).await {
+            Ok(over) => return over,
+            Err(_) => booking.progress(0),
         }
-        // Whoever is left out was named in the log; the others serve.
-        let _ = self.router.set_workers(&candidates);
-        self.router.weigh(request, &Constraints::default().with_exclude(exclude))
     }
 }
 
@@ -178,3 +190,6 @@ pub(super) fn sooner(former: Option<Error>, error: Error) -> Error {
         _ => error,
     }
 }
+
+/// A lease that is shorter still is not what anybody wants, and a timer that never waits is worse.
+const RENEWED_AFTER_MIN: Duration = Duration::from_millis(1);

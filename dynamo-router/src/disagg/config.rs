@@ -1,9 +1,10 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use dynamo_core::engine::layers::MigratePolicy;
 
 /// How requests are split, and what becomes of them when a worker fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DisaggConfig {
     /// Whether a request is split at all.
@@ -17,6 +18,18 @@ pub struct DisaggConfig {
     pub silence_max: Duration,
     /// How often and how fast an answer that was lost in the middle goes on elsewhere.
     pub migrate: MigratePolicy,
+    /// How much rather blocks are handed to a decode worker near the prefill worker.
+    pub near: Option<Near>,
+}
+
+/// What it is worth that two workers are near each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Near {
+    /// Workers are near each other that have the same value of this label.
+    pub label: Arc<str>,
+    /// What it costs that they are not.
+    pub worth: Duration,
 }
 
 impl Default for DisaggConfig {
@@ -27,6 +40,7 @@ impl Default for DisaggConfig {
             attempts_max: ATTEMPTS_MAX,
             silence_max: SILENCE_MAX,
             migrate: MigratePolicy::default(),
+            near: None,
         }
     }
 }
@@ -64,6 +78,14 @@ impl DisaggConfig {
     #[must_use]
     pub fn with_migrate(mut self, migrate: MigratePolicy) -> Self {
         self.migrate = migrate;
+        self
+    }
+
+    /// Rather hands blocks to a decode worker whose `label` has the same value as the prefill worker's:
+    /// to go elsewhere costs `worth`.
+    #[must_use]
+    pub fn with_near(mut self, label: &str, worth: Duration) -> Self {
+        self.near = Some(Near { label: label.into(), worth });
         self
     }
 

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use dynamo_core::protocol::{GenerateRequest, HandoffTicket, Stage};
+use dynamo_core::protocol::{GenerateRequest, HandoffTicket, InstanceId, Stage};
 
+use super::PrefillDecode;
 use super::config::{DisaggConfig, Fallback, Split};
-use super::journey::Tried;
-use super::{Pool, PrefillDecode};
+use super::journey::{Journey, Tried, Zone};
 use crate::router::Decision;
 
 /// Where a request is prefilled, and why.
@@ -82,27 +82,27 @@ pub(super) fn decide(config: &DisaggConfig, costs: SplitCosts) -> SplitExplain {
     SplitExplain { place, reason, costs }
 }
 
-impl PrefillDecode {
+impl Journey {
     /// Weighs both ways and decides; books the worker of the one, if there is one.
-    pub(super) fn decide(
-        &self,
-        request: &GenerateRequest,
-        tried: &Tried,
-    ) -> (SplitExplain, Option<Decision>) {
-        let (config, mut costs) = (&self.config, SplitCosts::default());
+    pub(super) fn decide(&self, request: &GenerateRequest) -> (SplitExplain, Option<Decision>) {
+        let PrefillDecode { prefill, decode, config, .. } = &self.engine;
+        let (tried, mut costs) = (self.tried(|tried| tried.clone()), SplitCosts::default());
         if tried.has_handoff_failed && config.fallback == Fallback::LocalPrefill {
             let (place, reason) = (PrefillPlace::Local, SplitReason::Fallback);
             return (SplitExplain { place, reason, costs }, None);
         }
-        let prefill = || self.prefill.weigh(&request.with_stage(Stage::Prefill), &tried.prefill);
-        let remote = (config.split != Split::Never).then(prefill).and_then(Result::ok);
-        costs.prefill_s = remote.as_ref().map(|decision| self.prefill.total_s(decision));
+        let weigh_prefill = || {
+            let constraints = self.constraints(&tried.prefill, None);
+            prefill.weigh(&request.with_stage(Stage::Prefill), &constraints)
+        };
+        let remote = (config.split != Split::Never).then(weigh_prefill).and_then(Result::ok);
+        costs.prefill_s = remote.as_ref().map(|decision| prefill.total_s(decision));
         let mut local = None;
-        if config.split == Split::ByCost && remote.is_some() {
+        if let (Split::ByCost, Some(remote)) = (config.split, &remote) {
             // Each is booked for itself: the one does not wait for the other.
-            costs.transfer_s = self.transfer_s(request, tried);
-            local = self.decode.weigh(request, &tried.decode).ok();
-            costs.local_s = local.as_ref().map(|decision| self.decode.total_s(decision));
+            costs.transfer_s = self.transfer_s(request, remote.worker.instance, &tried);
+            local = decode.weigh(request, &self.constraints(&tried.decode, None)).ok();
+            costs.local_s = local.as_ref().map(|decision| decode.total_s(decision));
         }
         let explain = decide(config, costs);
         match explain.place {
@@ -113,21 +113,24 @@ impl PrefillDecode {
 
     /// Returns what the decode half of a split costs, if there is a decode worker; a single token
     /// needs none.
-    fn transfer_s(&self, request: &GenerateRequest, tried: &Tried) -> Option<f64> {
+    fn transfer_s(
+        &self,
+        request: &GenerateRequest,
+        prefills: InstanceId,
+        tried: &Tried,
+    ) -> Option<f64> {
         if request.sampling.max_tokens <= 1 {
             return Some(0.0);
         }
         // The ticket is not there yet, and nobody is sent this one.
         let (ticket, first_token) = (HandoffTicket::new(Vec::new()), 0);
         let half = request.with_stage(Stage::Decode { ticket, first_token });
-        let decision = self.decode.weigh(&half, &tried.decode).ok()?;
-        Some(self.decode.total_s(&decision))
-    }
-}
-
-impl Pool {
-    fn total_s(&self, decision: &Decision) -> f64 {
-        self.router.total_s(&decision.explain.chosen)
+        let zone = self.zone(prefills);
+        let near = zone.as_ref().map(Zone::preference);
+        let constraints = self.constraints(&tried.decode, near.as_ref());
+        let decode = &self.engine.decode;
+        let decision = decode.weigh(&half, &constraints).ok()?;
+        Some(decode.total_s(&decision))
     }
 }
 

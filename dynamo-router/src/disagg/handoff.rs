@@ -3,8 +3,8 @@
 use dynamo_core::protocol::{GenerateChunk, GenerateRequest, Stage};
 use dynamo_core::{Context, Error, ErrorKind, ResponseStream, Result};
 
-use super::attempt::Answering;
-use super::journey::{Journey, Role};
+use super::attempt::{Answering, Asked, kept};
+use super::journey::{Journey, Role, Zone};
 
 impl Journey {
     /// Finds a decode worker that pulls what `prefilled` holds, and lets go of it then.
@@ -17,20 +17,28 @@ impl Journey {
         request: &GenerateRequest,
         prefilled: Answering,
     ) -> Result<Answering> {
-        let Answering { chunk, stream: mut hold, decision } = prefilled;
+        let Answering { chunk, stream: mut hold, mut decision } = prefilled;
         let (Some(ticket), Some(&first_token)) = (chunk.ticket, chunk.token_ids.last()) else {
             return Err(Error::internal("a hand-off has a ticket and a token"));
         };
         let half = request.with_stage(Stage::Decode { ticket, first_token });
-        let answering = tokio::select! {
-            biased;
-            answering = self.ask(ctx, Role::Decode, &half, None) => answering,
-            error = lost(&mut hold) => Err(error),
+        let instance = decision.worker.instance;
+        let zone = self.zone(instance);
+        let near = zone.as_ref().map(Zone::preference);
+        let asked = Asked { role: Role::Decode, request: &half, near: near.as_ref() };
+        let pulled = async {
+            tokio::select! {
+                biased;
+                answering = self.ask(ctx, asked, None) => answering,
+                error = lost(&mut hold) => Err(error),
+            }
         };
+        // The blocks are on the prefill worker for as long as that takes.
+        let answering = kept(&mut decision.booking, pulled).await;
         // That decode workers have no room says nothing of what was prefilled for them.
         if answering.as_ref().is_err_and(|error| error.kind() != ErrorKind::Overloaded) {
             self.tried(|tried| {
-                tried.prefill.push(decision.worker.instance);
+                tried.prefill.push(instance);
                 tried.has_handoff_failed = true;
             });
         }

@@ -3,19 +3,36 @@ use std::sync::{Mutex, PoisonError};
 use dynamo_core::protocol::{GenerateRequest, InstanceId, Usage};
 use dynamo_core::{Context, Error, ErrorKind};
 
+use super::config::Near;
 use super::report::Report;
 use super::{Pool, PrefillDecode};
-use crate::router::Decision;
+use crate::choose::SessionKey;
+use crate::router::{Constraints, Decision, Preference};
 
 /// One request on its way through all the workers that serve parts of it.
 pub(super) struct Journey {
     pub(super) engine: PrefillDecode,
+    /// Whose it is, in each of the two pools.
+    pub(super) session: Option<SessionKey>,
     state: Mutex<State>,
 }
 
 struct State {
     report: Report,
     tried: Tried,
+}
+
+/// Where a prefill worker is.
+pub(super) struct Zone {
+    near: Near,
+    value: String,
+}
+
+impl Zone {
+    pub(super) fn preference(&self) -> Preference<'_> {
+        let Near { label, worth } = &self.near;
+        Preference { label, value: &self.value, seconds: worth.as_secs_f64() }
+    }
 }
 
 /// What has failed the request so far.
@@ -35,8 +52,27 @@ pub(super) enum Role {
 }
 
 impl Journey {
-    pub(super) fn new(engine: PrefillDecode, report: Report) -> Self {
-        Self { engine, state: Mutex::new(State { report, tried: Tried::default() }) }
+    pub(super) fn new(engine: PrefillDecode, session: Option<SessionKey>, report: Report) -> Self {
+        let state = Mutex::new(State { report, tried: Tried::default() });
+        Self { engine, session, state }
+    }
+
+    /// Returns what is asked of a worker: none of those that `failed`, and `near` another one.
+    pub(super) fn constraints<'a>(
+        &self,
+        failed: &'a [InstanceId],
+        near: Option<&'a Preference<'a>>,
+    ) -> Constraints<'a> {
+        let constraints = Constraints::default().with_exclude(failed).with_session(self.session);
+        constraints.with_preferred(near.map_or(&[], std::slice::from_ref))
+    }
+
+    /// Returns what a decode worker is asked for to be near the one that prefills: the value of a label,
+    /// if the configuration names one and the worker has it.
+    pub(super) fn zone(&self, prefills: InstanceId) -> Option<Zone> {
+        let near = self.engine.config.near.clone()?;
+        let value = self.engine.prefill.label(prefills, &near.label)?;
+        Some(Zone { near, value })
     }
 
     pub(super) fn pool(&self, role: Role) -> &Pool {

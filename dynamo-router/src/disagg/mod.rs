@@ -13,6 +13,7 @@
 //!
 //! | file | what happens there |
 //! |---|---|
+//! | `pool.rs` | the workers of one role: what is asked of them, and the queue before them |
 //! | `decide.rs` | local or remote prefill, by the routers' costs |
 //! | `prefill.rs`, `attempt.rs` | the first token: worker after worker, local where remote failed |
 //! | `handoff.rs` | the ticket goes to one decode worker after the other |
@@ -28,6 +29,7 @@ mod handoff;
 mod journey;
 mod migrate;
 mod part;
+mod pool;
 mod prefill;
 mod report;
 
@@ -35,25 +37,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use dynamo_core::protocol::{GenerateChunk, GenerateRequest, Stage};
-use dynamo_core::{Client, Context, Engine, Error, ResponseStream, Result};
+use dynamo_core::{Context, Engine, Error, ResponseStream, Result};
 
-pub use config::{DisaggConfig, Fallback, Split};
+pub use config::{DisaggConfig, Fallback, Near, Split};
 pub use decide::{PrefillPlace, SplitCosts, SplitExplain, SplitReason};
 pub use failure::Interrupted;
+pub use pool::Pool;
 pub use report::{DisaggReport, Observer, Outcome};
 
-use crate::router::KvRouter;
+use crate::choose::SessionKey;
 use journey::Journey;
 use report::Report;
-
-/// Workers of one role, and the router before them.
-#[derive(Debug, Clone)]
-pub struct Pool {
-    /// Calls the workers.
-    pub client: Client<GenerateRequest, GenerateChunk>,
-    /// Chooses among them.
-    pub router: KvRouter,
-}
 
 /// Serves requests by a prefill worker and then a decode worker, or by a decode worker alone where
 /// that costs less; cheap to clone.
@@ -62,6 +56,8 @@ pub struct Pool {
 /// far as [`Fallback`] goes and to the request's deadline at most; with greedy sampling, and with
 /// any whose random numbers depend on seed and position alone, the answer is the same. One that
 /// fails after its first chunk says by [`Interrupted`] how much there was.
+///
+/// Requests of a [session](crate::choose::SESSION_METADATA) stay together in each of the two pools.
 ///
 /// Fails with [`InvalidArgument`](dynamo_core::ErrorKind::InvalidArgument) if the request comes
 /// with a [`Stage`] of its own, and with what the last worker that was asked has said:
@@ -107,7 +103,8 @@ impl Engine for PrefillDecode {
     ) -> Result<ResponseStream<GenerateChunk>> {
         let clock = Arc::clone(self.prefill.router.clock());
         let report = Report::new(&ctx, &request, Arc::clone(&self.observer), clock);
-        let journey = Arc::new(Journey::new(self.clone(), report));
+        let session = SessionKey::of(&ctx, &request);
+        let journey = Arc::new(Journey::new(self.clone(), session, report));
         let answer = if request.stage == Stage::Full {
             migrate::answer(&journey, &ctx, request).await
         } else {

@@ -111,19 +111,20 @@ impl Part {
         mut answering: Box<Answering>,
         first: Option<GenerateChunk>,
     ) -> Result<GenerateChunk> {
-        let instance = answering.decision.worker.instance;
+        let Answering { stream, decision, .. } = &mut *answering;
         let silence_max = self.journey.engine.config.silence_max;
         let word = match first {
             Some(chunk) => Ok(chunk),
-            None => heard(instance, silence_max, word(&mut answering.stream)).await,
+            None => heard(&mut decision.booking, silence_max, word(stream)).await,
         };
         let chunk = word.map_err(|error| {
+            let instance = decision.worker.instance;
             self.journey.tried(|tried| tried.failed(Role::Decode, instance, &error));
             failure::of_the_rest(&self.ctx, error)
         })?;
-        let decision = &mut answering.decision;
         decision.booking.progress(chunk.token_ids.len());
-        if let (None, Some(usage)) = (self.prefilled, &chunk.usage) {
+        // What is said before the end is not all there is to say, and would count as one request each.
+        if let (None, Some(_), Some(usage)) = (self.prefilled, chunk.finish, &chunk.usage) {
             self.journey.observe_usage(Role::Decode, &self.request, decision, usage);
         }
         self.phase = match chunk.finish {

@@ -3,7 +3,7 @@
 use dynamo_core::protocol::{GenerateRequest, Stage};
 use dynamo_core::{Context, Result};
 
-use super::attempt::{Answering, sooner};
+use super::attempt::{Answering, Asked, sooner};
 use super::config::Fallback;
 use super::decide::{PrefillPlace, SplitExplain, SplitReason};
 use super::journey::{Journey, Role};
@@ -20,13 +20,16 @@ pub(super) enum Begun {
 impl Journey {
     /// Decides where `request` is prefilled, and waits for the first chunk.
     pub(super) async fn prefill(&self, ctx: &Context, request: &GenerateRequest) -> Result<Begun> {
-        let (explain, booked) = self.tried(|tried| self.engine.decide(request, tried));
+        let (explain, booked) = self.decide(request);
         self.report(|report| report.split(explain));
         if explain.place == PrefillPlace::Local {
             return self.prefill_locally(ctx, request, booked).await;
         }
         let half = request.with_stage(Stage::Prefill);
-        let error = match self.ask(ctx, Role::Prefill, &half, booked).await {
+        let error = match self
+            .ask(ctx, Asked { role: Role::Prefill, request: &half, near: None }, booked)
+            .await
+        {
             Ok(mut answering) => {
                 let decision = &mut answering.decision;
                 self.pool(Role::Prefill).router.observe_first_token(decision);
@@ -54,7 +57,8 @@ impl Journey {
         request: &GenerateRequest,
         booked: Option<Decision>,
     ) -> Result<Begun> {
-        let mut answering = self.ask(ctx, Role::Decode, request, booked).await?;
+        let mut answering =
+            self.ask(ctx, Asked { role: Role::Decode, request, near: None }, booked).await?;
         self.pool(Role::Decode).router.observe_first_token(&mut answering.decision);
         Ok(Begun::Local(answering))
     }

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use dynamo_core::protocol::WorkerId;
 
@@ -80,6 +81,11 @@ impl Booking {
     pub fn until_dropped(mut self) -> Self {
         self.renew(u64::MAX);
         self
+    }
+
+    /// Returns how long it lives without progress.
+    pub(crate) fn lease(&self) -> Duration {
+        self.seat.common().lease
     }
 
     fn renew(&mut self, now: u64) {

@@ -99,7 +99,7 @@ async fn pool(
         router.route(&request(50_000), &Constraints::default().with_pinned(worker)).unwrap()
     });
     let busy = busy.collect();
-    (Pool { client, router }, serving, busy)
+    (Pool::new(client, router), serving, busy)
 }
 
 #[tokio::test]

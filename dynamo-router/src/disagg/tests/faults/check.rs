@@ -9,7 +9,10 @@ pub(super) fn at_rest(graph: &FaultyGraph) -> Vec<String> {
         .servings
         .iter()
         .flat_map(|pool| pool.lock().unwrap().iter().map(Serving::inflight).collect::<Vec<_>>());
+    let waiting = |pool: &Pool| pool.queue().map_or(0, |queue| queue.stats().waiting);
     for (what, count) in [
+        ("requests that wait for prefill workers", waiting(&graph.engine.prefill)),
+        ("requests that wait for decode workers", waiting(&graph.engine.decode)),
         ("bookings before prefill workers", bookings(&graph.engine.prefill)),
         ("bookings before decode workers", bookings(&graph.engine.decode)),
         ("prompts staged", graph.world.staged()),
@@ -146,5 +149,6 @@ fn must_survive(plan: &Plan, client: &Client) -> bool {
         config.split != Split::Always || config.fallback == Fallback::LocalPrefill || prefill >= 1;
     let is_calm = plan.faults_max == 0 && has_workers;
     let is_one = plan.faults_max == 1 && has_others && config.attempts_max >= 2;
-    has_time && plan.departures.is_empty() && (is_calm || is_one)
+    let has_room = plan.queues.iter().flatten().all(|queue| queue.is_roomy);
+    has_time && has_room && plan.departures.is_empty() && (is_calm || is_one)
 }

@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex};
 
 use dynamo_core::random::Random;
 use dynamo_core::time::SystemClock;
-use dynamo_core::{Runtime, Serving, engine_fn};
+use dynamo_core::{ResponseSender, Runtime, Serving, engine_fn};
 use futures::future::join_all;
 
 use super::super::journey::Role;
 use super::*;
+use crate::queue::{BusyThresholds, QueueConfig, Watermarks};
+use crate::router::{KvRouter, RouterConfig};
 use client::{Client, Seen};
 use world::World;
 
@@ -23,12 +25,24 @@ struct Plan {
     seed: u64,
     workers: [usize; 2],
     config: DisaggConfig,
+    /// Before prefill workers, before decode workers.
+    queues: [Option<Queue>; 2],
     /// How likely a call is to fail, and how many may.
     fault_percent: usize,
     faults_max: usize,
     clients: Vec<Client>,
     /// Workers that leave in the middle.
     departures: Vec<Departure>,
+}
+
+/// How one pool lets requests wait.
+#[derive(Debug, Clone, Copy)]
+struct Queue {
+    /// All requests there are have room, and time.
+    is_roomy: bool,
+    /// What a worker has before it is busy.
+    prefill_tokens: usize,
+    blocks: usize,
 }
 
 struct Departure {
@@ -59,9 +73,28 @@ impl Plan {
             patience: (below(2) == 0).then(|| Duration::from_millis(below(200) as u64)),
         });
         let departures = departures.collect();
+        let mut queue = || {
+            let (is_roomy, prefill_tokens, blocks) = (below(2) == 0, 1 + below(60), 1 + below(6));
+            (below(3) == 0).then_some(Queue { is_roomy, prefill_tokens, blocks })
+        };
+        let queues = [queue(), queue()];
         let clients = 1 + below(3);
         let clients = (0..clients).map(|_| Client::draw(&mut random)).collect();
-        Self { seed, workers, config, fault_percent, faults_max, clients, departures }
+        Self { seed, workers, config, queues, fault_percent, faults_max, clients, departures }
+    }
+}
+
+impl Queue {
+    fn before(self, pool: Pool) -> Pool {
+        let marks = |high: usize| Watermarks::new(0.0, high as f64).unwrap();
+        let busy = BusyThresholds::never()
+            .with_prefill_tokens(marks(self.prefill_tokens))
+            .with_blocks_share(marks(self.blocks), 1);
+        let config = QueueConfig::default().with_busy(busy);
+        pool.with_queue(match self.is_roomy {
+            true => config.with_wait_max(HANGS),
+            false => config.with_room(1, 100).with_wait_max(Duration::from_millis(50)),
+        })
     }
 }
 
@@ -80,7 +113,8 @@ impl FaultyGraph {
         let runtime = Runtime::in_process();
         let namespace = runtime.namespace("n").unwrap();
         let (mut pools, mut servings) = (Vec::new(), Vec::new());
-        for (role, count) in ["prefill", "decode"].into_iter().zip(plan.workers) {
+        let roles = ["prefill", "decode"].into_iter().zip(plan.workers).zip(plan.queues);
+        for ((role, count), queue) in roles {
             let endpoint = namespace.component(role).unwrap().endpoint("generate").unwrap();
             let mut serving = Vec::new();
             for _ in 0..count {
@@ -92,14 +126,19 @@ impl FaultyGraph {
             }
             servings.push(Mutex::new(serving));
             let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
-            pools.push(Pool { client: endpoint.client().await.unwrap(), router });
+            let pool = Pool::new(endpoint.client().await.unwrap(), router);
+            pools.push(match queue {
+                Some(queue) => queue.before(pool),
+                None => pool,
+            });
         }
         let reports = Arc::<Mutex<Vec<DisaggReport>>>::default();
         let sink = Arc::clone(&reports);
         let observer = move |report: &DisaggReport| sink.lock().unwrap().push(report.clone());
         let [prefill, decode]: [Pool; 2] = pools.try_into().unwrap();
-        let engine =
-            PrefillDecode::new(prefill, decode).with_config(plan.config).with_observer(observer);
+        let engine = PrefillDecode::new(prefill, decode)
+            .with_config(plan.config.clone())
+            .with_observer(observer);
         let servings = servings.try_into().unwrap();
         Self { world, runtime, engine, reports, servings }
     }

@@ -165,7 +165,7 @@ async fn serve(role: &str, count: usize, fleet: Fleet, tasks: &mut JoinSet<()>) 
         servings.push(serving);
     }
     workers.sort();
-    let pool = Pool { client: endpoint.client().await.unwrap(), router };
+    let pool = Pool::new(endpoint.client().await.unwrap(), router);
     Served { pool, workers, _servings: servings }
 }
 
