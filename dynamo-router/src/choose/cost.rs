@@ -14,7 +14,8 @@ use crate::load::{Load, Paced};
 pub struct CostModel {
     /// Time to prefill one token, until a worker has shown it.
     pub prefill_s_per_token: f64,
-    /// Time to fetch the KV of one token from a peer (at 128 KiB per token over 25 GB/s).
+    /// Time to fetch the KV of one token from a peer, until hand-offs have shown it (at 128 KiB per token
+    /// over 25 GB/s).
     pub fetch_s_per_token: f64,
     /// Time to bring the KV of one token up from host memory, from a disk, and from further away (at
     /// 128 KiB per token over 25, 6 and 2.5 GB/s). What is computed sooner is not waited for.

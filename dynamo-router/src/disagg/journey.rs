@@ -1,6 +1,7 @@
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use dynamo_core::protocol::{GenerateRequest, InstanceId, Usage};
+use dynamo_core::protocol::{GenerateRequest, HandoffReport, InstanceId, Usage};
 use dynamo_core::{Context, Error, ErrorKind};
 
 use super::config::Near;
@@ -92,6 +93,15 @@ impl Journey {
     ) {
         let (router, block_size) = (&self.pool(role).router, request.blocks.block_size());
         router.observe_usage(decision.worker, decision.indexed_tokens, block_size, usage);
+    }
+
+    /// Has what a hand-off took learned from.
+    pub(super) fn observe_handoff(&self, request: &GenerateRequest, handoff: &HandoffReport) {
+        let block_tokens = request.blocks.block_size().tokens();
+        let pulled = (handoff.blocks_pulled as usize).saturating_mul(block_tokens);
+        let tokens = pulled.min(request.token_ids.len());
+        let took = Duration::from_micros(handoff.micros);
+        self.pool(Role::Decode).router.observe_fetch(tokens, took);
     }
 
     /// Notes something in the report.

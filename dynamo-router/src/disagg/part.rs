@@ -127,6 +127,9 @@ impl Part {
         if let (None, Some(_), Some(usage)) = (self.prefilled, chunk.finish, &chunk.usage) {
             self.journey.observe_usage(Role::Decode, &self.request, decision, usage);
         }
+        if let (Some(_), Some(handoff)) = (self.prefilled, &chunk.handoff) {
+            self.journey.observe_handoff(&self.request, handoff);
+        }
         self.phase = match chunk.finish {
             Some(_) => Phase::Ending(answering),
             None => Phase::Decode(answering, None),

@@ -17,6 +17,7 @@ mod leases;
 mod pools;
 mod queues;
 mod recovery;
+mod transfer;
 
 fn request() -> GenerateRequest {
     request_from(0)

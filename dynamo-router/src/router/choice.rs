@@ -40,13 +40,14 @@ impl KvRouter {
         request: &GenerateRequest,
         constraints: &Constraints<'_>,
     ) -> Result<Decision> {
+        let now = self.tend();
         let model = self.0.cost.for_priority(constraints.priority);
         let view = View {
             fleet,
-            model: &model,
+            model: &self.0.fetch.applied(&model, request, self.0.common.at(now)),
             paced: self.0.common.pace.get(),
             report_max_ns: self.0.report_max_ns,
-            now: self.tend(),
+            now,
         };
         let asked = asked(request);
         self.0.scratches.lend(|scratch| {

@@ -3,6 +3,7 @@
 mod choice;
 mod config;
 mod constraints;
+mod fetch;
 mod scratch;
 mod view;
 
@@ -25,6 +26,7 @@ use crate::events::Intake;
 use crate::index::PrefixReader;
 use crate::load::{Load, expire};
 use crate::workers::{Change, Common, Fleet, Members, ReleaseListener, Seat, as_ns};
+use fetch::FetchSpeed;
 use scratch::Scratches;
 
 /// Chooses the worker on which a request costs least time; cheap to clone.
@@ -38,6 +40,7 @@ pub struct KvRouter(Arc<Shared>);
 
 struct Shared {
     cost: CostModel,
+    fetch: FetchSpeed,
     is_explained: bool,
     report_max_ns: u64,
     common: Arc<Common>,
@@ -77,6 +80,7 @@ impl KvRouter {
         let intake = Intake::default();
         Self(Arc::new(Shared {
             cost: config.cost,
+            fetch: FetchSpeed::default(),
             is_explained: config.explain,
             report_max_ns: as_ns(config.report_max),
             fleet: ArcSwap::default(),
