@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::queue::{BusyThresholds, QueueConfig, Watermarks};
+use crate::router::Constraints;
 
 /// One request at a time is prefilled by a worker, and so many others wait.
 fn one_by_one(pool: Pool, entries: usize) -> Pool {
@@ -150,4 +151,26 @@ async fn a_hand_off_waits_for_a_busy_decode_worker_and_keeps_what_is_staged() {
     decode.finish();
     assert!(next.await.unwrap().unwrap().finish.is_some());
     assert!(hold.is_killed());
+}
+
+#[tokio::test]
+async fn a_split_costs_the_wait_for_those_in_front_as_well() {
+    let graph = graph(false, Fallback::default()).await;
+    let pool = &graph.engine.prefill;
+    let request = request_from(9000).with_stage(Stage::Prefill);
+    let wait_s = || {
+        let decision = pool.weigh(&request, &Constraints::default()).unwrap();
+        pool.total_s(&decision) - pool.router.total_s(&decision.explain.chosen)
+    };
+    let mut started = vec![start(&graph, 0).await];
+    assert_eq!(wait_s(), 0.0, "what the worker has is in its own cost");
+    started.push(start(&graph, 1000).await);
+    started.push(start(&graph, 2000).await);
+    // Two prompts of forty tokens, each a ten-thousandth of a second.
+    assert!((wait_s() - 0.008).abs() < 1e-9, "{}", wait_s());
+    assert_eq!(waiting(&graph), 2, "who weighs takes nobody's turn");
+    for started in started {
+        started.abort();
+        assert!(started.await.unwrap_err().is_cancelled());
+    }
 }

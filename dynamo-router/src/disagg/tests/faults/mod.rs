@@ -15,7 +15,7 @@ use futures::future::join_all;
 
 use super::super::journey::Role;
 use super::*;
-use crate::queue::{BusyThresholds, QueueConfig, Watermarks};
+use crate::queue::{BusyThresholds, QueueConfig, QueueStats, QueuedRouter, Watermarks};
 use crate::router::{KvRouter, RouterConfig};
 use client::{Client, Seen};
 use world::World;
@@ -156,8 +156,16 @@ impl FaultyGraph {
     }
 }
 
+/// How the requests of a seed went, or of many.
+#[derive(Default)]
+struct Played {
+    reports: Vec<DisaggReport>,
+    /// Of the queues before each pool.
+    queues: [Vec<QueueStats>; 2],
+}
+
 /// Plays a seed; returns what is wrong with it, and how its requests went.
-async fn play(seed: u64) -> (Vec<String>, Vec<DisaggReport>) {
+async fn play(seed: u64) -> (Vec<String>, Played) {
     let plan = Plan::draw(seed);
     let graph = FaultyGraph::start(&plan).await;
     let clients = plan.clients.iter().enumerate().map(|(number, client)| {
@@ -167,7 +175,7 @@ async fn play(seed: u64) -> (Vec<String>, Vec<DisaggReport>) {
     let departures = plan.departures.iter().map(|departure| graph.departs(departure));
     let all = futures::future::join(join_all(clients), join_all(departures));
     let Ok((seen, _)) = tokio::time::timeout(HANGS, all).await else {
-        return (vec!["a request hangs".to_owned()], Vec::new());
+        return (vec!["a request hangs".to_owned()], Played::default());
     };
     // Whatever is held for a request goes with the request, long before it would lapse.
     graph.world.tasks.close();
@@ -182,21 +190,26 @@ async fn play(seed: u64) -> (Vec<String>, Vec<DisaggReport>) {
     }
     graph.runtime.shutdown(Duration::from_secs(1)).await.unwrap();
     let reports = graph.reports.lock().unwrap().clone();
-    (wrong, reports)
+    let pools = [&graph.engine.prefill, &graph.engine.decode];
+    let queues = pools.map(|pool| pool.queue().map(QueuedRouter::stats).into_iter().collect());
+    (wrong, Played { reports, queues })
 }
 
 /// Plays seeds; a failure names its seed, and `seeds(seed..seed + 1)` plays it again.
-fn seeds(seeds: std::ops::Range<u64>) -> Vec<DisaggReport> {
-    let mut all = Vec::new();
+fn seeds(seeds: std::ops::Range<u64>) -> Played {
+    let mut all = Played::default();
     for seed in seeds {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
             .build()
             .unwrap();
-        let (wrong, reports) = runtime.block_on(play(seed));
+        let (wrong, played) = runtime.block_on(play(seed));
         assert!(wrong.is_empty(), "seed {seed}: {wrong:#?}");
-        all.extend(reports);
+        all.reports.extend(played.reports);
+        for (all, queues) in all.queues.iter_mut().zip(played.queues) {
+            all.extend(queues);
+        }
     }
     all
 }
@@ -206,7 +219,7 @@ const HANGS: Duration = Duration::from_secs(3600);
 
 #[test]
 fn whatever_fails_an_answer_has_one_end_and_nothing_stays_behind() {
-    let reports = seeds(0..SEEDS);
+    let Played { reports, queues } = seeds(0..SEEDS);
     // The seeds lead everywhere.
     let some = |is: &dyn Fn(&DisaggReport) -> bool| reports.iter().filter(|r| is(r)).count();
     for kind in [
@@ -232,6 +245,16 @@ fn whatever_fails_an_answer_has_one_end_and_nothing_stays_behind() {
         assert!(some(&survived) > 10, "{moves} moves");
     }
     assert!(some(&|report| report.outcome == Outcome::Cancelled) > 10);
+    for queues in queues {
+        for (count, what) in [
+            (queues.iter().map(|stats| stats.popped_total).sum::<u64>(), "waited for their turn"),
+            (queues.iter().map(|stats| stats.refused_total).sum(), "found no room"),
+            (queues.iter().map(|stats| stats.expired_total).sum(), "waited too long"),
+            (queues.iter().map(|stats| stats.cancelled_total).sum(), "ended while they waited"),
+        ] {
+            assert!(count > 10, "{count} {what}");
+        }
+    }
 }
 
 /// A few seconds without optimisation; many more were played.
