@@ -96,13 +96,13 @@ impl Journey {
             prefill.weigh(&request.with_stage(Stage::Prefill), &constraints)
         };
         let remote = (config.split != Split::Never).then(weigh_prefill).and_then(Result::ok);
-        costs.prefill_s = remote.as_ref().map(|decision| prefill.total_s(decision));
+        costs.prefill_s = remote.as_ref().map(|decision| self.total_s(prefill, decision));
         let mut local = None;
         if let (Split::ByCost, Some(remote)) = (config.split, &remote) {
             // Each is booked for itself: the one does not wait for the other.
             costs.transfer_s = self.transfer_s(request, remote.worker.instance, &tried);
             local = decode.weigh(request, &self.constraints(&tried.decode, None)).ok();
-            costs.local_s = local.as_ref().map(|decision| decode.total_s(decision));
+            costs.local_s = local.as_ref().map(|decision| self.total_s(decode, decision));
         }
         let explain = decide(config, costs);
         match explain.place {
@@ -130,7 +130,7 @@ impl Journey {
         let constraints = self.constraints(&tried.decode, near.as_ref());
         let decode = &self.engine.decode;
         let decision = decode.weigh(&half, &constraints).ok()?;
-        Some(decode.total_s(&decision))
+        Some(self.total_s(decode, &decision))
     }
 }
 

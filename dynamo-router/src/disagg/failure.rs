@@ -47,6 +47,11 @@ impl StdError for Interrupted {
     }
 }
 
+/// Tells whether a request failed because an early end was asked for before it was its turn.
+pub(super) fn was_stopped(ctx: &Context, error: &Error) -> bool {
+    ctx.check().is_ok() && ctx.is_stopped() && error.kind() == ErrorKind::Cancelled
+}
+
 /// Says what no worker could begin: the workers' own ends and times are not the request's.
 pub(super) fn of_the_start(ctx: &Context, error: Error) -> Error {
     if let Err(over) = ctx.check() {

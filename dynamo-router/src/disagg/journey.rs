@@ -2,9 +2,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use dynamo_core::protocol::{GenerateRequest, HandoffReport, InstanceId, Usage};
-use dynamo_core::{Context, Error, ErrorKind};
+use dynamo_core::{Context, Error, ErrorKind, Priority};
 
 use super::config::Near;
+use super::failure::was_stopped;
 use super::report::Report;
 use super::{Pool, PrefillDecode};
 use crate::choose::SessionKey;
@@ -15,6 +16,7 @@ pub(super) struct Journey {
     pub(super) engine: PrefillDecode,
     /// Whose it is, in each of the two pools.
     pub(super) session: Option<SessionKey>,
+    priority: Priority,
     state: Mutex<State>,
 }
 
@@ -53,9 +55,14 @@ pub(super) enum Role {
 }
 
 impl Journey {
-    pub(super) fn new(engine: PrefillDecode, session: Option<SessionKey>, report: Report) -> Self {
+    pub(super) fn new(
+        engine: PrefillDecode,
+        (ctx, request): (&Context, &GenerateRequest),
+        report: Report,
+    ) -> Self {
+        let (session, priority) = (SessionKey::of(ctx, request), ctx.priority());
         let state = Mutex::new(State { report, tried: Tried::default() });
-        Self { engine, session, state }
+        Self { engine, session, priority, state }
     }
 
     /// Returns what is asked of a worker: none of those that `failed`, and `near` another one.
@@ -65,6 +72,7 @@ impl Journey {
         near: Option<&'a Preference<'a>>,
     ) -> Constraints<'a> {
         let constraints = Constraints::default().with_exclude(failed).with_session(self.session);
+        let constraints = constraints.with_priority(self.priority);
         constraints.with_preferred(near.map_or(&[], std::slice::from_ref))
     }
 
@@ -104,6 +112,11 @@ impl Journey {
         self.pool(Role::Decode).router.observe_fetch(tokens, took);
     }
 
+    /// Returns what `decision`, which is for this request, costs in `pool`, in seconds.
+    pub(super) fn total_s(&self, pool: &Pool, decision: &Decision) -> f64 {
+        pool.total_s(decision, self.priority)
+    }
+
     /// Notes something in the report.
     pub(super) fn report(&self, note: impl FnOnce(&mut Report)) {
         note(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).report);
@@ -131,7 +144,7 @@ impl Tried {
 
     /// Tells failures of a worker, after which another one may do better, from those of the request.
     pub(super) fn blames_worker(&self, ctx: &Context, error: &Error) -> bool {
-        if ctx.check().is_err() {
+        if ctx.check().is_err() || was_stopped(ctx, error) {
             return false;
         }
         match error.kind() {

@@ -45,7 +45,6 @@ pub use failure::Interrupted;
 pub use pool::Pool;
 pub use report::{DisaggReport, Observer, Outcome};
 
-use crate::choose::SessionKey;
 use journey::Journey;
 use report::Report;
 
@@ -103,8 +102,7 @@ impl Engine for PrefillDecode {
     ) -> Result<ResponseStream<GenerateChunk>> {
         let clock = Arc::clone(self.prefill.router.clock());
         let report = Report::new(&ctx, &request, Arc::clone(&self.observer), clock);
-        let session = SessionKey::of(&ctx, &request);
-        let journey = Arc::new(Journey::new(self.clone(), session, report));
+        let journey = Arc::new(Journey::new(self.clone(), (&ctx, &request), report));
         let answer = if request.stage == Stage::Full {
             migrate::answer(&journey, &ctx, request).await
         } else {

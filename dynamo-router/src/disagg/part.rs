@@ -34,6 +34,8 @@ enum Phase {
     Decode(Box<Answering>, Option<GenerateChunk>),
     /// The last chunk is out; the worker's stream ends by itself.
     Ending(Box<Answering>),
+    /// An early end was asked for before there was a worker to go on: it ends here.
+    Stopped,
     Over,
 }
 
@@ -45,14 +47,17 @@ impl Part {
         request: GenerateRequest,
     ) -> Result<ResponseStream<GenerateChunk>> {
         let begun = journey.prefill(&ctx, &request).await;
-        let begun = begun.map_err(|error| failure::of_the_start(&ctx, error))?;
-        journey.report(Report::first_chunk);
+        if begun.is_ok() {
+            journey.report(Report::first_chunk);
+        }
         let (phase, prefilled) = match begun {
-            Begun::Remote(answering) => {
+            Err(error) if failure::was_stopped(&ctx, &error) => (Phase::Stopped, None),
+            Err(error) => return Err(failure::of_the_start(&ctx, error)),
+            Ok(Begun::Remote(answering)) => {
                 let usage = answering.chunk.usage.unwrap_or_else(|| unknown(&request));
                 (Phase::First(Box::new(answering)), Some(usage))
             }
-            Begun::Local(mut answering) => {
+            Ok(Begun::Local(mut answering)) => {
                 let chunk = std::mem::take(&mut answering.chunk);
                 (Phase::Decode(Box::new(answering), Some(chunk)), None)
             }
@@ -80,7 +85,8 @@ impl Part {
                     return Some(Ok(self.emit(chunk)));
                 }
                 // Whoever asks for an early end needs no decode worker for it.
-                Phase::HandOff(_) if self.ctx.is_stopped() => {
+                Phase::HandOff(_) if self.ctx.is_stopped() => self.phase = Phase::Stopped,
+                Phase::Stopped => {
                     let finish = Some(FinishReason::Length);
                     let last = GenerateChunk { finish, ..GenerateChunk::default() };
                     return Some(Ok(self.emit(last)));
@@ -90,6 +96,9 @@ impl Part {
                         Ok(mut answering) => {
                             let chunk = std::mem::take(&mut answering.chunk);
                             self.phase = Phase::Decode(Box::new(answering), Some(chunk));
+                        }
+                        Err(error) if failure::was_stopped(&self.ctx, &error) => {
+                            self.phase = Phase::Stopped;
                         }
                         Err(error) => return Some(Err(failure::of_the_rest(&self.ctx, error))),
                     }

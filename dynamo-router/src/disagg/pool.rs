@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dynamo_core::protocol::{GenerateChunk, GenerateRequest, InstanceId};
-use dynamo_core::{Client, Context, Error, ErrorKind, Result};
+use dynamo_core::{Client, Context, Error, ErrorKind, Priority, Result};
 
 use crate::queue::{QueueConfig, QueuedRouter};
 use crate::router::{Constraints, Decision, KvRouter, Preference};
@@ -61,9 +61,7 @@ impl Pool {
     /// have one.
     #[must_use]
     pub fn with_queue(mut self, config: QueueConfig) -> Self {
-        let client = self.client.clone();
-        let candidates = move || client.candidates();
-        self.queue = Some(QueuedRouter::new(self.router.clone(), candidates, config));
+        self.queue = Some(QueuedRouter::for_client(self.router.clone(), &self.client, config));
         self
     }
 
@@ -116,15 +114,16 @@ impl Pool {
         self.router.weigh(request, &constraints)
     }
 
-    /// Returns what `decision` costs, and what those that wait in front of it do, in seconds.
-    pub(super) fn total_s(&self, decision: &Decision) -> f64 {
+    /// Returns what `decision` costs a request of `priority`, and what those that wait in front of it do, in seconds.
+    pub(super) fn total_s(&self, decision: &Decision, priority: Priority) -> f64 {
         let chosen = &decision.explain.chosen;
-        let Some(queue) = &self.queue else { return self.router.total_s(chosen) };
+        let total_s = self.router.total_s(chosen, priority);
+        let Some(queue) = &self.queue else { return total_s };
         let own_s = (chosen.ttft_s - chosen.queue_s - chosen.up_s).max(0.0);
         let s_per_token = own_s / chosen.new_tokens.max(1) as f64;
         let workers = self.client.candidates().len().max(1);
         let waiting_s = queue.stats().prompt_tokens as f64 * s_per_token / workers as f64;
-        self.router.total_s(chosen) + waiting_s
+        total_s + waiting_s
     }
 
     /// Returns the value of `label` of an instance that serves.

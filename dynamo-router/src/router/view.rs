@@ -1,5 +1,6 @@
 //! What the queue before a router and the exchange beside it ask of it.
 
+use dynamo_core::Priority;
 use dynamo_core::protocol::{GenerateRequest, WorkerId};
 
 use super::scratch::Scratch;
@@ -60,9 +61,10 @@ impl KvRouter {
         })
     }
 
-    /// Returns what is minimised, in seconds, of a worker that this router has weighed.
-    pub(crate) fn total_s(&self, cost: &CandidateCost) -> f64 {
-        cost.total_s(&self.0.cost)
+    /// Returns what is minimised, in seconds, of a worker that this router has weighed for a request of
+    /// `priority`.
+    pub(crate) fn total_s(&self, cost: &CandidateCost, priority: Priority) -> f64 {
+        cost.total_s(&self.0.cost.for_priority(priority))
     }
 
     /// Returns what this router has booked, on each worker that it has booked anything on.

@@ -1,5 +1,7 @@
 //! Requests that wait because all workers of a pool are busy.
 
+use dynamo_core::Priority;
+
 use super::*;
 use crate::queue::{BusyThresholds, QueueConfig, Watermarks};
 use crate::router::Constraints;
@@ -108,6 +110,24 @@ async fn a_client_that_is_gone_waits_no_longer() {
     assert_eq!(graph.engine.prefill.router.stats().bookings, 0);
 }
 
+#[tokio::test]
+async fn a_request_that_is_stopped_in_the_queue_has_an_answer_of_no_tokens() {
+    let graph = graph(false, Fallback::LocalPrefill).await;
+    let first = start(&graph, 0).await;
+    let ctx = Context::new();
+    let mut second = Box::pin(graph.engine.generate(ctx.clone(), request_from(1000)));
+    assert!(futures::poll!(&mut second).is_pending());
+    ctx.stop();
+    let chunks = second.await.unwrap().collect().await.unwrap();
+    let [last] = &chunks[..] else { panic!("{chunks:?}") };
+    let usage = last.usage.unwrap();
+    assert_eq!((last.finish, &last.token_ids[..]), (Some(FinishReason::Length), &[][..]));
+    assert_eq!((usage.prompt_tokens, usage.completion_tokens), (40, 0));
+    assert_eq!(waiting(&graph), 0);
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_leaves_the_queue_at_its_deadline() {
     let graph = graph(false, Fallback::default()).await;
@@ -160,7 +180,9 @@ async fn a_split_costs_the_wait_for_those_in_front_as_well() {
     let request = request_from(9000).with_stage(Stage::Prefill);
     let wait_s = || {
         let decision = pool.weigh(&request, &Constraints::default()).unwrap();
-        pool.total_s(&decision) - pool.router.total_s(&decision.explain.chosen)
+        let priority = Priority::NORMAL;
+        let own_s = pool.router.total_s(&decision.explain.chosen, priority);
+        pool.total_s(&decision, priority) - own_s
     };
     let mut started = vec![start(&graph, 0).await];
     assert_eq!(wait_s(), 0.0, "what the worker has is in its own cost");

@@ -118,7 +118,7 @@ fn asked(plan: &Plan, stages: &[&Stage]) -> Vec<(&'static str, bool)> {
     let whole = count(|stage| *stage == Stage::Full);
     let decodes = stages.len() - prefills - whole;
     let (config, [prefill_workers, _]) = (&plan.config, plan.workers);
-    let is_calm = plan.faults_max == 0 && plan.departures.is_empty();
+    let is_calm = plan.faults_max == 0 && plan.departures.is_empty() && has_room(plan);
     vec![
         ("it is split", config.split != Split::Never || prefills + decodes == 0),
         ("it is not split", {
@@ -132,6 +132,11 @@ fn asked(plan: &Plan, stages: &[&Stage]) -> Vec<(&'static str, bool)> {
         }),
         ("it is asked for without end", stages.len() <= 100),
     ]
+}
+
+/// Whoever has to wait is let in, and waits for long enough.
+fn has_room(plan: &Plan) -> bool {
+    plan.queues.iter().flatten().all(|queue| queue.is_roomy)
 }
 
 /// A single fault is made good where there is another worker, and time.
@@ -149,6 +154,5 @@ fn must_survive(plan: &Plan, client: &Client) -> bool {
         config.split != Split::Always || config.fallback == Fallback::LocalPrefill || prefill >= 1;
     let is_calm = plan.faults_max == 0 && has_workers;
     let is_one = plan.faults_max == 1 && has_others && config.attempts_max >= 2;
-    let has_room = plan.queues.iter().flatten().all(|queue| queue.is_roomy);
-    has_time && has_room && plan.departures.is_empty() && (is_calm || is_one)
+    has_time && has_room(plan) && plan.departures.is_empty() && (is_calm || is_one)
 }
