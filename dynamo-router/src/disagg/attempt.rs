@@ -50,8 +50,7 @@ impl Journey {
                     pool.router.sent(request, self.session, &decision);
                     decision
                 }
-                // In a box: most requests have been weighed, and none has to carry the size of both.
-                None => Box::pin(self.choose(ctx, asked, &failed, &mut last)).await?,
+                None => self.choose(ctx, asked, &failed, &mut last).await?,
             };
             self.report(|report| report.chose(role, &decision));
             let instance = decision.worker.instance;

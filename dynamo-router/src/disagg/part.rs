@@ -46,7 +46,8 @@ impl Part {
         ctx: Context,
         request: GenerateRequest,
     ) -> Result<ResponseStream<GenerateChunk>> {
-        let begun = journey.prefill(&ctx, &request).await;
+        // In a box: all that waits for a part would have its size.
+        let begun = Box::pin(journey.prefill(&ctx, &request)).await;
         if begun.is_ok() {
             journey.report(Report::first_chunk);
         }
