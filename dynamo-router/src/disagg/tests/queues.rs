@@ -1,6 +1,7 @@
 //! Requests that wait because all workers of a pool are busy.
 
 use dynamo_core::Priority;
+use std::num::NonZeroUsize;
 
 use super::*;
 use crate::queue::{BusyThresholds, QueueConfig, Watermarks};
@@ -145,7 +146,8 @@ async fn a_hand_off_waits_for_a_busy_decode_worker_and_keeps_what_is_staged() {
         |pool| pool,
         |pool| {
             let share = Watermarks::new(0.0, 0.1).unwrap();
-            let busy = BusyThresholds::never().with_blocks_share(share, 10);
+            let busy = BusyThresholds::never().with_blocks_share(share);
+            let busy = busy.with_blocks_total(NonZeroUsize::new(10).unwrap());
             pool.with_queue(QueueConfig::default().with_busy(busy))
         },
     ];

@@ -6,6 +6,7 @@ mod client;
 mod worker;
 mod world;
 
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
 use dynamo_core::random::Random;
@@ -89,7 +90,8 @@ impl Queue {
         let marks = |high: usize| Watermarks::new(0.0, high as f64).unwrap();
         let busy = BusyThresholds::never()
             .with_prefill_tokens(marks(self.prefill_tokens))
-            .with_blocks_share(marks(self.blocks), 1);
+            .with_blocks_share(marks(self.blocks))
+            .with_blocks_total(NonZeroUsize::MIN);
         let config = QueueConfig::default().with_busy(busy);
         pool.with_queue(match self.is_roomy {
             true => config.with_wait_max(HANGS),
