@@ -180,9 +180,12 @@ impl Table {
     /// From its own bucket it divides evenly, and from no other, since the number of buckets is odd.
     fn spread_of(&self, at: usize, tag: u32) -> Option<u32> {
         let buckets = self.0.len() as u64;
-        let homes = (0..=at).rev().chain((at + 1..self.0.len()).rev());
-        let mut products = homes.map(|home| (home as u64) << 32 | u64::from(tag));
-        products.find(|at| at.is_multiple_of(buckets)).map(|at| low_bits(at / buckets))
+        let mut home = at;
+        (0..buckets).find_map(|_| {
+            let product = (home as u64) << 32 | u64::from(tag);
+            home = home.checked_sub(1).unwrap_or(self.0.len() - 1);
+            product.is_multiple_of(buckets).then(|| low_bits(product / buckets))
+        })
     }
 
     /// Goes through the buckets, `home` first.
