@@ -122,6 +122,12 @@ impl Chunk {
         (first..first + (1 << CHUNK_BITS)).step_by(1 << self.shift)
     }
 
+    /// Returns the place of one of its segments, if there are so many.
+    pub(super) fn segment_at(&self, first: Place, number: usize) -> Option<Place> {
+        let offset = u32::try_from(number << self.shift).ok()?;
+        (number < self.heads.len()).then_some(first + offset)
+    }
+
     /// Returns the size in bytes of a chunk of segments of that size, without planes.
     pub(super) const fn bytes_for(size: usize) -> usize {
         CHUNK_BLOCKS * size_of::<u64>() + CHUNK_BLOCKS / blocks_of(size) * size_of::<Head>()

@@ -180,7 +180,7 @@ impl View {
     /// Returns the place where segment `number` of a chunk begins, if there is one.
     pub(super) fn segment_of(&self, chunk: usize, number: usize) -> Option<Place> {
         let (chunk, first) = self.chunks.get(chunk)?.as_ref().zip(first_of(chunk))?;
-        chunk.segments(first).nth(number)
+        chunk.segment_at(first, number)
     }
 
     /// Returns all segments that there are.
