@@ -157,7 +157,11 @@ impl World {
         let arrived: Vec<_> =
             self.on_the_way.extract_if(.., |(arrives, ..)| *arrives <= now).collect();
         for (_, to, said) in arrived {
-            self.replicas[to].shares.hear(Statement::from_wire(said), now);
+            let (router, shares) = (said.0, &mut self.replicas[to].shares);
+            let last = |shares: &Shares| shares.routers.get(&router).map(|it| (it.epoch, it.seq));
+            let before = last(shares);
+            shares.hear(Statement::from_wire(said), now);
+            assert!(last(shares) >= before, "{router} is taken at an older word");
         }
     }
 
