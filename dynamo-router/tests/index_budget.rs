@@ -17,7 +17,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const TIERS: [Tier; 4] = [Tier::Device, Tier::Host, Tier::Disk, Tier::Remote];
 
 /// Blocks of a sequence, and different sequences.
-const BLOCKS: usize = 500;
+const BLOCKS: usize = 1_000;
 const SEQUENCES: usize = 600;
 
 const BYTES_MAX: usize = IndexConfig::BYTES_MIN;
@@ -36,7 +36,7 @@ fn change(
     let (from, to) = (from.min(to), from.max(to));
     // Four sequences share their first blocks.
     let of = |at: usize| if at < 100 { sequence / 4 } else { SEQUENCES as u64 + sequence };
-    let hash = |at: usize| SequenceHash((of(at) << 32 | at as u64 + 1) * 77);
+    let hash = |at: usize| SequenceHash((of(at) << 32 | (at as u64 + 1)) * 77);
     run.clear();
     run.extend((from..to).map(hash));
     match below(10) {
@@ -79,7 +79,7 @@ fn the_index_never_has_more_memory_than_its_budget() {
             let mut index = PrefixIndex::new(IndexConfig::default().with_bytes_max(BYTES_MAX));
             let mut random = Random::new(11);
             let mut most = 0;
-            for _ in 0..2_500 {
+            for _ in 0..1_500 {
                 change(&mut index, workers, &mut random, &mut run);
                 let bytes = live() - before;
                 assert!(bytes <= index.bytes() + BYTES_MORE, "{bytes} are more than it says");
