@@ -2,6 +2,7 @@
 //! says what is booked on it and how fast it is.
 
 mod fleet;
+mod listed;
 mod listeners;
 mod members;
 mod seat;

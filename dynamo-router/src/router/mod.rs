@@ -98,7 +98,7 @@ impl KvRouter {
     /// Says who there is: all instances, each with as many workers as it has ranks
     /// ([`RANKS_LABEL`](crate::RANKS_LABEL)).
     ///
-    /// Costs a comparison if nobody came or left. What is known of an instance that stays missing
+    /// Costs a look at each, in whatever order, if nobody came, left or has other labels. What is known of an instance that stays missing
     /// for ten seconds is forgotten, and what it says is ignored until it is listed again; what a
     /// request must avoid goes into its [`Constraints`].
     ///

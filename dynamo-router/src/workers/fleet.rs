@@ -4,6 +4,7 @@ use std::sync::Arc;
 use dynamo_core::protocol::{InstanceId, WorkerId};
 use dynamo_core::{Error, Instance, Result};
 
+use super::listed::Listed;
 use super::{Seat, Slot};
 use crate::load::{Chunk, ROWS};
 
@@ -17,7 +18,7 @@ pub(crate) type Positions = Vec<u64>;
 /// The workers that can be chosen; never changed, only replaced.
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
-    listed: Vec<(InstanceId, u64)>,
+    listed: Listed,
     /// By position; not all are of the fleet.
     seats: Vec<Option<Arc<Seat>>>,
     /// Who is, in the order of their ids, and where.
@@ -30,17 +31,17 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Seats the ranks of `listed`, which are ordered by id; `seat` may have none left.
+    /// Seats the ranks of those `listed`, which are `ordered` by id; `seat` may have none left.
     ///
     /// Who says something of itself that cannot be is left out, and named in the error beside.
     pub(super) fn new(
-        listed: &[&Instance],
+        listed: &[Instance],
+        ordered: &[&Instance],
         mut seat: impl FnMut(WorkerId) -> Option<Arc<Seat>>,
     ) -> (Self, Result<()>) {
-        let mut fleet = Self::default();
+        let mut fleet = Self { listed: Listed::of(listed), ..Self::default() };
         let mut outcome = Ok(());
-        for instance in listed {
-            fleet.listed.push((instance.id, instance.incarnation));
+        for instance in ordered {
             let added = ranks(instance).and_then(|ranks| fleet.add(instance, ranks, &mut seat));
             outcome = outcome.and(added);
         }
@@ -75,10 +76,9 @@ impl Fleet {
         Ok(())
     }
 
-    /// Tells whether it is that of `listed`.
+    /// Tells whether it is that of `listed`, in whatever order.
     pub(crate) fn is_of(&self, listed: &[Instance]) -> bool {
-        let ids = listed.iter().map(|instance| (instance.id, instance.incarnation));
-        self.listed.len() == listed.len() && self.listed.iter().copied().eq(ids)
+        self.listed == Listed::of(listed)
     }
 
     /// Returns all seats, in the order of their workers' ids.

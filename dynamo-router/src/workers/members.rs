@@ -69,7 +69,7 @@ impl Members {
         let mut ordered: Vec<_> = listed.iter().collect();
         ordered.sort_by_key(|instance| (instance.id, u64::MAX - instance.incarnation));
         ordered.dedup_by_key(|instance| instance.id);
-        let made = Fleet::new(&ordered, |worker| self.seat(worker));
+        let made = Fleet::new(listed, &ordered, |worker| self.seat(worker));
         self.listed = ordered.iter().map(|instance| instance.id).collect();
         let now = self.common.now_ns();
         self.absent_since.retain(|instance, _| !self.listed.contains(instance));

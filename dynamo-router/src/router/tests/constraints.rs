@@ -1,5 +1,7 @@
 //! Who may be chosen, and where a request would rather go.
 
+use std::sync::atomic::AtomicUsize;
+
 use dynamo_core::Priority;
 use dynamo_core::protocol::{HandoffTicket, Stage};
 
@@ -84,6 +86,23 @@ fn constraints_say_who_may_be_chosen() {
     assert!(refused(&any.with_pinned(rank(1, 1))).contains("only 1.1 would do"));
     let _ = refused(&any.with_pinned(worker(1)).with_only(&only));
     let _ = refused(&any.with_pinned(worker(3)).with_exclude(&exclude));
+}
+
+#[test]
+fn other_labels_count_at_once_and_another_order_changes_nothing() {
+    let router = router();
+    let told = Arc::new(AtomicUsize::new(0));
+    let tell = Arc::clone(&told);
+    let _listener = router.on_release(move |_| _ = tell.fetch_add(1, Ordering::Relaxed));
+    let (first, second) = (labelled(1, &[("zone", "a")]), labelled(2, &[("zone", "a")]));
+    router.set_workers(&[first.clone(), second.clone()]).unwrap();
+    let made = told.load(Ordering::Relaxed);
+    router.set_workers(&[second, first.clone()]).unwrap();
+    assert_eq!(told.load(Ordering::Relaxed), made, "the fleet is the same");
+    let zone_b = Constraints::default().with_required(&[("zone", "b")]);
+    assert!(router.route(&request(64), &zone_b).is_err());
+    router.set_workers(&[first, labelled(2, &[("zone", "b")])]).unwrap();
+    assert_eq!(router.route(&request(64), &zone_b).unwrap().worker, worker(2));
 }
 
 #[test]
