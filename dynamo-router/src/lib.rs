@@ -75,5 +75,7 @@ pub use events::{
 };
 pub use load::{Booking, BookingExchange, ExchangeConfig, Load, LoadFeed, LoadMetrics};
 pub use queue::{QueueConfig, QueuePolicy, QueuedPool, QueuedRouter};
-pub use router::{Constraints, Decision, KvRouter, Preference, RouterConfig, RouterStats};
+pub use router::{
+    Constraints, Decision, KvRouter, Preference, PrefixSource, RouterConfig, RouterStats,
+};
 pub use workers::{RANKS_LABEL, ReleaseListener, Slot};

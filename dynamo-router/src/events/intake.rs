@@ -11,7 +11,7 @@ use super::config::ResyncConfig;
 use super::diagnosis::Diagnoses;
 use super::sequencer::Snapshot;
 use super::stats::EventStats;
-use crate::index::PrefixReader;
+use crate::index::{IndexConfig, PrefixIndex, PrefixReader};
 use crate::workers::Seat;
 
 /// The writing side of a router's index: what workers say, in order.
@@ -36,6 +36,12 @@ pub(super) struct Question {
 }
 
 impl Intake {
+    /// Creates one that has heard nothing, and whose index is set up by `config`.
+    pub(crate) fn new(config: IndexConfig) -> Self {
+        let state = State { index: PrefixIndex::new(config), ..State::default() };
+        Self { state: Mutex::new(state), ..Self::default() }
+    }
+
     /// Takes in an event that `feed` heard; `take_seat` finds a seat for a worker that is new, unless
     /// there is none for it.
     pub(crate) fn apply(

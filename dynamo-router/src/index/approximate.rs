@@ -70,6 +70,17 @@ impl ApproximateIndex {
         }
     }
 
+    /// Takes back that blocks of a prompt were sent to `worker` a moment ago.
+    pub(crate) fn withdraw(&mut self, worker: Slot, hashes: &[SequenceHash]) {
+        let slot = slot_of(worker, self.current);
+        slot.into_iter().for_each(|slot| self.index.remove(slot, Tier::Device, hashes));
+    }
+
+    /// Returns when the current third of the time to live ends.
+    pub(crate) fn next_turn(&self) -> Instant {
+        self.begun + self.turn
+    }
+
     /// Forgets what was sent to `worker`, because it is gone or has lost its cache.
     pub fn clear(&mut self, worker: Slot) {
         self.index.clear_all((0..TURNS).filter_map(|turn| slot_of(worker, turn)));
@@ -106,19 +117,38 @@ impl ApproximateReader {
     ///
     /// What is expected of a worker counts for its fastest tier. It takes no lock and waits for nobody.
     pub fn find(&mut self, hashes: &[SequenceHash], matches: &mut Matches) {
-        self.reader.find(hashes, &mut self.matches);
         matches.clear();
-        for (slot, depth) in self.matches.iter() {
-            if let Some(worker) = Slot::from_index(slot.index() / TURNS) {
-                matches.expect(worker, depth);
-            }
-        }
+        expect(&self.reader, hashes, &mut self.matches, matches);
+    }
+
+    /// Lets `matches` say that workers hold that much, where it says less.
+    pub(crate) fn expect(
+        &self,
+        hashes: &[SequenceHash],
+        room: &mut Matches,
+        matches: &mut Matches,
+    ) {
+        expect(&self.reader, hashes, room, matches);
     }
 }
 
 impl fmt::Debug for ApproximateIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApproximateIndex").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+fn expect(
+    reader: &PrefixReader,
+    hashes: &[SequenceHash],
+    found: &mut Matches,
+    matches: &mut Matches,
+) {
+    reader.find(hashes, found);
+    for (slot, depth) in found.iter() {
+        if let Some(worker) = Slot::from_index(slot.index() / TURNS) {
+            matches.expect(worker, depth);
+        }
     }
 }
 

@@ -99,6 +99,28 @@ impl ProvisionalCoverage {
         }
     }
 
+    /// Takes back that a prompt with these hashes was sent to `worker`, but for its first `depth`
+    /// blocks.
+    ///
+    /// Another prompt that was sent there and begins with more of them than that is forgotten as far
+    /// as it is the same.
+    pub fn withdraw(&self, hashes: &[SequenceHash], depth: usize, worker: Slot) {
+        let slot = u64::try_from(worker.index()).unwrap_or(0);
+        let noted = lengths(hashes.len()).chain([hashes.len()]).filter(|length| *length > depth);
+        for hash in noted.filter_map(|length| hashes.get(length - 1)) {
+            let (bucket, tag) = home(hash.0);
+            let what = u64::from(tag) << 16 | slot;
+            for cell in &self.buckets[bucket].cells {
+                let there = cell.load(Ordering::Relaxed);
+                if there >> 24 == what {
+                    // What has taken its place meanwhile stays.
+                    let order = Ordering::Relaxed;
+                    let _ = cell.compare_exchange(there, 0, order, order);
+                }
+            }
+        }
+    }
+
     /// Forgets what was sent to a worker, because it is gone.
     pub fn forget(&self, worker: Slot, now: Instant) {
         self.forgotten[worker.index()].store(self.ticks(now), Ordering::Relaxed);
@@ -279,6 +301,16 @@ mod tests {
         assert_eq!(depth(2, begun + TTL * 2), 0);
         coverage.note(&path(0), worker(1), begun + TTL);
         assert_eq!(depth(1, begun + TTL), path(0).len());
+
+        // A prompt that was sent to one alone, and to another one as well.
+        let late = begun + TTL * 3;
+        coverage.note(&path(0), worker(1), late);
+        coverage.withdraw(&path(0), 16, worker(1));
+        assert_eq!(depth(1, late), 16);
+        coverage.note(&path(0), worker(2), late);
+        coverage.withdraw(&path(0), 0, worker(1));
+        assert_eq!(depth(1, late), 0);
+        assert_eq!(depth(2, late), path(0).len());
     }
     #[test]
     fn what_is_old_is_not_taken_for_fresh_however_long_the_table_is_in_use() {

@@ -51,11 +51,8 @@ impl KvRouter {
         };
         let asked = asked(request);
         self.0.scratches.lend(|scratch| {
-            let Scratch { matches, columns, avoided } = scratch;
-            let hashes = request.blocks.sequence();
-            self.0.index.find(hashes, matches);
-            let sent_at = self.0.common.at(view.now);
-            self.0.common.provisional.iter().for_each(|sent| sent.expect(hashes, sent_at, matches));
+            self.find(request, view.now, scratch);
+            let Scratch { matches, columns, avoided, .. } = scratch;
             columns.reset(fleet, matches);
             if matches.is_tiered() {
                 for (slot, _) in matches.iter() {
@@ -97,7 +94,25 @@ impl KvRouter {
         if let Some(session) = session {
             self.affinity().bind(session, decision.home.unwrap_or(decision.worker), now);
         }
-        common.provisional.iter().for_each(|sent| sent.note(hashes, slot, now));
+        common.expected.note(hashes, slot, now);
+    }
+
+    /// Takes note that the worker of `decision` has refused the request before it began: what was
+    /// sent there is not expected to be there.
+    ///
+    /// To be called by whoever sends requests, with the decision by which one was sent.
+    pub fn refused(&self, request: &GenerateRequest, decision: &Decision) {
+        let depth = decision.cached_tokens.div_ceil(request.blocks.block_size().tokens());
+        let (hashes, slot) = (request.blocks.sequence(), decision.booking.seat().slot());
+        self.0.common.expected.withdraw(hashes, depth, slot);
+    }
+
+    /// Finds who holds how much of a prompt, and who is expected to.
+    pub(super) fn find(&self, request: &GenerateRequest, now: u64, scratch: &mut Scratch) {
+        let Scratch { matches, sent, .. } = scratch;
+        let (common, hashes) = (&self.0.common, request.blocks.sequence());
+        self.0.index.find(hashes, matches);
+        common.expected.expect(hashes, common.at(now), sent, matches);
     }
 
     /// Returns the worker that had the request's session last, unless it is gone, and how firmly the

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use crate::choose::{AffinityConfig, CostModel};
+use crate::index::IndexConfig;
 
 /// How a router chooses.
 #[derive(Debug, Clone)]
@@ -22,6 +23,29 @@ pub struct RouterConfig {
     pub provisional_ttl: Option<Duration>,
     /// How requests of one session stay together.
     pub affinity: AffinityConfig,
+    /// How much memory the index may take.
+    pub index: IndexConfig,
+    /// How the router knows what workers have cached.
+    pub source: PrefixSource,
+}
+
+/// How a router knows which prefixes workers have cached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PrefixSource {
+    /// Workers say it, by KV events; what was just sent to one is expected there for
+    /// [`RouterConfig::provisional_ttl`].
+    #[default]
+    Events,
+    /// Workers do not say it: one is taken to have what was sent to it, also if it has evicted that.
+    ///
+    /// Kept in memory of [`RouterConfig::index`], as blocks of events are, and forgotten when the
+    /// worker is gone or begins anew. Seen of 16,384 workers at a time at most.
+    Decisions {
+        /// How long after it was sent there last a prompt is taken to be cached: about what an
+        /// engine's cache takes to be filled once.
+        ttl: Duration,
+    },
 }
 
 impl Default for RouterConfig {
@@ -37,6 +61,8 @@ impl Default for RouterConfig {
             // A long prompt is prefilled by then, behind others.
             provisional_ttl: Some(Duration::from_secs(10)),
             affinity: AffinityConfig::default(),
+            index: IndexConfig::default(),
+            source: PrefixSource::default(),
         }
     }
 }
@@ -107,6 +133,20 @@ impl RouterConfig {
     #[must_use]
     pub fn with_affinity(mut self, affinity: AffinityConfig) -> Self {
         self.affinity = affinity;
+        self
+    }
+
+    /// Sets up the index by `index`.
+    #[must_use]
+    pub fn with_index(mut self, index: IndexConfig) -> Self {
+        self.index = index;
+        self
+    }
+
+    /// Goes by `source` for what workers have cached.
+    #[must_use]
+    pub fn with_source(mut self, source: PrefixSource) -> Self {
+        self.source = source;
         self
     }
 }

@@ -3,6 +3,7 @@
 mod choice;
 mod config;
 mod constraints;
+mod expected;
 mod fetch;
 mod scratch;
 mod view;
@@ -18,8 +19,9 @@ use dynamo_core::time::Clock;
 use dynamo_core::{Context, Instance, Pick, Picker, Result};
 
 pub use choice::Decision;
-pub use config::RouterConfig;
+pub use config::{PrefixSource, RouterConfig};
 pub use constraints::{Constraints, Preference};
+pub(crate) use expected::Expected;
 
 use crate::choose::{CostModel, SessionAffinity, SessionKey};
 use crate::events::Intake;
@@ -32,7 +34,7 @@ use scratch::Scratches;
 /// Chooses the worker on which a request costs least time; cheap to clone.
 ///
 /// Told who there is ([`set_workers`](Self::set_workers)), fed by KV events
-/// ([`apply`](Self::apply)), by reports ([`report`](Self::report)) and by its own bookings.
+/// ([`apply`](Self::apply)), or by its own decisions alone ([`PrefixSource`]), by reports ([`report`](Self::report)) and by its own bookings.
 /// Everything is synchronous. A choice reads what is there without a lock that anybody holds for
 /// long, and allocates nothing.
 #[derive(Clone)]
@@ -62,8 +64,10 @@ struct Shared {
 pub struct RouterStats {
     /// Requests booked whose stream has not ended.
     pub bookings: usize,
-    /// Different blocks in the index.
+    /// Different blocks in the index, or taken to be cached by the router's decisions.
     pub indexed_blocks: usize,
+    /// Blocks of them dropped to stay below the budget of [`RouterConfig::index`], so far.
+    pub blocks_dropped_total: u64,
     /// Events of workers taken in, so far.
     pub events_total: u64,
     /// Times events of a worker were lost, so far.
@@ -77,7 +81,7 @@ impl KvRouter {
     pub fn new(mut config: RouterConfig, clock: Arc<dyn Clock>) -> Self {
         config.bound();
         let common = Common::new(clock, &config);
-        let intake = Intake::default();
+        let intake = Intake::new(config.index);
         Self(Arc::new(Shared {
             cost: config.cost,
             fetch: FetchSpeed::default(),
@@ -176,8 +180,17 @@ impl KvRouter {
     /// Its bookings stay until their streams end. What stays missing from
     /// [`set_workers`](Self::set_workers) is forgotten by itself.
     pub fn forget(&self, instance: InstanceId) {
+        self.forget_sent(&[instance]);
         self.members().forget(instance);
         self.intake().forget(instance);
+    }
+
+    /// Forgets what was sent to the workers of some instances.
+    fn forget_sent(&self, instances: &[InstanceId]) {
+        let now = self.0.common.clock.now();
+        let seats: Vec<_> = self.members().all().collect();
+        let theirs = seats.iter().filter(|seat| instances.contains(&seat.worker().instance));
+        theirs.for_each(|seat| self.0.common.expected.forget(seat.slot(), now));
     }
 
     /// Learns a worker's speed from the first token of a decision.
@@ -208,9 +221,11 @@ impl KvRouter {
         let booked = |seat: Arc<Seat>| seat.load.booked().requests();
         let bookings: u64 = self.members().all().map(booked).sum();
         let events = self.intake().stats();
+        let (decided, dropped) = self.0.common.expected.counts();
         RouterStats {
             bookings: usize::try_from(bookings).unwrap_or(usize::MAX),
-            indexed_blocks: events.blocks,
+            indexed_blocks: events.blocks + decided,
+            blocks_dropped_total: events.blocks_dropped_total + dropped,
             events_total: events.events_total,
             gaps_total: events.gaps_total,
             leases_expired_total: self.0.common.leases_expired_total.load(Ordering::Relaxed),
@@ -239,6 +254,10 @@ impl KvRouter {
         self.0.fleet.store(Arc::clone(&fleet));
         self.look_after(&members);
         drop(members);
+        let anew = self.0.common.expected.begun_anew(listed);
+        if !anew.is_empty() {
+            self.forget_sent(&anew);
+        }
         fleet.seats().for_each(|seat| self.0.common.released(seat.worker()));
         let outcome =
             outcome.inspect_err(|error| tracing::warn!(%error, "left out of the workers"));

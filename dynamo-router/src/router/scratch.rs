@@ -8,6 +8,8 @@ use crate::workers::Positions;
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub(super) matches: Matches,
+    /// For what was sent where.
+    pub(super) sent: Matches,
     pub(super) columns: Columns,
     /// Whom a request should avoid.
     pub(super) avoided: Positions,

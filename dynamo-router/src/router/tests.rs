@@ -1,4 +1,5 @@
 mod constraints;
+mod decisions;
 mod leases;
 mod ranks;
 mod sessions;

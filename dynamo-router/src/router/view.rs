@@ -54,9 +54,9 @@ impl KvRouter {
 
     /// Returns how many tokens of the request's prompt some worker has cached, at most.
     pub(crate) fn longest_prefix(&self, request: &GenerateRequest) -> usize {
-        self.0.scratches.lend(|Scratch { matches, .. }| {
-            self.0.index.find(request.blocks.sequence(), matches);
-            let blocks = matches.iter().map(|(_, depth)| depth).max().unwrap_or(0);
+        self.0.scratches.lend(|scratch| {
+            self.find(request, self.0.common.now_ns(), scratch);
+            let blocks = scratch.matches.iter().map(|(_, depth)| depth).max().unwrap_or(0);
             blocks * request.blocks.block_size().tokens()
         })
     }

@@ -7,9 +7,8 @@ use dynamo_core::time::Clock;
 
 use super::listeners::{Change, Listeners, ReleaseListener};
 use super::{Slot, Slots};
-use crate::index::ProvisionalCoverage;
 use crate::load::{Pace, Row};
-use crate::router::RouterConfig;
+use crate::router::{Expected, RouterConfig};
 
 /// A worker's place in a router: its slot, what is booked on it, and how fast it is.
 ///
@@ -46,8 +45,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let now = self.common.clock.now();
-        self.common.provisional.iter().for_each(|sent| sent.forget(self.slot, now));
+        self.common.expected.forget(self.slot, self.common.clock.now());
         self.common.slots.give_back(self.slot);
     }
 }
@@ -60,8 +58,8 @@ pub(crate) struct Common {
     /// How long a booking stays without progress.
     pub(crate) lease: Duration,
     pub(crate) leases_expired_total: AtomicU64,
-    /// What was just sent where.
-    pub(crate) provisional: Option<ProvisionalCoverage>,
+    /// What was sent where.
+    pub(crate) expected: Expected,
     started: Instant,
     slots: Slots,
     listeners: Arc<Listeners>,
@@ -70,13 +68,12 @@ pub(crate) struct Common {
 impl Common {
     pub(crate) fn new(clock: Arc<dyn Clock>, config: &RouterConfig) -> Arc<Self> {
         let started = clock.now();
-        let provisional = config.provisional_ttl.map(|ttl| ProvisionalCoverage::new(ttl, started));
         Arc::new(Self {
             started,
             clock,
             pace: Pace::new(config.cost.step_s_per_token, config.cost.output_tokens),
             lease: config.lease,
-            provisional,
+            expected: Expected::new(config, started),
             leases_expired_total: AtomicU64::new(0),
             slots: Slots::default(),
             listeners: Arc::default(),

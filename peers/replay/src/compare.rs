@@ -171,7 +171,7 @@ fn traced<'a>(path: &'a Path, workers: usize, all: &mut Vec<Workload<'a>>) -> Re
 impl Workload<'_> {
     /// Lets all policies replay it, two at once.
     fn replay(&self, seed: u64) -> Result<Outcome> {
-        let ours = Policy::Kv(RouterConfig::default().with_seed(seed));
+        let ours = Policy::Kv(Box::new(RouterConfig::default().with_seed(seed)));
         let plain = [Policy::RoundRobin, Policy::Random, Policy::LeastLoaded, Policy::SharedCache];
         let (reports, peers) = thread::scope(|scope| {
             let peers = scope.spawn(|| self.replay_peer());

@@ -18,7 +18,7 @@ use crate::router::{Constraints, Decision, KvRouter, RouterConfig};
 #[non_exhaustive]
 pub enum Policy {
     /// The router of this crate.
-    Kv(RouterConfig),
+    Kv(Box<RouterConfig>),
     /// One after another.
     RoundRobin,
     /// Any.
@@ -66,7 +66,7 @@ pub(super) struct Choice {
 impl Chooser {
     pub(super) fn new(policy: &Policy, workers: usize, clock: Arc<ManualClock>) -> Result<Self> {
         if let Policy::Kv(config) = policy {
-            let router = KvRouter::new(config.clone(), clock);
+            let router = KvRouter::new(RouterConfig::clone(config), clock);
             let candidates: Vec<_> = (0..workers).map(instance).collect::<Result<_>>()?;
             router.set_workers(&candidates)?;
             return Ok(Self::Kv { router, candidates });

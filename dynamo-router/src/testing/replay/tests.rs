@@ -6,7 +6,7 @@ use crate::router::RouterConfig;
 mod runtime;
 
 fn ours() -> Policy {
-    Policy::Kv(RouterConfig::default())
+    Policy::Kv(Box::default())
 }
 
 /// A trace of requests: milliseconds, prompt tokens, output tokens, id of the first block.
@@ -98,7 +98,7 @@ fn the_same_replay_gives_the_same_bytes() {
             assert_eq!(reports[0].requests, 400);
         }
     }
-    let other = Policy::Kv(RouterConfig::default().with_seed(1));
+    let other = Policy::Kv(Box::new(RouterConfig::default().with_seed(1)));
     let fleet = Fleet::aggregated(4);
     assert_ne!(run(&trace, &fleet, &ours()), run(&trace, &fleet, &other));
 }
@@ -115,7 +115,7 @@ fn conversations_stay_where_their_cache_is() {
     assert!(ours.ttft.mean_ms() < 0.8 * blind.ttft.mean_ms(), "{ours}\n{blind}");
     // What is told late is found late, unless it was sent there a moment ago; nothing else goes wrong.
     let late = fleet.with_event_lag(Duration::from_secs(3600));
-    let told = Policy::Kv(RouterConfig::default().with_provisional_ttl(None));
+    let told = Policy::Kv(Box::new(RouterConfig::default().with_provisional_ttl(None)));
     let [told, sent] = [&told, &policy].map(|policy| run(&trace, &late, policy).reuse);
     assert!(told < sent && told < 0.7 * ours.reuse, "{told} {sent}\n{ours}");
 }
