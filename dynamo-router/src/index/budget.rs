@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::PrefixIndex;
+use super::bits::{count, ones, to_u32};
 use super::segment::{CHUNK_BLOCKS, Chunk, SEGMENT_BLOCKS, SIZES, TIERS};
 use super::table::{Place, Table};
 use super::view::Lane;
@@ -168,13 +169,13 @@ impl PrefixIndex {
             let whole = (0..TIERS).fold(0, |bits, tier| bits | segment.whole(tier, word));
             let partly = view.partials(&segment).filter(|(_, lane, _)| lane.word() == word);
             let lanes = partly.fold(whole, |bits, (_, lane, _)| bits | lane.bit()) & live;
-            for number in super::path::ones(lanes) {
-                let number = u32::try_from(word * 64 + number).unwrap_or(u32::MAX);
+            for number in ones(lanes) {
+                let number = to_u32(word * 64 + number);
                 let held = view.holding(&segment, Lane { number, tier: 0 }).any;
-                self.lanes.subtract(number, held.count_ones() as usize);
+                self.lanes.subtract(number, count(held));
             }
         }
-        let held = view.held_by_anyone(&segment).count_ones() as usize;
+        let held = count(view.held_by_anyone(&segment));
         self.blocks -= held;
         self.count_dropped(held);
         self.cut(first, 0);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::path::ones;
+use super::bits::{count, ones};
 use super::segment::{Segment, TIERS, first_blocks};
 use super::table::NONE;
 use super::view::{Lane, View};
@@ -46,7 +46,7 @@ impl View {
     ///
     /// Each of those that hold all of it then needs an entry, which queries read.
     pub(super) fn is_shared_by_few(&self, segment: &Segment<'_>) -> bool {
-        let whole = segment.planes().map(|(.., bits)| bits.count_ones() as usize);
+        let whole = segment.planes().map(|(.., bits)| count(bits));
         whole.sum::<usize>() <= SHARED_MAX
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::bits::to_u32;
 use super::path::Path;
 use super::segment::TIERS;
 use super::table::NONE;
@@ -93,7 +94,7 @@ impl Matches {
         if self.expected[at] == 0 {
             self.expecting.push(worker);
         }
-        self.expected[at] = self.expected[at].max(u32::try_from(depth).unwrap_or(u32::MAX));
+        self.expected[at] = self.expected[at].max(to_u32(depth));
     }
 
     /// Says that nobody holds anything.

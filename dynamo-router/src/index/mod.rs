@@ -18,13 +18,14 @@
 //! | `coverage`, `lanes` | who holds which blocks of a segment |
 //! | `find`, `path`, `matches` | the way of a query, who holds all up to there, and the answer |
 //! | `store`, `remove`, `replace`, `spare` | what the writer does |
-//! | `sync` | what threads share |
+//! | `sync`, `bits` | what threads share, and arithmetic |
 //! | `budget` | how much memory it may take |
 //! | `snapshot` | the index as bytes |
 //! | `approximate` | for engines that do not say what they hold |
 //! | `provisional` | what was just sent where |
 
 mod approximate;
+mod bits;
 mod budget;
 mod coverage;
 mod find;
@@ -226,12 +227,6 @@ impl fmt::Debug for PrefixIndex {
             .field("bytes", &self.bytes())
             .finish_non_exhaustive()
     }
-}
-
-/// Returns the lower half.
-#[expect(clippy::cast_possible_truncation, reason = "that is what it is for")]
-fn low_bits(word: u64) -> u32 {
-    word as u32
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use dynamo_core::protocol::Tier;
 
+use super::bits::{ones, to_u32};
 use super::matches::Matches;
 use super::segment::{Segment, TIERS, first_blocks};
-use super::store::to_u32;
 use super::table::NONE;
 use super::view::{Lanes, View};
 
@@ -218,13 +218,4 @@ impl Matches {
 /// Returns a tier's number, below [`TIERS`]: the fastest is zero.
 pub(super) fn tier_index(tier: Tier) -> usize {
     (tier as usize).min(TIERS - 1)
-}
-
-/// Returns the numbers of the bits that are set.
-pub(super) fn ones(mut bits: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let bit = (bits != 0).then(|| bits.trailing_zeros() as usize);
-        bits &= bits.wrapping_sub(1);
-        bit
-    })
 }

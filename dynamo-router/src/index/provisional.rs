@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use dynamo_core::protocol::SequenceHash;
 
-use super::low_bits;
+use super::bits::{low_bits, spread};
 use super::matches::Matches;
 use crate::workers::Slot;
 
@@ -200,7 +200,7 @@ fn entry(cell: u64, now: u64) -> Option<Entry> {
 }
 
 fn home(hash: u64) -> (usize, u32) {
-    let spread = (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let spread = spread(hash);
     let bucket = usize::try_from(spread >> 40).unwrap_or(0) % BUCKETS;
     (bucket, low_bits(spread & TAG_MASK))
 }

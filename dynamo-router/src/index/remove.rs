@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dynamo_core::protocol::SequenceHash;
 
 use super::PrefixIndex;
+use super::bits::{count, end_of};
 use super::segment::SEGMENT_BLOCKS;
 use super::spare::Spare;
 use super::table::{Place, Table};
@@ -57,14 +58,14 @@ impl PrefixIndex {
         if !self.set(lane, run.first, rest) {
             // There is no room to note down which ones are left: then none are.
             self.set(lane, run.first, 0);
-            self.count_dropped(rest.count_ones() as usize);
+            self.count_dropped(count(rest));
         }
         let Some((segment, _)) = self.view.segment(run.first) else { return };
         let gone = before.any & !self.view.holding(&segment, lane).any;
         if gone != 0 {
             let anyone = self.view.held_by_anyone(&segment);
-            self.lanes.subtract(lane.number, gone.count_ones() as usize);
-            self.blocks -= (gone & !anyone).count_ones() as usize;
+            self.lanes.subtract(lane.number, count(gone));
+            self.blocks -= count(gone & !anyone);
             self.trim(run.first);
         }
     }
@@ -73,7 +74,7 @@ impl PrefixIndex {
     pub(super) fn trim(&mut self, first: Place) {
         let Some((segment, _)) = self.view.segment(first) else { return };
         let held = self.view.held_by_anyone(&segment);
-        let (len, end) = (segment.len(), SEGMENT_BLOCKS - held.leading_zeros() as usize);
+        let (len, end) = (segment.len(), end_of(held));
         if end < len || end == 0 {
             self.cut(first, end);
         }
@@ -93,7 +94,7 @@ impl PrefixIndex {
         segment.write(|| self.partials.bury(&self.view, &segment, self.lanes.doomed()));
         let gone = before & !self.view.held_by_anyone(&segment);
         if gone != 0 {
-            self.blocks -= gone.count_ones() as usize;
+            self.blocks -= count(gone);
             self.trim(first);
         }
     }

@@ -20,10 +20,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use dynamo_core::protocol::{InstanceId, SequenceHash, WorkerId};
 
+use super::bits::{end_of, low_bits, ones};
 use super::segment::{SEGMENT_BLOCKS, Segment, TIERS, first_blocks, size_for};
 use super::table::Place;
 use super::view::{Lane, View};
-use super::{IndexConfig, PrefixIndex, low_bits};
+use super::{IndexConfig, PrefixIndex};
 use crate::workers::Slot;
 
 /// Why bytes are not taken for an index.
@@ -201,14 +202,14 @@ impl Entry {
             return Err(SnapshotError::Damaged("mask"));
         };
         let is_any = bits != 0 && tier < TIERS;
-        let last = 63_usize.saturating_sub(entry.bits.leading_zeros() as usize);
+        let last = end_of(entry.bits).saturating_sub(1);
         let is_known = entry.first.checked_add(last).is_some_and(|last| last < workers);
         if is_any && is_known { Ok(entry) } else { Err(damaged) }
     }
 
     fn workers(&self) -> impl Iterator<Item = usize> + use<> {
         let first = self.first;
-        super::path::ones(self.bits).map(move |bit| first + bit)
+        ones(self.bits).map(move |bit| first + bit)
     }
 }
 
@@ -233,7 +234,7 @@ fn write_segment(
     let mut entries: Vec<[u64; 2]> = Vec::new();
     for (tier, word, bits) in segment.planes() {
         let begun = entries.len();
-        for number in super::path::ones(bits).filter_map(|bit| number_of(word * 64 + bit)) {
+        for number in ones(bits).filter_map(|bit| number_of(word * 64 + bit)) {
             let what = (number as u64 / 64) << 8 | tier as u64;
             match entries[begun..].iter_mut().find(|entry| entry[0] == what) {
                 Some(entry) => entry[1] |= 1 << (number % 64),
@@ -249,7 +250,7 @@ fn write_segment(
         }
     }
     // What only workers that are gone held is not written.
-    let blocks = SEGMENT_BLOCKS - held.leading_zeros() as usize;
+    let blocks = end_of(held);
     let entries_count = entries.len() as u64;
     if blocks == 0 || entries_count > u64::from(u16::MAX) {
         return false;

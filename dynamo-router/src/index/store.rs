@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use dynamo_core::protocol::SequenceHash;
 
 use super::PrefixIndex;
+use super::bits::{count, to_u32};
 use super::budget::STORED_MAX;
 use super::coverage::SHARED_MAX;
 use super::segment::{SEGMENT_BLOCKS, TIERS, chunk_of, first_blocks, size_for};
@@ -327,13 +328,4 @@ impl PrefixIndex {
         let table = self.view.table.resized(blocks);
         self.change(|view| view.table = Arc::new(table));
     }
-}
-
-fn count(mask: u64) -> usize {
-    mask.count_ones() as usize
-}
-
-/// Of the length of a segment or of a sequence.
-pub(super) fn to_u32(blocks: usize) -> u32 {
-    u32::try_from(blocks).unwrap_or(u32::MAX)
 }

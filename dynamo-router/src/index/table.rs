@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use dynamo_core::protocol::SequenceHash;
 
-use super::low_bits;
+use super::bits::{low_bits, spread};
 use super::sync::{AtomicU64, Ordering};
 
 /// Where a block is: the number of its hash among all that segments have room for.
@@ -167,7 +167,7 @@ impl Table {
 
     /// Returns the bucket that a block belongs in, and the tag that its cell shows.
     fn home(&self, hash: u64) -> (usize, u32) {
-        self.home_of(spread(hash))
+        self.home_of(low_bits(spread(hash) >> 32))
     }
 
     fn home_of(&self, spread: u32) -> (usize, u32) {
@@ -249,11 +249,6 @@ fn unpack(cell: u64) -> Option<(u32, Place)> {
     Some((low_bits(cell >> 32), low_bits(cell).checked_sub(1)?))
 }
 
-/// Spreads a hash: those that come from elsewhere need not be even.
-fn spread(hash: u64) -> u32 {
-    low_bits((hash ^ hash >> 32).wrapping_mul(SPREAD) >> 32)
-}
-
 /// Adds where only one thread writes.
 fn add(count: &AtomicU64, more: u64) {
     count.store(count.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
@@ -262,9 +257,6 @@ fn add(count: &AtomicU64, more: u64) {
 /// Percent of the cells: beyond it too many blocks have to go past their bucket.
 const FILL: usize = 70;
 const BUCKETS_MIN: usize = if cfg!(dynamo_loom) { 1 } else { 16 };
-
-/// 2^64 divided by the golden ratio, odd: Knuth, The Art of Computer Programming, volume 3, 6.4.
-const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[cfg(test)]
 mod tests {
