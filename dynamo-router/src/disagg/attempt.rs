@@ -58,6 +58,9 @@ impl Journey {
                 Ok((chunk, stream)) => return Ok(Answering { chunk, stream, decision }),
                 Err(error) => error,
             };
+            if error.is_retryable() {
+                pool.router.refused(request, &decision);
+            }
             if is_of_the_ticket(request, &error) {
                 return Err(error);
             }

@@ -83,7 +83,7 @@ mod tests {
         index.replace(id, |_| {});
         assert_eq!((index.held(id), index.held(other)), (0, 150));
         index.replace(other, |_| {});
-        assert!(index.is_empty() && index.bytes() < 4096);
+        assert!(index.is_empty() && index.view.bytes() < 4096);
     }
 
     #[test]

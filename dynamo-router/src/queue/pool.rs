@@ -85,6 +85,7 @@ impl Engine for QueuedPool {
         let mut failed: Vec<InstanceId> = Vec::new();
         loop {
             let constraints = Constraints::default().with_exclude(&failed).with_session(session);
+            let constraints = constraints.with_priority(ctx.priority());
             let decision = match self.router.route(&ctx, &request, &constraints).await {
                 // Neither killed nor late: only an early end is asked for.
                 Err(error) if error.kind() == ErrorKind::Cancelled && ctx.check().is_ok() => {
@@ -106,6 +107,9 @@ impl Engine for QueuedPool {
                 }
                 Err(error) => error,
             };
+            if error.is_retryable() {
+                self.router.router().refused(&request, &decision);
+            }
             failed.push(instance);
             let candidates = self.client.candidates();
             let is_left = candidates.iter().any(|candidate| !failed.contains(&candidate.id));

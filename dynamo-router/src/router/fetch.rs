@@ -97,13 +97,15 @@ const TOOK_MAX: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
+    use dynamo_core::time::{Clock, SystemClock};
+
     use super::*;
 
     const PRIOR: f64 = 1e-5;
 
     #[test]
     fn what_fetches_took_is_expected_and_fades_into_the_prior() {
-        let (speed, start) = (FetchSpeed::default(), Instant::now());
+        let (speed, start) = (FetchSpeed::default(), SystemClock.now());
         assert_eq!(speed.s_per_token(PRIOR, start), PRIOR);
         (0..20).for_each(|_| speed.observe(1000, Duration::from_secs(1), start));
         let learned = speed.s_per_token(PRIOR, start);
@@ -124,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_long_fetch_counts_by_its_tokens_and_a_hung_one_not_for_ever() {
-        let (speed, now) = (FetchSpeed::default(), Instant::now());
+        let (speed, now) = (FetchSpeed::default(), SystemClock.now());
         speed.observe(1, Duration::MAX, now);
         assert!(speed.s_per_token(PRIOR, now) <= TOOK_MAX.as_secs_f64());
         (0..10).for_each(|_| speed.observe(100_000, Duration::from_secs(1), now));

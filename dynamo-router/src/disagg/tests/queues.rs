@@ -191,7 +191,7 @@ async fn a_split_costs_the_wait_for_those_in_front_as_well() {
     started.push(start(&graph, 1000).await);
     started.push(start(&graph, 2000).await);
     // Two prompts of forty tokens, each a ten-thousandth of a second.
-    assert!((wait_s() - 0.008).abs() < 1e-9, "{}", wait_s());
+    assert!((wait_s() - 0.008).abs() < 1e-6, "{}", wait_s());
     assert_eq!(waiting(&graph), 2, "who weighs takes nobody's turn");
     for started in started {
         started.abort();

@@ -1,6 +1,7 @@
 //! What is done about failures, one at a time.
 
 use super::*;
+use crate::router::Constraints;
 
 fn config(fallback: Fallback) -> DisaggConfig {
     DisaggConfig::default().with_split(Split::Always).with_fallback(fallback)
@@ -242,4 +243,15 @@ async fn an_overload_everywhere_is_told_with_the_time_to_come_back() {
     assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
     assert!(error.is_retryable());
     graph.assert_at_rest(Outcome::Failed(ErrorKind::Overloaded));
+}
+
+#[tokio::test]
+async fn a_refused_prompt_is_not_expected_where_it_was_refused() {
+    let mut graph = Graph::with_config(1, 1, config(Fallback::Fail)).await;
+    let started = graph.start();
+    let (_, _, prefill) = graph.prefill[0].call().await;
+    prefill.fail(Error::new(ErrorKind::Overloaded, "no room").unprocessed());
+    assert!(started.await.unwrap().is_err());
+    let again = graph.engine.prefill.router.route(&request(), &Constraints::default()).unwrap();
+    assert_eq!(again.cached_tokens, 0);
 }

@@ -102,7 +102,7 @@ fn workers_are_put_where_they_belong_and_those_without_a_place_are_left_out() {
     }
     // One is not known by name, and of the others every second one has a place.
     let bytes = index.snapshot(|slot| name(slot).filter(|_| slot.index() != 8));
-    let place = |id: usize| (id % 2 == 0 && id != 8).then(|| worker(2_000 - id));
+    let place = |id: usize| (id.is_multiple_of(2) && id != 8).then(|| worker(2_000 - id));
     let ids: BTreeMap<_, _> = (0..100).map(|id| (name(worker(id)), id)).collect();
     let restored =
         PrefixIndex::restore(IndexConfig::default(), &bytes, |name| place(ids[&Some(name)]));

@@ -104,9 +104,12 @@ async fn what_was_not_started_goes_to_another_worker_and_what_has_failed_does_no
         assert_eq!(tokens(stream).await, [2, 2]);
     }
     drop(worker);
-    let error = pool.generate(Context::new(), request(1)).await.unwrap_err();
+    let error = pool.generate(Context::new(), request(1000)).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable), "{error}");
-    assert_eq!(pool.queue().router().stats().bookings, 0);
+    let router = pool.queue().router();
+    assert_eq!(router.stats().bookings, 0);
+    let again = router.route(&request(1000), &Constraints::default()).unwrap();
+    assert_eq!(again.cached_tokens, 0, "what was refused is not there");
 }
 
 /// Serves a worker that never says anything.

@@ -37,7 +37,7 @@ struct Plan {
 }
 
 /// How one pool lets requests wait.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Queue {
     /// All requests there are have room, and time.
     is_roomy: bool,
@@ -79,7 +79,8 @@ impl Plan {
             (below(3) == 0).then_some(Queue { is_roomy, prefill_tokens, blocks })
         };
         let queues = [queue(), queue()];
-        let clients = 1 + below(3);
+        // Whoever is to wait needs others in front.
+        let clients = if queues == [None, None] { 1 + below(3) } else { 2 + below(5) };
         let clients = (0..clients).map(|_| Client::draw(&mut random)).collect();
         Self { seed, workers, config, queues, fault_percent, faults_max, clients, departures }
     }
