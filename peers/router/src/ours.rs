@@ -64,8 +64,8 @@ impl Index for Ours {
         let slot_of = |worker: WorkerId| Slot::from_index(usize::try_from(worker.instance.0).ok()?);
         let mut restored = PrefixIndex::default();
         let took = timed(|| {
-            restored =
-                PrefixIndex::restore(IndexConfig::default(), &bytes, slot_of).expect("as it was written");
+            restored = PrefixIndex::restore(IndexConfig::default(), &bytes, slot_of)
+                .expect("as it was written");
         });
         self.index = restored;
         took
