@@ -24,7 +24,7 @@ use crate::router::{Constraints, Decision, KvRouter};
 /// loaded beyond its marks for a request that can have no other; what is pinned waits its turn like
 /// all else, in the order of the policy. A session that is kept
 /// [whatever happens](crate::Stickiness::Hard) counts as pinned to its worker. Whom to
-/// [avoid](Constraints::avoid) is preferred to a busy worker.
+/// avoid is preferred to a busy worker.
 ///
 /// # Guarantees
 /// - Nobody who comes later slips in before those that wait and may go to the same worker, save by
