@@ -14,7 +14,7 @@ use crate::load::{Chunk, ROWS, Row};
 pub use fleet::RANKS_LABEL;
 pub use listeners::ReleaseListener;
 
-pub(crate) use fleet::{Fleet, Positions, is_in};
+pub(crate) use fleet::{Fleet, Positions, is_in, ranks};
 pub(crate) use listeners::Change;
 pub(crate) use members::Members;
 pub(crate) use seat::{Common, Seat, as_ns};

@@ -62,10 +62,11 @@ impl fmt::Display for RouteExplain {
 
 impl fmt::Display for CandidateCost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { worker, cached_tokens, load, queue_s, ttft_s, harm_s, lacking_s, .. } = self;
+        let Self { worker, cached_tokens, load, queue_s, up_s, ttft_s, harm_s, lacking_s, .. } =
+            self;
         write!(f, "{worker}: {cached_tokens} tokens cached, {} waiting, ", load.waiting())?;
-        write!(f, "{} decoding, queue {queue_s:.3} s, ttft {ttft_s:.3} s, ", load.decoding)?;
-        write!(f, "harm {harm_s:.3} s, lacking {lacking_s:.3} s")
+        write!(f, "{} decoding, queue {queue_s:.3} s, up {up_s:.3} s, ", load.decoding)?;
+        write!(f, "ttft {ttft_s:.3} s, harm {harm_s:.3} s, lacking {lacking_s:.3} s")
     }
 }
 

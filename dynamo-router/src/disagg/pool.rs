@@ -121,7 +121,7 @@ impl Pool {
         let Some(queue) = &self.queue else { return total_s };
         let own_s = (chosen.ttft_s - chosen.queue_s - chosen.up_s).max(0.0);
         let s_per_token = own_s / chosen.new_tokens.max(1) as f64;
-        let workers = self.client.candidates().len().max(1);
+        let workers = self.router.worker_count().max(1);
         let waiting_s = queue.stats().prompt_tokens as f64 * s_per_token / workers as f64;
         total_s + waiting_s
     }

@@ -38,7 +38,7 @@ impl EventFeed {
     ///
     /// `snapshots` calls the endpoint at which the workers whose events these are serve a snapshot
     /// engine (`dynamo_kv::SnapshotEngine`), as the instances that their events name. It is asked of
-    /// rank 0 of each instance that is listed there, and of every worker that was heard; of one that
+    /// all ranks of each instance that is listed there, and of every worker that was heard; of one that
     /// does not answer what is known is dropped where events are missing.
     ///
     /// # Panics
@@ -151,7 +151,11 @@ impl Feed {
         let is_all = now.saturating_duration_since(looked) >= resync.config.audit_every;
         if is_all || !Arc::ptr_eq(&listed, &resync.listed) {
             let is_old = |id| resync.listed.binary_search_by_key(&id, |known| known.id).is_ok();
-            for worker in listed.iter().map(|instance| WorkerId::new(instance.id)) {
+            let ranks = |instance: &Instance| 0..router.ranks(instance);
+            let workers = listed.iter().flat_map(|instance| {
+                ranks(instance).map(|rank| WorkerId { instance: instance.id, rank })
+            });
+            for worker in workers {
                 if !is_old(worker.instance) || (is_all && !intake.knows(worker)) {
                     router.expect(worker, resync.feed);
                 }

@@ -18,7 +18,8 @@ impl KvRouter {
     /// tokens of the prompt.
     ///
     /// `block_size` is that of the request's hashes, `usage` what the worker said. To be called once
-    /// for each request, by whoever sees its answer; [`PrefillDecode`](crate::PrefillDecode) does.
+    /// for each request, by whoever sees its answer; [`PrefillDecode`](crate::PrefillDecode) does. Says
+    /// nothing where prefixes are known by [decisions](crate::PrefixSource::Decisions).
     pub fn observe_usage(
         &self,
         worker: WorkerId,
@@ -26,6 +27,10 @@ impl KvRouter {
         block_size: BlockSize,
         usage: &Usage,
     ) {
+        // Where no events are published nothing is predicted that could be compared.
+        if self.is_decided() {
+            return;
+        }
         let sample = Sample {
             predicted: predicted_tokens as u64,
             actual: usage.cached_tokens.into(),

@@ -30,7 +30,7 @@ pub struct Booking {
 struct Answer {
     first_ns: u64,
     last_ns: u64,
-    /// After the first.
+    /// After those that came first.
     tokens: usize,
     /// On the worker as it began.
     blocks: u64,
@@ -56,8 +56,8 @@ impl Booking {
         }
     }
 
-    /// Records `tokens` more tokens of the answer, of which the first is one; costs next to
-    /// nothing, so that it may be said of each. Without tokens it says that the request goes on.
+    /// Records `tokens` more tokens of the answer; costs next to nothing, so that it may be said of
+    /// each. Those that come first are not timed. Without tokens it says that the request goes on.
     pub fn progress(&mut self, tokens: usize) {
         let common = self.seat.common();
         let now = common.now_ns();

@@ -111,7 +111,7 @@ impl Dispatch {
         let displaced: Vec<_> = entered.displaced.into_iter().map(refuse).collect();
         drop(state);
         for (waiter, refusal) in displaced {
-            waiter.answer(Err(refusal));
+            waiter.answer(&self.router, Err(refusal));
         }
         Ok(entered.id)
     }
@@ -150,7 +150,7 @@ impl Dispatch {
                     .constraints
                     .lend(|constraints| self.choose(&waiter.request, constraints, &busy)),
             };
-            waiter.answer(answer);
+            waiter.answer(&self.router, answer);
         }
         unfinished.is_over = true;
     }

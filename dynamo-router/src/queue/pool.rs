@@ -132,12 +132,11 @@ struct Hearing {
 impl Hearing {
     fn hear(&mut self, chunk: &GenerateChunk) {
         let Self { router, decision, .. } = self;
-        let mut tokens = chunk.token_ids.len();
+        let tokens = chunk.token_ids.len();
         let begins = !self.has_begun && (tokens > 0 || chunk.finish.is_some());
         if begins {
             self.has_begun = true;
             router.observe_first_token(decision);
-            tokens = tokens.saturating_sub(1);
         }
         decision.booking.progress(tokens);
         if let (Some(_), Some(usage)) = (chunk.finish, &chunk.usage) {

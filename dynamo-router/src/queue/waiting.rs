@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::dispatch::Dispatch;
 use super::owned::OwnedConstraints;
 use super::requests::{EntryId, Leave};
-use crate::router::Decision;
+use crate::router::{Decision, KvRouter};
 
 /// What the queue keeps of a request.
 pub(super) struct Waiter {
@@ -19,9 +19,11 @@ pub(super) struct Waiter {
 }
 
 impl Waiter {
-    pub(super) fn answer(self, answer: Result<Decision>) {
-        // One that has just left needs no answer: its booking is released here.
-        let _ = self.answer.send(answer);
+    pub(super) fn answer(self, router: &KvRouter, answer: Result<Decision>) {
+        // One that has just left needs no answer: it goes nowhere, and its booking is released here.
+        if let Err(Ok(decision)) = self.answer.send(answer) {
+            router.refused(&self.request, &decision);
+        }
     }
 }
 

@@ -53,6 +53,11 @@ impl Expected {
         }
     }
 
+    /// Tells whether it is all that is known.
+    pub(crate) fn is_decided(&self) -> bool {
+        matches!(self, Self::Decided(_))
+    }
+
     /// Lets `matches` say that workers hold what was sent to them, where it says less; `room` is for
     /// what is found on the way.
     pub(crate) fn expect(
@@ -109,8 +114,11 @@ impl Expected {
     pub(crate) fn begun_anew(&self, listed: &[Instance]) -> Vec<InstanceId> {
         let Self::Decided(decided) = self else { return Vec::new() };
         let known = &mut decided.lock().incarnations;
-        let ids = listed.iter().map(|instance| (instance.id, instance.incarnation));
-        let listed: BTreeMap<_, _> = ids.collect();
+        let mut ids: Vec<_> =
+            listed.iter().map(|instance| (instance.id, instance.incarnation)).collect();
+        // Of two lives of one the later counts.
+        ids.sort_unstable();
+        let listed: BTreeMap<_, _> = ids.into_iter().collect();
         let is_other =
             |(id, life): &(&InstanceId, &u64)| known.get(id).is_some_and(|was| was != *life);
         let anew = listed.iter().filter(is_other).map(|(id, _)| *id).collect();
@@ -139,13 +147,15 @@ impl Decided {
         Self { state, reader, begun: now, due }
     }
 
-    /// Forgets what has become too old, if it is time to.
+    /// Forgets what has become too old, if it is time to and nobody else is at it: nobody waits.
     fn advance(&self, now: Instant) {
         let since = |at: Instant| as_ns(at.saturating_duration_since(self.begun));
-        if since(now) >= self.due.load(Ordering::Relaxed) {
-            let index = &mut self.lock().index;
-            index.advance(now);
-            self.due.store(since(index.next_turn()), Ordering::Relaxed);
+        if since(now) < self.due.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Ok(mut state) = self.state.try_lock() {
+            state.index.advance(now);
+            self.due.store(since(state.index.next_turn()), Ordering::Relaxed);
         }
     }
 

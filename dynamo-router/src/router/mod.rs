@@ -107,7 +107,8 @@ impl KvRouter {
     /// request must avoid goes into its [`Constraints`].
     ///
     /// Fails with [`InvalidArgument`](dynamo_core::ErrorKind::InvalidArgument), which names the
-    /// first instance that cannot be chosen, and says so in the log; all others can all the same.
+    /// first instance that cannot be chosen, and says so in the log, once for each new list; all others can
+    /// all the same.
     pub fn set_workers(&self, instances: &[Instance]) -> Result<()> {
         self.fleet_of(instances).1
     }
@@ -193,10 +194,12 @@ impl KvRouter {
         theirs.for_each(|seat| self.0.common.expected.forget(seat.slot(), now));
     }
 
-    /// Learns a worker's speed from the first token of a decision.
+    /// Learns a worker's speed from the first token of a decision, which no longer waits for it.
+    ///
+    /// The token counts once [`Booking::progress`](crate::Booking::progress) is told of it, as all
+    /// others do.
     pub fn observe_first_token(&self, decision: &mut Decision) {
         decision.booking.prefill_done();
-        decision.booking.progress(1);
         let row = &decision.booking.seat().load;
         if let Some(took) = row.first_token(decision.prefill_tokens, self.0.common.now_ns()) {
             self.0.common.pace.prefilled(took);

@@ -289,3 +289,25 @@ fn a_worker_that_has_shown_nothing_counts_as_fast_as_the_others_not_as_the_prior
     let decision = route(&router, &request, &[instance(1), instance(2)]);
     assert_eq!(decision.worker, worker(1), "slow workers are no reason to forgo the cache");
 }
+
+#[test]
+fn the_length_of_answers_is_learned_from_what_follows_their_first_token() {
+    let clock = Arc::new(ManualClock::new());
+    let router = KvRouter::new(RouterConfig::default(), Arc::<ManualClock>::clone(&clock));
+    let before = router.0.common.pace.get().output_tokens;
+    let answer = |tokens: usize| {
+        let mut decision = route(&router, &request(100), &[instance(1)]);
+        router.observe_first_token(&mut decision);
+        for _ in 0..tokens {
+            decision.booking.progress(1);
+            clock.advance(Duration::from_millis(10));
+        }
+    };
+    // Of one token there is no step to learn from.
+    (0..100).for_each(|_| answer(1));
+    assert_eq!(router.0.common.pace.get().output_tokens, before);
+    (0..2_000).for_each(|_| answer(8));
+    let after = router.0.common.pace.get().output_tokens;
+    // What is believed at first counts for a few answers for ever.
+    assert!((7.0..11.0).contains(&after), "{after}");
+}

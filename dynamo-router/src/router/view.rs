@@ -1,13 +1,13 @@
 //! What the queue before a router and the exchange beside it ask of it.
 
-use dynamo_core::Priority;
 use dynamo_core::protocol::{GenerateRequest, WorkerId};
+use dynamo_core::{Instance, Priority};
 
 use super::scratch::Scratch;
 use super::{Constraints, KvRouter};
 use crate::choose::{CandidateCost, Stickiness};
 use crate::load::Load;
-use crate::workers::is_in;
+use crate::workers::{is_in, ranks};
 
 impl KvRouter {
     /// Tells of each worker that can be chosen how busy it is, and how long it will take to prefill what
@@ -50,6 +50,23 @@ impl KvRouter {
             let left = eligible.iter().map(|word| word.count_ones() as usize).sum::<usize>();
             left > 0 && busy == left
         })
+    }
+
+    /// Tells whether prefixes are known by what was decided, and no events are awaited.
+    pub(crate) fn is_decided(&self) -> bool {
+        self.0.common.expected.is_decided()
+    }
+
+    /// Returns how many workers can be chosen.
+    pub(crate) fn worker_count(&self) -> usize {
+        self.0.fleet.load().count()
+    }
+
+    /// Returns the ranks of an instance: those that can be chosen or, if none can, as many as it says.
+    pub(crate) fn ranks(&self, instance: &Instance) -> u32 {
+        let seated = self.0.fleet.load().ranks(instance.id).count();
+        let seated = u32::try_from(seated).ok().filter(|seated| *seated > 0);
+        seated.unwrap_or_else(|| ranks(instance).unwrap_or(1))
     }
 
     /// Returns how many tokens of the request's prompt some worker has cached, at most.

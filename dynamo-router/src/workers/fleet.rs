@@ -138,7 +138,8 @@ fn insert(set: &mut Positions, position: usize) {
     set[position / 64] |= 1 << (position % 64);
 }
 
-fn ranks(instance: &Instance) -> Result<u32> {
+/// Returns how many ranks an instance says that it has.
+pub(crate) fn ranks(instance: &Instance) -> Result<u32> {
     let Some(text) = instance.labels.get(RANKS_LABEL) else { return Ok(1) };
     let ranks = text.parse().ok().filter(|ranks| (1..=RANKS_MAX).contains(ranks));
     ranks.ok_or_else(|| {

@@ -14,7 +14,7 @@ use crate::table::{Metric, Table};
 pub struct Options {
     /// Where the rows go as JSON.
     pub path: Option<String>,
-    /// A trace in Mooncake's format.
+    /// A trace in Mooncake's format; the conversations, if they are beside the repository.
     pub trace: Option<PathBuf>,
     pub workers: usize,
     /// Of each synthetic trace.
@@ -26,7 +26,9 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { path: None, trace: None, workers: 8, requests: 6000, seed: 0x5eed, plots: None }
+        let beside = PathBuf::from("../shared/traces/conversation_trace.jsonl");
+        let trace = beside.exists().then_some(beside);
+        Self { path: None, trace, workers: 8, requests: 6000, seed: 0x5eed, plots: None }
     }
 }
 

@@ -38,5 +38,6 @@ fn main() -> Result<()> {
 
 const USAGE: &str = "\
 usage: replay [PATH] [--trace PATH] [--workers COUNT] [--requests COUNT] [--seed NUMBER] [--plots FOLDER]
-       the rows as JSON go to PATH; --trace has a trace in Mooncake's format, without one only synthetic
-       requests are replayed, COUNT of each kind; plots of the trace are written where --plots says";
+       the rows as JSON go to PATH; --trace has a trace in Mooncake's format, by default
+       ../shared/traces/conversation_trace.jsonl; without one only synthetic requests are replayed,
+       COUNT of each kind; plots of the trace are written where --plots says";

@@ -13,6 +13,7 @@ use dynamo_core::{Component, Context, ResponseStream, Runtime, ServeOptions, Ser
 use futures::stream;
 
 use super::*;
+use crate::RANKS_LABEL;
 use crate::router::RouterConfig;
 
 fn stored(seq: u64) -> KvEvent {
@@ -157,5 +158,23 @@ async fn a_worker_whose_last_event_the_plane_has_lost_is_asked_long_before_its_a
     publisher.publish(&KvEvent { worker: WorkerId::new(InstanceId(2)), ..stored(0) }).unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(*asked.lock().unwrap(), [None, Some(KvCursor { epoch: 0, next: 1 })]);
+    feed.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_rank_of_an_instance_that_says_nothing_is_asked_what_it_holds() {
+    let component = Runtime::in_process().namespace("n").unwrap().component("c").unwrap();
+    let engine = engine_fn(|ctx: Context, request: SnapshotRequest| async move {
+        let (worker, cursor) = (request.worker, KvCursor { epoch: 0, next: 1 });
+        let page = SnapshotPage { worker, cursor, stored: vec![stored(0).change] };
+        Ok(ResponseStream::from_items(&ctx, [page]))
+    });
+    let endpoint = component.endpoint::<_, SnapshotPage>("kv_snapshot").unwrap();
+    let options = ServeOptions::default().with_label(RANKS_LABEL, "4");
+    let _serving = endpoint.serve_with(engine, options).await.unwrap();
+    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let feed = asking(&component, &router).await;
+    until(|| router.event_stats().snapshots_total == 4).await;
+    assert_eq!(router.event_stats().workers, 4);
     feed.shutdown().await;
 }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use dynamo_core::protocol::{BlockSize, Usage};
+
 use super::*;
 use crate::index::IndexConfig;
 
@@ -37,6 +39,17 @@ fn a_prompt_goes_where_it_went_as_long_as_its_time_lasts() {
     assert_eq!(router.longest_prefix(&request(1_600)), 1_600);
     clock.advance(TTL * 4 / 3 + TTL / 3);
     assert_eq!(routed(&router, 0..1_600).1, 0);
+}
+
+#[test]
+fn what_answers_found_cached_is_no_sign_of_missing_events_where_none_are_awaited() {
+    let (clock, router) = deciding(IndexConfig::default());
+    let usage = Usage { prompt_tokens: 1_600, cached_tokens: 1_584, ..Usage::default() };
+    for _ in 0..100 {
+        clock.advance(Duration::from_secs(1));
+        router.observe_usage(worker(0), 0, BlockSize::DEFAULT, &usage);
+    }
+    assert_eq!(router.diagnoses(), []);
 }
 
 #[test]

@@ -100,7 +100,10 @@ impl Chooser {
     /// Takes in that the request has its first token.
     pub(super) fn first_token(&mut self, choice: &mut Choice) {
         match (self, &mut choice.decision) {
-            (Self::Kv { router, .. }, Some(decision)) => router.observe_first_token(decision),
+            (Self::Kv { router, .. }, Some(decision)) => {
+                router.observe_first_token(decision);
+                decision.booking.progress(1);
+            }
             (Self::Plain { loads, .. }, _) => {
                 loads[choice.worker].0 -= std::mem::take(&mut choice.waiting_tokens);
             }
