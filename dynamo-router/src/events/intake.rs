@@ -1,17 +1,18 @@
 mod state;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dynamo_core::protocol::{InstanceId, KvEvent, SnapshotRequest, WorkerId};
-use state::State;
+use state::{Publisher, State};
 
 use super::check::Resync;
 use super::config::ResyncConfig;
 use super::diagnosis::Diagnoses;
-use super::sequencer::Snapshot;
+use super::sequencer::{Reached, Snapshot};
 use super::stats::EventStats;
-use crate::index::{IndexConfig, PrefixIndex, PrefixReader};
+use crate::index::{IndexConfig, PrefixIndex, PrefixReader, SnapshotError};
 use crate::workers::Seat;
 
 /// The writing side of a router's index: what workers say, in order.
@@ -40,6 +41,36 @@ impl Intake {
     pub(crate) fn new(config: IndexConfig) -> Self {
         let state = State { index: PrefixIndex::new(config), ..State::default() };
         Self { state: Mutex::new(state), ..Self::default() }
+    }
+
+    /// Creates one that goes on where another one was: each of `workers` that `take_seat` finds a seat
+    /// for holds what `index` says.
+    pub(crate) fn resumed(
+        config: IndexConfig,
+        workers: &BTreeMap<WorkerId, Reached>,
+        index: &[u8],
+        mut take_seat: impl FnMut(WorkerId) -> Option<Arc<Seat>>,
+    ) -> Result<Self, SnapshotError> {
+        let resume = |(worker, reached): (&WorkerId, &Reached)| {
+            Some((*worker, Publisher::resumed(take_seat(*worker)?, *reached)))
+        };
+        let publishers: BTreeMap<_, _> = workers.iter().filter_map(resume).collect();
+        let place = |worker| publishers.get(&worker).map(|known| known.seat.slot());
+        let index = PrefixIndex::restore(config, index, place)?;
+        let state = State { index, publishers, ..State::default() };
+        Ok(Self { state: Mutex::new(state), ..Self::default() })
+    }
+
+    /// Returns how far the events of each worker were let through, and the index as it was just then.
+    pub(crate) fn snapshot(&self) -> (BTreeMap<WorkerId, Reached>, Vec<u8>) {
+        let State { publishers, index, .. } = &*self.lock();
+        let names: BTreeMap<_, _> =
+            publishers.iter().map(|(worker, known)| (known.seat.slot(), *worker)).collect();
+        let reached = |(worker, known): (&WorkerId, &Publisher)| {
+            known.sequencer.reached().map(|reached| (*worker, reached))
+        };
+        let workers = publishers.iter().filter_map(reached).collect();
+        (workers, index.snapshot(|slot| names.get(&slot).copied()))
     }
 
     /// Takes in an event that `feed` heard; `take_seat` finds a seat for a worker that is new, unless
@@ -137,11 +168,8 @@ impl Intake {
     pub(crate) fn forget(&self, instance: InstanceId) {
         let mut locked = self.lock();
         let state = &mut *locked;
-        let first = WorkerId { instance, rank: 0 };
-        let last = WorkerId { instance, rank: u32::MAX };
-        let workers: Vec<_> = state.publishers.range(first..=last).map(|(id, _)| *id).collect();
-        let gone: Vec<_> =
-            workers.iter().filter_map(|worker| state.publishers.remove(worker)).collect();
+        let workers = state.workers_of(instance).into_iter();
+        let gone: Vec<_> = workers.filter_map(|worker| state.publishers.remove(&worker)).collect();
         state.index.clear_all(gone.iter().map(|publisher| publisher.seat.slot()));
         // Before any event of a next life is heard.
         self.diagnoses().forget(instance);

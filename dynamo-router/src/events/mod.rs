@@ -30,4 +30,5 @@ pub use diagnosis::{Diagnosis, DiagnosisChange, DiagnosisObserver};
 pub use feed::EventFeed;
 pub(crate) use intake::Intake;
 pub use metrics::EventMetrics;
+pub(crate) use sequencer::Reached;
 pub use stats::EventStats;

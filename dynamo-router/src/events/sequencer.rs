@@ -27,6 +27,15 @@ pub(crate) struct Sequencer {
     is_keeping: bool,
 }
 
+/// How far the events of a worker were let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reached {
+    /// Behind the last of them.
+    pub(crate) cursor: KvCursor,
+    /// The worker may have held more then than is known.
+    pub(crate) is_partial: bool,
+}
+
 /// What a table of the worker's blocks has to do.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Step<'a> {
@@ -66,6 +75,16 @@ pub(crate) struct Snapshot {
 }
 
 impl Sequencer {
+    /// Goes on where another one was, with what its table said.
+    pub(crate) fn resumed(Reached { cursor, is_partial }: Reached) -> Self {
+        Self { at: Some(cursor), said: cursor.next, is_partial, ..Self::default() }
+    }
+
+    /// Returns how far events were let through; `None` before any was.
+    pub(crate) fn reached(&self) -> Option<Reached> {
+        self.at.map(|cursor| Reached { cursor, is_partial: self.is_partial })
+    }
+
     /// Takes in the next event that arrived; `waits` if what may be missing before it is waited for.
     pub(crate) fn hear(
         &mut self,

@@ -20,7 +20,7 @@
 //! | `store`, `remove`, `replace`, `spare` | what the writer does |
 //! | `sync`, `bits` | what threads share, and arithmetic |
 //! | `budget` | how much memory it may take |
-//! | `snapshot` | the index as bytes |
+//! | `snapshot`, `words` | the index as bytes |
 //! | `approximate` | for engines that do not say what they hold |
 //! | `provisional` | what was just sent where |
 
@@ -42,6 +42,7 @@ mod store;
 mod sync;
 mod table;
 mod view;
+mod words;
 
 use std::fmt;
 use std::sync::Arc;
@@ -61,6 +62,7 @@ pub use snapshot::SnapshotError;
 use spare::Spare;
 use sync::{Ordering, Shared};
 use view::{Lane, Lanes, View};
+pub(crate) use words::{Words, seal};
 
 use crate::workers::Slot;
 

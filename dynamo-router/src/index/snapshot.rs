@@ -24,10 +24,11 @@ use super::bits::{end_of, low_bits, ones};
 use super::segment::{SEGMENT_BLOCKS, Segment, TIERS, first_blocks, size_for};
 use super::table::Place;
 use super::view::{Lane, View};
+use super::words::{Words, seal};
 use super::{IndexConfig, PrefixIndex};
 use crate::workers::Slot;
 
-/// Why bytes are not taken for an index.
+/// Why bytes are not taken for an index, or for what a router knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SnapshotError {
@@ -48,9 +49,9 @@ pub enum SnapshotError {
 impl fmt::Display for SnapshotError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotASnapshot => write!(f, "not a snapshot of a prefix index"),
+            Self::NotASnapshot => write!(f, "not a snapshot, or of something else"),
             Self::Version(version) => {
-                write!(f, "snapshot of version {version}, known is {VERSION}")
+                write!(f, "snapshot of version {version}, which is not known")
             }
             Self::Length => write!(f, "snapshot of a wrong length"),
             Self::Checksum => write!(f, "snapshot with a wrong checksum"),
@@ -79,8 +80,7 @@ impl PrefixIndex {
             let is_any = write_segment(&self.view, &numbers, &segment, goes_on, &mut words);
             words[count_at] += u64::from(is_any);
         }
-        words.push(checksum(words.iter().copied()));
-        words.into_iter().flat_map(u64::to_le_bytes).collect()
+        seal(words.into_iter().flat_map(u64::to_le_bytes).collect())
     }
 
     /// Reads what [`snapshot`](Self::snapshot) wrote: each worker holds what it held, in the slot where
@@ -93,7 +93,7 @@ impl PrefixIndex {
         bytes: &[u8],
         place: impl FnMut(WorkerId) -> Option<Slot>,
     ) -> Result<Self, SnapshotError> {
-        let mut words = Words::check(bytes)?;
+        let mut words = Words::check(bytes, MAGIC, VERSION)?;
         let mut index = Self::new(config);
         let lanes = index.restore_workers(&mut words, place)?;
         let bytes_max = BYTES_MORE + bytes.len().saturating_mul(BYTES_FACTOR);
@@ -104,7 +104,7 @@ impl PrefixIndex {
                 return Err(SnapshotError::TooLarge);
             }
         }
-        if words.0.is_empty() { Ok(index) } else { Err(SnapshotError::Length) }
+        if words.rest().is_empty() { Ok(index) } else { Err(SnapshotError::Length) }
     }
 
     /// Reads who there was; returns the lane of each that has a place.
@@ -271,50 +271,8 @@ impl Segment<'_> {
     }
 }
 
-/// The words of a snapshot that are not read yet.
-struct Words<'a>(&'a [[u8; 8]]);
-
-impl<'a> Words<'a> {
-    /// Takes bytes that begin and end as a snapshot does; what is between is left.
-    fn check(bytes: &'a [u8]) -> Result<Self, SnapshotError> {
-        let (all, rest) = bytes.as_chunks::<8>();
-        let mut words = Self(all);
-        if words.next() != Ok(MAGIC) {
-            return Err(SnapshotError::NotASnapshot);
-        }
-        let version = words.next()?;
-        if version != VERSION {
-            return Err(SnapshotError::Version(version));
-        }
-        let (last, before) = all.split_last().ok_or(SnapshotError::Length)?;
-        if !rest.is_empty() || words.0.is_empty() {
-            return Err(SnapshotError::Length);
-        }
-        let sum = checksum(before.iter().map(|word| u64::from_le_bytes(*word)));
-        if sum != u64::from_le_bytes(*last) {
-            return Err(SnapshotError::Checksum);
-        }
-        words.0 = &words.0[..words.0.len() - 1];
-        Ok(words)
-    }
-
-    fn next(&mut self) -> Result<u64, SnapshotError> {
-        let (first, rest) = self.0.split_first().ok_or(SnapshotError::Length)?;
-        self.0 = rest;
-        Ok(u64::from_le_bytes(*first))
-    }
-}
-
-/// Each step can be undone if the word is known: whoever changes one word changes the sum.
-pub(super) fn checksum(words: impl IntoIterator<Item = u64>) -> u64 {
-    let mix =
-        |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31);
-    words.into_iter().fold(SEED, mix)
-}
-
 const MAGIC: u64 = u64::from_le_bytes(*b"DYNINDEX");
 const VERSION: u64 = 2;
-const SEED: u64 = 0x243f_6a88_85a3_08d3;
 const PARTIAL: u64 = 1 << 63;
 
 /// Bytes of an index per byte of its snapshot, at most, and beside these.

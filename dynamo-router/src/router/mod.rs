@@ -6,6 +6,7 @@ mod constraints;
 mod expected;
 mod fetch;
 mod scratch;
+mod snapshot;
 mod view;
 
 use std::fmt;
@@ -81,14 +82,18 @@ impl KvRouter {
     pub fn new(mut config: RouterConfig, clock: Arc<dyn Clock>) -> Self {
         config.bound();
         let common = Common::new(clock, &config);
-        let intake = Intake::new(config.index);
+        let members = Members::new(Arc::clone(&common));
+        Self::of(&config, common, members, Intake::new(config.index))
+    }
+
+    fn of(config: &RouterConfig, common: Arc<Common>, members: Members, intake: Intake) -> Self {
         Self(Arc::new(Shared {
             cost: config.cost,
             fetch: FetchSpeed::default(),
             is_explained: config.explain,
             report_max_ns: as_ns(config.report_max),
             fleet: ArcSwap::default(),
-            members: Mutex::new(Members::new(Arc::clone(&common))),
+            members: Mutex::new(members),
             index: intake.reader(),
             intake,
             random: AtomicU64::new(config.seed),

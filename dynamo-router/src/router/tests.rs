@@ -2,6 +2,7 @@ mod constraints;
 mod decisions;
 mod leases;
 mod ranks;
+mod restored;
 mod sessions;
 mod threads;
 

@@ -5,10 +5,10 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dynamo_core::protocol::{KvEvent, SequenceHash, SnapshotRequest, WorkerId};
+use dynamo_core::protocol::{InstanceId, KvEvent, SequenceHash, SnapshotRequest, WorkerId};
 
 use super::super::check::{Check, Resync};
-use super::super::sequencer::{Heard, Sequencer, Snapshot};
+use super::super::sequencer::{Heard, Reached, Sequencer, Snapshot};
 use super::super::stats::EventStats;
 use super::super::table::Table;
 use super::{FeedId, Question};
@@ -36,6 +36,17 @@ pub(super) struct Publisher {
     pub(super) is_heard: bool,
 }
 
+impl Publisher {
+    fn new(seat: Arc<Seat>, sequencer: Sequencer) -> Self {
+        Self { seat, sequencer, feed: None, is_heard: false }
+    }
+
+    /// One of which another intake has heard.
+    pub(super) fn resumed(seat: Arc<Seat>, reached: Reached) -> Self {
+        Self::new(seat, Sequencer::resumed(reached))
+    }
+}
+
 impl State {
     /// Makes sure that a worker is known, and who asks it; `false` if there is no place for it.
     pub(super) fn meet(
@@ -49,8 +60,7 @@ impl State {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
                 let Some(seat) = take_seat(worker) else { return false };
-                let sequencer = Sequencer::default();
-                place.insert(Publisher { seat, sequencer, feed: None, is_heard: false })
+                place.insert(Publisher::new(seat, Sequencer::default()))
             }
         };
         let is_new = |feed| publisher.feed.as_ref().is_none_or(|(by, _)| *by != feed);
@@ -143,6 +153,12 @@ impl State {
         let mut table = Table { index, slot: publisher.seat.slot(), hashes };
         publisher.sequencer.answered();
         publisher.sequencer.give_up(|step| table.follow(step));
+    }
+
+    /// Returns the ranks of an instance that are known.
+    pub(super) fn workers_of(&self, instance: InstanceId) -> Vec<WorkerId> {
+        let (first, last) = (WorkerId::new(instance), WorkerId { instance, rank: u32::MAX });
+        self.publishers.range(first..=last).map(|(id, _)| *id).collect()
     }
 
     pub(super) fn heard_by(&self, feed: FeedId) -> Vec<WorkerId> {

@@ -23,7 +23,8 @@ pub struct VllmConfig {
     /// The rank of messages that say none.
     pub rank: u32,
     /// The first epoch of the events that come out. Who follows an instance anew, over a router
-    /// that has heard of it already, takes a larger one.
+    /// that has heard of it already, as a [restored](crate::KvRouter::restore) one has, takes a
+    /// larger one.
     pub epoch: u64,
     /// Bytes that a message may have.
     pub message_bytes_max: usize,
