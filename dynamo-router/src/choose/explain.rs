@@ -29,7 +29,8 @@ pub struct Rivals {
     pub cached_tokens: usize,
     /// The queue of that one, in seconds.
     pub holder_queue_s: f64,
-    /// Requests booked on the one that has most of them.
+    /// Requests on the one that has most of them, booked by anybody or reported, corrected as in
+    /// [`Load`](crate::Load).
     pub requests: usize,
 }
 
