@@ -30,8 +30,9 @@ pub(crate) fn pick(
     for (nth, sheet) in sheets.iter().enumerate() {
         let is_near = |at: &usize| (sheet.total_s[*at] <= limit) & is_soon(sheet, *at);
         // Few sheets have any, which is found out without a branch for each.
-        if (0..ROWS).map(|at| u32::from(is_near(&at))).sum::<u32>() > 0 {
-            near.extend((0..ROWS).filter(is_near).map(|at| nth * ROWS + at));
+        let places = 0..sheet.end();
+        if places.clone().map(|at| u32::from(is_near(&at))).sum::<u32>() > 0 {
+            near.extend(places.filter(is_near).map(|at| nth * ROWS + at));
         }
     }
     match near.len() {

@@ -27,6 +27,7 @@ pub struct Matches {
 
 impl Matches {
     /// Returns how many blocks of the prompt, from the first on, `worker` holds in any tier.
+    #[inline]
     pub fn depth(&self, worker: Slot) -> usize {
         self.indexed(worker).max(self.expected(worker) as usize)
     }
@@ -47,12 +48,16 @@ impl Matches {
 
     /// Writes how many blocks of the prompt the workers of the slots from `first` on hold in any tier.
     pub(crate) fn depths(&self, first: usize, depths: &mut [u32]) {
-        depths.fill(0);
-        let counts = if self.has_slower { &self.counts[..] } else { &self.counts[..1] };
-        for counts in counts {
-            let lanes = self.lanes.get(first..).unwrap_or_default();
+        let lanes = self.lanes.get(first..).unwrap_or_default();
+        let known = depths.len().min(lanes.len());
+        let count = |counts: &[u32], lane: u32| counts.get(lane as usize).copied().unwrap_or(0);
+        for (depth, lane) in depths.iter_mut().zip(lanes) {
+            *depth = count(&self.counts[0], *lane);
+        }
+        depths[known..].fill(0);
+        for counts in self.counts.iter().skip(1).filter(|_| self.has_slower) {
             for (depth, lane) in depths.iter_mut().zip(lanes) {
-                *depth += counts.get(*lane as usize).copied().unwrap_or(0);
+                *depth += count(counts, *lane);
             }
         }
         let expected = self.expected.get(first..).unwrap_or_default();
@@ -62,6 +67,7 @@ impl Matches {
     }
 
     /// Returns how many of these blocks the index knows of, by what the worker said itself.
+    #[inline]
     pub fn indexed(&self, worker: Slot) -> usize {
         self.found(worker).iter().sum::<u32>() as usize
     }
@@ -71,10 +77,12 @@ impl Matches {
         self.has_slower
     }
 
+    #[inline]
     fn expected(&self, worker: Slot) -> u32 {
         self.expected.get(worker.index()).copied().unwrap_or(0)
     }
 
+    #[inline]
     fn found(&self, worker: Slot) -> [u32; TIERS] {
         let lane = self.lanes.get(worker.index()).copied().unwrap_or(NONE) as usize;
         let mut found = [0; TIERS];
