@@ -7,7 +7,7 @@ use dynamo_core::protocol::SequenceHash;
 
 use super::bits::{low_bits, spread};
 use super::matches::Matches;
-use crate::workers::Slot;
+use crate::workers::{Slot, as_ns};
 
 /// A table of fixed size that forgets: by age, and what is oldest where room is short.
 ///
@@ -21,7 +21,7 @@ pub struct ProvisionalCoverage {
     /// By slot, when it was forgotten last.
     forgotten: Box<[AtomicU64]>,
     begun: Instant,
-    tick: Duration,
+    tick_ns: u64,
 }
 
 /// A cache line of entries.
@@ -55,7 +55,7 @@ impl ProvisionalCoverage {
             buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
             forgotten: (0..Slot::COUNT).map(|_| AtomicU64::new(0)).collect(),
             begun: now,
-            tick: (ttl / TTL_TICKS).max(Duration::from_micros(1)),
+            tick_ns: as_ns(ttl / TTL_TICKS).max(1_000),
         }
     }
 
@@ -155,6 +155,11 @@ impl ProvisionalCoverage {
         let is_fresh = bucket.is_fresh(now);
         let slot = u64::try_from(worker.index()).unwrap_or(0);
         let what = u64::from(tag) << 40 | slot << 24;
+        let noted = what | now & TIME_MASK;
+        // What many prompts begin with is noted again and again: nobody's line is written to for that.
+        if is_fresh && bucket.cells.iter().any(|cell| cell.load(Ordering::Relaxed) == noted) {
+            return;
+        }
         let mut best = (0, 0);
         for (at, cell) in bucket.cells.iter().enumerate() {
             let there = cell.load(Ordering::Relaxed);
@@ -170,13 +175,12 @@ impl ProvisionalCoverage {
         }
         // Whoever sees this sees the others cleared.
         bucket.latest.fetch_max(now, Ordering::Release);
-        bucket.cells[best.1].store(what | now & TIME_MASK, Ordering::Relaxed);
+        bucket.cells[best.1].store(noted, Ordering::Relaxed);
     }
 
     /// Returns the time in ticks, from one on.
     fn ticks(&self, now: Instant) -> u64 {
-        let ticks = now.saturating_duration_since(self.begun).as_nanos() / self.tick.as_nanos();
-        u64::try_from(ticks).map_or(u64::MAX, |ticks| ticks.saturating_add(1))
+        as_ns(now.saturating_duration_since(self.begun)) / self.tick_ns + 1
     }
 }
 
@@ -317,7 +321,7 @@ mod tests {
         let begun = SystemClock.now();
         let coverage = ProvisionalCoverage::new(TTL, begun);
         let depth = |slot, now| depths(&coverage, &path(0), now).depth(worker(slot));
-        let period = coverage.tick * (1 << 24);
+        let period = Duration::from_nanos(coverage.tick_ns) * (1 << 24);
         for round in [0, 1, 255, 256, 257] {
             let then = begun + period * round;
             coverage.note(&path(0), worker(1), then);
