@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -151,9 +152,10 @@ impl Feed {
         let is_all = now.saturating_duration_since(looked) >= resync.config.audit_every;
         if is_all || !Arc::ptr_eq(&listed, &resync.listed) {
             let is_old = |id| resync.listed.binary_search_by_key(&id, |known| known.id).is_ok();
-            let ranks = |instance: &Instance| 0..router.ranks(instance);
+            let said = |instance: &Instance| 0..router.ranks(instance);
             let workers = listed.iter().flat_map(|instance| {
-                ranks(instance).map(|rank| WorkerId { instance: instance.id, rank })
+                let ranks = said(instance).map(|rank| WorkerId { instance: instance.id, rank });
+                ranks.chain(intake.workers_of(instance.id)).collect::<BTreeSet<_>>()
             });
             for worker in workers {
                 if !is_old(worker.instance) || (is_all && !intake.knows(worker)) {

@@ -182,6 +182,11 @@ impl Intake {
         while self.lock().index.sweep_more() {}
     }
 
+    /// Returns the workers of an instance that are known.
+    pub(super) fn workers_of(&self, instance: InstanceId) -> Vec<WorkerId> {
+        self.lock().workers_of(instance)
+    }
+
     /// Tells whether a worker is known, if only to be asked.
     pub(super) fn knows(&self, worker: WorkerId) -> bool {
         self.lock().publishers.contains_key(&worker)
