@@ -21,6 +21,7 @@ async fn losing_events_changes_no_answer_and_the_index_converges() {
         assert_eq!((stats.suspect, stats.dropped_total), (0, 0), "{stats:?}");
         fleet.stop().await;
     }
+    // What a worker reuses it finds in its own blocks, never in what a router believes of them.
     assert!(answers[1..].iter().all(|some| *some == answers[0]));
     // Blocks that are wrong would show: the answers to different prompts differ.
     let mut distinct = answers.remove(0);
