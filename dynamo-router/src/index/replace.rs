@@ -92,7 +92,7 @@ mod tests {
         let id = worker(1);
         index.store(id, Tier::Device, None, &path(0));
         index.store(worker(2), Tier::Device, None, &path(5));
-        let (view, mut matches) = (index.shared.load_full(), Matches::default());
+        let (view, mut matches) = (index.shared.load(), Matches::default());
         index.replace(id, |index| index.store(id, Tier::Device, None, &path(5)));
         while index.sweep_more() {}
         find(&view, &path(0), &mut matches);
