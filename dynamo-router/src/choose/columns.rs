@@ -72,10 +72,8 @@ pub(super) struct Sheet {
 }
 
 impl Columns {
-    /// Makes room for `fleet`, none of which may be chosen, and each has what `matches` says.
+    /// Makes room for `fleet`, of which each has what `matches` says; who may be chosen is left to say.
     pub(crate) fn reset(&mut self, fleet: &Fleet, matches: &Matches) {
-        self.eligible.clear();
-        self.eligible.resize(fleet.chunks().len(), 0);
         self.sheets.resize_with(fleet.chunks().len(), Sheet::default);
         let sheets = self.sheets.iter_mut().zip(fleet.everyone()).enumerate();
         for (nth, (sheet, everyone)) in sheets {

@@ -152,9 +152,9 @@ impl Feed {
         let is_all = now.saturating_duration_since(looked) >= resync.config.audit_every;
         if is_all || !Arc::ptr_eq(&listed, &resync.listed) {
             let is_old = |id| resync.listed.binary_search_by_key(&id, |known| known.id).is_ok();
-            let said = |instance: &Instance| 0..router.ranks(instance);
             let workers = listed.iter().flat_map(|instance| {
-                let ranks = said(instance).map(|rank| WorkerId { instance: instance.id, rank });
+                let ranks = 0..router.ranks(instance);
+                let ranks = ranks.map(|rank| WorkerId { instance: instance.id, rank });
                 ranks.chain(intake.workers_of(instance.id)).collect::<BTreeSet<_>>()
             });
             for worker in workers {

@@ -106,7 +106,16 @@ impl<'a> Constraints<'a> {
 
     /// Marks in `columns`, which are blank, who is eligible, and what the others' labels cost.
     pub(super) fn mark(&self, fleet: &Fleet, columns: &mut Columns) {
-        let eligible = &mut columns.eligible;
+        self.admit(fleet, &mut columns.eligible);
+        for Preference { label, value, seconds } in self.preferred {
+            columns.lack(fleet.labelled(label, value), bounded_s(*seconds));
+        }
+    }
+
+    /// Marks in `eligible`, which is made blank, who is, whomever to avoid.
+    pub(super) fn admit(&self, fleet: &Fleet, eligible: &mut Positions) {
+        eligible.clear();
+        eligible.resize(fleet.chunks().len(), 0);
         let ranks = |instances: &'a [InstanceId]| instances.iter().flat_map(|id| fleet.ranks(*id));
         match (self.pinned, self.only) {
             (Some(worker), only) if only.is_none_or(|only| only.contains(&worker.instance)) => {
@@ -121,9 +130,6 @@ impl<'a> Constraints<'a> {
         for (label, value) in self.required {
             let mut labelled = fleet.labelled(label, value).iter();
             eligible.iter_mut().for_each(|word| *word &= labelled.next().copied().unwrap_or(0));
-        }
-        for Preference { label, value, seconds } in self.preferred {
-            columns.lack(fleet.labelled(label, value), bounded_s(*seconds));
         }
     }
 

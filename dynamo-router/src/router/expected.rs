@@ -83,7 +83,6 @@ impl Expected {
             Self::Nothing => {}
             Self::Provisional(sent) => sent.note(hashes, worker, now),
             Self::Decided(decided) => {
-                decided.advance(now);
                 decided.lock().index.routed(worker, hashes, now);
             }
         }

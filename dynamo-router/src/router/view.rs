@@ -34,10 +34,9 @@ impl KvRouter {
         if may_be_any && required.is_empty() && !is_kept && busy.len() < count {
             return false;
         }
-        self.0.scratches.lend(|Scratch { columns, matches, .. }| {
-            columns.reset(&fleet, matches);
-            constraints.mark(&fleet, columns);
-            let eligible = &columns.eligible;
+        self.0.scratches.lend(|Scratch { columns, .. }| {
+            let eligible = &mut columns.eligible;
+            constraints.admit(&fleet, eligible);
             let is_open = |worker| fleet.find(worker).is_some_and(|at| is_in(eligible, at));
             if is_kept
                 && let Some((home, _)) = self.home(&fleet, constraints)

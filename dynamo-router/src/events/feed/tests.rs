@@ -4,9 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dynamo_core::discovery::MemoryDiscovery;
 use dynamo_core::event_plane::MemoryEventPlane;
-use dynamo_core::protocol::{
-    InstanceId, KvChange, KvCursor, LocalHash, SequenceHash, StoredBlock, Tier,
-};
+use dynamo_core::protocol::{InstanceId, KvChange, KvCursor, Tier};
 use dynamo_core::request_plane::MemoryRequestPlane;
 use dynamo_core::time::SystemClock;
 use dynamo_core::{Component, Context, ResponseStream, Runtime, ServeOptions, Serving, engine_fn};
@@ -14,21 +12,13 @@ use futures::stream;
 
 use super::*;
 use crate::RANKS_LABEL;
+use crate::fixtures::{block, until};
 use crate::router::RouterConfig;
 
 fn stored(seq: u64) -> KvEvent {
-    let blocks = vec![StoredBlock { sequence: SequenceHash(seq), local: LocalHash(seq) }];
+    let blocks = vec![block(seq)];
     let change = KvChange::BlockStored { parent: None, blocks, tier: Tier::Device };
     KvEvent { worker: WorkerId::new(InstanceId(1)), epoch: 0, seq, change }
-}
-
-async fn until(holds: impl Fn() -> bool) {
-    let wait = async {
-        while !holds() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use dynamo_core::protocol::{GenerateRequest, Tier};
 use dynamo_core::{Instance, Runtime};
 
 use super::*;
-use crate::fixtures::{self, holds, instance, worker};
+use crate::fixtures::{self, holds, instance, until_heard, worker};
 use crate::load::Load;
 use crate::router::{Constraints, Decision, RouterConfig};
 
@@ -44,15 +44,7 @@ fn of_others(router: &KvRouter) -> usize {
 }
 
 async fn until_others_have(router: &KvRouter, requests: usize) {
-    let heard = Arc::new(Notify::new());
-    let tell = Arc::clone(&heard);
-    let _listener = router.on_release(move |_| tell.notify_one());
-    let wait = async {
-        while of_others(router) != requests {
-            heard.notified().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap();
+    until_heard(router, || of_others(router) == requests).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,10 +8,9 @@ use dynamo_core::{
     Component, Context, Engine, Instance, ResponseStream, Runtime, ServeOptions, engine_fn,
 };
 use futures::StreamExt;
-use tokio::sync::Notify;
 
 use super::*;
-use crate::fixtures::{instance, request, worker};
+use crate::fixtures::{instance, request, until_heard, worker};
 use crate::load::{Load, LoadMetrics};
 use crate::router::{Constraints, RouterConfig};
 
@@ -42,15 +41,7 @@ fn behind(worker: WorkerId, tokens: u64) -> LoadReport {
 
 /// Waits until something that is said of a worker's load makes it so.
 async fn until(router: &KvRouter, holds: impl Fn(Load) -> bool, of: WorkerId) {
-    let heard = Arc::new(Notify::new());
-    let tell = Arc::clone(&heard);
-    let _listener = router.on_release(move |_| tell.notify_one());
-    let wait = async {
-        while !holds(router.load(of)) {
-            heard.notified().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap();
+    until_heard(router, || holds(router.load(of))).await;
 }
 
 fn chosen(router: &KvRouter) -> WorkerId {

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use dynamo_core::protocol::{
-    InstanceId, KvCursor, LocalHash, SnapshotPage, SnapshotRequest, WorkerId,
-};
+use dynamo_core::protocol::{InstanceId, KvCursor, SnapshotPage, SnapshotRequest, WorkerId};
 use dynamo_core::{ResponseStream, Runtime, ServeOptions, engine_fn};
 
 use super::*;
 use crate::events::{EventFeed, Reached, ResyncConfig};
+use crate::fixtures::{block, until};
 use crate::index::{IndexConfig, PrefixIndex, seal};
 use crate::router::snapshot::write;
 use crate::workers::Slot;
@@ -155,18 +154,8 @@ fn who_gets_no_seat_is_left_out() {
 type Truth = BTreeMap<WorkerId, (KvCursor, Vec<KvChange>)>;
 
 fn run(hashes: std::ops::Range<u64>) -> KvChange {
-    let block = |hash| StoredBlock { sequence: SequenceHash(hash), local: LocalHash(hash) };
     let blocks = hashes.map(block).collect();
     KvChange::BlockStored { parent: None, blocks, tier: Tier::Device }
-}
-
-async fn until(holds: impl Fn() -> bool) {
-    let wait = async {
-        while !holds() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap();
 }
 
 /// How many of the blocks 1, 2, 3, … a worker holds.
