@@ -308,3 +308,6 @@ impl Drop for Unfinished<'_> {
 
 /// What fades does so over seconds; more often is only work.
 const LOOK_EVERY_MIN: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests;
