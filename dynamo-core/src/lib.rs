@@ -34,8 +34,9 @@
 //!
 //! Beside the way of a request: [`discovery`] (who is there), [`event_plane`] (one publisher, many
 //! listeners), [`protocol`] (the words that crates share), [`runtime`] (the ground) and [`config`]
-//! (the ground as data), [`readiness`] and the page `status` (feature `status-page`), and the floor
-//! under all: [`error`], [`metrics`], [`name`], [`time`].
+//! (the ground as data), [`readiness`] and the page `status` (feature `status-page`), engines behind
+//! OpenAI-compatible servers (`openai`, a feature), and the floor under all: [`error`],
+//! [`metrics`], [`name`], [`time`].
 //!
 //! # Promises
 //! - Every stream ends in exactly one of: complete, a typed error, cancelled. A deadline or a kill
@@ -57,6 +58,8 @@ pub mod metrics;
 pub mod name;
 #[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(feature = "openai")]
+pub mod openai;
 pub mod protocol;
 pub mod random;
 pub mod readiness;

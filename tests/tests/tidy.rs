@@ -137,7 +137,7 @@ const CORE: Floors = &[
     &["discovery", "readiness"],
     &["request_plane"],
     &["runtime"],
-    &["client", "config", "server", "status"],
+    &["client", "config", "openai", "server", "status"],
     &["component"],
 ];
 
