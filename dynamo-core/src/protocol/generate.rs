@@ -86,11 +86,21 @@ pub struct Sampling {
     pub seed: u64,
     /// Tokens that end the answer; they are not part of it.
     pub stop_token_ids: Vec<TokenId>,
+    /// Whether the model's own end tokens are tokens like any other, so that only `max_tokens`, the
+    /// model's context or `stop_token_ids` end the answer: for measuring, with answers of one length.
+    pub ignore_end: bool,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { max_tokens: 16, temperature: 0.0, top_p: 1.0, seed: 0, stop_token_ids: Vec::new() }
+        Self {
+            max_tokens: 16,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            stop_token_ids: Vec::new(),
+            ignore_end: false,
+        }
     }
 }
 

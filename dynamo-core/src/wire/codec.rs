@@ -216,8 +216,8 @@ mod tests {
             hash,
             // The cache's tenant, model, adapter and extra.
             b"\x00\x01m\x00\x00",
-            // 300 tokens, temperature 0, top_p 1, seed 7, stop at 2; all of the work.
-            b"\xfb\x2c\x01\0\0\0\0\0\0\x80\x3f\x07\x01\x02\x00",
+            // 300 tokens, temperature 0, top_p 1, seed 7, stop at 2 or the end; all of the work.
+            b"\xfb\x2c\x01\0\0\0\0\0\0\x80\x3f\x07\x01\x02\x00\x00",
         ]
         .concat();
         assert_eq!(BINCODE.encode(&request).unwrap()[..], golden[..]);

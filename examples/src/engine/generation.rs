@@ -96,7 +96,7 @@ impl Generation {
     }
 
     pub(super) fn is_stop(&self, token: TokenId) -> bool {
-        is_stop(self.worker.model.config(), &self.sampling.stop_token_ids, token)
+        is_stop(self.worker.model.config(), &self.sampling, token)
     }
 
     pub(super) fn usage(&self) -> Usage {

@@ -23,8 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dynamo_core::protocol::{
-    FinishReason, GenerateChunk, GenerateRequest, HandoffReport, HandoffTicket, Stage, TokenId,
-    Usage,
+    FinishReason, GenerateChunk, GenerateRequest, HandoffReport, HandoffTicket, Sampling, Stage,
+    TokenId, Usage,
 };
 use dynamo_core::{Context, Engine, Error, RequestId, ResponseSender, ResponseStream, Result};
 use dynamo_kv::{BlockLayout, BlockManager, DType, Handoff, TokenSequence};
@@ -309,7 +309,8 @@ const CHUNKS_BUFFERED: usize = 4;
 /// A queue of blocks is written in much less.
 const TIERS_ENDING_MAX: Duration = Duration::from_secs(10);
 
-/// Tells the tokens that end an answer: the model's own and the request's.
-fn is_stop(model: &ModelConfig, request_stops: &[TokenId], token: TokenId) -> bool {
-    model.eos_token_ids.contains(&token) || request_stops.contains(&token)
+/// Tells the tokens that end an answer: the model's own, unless they are ignored, and the request's.
+fn is_stop(model: &ModelConfig, sampling: &Sampling, token: TokenId) -> bool {
+    let is_end = !sampling.ignore_end && model.eos_token_ids.contains(&token);
+    is_end || sampling.stop_token_ids.contains(&token)
 }

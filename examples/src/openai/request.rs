@@ -155,6 +155,7 @@ fn finish(
                 .ok_or_else(|| ApiError::param("seed", "must be a whole number"))?,
         },
         stop_token_ids: Vec::new(),
+        ignore_end: flag(fields.get("ignore_eos"), "ignore_eos")?,
     };
     let options = fields.get("stream_options");
     Ok(Parsed {
