@@ -158,6 +158,17 @@ impl Http {
         self.shared.tasks.wait().await;
     }
 
+    /// Runs `task` as one that [`shutdown`](Self::shutdown) waits for; it ends when
+    /// [`closed`](Self::closed) says so.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.shared.tasks.spawn(task);
+    }
+
+    /// Completes once all is to end.
+    pub(super) async fn closed(&self) {
+        self.shared.closed.cancelled().await;
+    }
+
     fn request(
         &self,
         method: Method,
@@ -215,8 +226,7 @@ impl Http {
 
     async fn dial(&self) -> Result<Line> {
         if self.shared.closed.is_cancelled() {
-            let message = format!("engine at {} was shut down here", self.shared.url);
-            return Err(Error::new(ErrorKind::Closed, message).unprocessed());
+            return Err(self.shut_down().unprocessed());
         }
         let dialled =
             tokio::time::timeout(self.connect_max, TcpStream::connect(&self.shared.address));
@@ -273,6 +283,11 @@ impl Http {
     /// Returns that the server is not there, and how that showed.
     pub(super) fn unavailable(&self, how: &str) -> Error {
         Error::new(ErrorKind::Unavailable, format!("engine at {}: {how}", self.shared.url))
+    }
+
+    /// Returns that [`shutdown`](Self::shutdown) has ended it.
+    pub(super) fn shut_down(&self) -> Error {
+        Error::new(ErrorKind::Closed, format!("engine at {}: shut down here", self.shared.url))
     }
 
     fn broken(&self, error: hyper::Error) -> Error {
