@@ -68,6 +68,8 @@ pub mod runtime;
 pub mod server;
 #[cfg(feature = "status-page")]
 pub mod status;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
 pub mod time;
 pub mod wire;
 

@@ -138,7 +138,7 @@ const CORE: Floors = &[
     &["request_plane"],
     &["runtime"],
     &["client", "config", "openai", "server", "status"],
-    &["component"],
+    &["component", "testing"],
 ];
 
 /// The engines of files and devices are rooms of their own: memory is made of what they reach.
