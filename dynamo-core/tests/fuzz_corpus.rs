@@ -39,6 +39,10 @@ fn targets() -> Vec<Target> {
         ("event", dynamo_core::event_plane::fuzz_event),
         #[cfg(feature = "etcd")]
         ("etcd_key", dynamo_core::discovery::fuzz_etcd_key),
+        #[cfg(feature = "openai")]
+        ("sse", dynamo_core::openai::fuzz_sse),
+        #[cfg(feature = "openai")]
+        ("completion", dynamo_core::openai::fuzz_completion),
         #[cfg(feature = "tls")]
         ("certificate", dynamo_core::request_plane::fuzz_certificate),
     ];

@@ -144,7 +144,9 @@ impl Http {
         headers: HeaderMap,
         body: String,
     ) -> Result<Answer> {
-        self.send(self.request(Method::POST, path, headers, body)?).await
+        let request = self.request(Method::POST, path, headers, body)?;
+        // Dialling and sending take kilobytes, which callers would carry for the whole answer.
+        Box::pin(self.send(request)).await
     }
 
     /// Closes all connections, those that are read from too, and waits for their tasks.

@@ -40,7 +40,10 @@ impl Live {
             None => {
                 // The server is told first: what it makes from here on is for nobody.
                 drop(answer);
-                items.send(reading.stop()).await
+                tokio::select! {
+                    sent = items.send(reading.stop()) => sent,
+                    () = http.closed() => Err(http.shut_down()),
+                }
             }
         };
         items.settle(outcome);

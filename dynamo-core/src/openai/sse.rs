@@ -96,35 +96,6 @@ fn too_long() -> Error {
     Error::new(ErrorKind::Protocol, format!("event of a stream over {EVENT_BYTES_MAX} bytes"))
 }
 
-/// However bytes are cut, the events in them are the same, and reading them ends.
-///
-/// # Panics
-/// If not.
-#[cfg(any(test, feature = "test-util"))]
-pub fn fuzz_sse(data: &[u8]) {
-    let (cut, data) = data.split_first().map_or((0, data), |(cut, data)| (*cut, data));
-    let whole = events(std::iter::once(data));
-    assert_eq!(whole, events(data.chunks(usize::from(cut) + 1)));
-    assert_eq!(whole, events(data.chunks(1)));
-}
-
-/// Returns the events in `pieces`, up to one that is too long.
-#[cfg(any(test, feature = "test-util"))]
-fn events<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Vec<u8>> {
-    let (mut events, mut found) = (Events::default(), Vec::new());
-    for piece in pieces {
-        events.push(Bytes::copy_from_slice(piece));
-        loop {
-            match events.next() {
-                Ok(Some(event)) => found.push(event),
-                Ok(None) => break,
-                Err(_) => return found,
-            }
-        }
-    }
-    found
-}
-
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The first event may say the prompt's ids again: a million tokens.
@@ -134,6 +105,7 @@ pub(super) const EVENT_BYTES_MAX: usize = 8 << 20;
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::fuzz::{events, fuzz_sse};
     use super::*;
 
     fn texts(stream: &str) -> Vec<String> {

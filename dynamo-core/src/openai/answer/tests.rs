@@ -1,5 +1,8 @@
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use super::super::sse::Events;
 use super::*;
 use crate::protocol::{BlockSize, CacheNamespace, Sampling};
 
@@ -126,4 +129,30 @@ fn whatever_is_wrong_with_an_answer_is_said_by_its_kind() {
     let unnamed = r#"{"choices":[{"text":"a","logprobs":{"tokens":["a"]}}]}"#;
     let error = read(reading(TokenSource::Logprobs, Sampling::default()), &[unnamed]).unwrap_err();
     assert_eq!(error.kind(), Protocol);
+}
+
+/// An answer of vLLM 0.32 to a prompt of 37 tokens.
+#[test]
+fn a_recorded_answer_is_read_however_it_is_cut() {
+    let recorded = include_bytes!("../fixtures/completion.sse");
+    for cut in [1, 2, 1000, recorded.len()] {
+        let mut reading = reading(TokenSource::TokenIds, Sampling::default());
+        let (mut events, mut tokens, mut is_done) = (Events::default(), Vec::new(), false);
+        for piece in recorded.chunks(cut) {
+            events.push(Bytes::from_static(piece));
+            while let Some(event) = events.next().unwrap() {
+                match reading.take(&event).unwrap() {
+                    Said::Tokens(new) => tokens.extend(new),
+                    Said::Done => is_done = true,
+                }
+            }
+        }
+        let last = reading.end().unwrap();
+        let expected = [
+            504, 3426, 314, 253, 4749, 284, 11965, 7815, 28, 30055, 351, 1029, 284, 551, 1719, 281,
+        ];
+        assert_eq!((tokens.as_slice(), is_done), (&expected[..], true), "in pieces of {cut}");
+        let usage = Usage { prompt_tokens: 37, completion_tokens: 16, ..Usage::default() };
+        assert_eq!((last.finish, last.usage), (Some(FinishReason::Length), Some(usage)));
+    }
 }
