@@ -1,21 +1,23 @@
 //! One server over HTTP/1.1: connections are dialled when needed, kept for a while when an answer
 //! ended properly, and closed with whatever still reads from them.
 
+mod answer;
+
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use hyper::body::{Body, Incoming};
+use bytes::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::error;
+pub(super) use answer::Answer;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::{Clock, SystemClock};
 
@@ -109,7 +111,7 @@ impl Http {
 
     /// Gets `path`, all of it.
     ///
-    /// Fails with what [`error::of_status`] makes of a status that is not 2xx, with
+    /// Fails with what [`of_status`](super::error::of_status) makes of a status that is not 2xx, with
     /// [`Protocol`](ErrorKind::Protocol) if there are more than `bytes_max` bytes, and with
     /// [`Unavailable`](ErrorKind::Unavailable) if they are not there within `timeout`.
     ///
@@ -197,7 +199,7 @@ impl Http {
                 continue;
             }
             match line.requests.try_send_request(request).await {
-                Ok(response) => return Ok(self.answer(response, line)),
+                Ok(response) => return Ok(Answer::new(self.clone(), response, line)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(self.broken(error.into_error())),
@@ -206,23 +208,12 @@ impl Http {
         }
         let mut line = self.dial().await?;
         match line.requests.try_send_request(request).await {
-            Ok(response) => Ok(self.answer(response, line)),
+            Ok(response) => Ok(Answer::new(self.clone(), response, line)),
             Err(mut error) => {
                 let is_unsent = error.take_message().is_some();
                 let broken = self.broken(error.into_error());
                 Err(if is_unsent { broken.unprocessed() } else { broken })
             }
-        }
-    }
-
-    fn answer(&self, response: Response<Incoming>, line: Line) -> Answer {
-        let (head, body) = response.into_parts();
-        Answer {
-            http: self.clone(),
-            status: head.status,
-            headers: head.headers,
-            body,
-            line: Some(line),
         }
     }
 
@@ -309,81 +300,6 @@ impl fmt::Debug for Http {
     }
 }
 
-/// What the server answers; dropping it before its end closes the connection.
-pub(super) struct Answer {
-    http: Http,
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Incoming,
-    /// There until the end of the body.
-    line: Option<Line>,
-}
-
-impl Answer {
-    pub(super) fn status(&self) -> StatusCode {
-        self.status
-    }
-
-    /// Receives the next bytes; `None` at the end, from which on the connection may serve others.
-    ///
-    /// # Cancel safety
-    /// Cancel safe: no bytes are lost.
-    pub(super) async fn next(&mut self) -> Option<Result<Bytes>> {
-        loop {
-            let frame =
-                std::future::poll_fn(|cx| std::pin::Pin::new(&mut self.body).poll_frame(cx)).await;
-            match frame {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(bytes) => return Some(Ok(bytes)),
-                    Err(_trailers) => {}
-                },
-                Some(Err(error)) => {
-                    self.line = None;
-                    return Some(Err(self.http.broken(error)));
-                }
-                None => {
-                    if let Some(line) = self.line.take() {
-                        self.http.keep(line);
-                    }
-                    return None;
-                }
-            }
-        }
-    }
-
-    /// Receives all of the body.
-    ///
-    /// Fails with [`Protocol`](ErrorKind::Protocol) if it has more than `bytes_max` bytes.
-    ///
-    /// # Cancel safety
-    /// Not cancel safe: what came is dropped with the future.
-    pub(super) async fn all(&mut self, bytes_max: usize) -> Result<Bytes> {
-        let mut all = BytesMut::new();
-        while let Some(bytes) = self.next().await {
-            let bytes = bytes?;
-            if bytes.len() > bytes_max - all.len() {
-                let message =
-                    format!("engine at {}: answer over {bytes_max} bytes", self.http.url());
-                return Err(Error::new(ErrorKind::Protocol, message));
-            }
-            all.extend_from_slice(&bytes);
-        }
-        Ok(all.freeze())
-    }
-
-    /// Returns what the server's refusal of `path` is here.
-    ///
-    /// # Cancel safety
-    /// Dropping the future closes the connection.
-    pub(super) async fn refusal(mut self, path: &str) -> Error {
-        // A body that is too long or breaks off says nothing; the status says enough.
-        let body = tokio::time::timeout(REFUSAL_MAX, self.all(REFUSAL_BYTES_MAX)).await;
-        let body = body.ok().and_then(Result::ok).unwrap_or_default();
-        let what = format!("{path} of {}", self.http.url());
-        error::of_status(&what, self.status, &self.headers, &body)
-    }
-}
-
 /// A host that is there takes a connection at once.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 
@@ -396,9 +312,3 @@ const KEPT_COUNT_MAX: usize = 32;
 
 /// What hyper may have of an answer that nobody reads.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
-
-/// A refusal is a sentence; what quotes the prompt back is cut in any case.
-const REFUSAL_BYTES_MAX: usize = 64 << 10;
-
-/// Its body comes with its head.
-const REFUSAL_MAX: Duration = Duration::from_secs(2);

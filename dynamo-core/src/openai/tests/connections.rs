@@ -77,3 +77,28 @@ async fn a_server_that_was_restarted_is_dialled_anew() {
     asked(&engine, 5).await.unwrap();
     assert_eq!(server.asked().len(), 1);
 }
+
+#[tokio::test]
+async fn a_connection_that_has_idled_is_not_used_again() {
+    let server = played([]).await;
+    let counting = Counting::before(&server).await;
+    let engine = engine(&counting.url);
+    asked(&engine, 5).await.unwrap();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(4)).await;
+    tokio::time::resume();
+    asked(&engine, 5).await.unwrap();
+    assert_eq!(counting.count(), 2);
+}
+
+#[tokio::test]
+async fn so_many_connections_idle_at_most() {
+    let server = played([]).await;
+    let counting = Counting::before(&server).await;
+    let engine = engine(&counting.url);
+    for dialled in [40, 48] {
+        let all = futures::future::join_all((0..40).map(|_| asked(&engine, 2))).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!(counting.count(), dialled);
+    }
+}
