@@ -138,13 +138,14 @@ impl Played {
             }
             (&Method::GET, "/v1/models") => json(&self.models()),
             (&Method::GET, "/health") => whole(StatusCode::OK, "text/plain", String::new()),
-            (&Method::GET, "/metrics") => {
-                whole(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics())
-            }
             (&Method::POST, "/reset_prefix_cache") => json(&self.reset()),
-            _ => {
-                whole(StatusCode::NOT_FOUND, "application/json", r#"{"detail":"Not Found"}"#.into())
-            }
+            (_, path) => match self.metrics(path) {
+                Some((kind, page)) => whole(StatusCode::OK, kind, page),
+                None => {
+                    let body = r#"{"detail":"Not Found"}"#;
+                    whole(StatusCode::NOT_FOUND, "application/json", body.into())
+                }
+            },
         })
     }
 

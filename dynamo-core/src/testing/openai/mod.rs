@@ -38,7 +38,7 @@ use tokio_util::task::TaskTracker;
 
 pub use cache::BlockChange;
 pub use record::{Asked, AskedState};
-pub use script::{Fault, Script};
+pub use script::{Fault, MetricsOf, Observer, Script};
 
 use self::cache::PrefixCache;
 use self::record::Records;

@@ -7,8 +7,14 @@ use super::cache::BlockChange;
 use crate::protocol::{BlockSize, TokenId};
 
 /// What a [`PlayedServer`](super::PlayedServer) is, and what goes wrong there.
+///
+/// ```
+/// # use dynamo_core::testing::openai::{Fault, Script};
+/// let script = Script { max_model_len: 128, ..Script::default() };
+/// let script = script.with_faults([Fault::None, Fault::CloseAfter(3)]);
+/// assert_eq!(script.answer(&[1, 2, 3], 8).len(), 8);
+/// ```
 #[derive(Clone)]
-#[non_exhaustive]
 pub struct Script {
     /// The name of the one model that is served.
     pub model: String,
@@ -16,6 +22,8 @@ pub struct Script {
     pub address: SocketAddr,
     /// What must come as `authorization: Bearer …`; `None` lets everybody in.
     pub api_key: Option<String>,
+    /// Whose metrics are told.
+    pub metrics: MetricsOf,
     /// Tokens of a block of the prefix cache.
     pub block_size: BlockSize,
     /// Blocks of the prefix cache; what was used longest ago makes room.
@@ -36,11 +44,27 @@ pub struct Script {
     pub tokens_per_delta: usize,
     /// The time that one chunk takes.
     pub delta_time: Duration,
-    pub(super) faults: Vec<Fault>,
-    pub(super) observer: Option<Observer>,
+    /// What goes wrong with the first requests to `/v1/completions`, one each, in order.
+    pub faults: Vec<Fault>,
+    /// Told of what becomes of the blocks of the prefix cache.
+    pub observer: Option<Observer>,
 }
 
-type Observer = Arc<dyn Fn(BlockChange) + Send + Sync>;
+/// Is told of changes to a prefix cache.
+pub type Observer = Arc<dyn Fn(BlockChange) + Send + Sync>;
+
+/// Whose names a metrics page has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MetricsOf {
+    /// vLLM's, as seen of 0.32.
+    #[default]
+    Vllm,
+    /// SGLang's.
+    Sglang,
+    /// TensorRT-LLM's: JSON at `/metrics`, and text at `/prometheus/metrics`.
+    TensorRtLlm,
+}
 
 /// What goes wrong with one request to `/v1/completions`.
 ///
@@ -81,6 +105,7 @@ impl Default for Script {
             model: "played".into(),
             address: ([127, 0, 0, 1], 0).into(),
             api_key: None,
+            metrics: MetricsOf::default(),
             block_size: BlockSize::DEFAULT,
             blocks: 1024,
             max_model_len: 4096,
