@@ -42,12 +42,14 @@ async fn a_worker_says_what_it_computes_and_what_waits_and_its_router_hears_it()
         async move { engine.generate(ctx, request(token)).await?.collect().await }
     }));
     let heard = async {
-        while router.load(id).blocks_total != 100 || prefill.worker.load().prefill_tokens < 600 {
+        while router.load(id).blocks_total != 100
+            || prefill.worker.load().prefill_tokens < Some(600)
+        {
             tokio::task::yield_now().await;
         }
         let LoadReport { requests_running, requests_waiting, prefill_tokens, .. } =
             prefill.worker.load();
-        assert_eq!((requests_running, requests_waiting, prefill_tokens), (1, 1, 600));
+        assert_eq!((requests_running, requests_waiting, prefill_tokens), (1, 1, Some(600)));
         drop(go_on);
     };
     let (answers, ()) = tokio::time::timeout(PATIENCE, join(answers, heard)).await.unwrap();

@@ -9,8 +9,9 @@ pub struct LoadReport {
     pub requests_running: u32,
     /// Requests accepted but not started.
     pub requests_waiting: u32,
-    /// Prompt tokens still to be prefilled, over all running and waiting requests.
-    pub prefill_tokens: u64,
+    /// Prompt tokens still to be prefilled, over all running and waiting requests; `None` if the
+    /// engine does not tell, and routers go on with what they have booked.
+    pub prefill_tokens: Option<u64>,
     /// KV blocks held by running requests.
     pub blocks_active: u64,
     /// KV blocks in all.
@@ -28,7 +29,7 @@ impl LoadReport {
             worker,
             requests_running: 0,
             requests_waiting: 0,
-            prefill_tokens: 0,
+            prefill_tokens: Some(0),
             blocks_active: 0,
             blocks_total: 0,
         }

@@ -81,14 +81,15 @@ impl LoadPublisher {
     /// Starts to publish what `source` returns: at once, whenever that has changed since, and again
     /// when it has not for a while.
     ///
-    /// `source` is called every [`interval`](LoadPublisherConfig::interval), and must not block. A
-    /// report that cannot be published is tried again at the next call.
+    /// `source` is called every [`interval`](LoadPublisherConfig::interval), and must not block. One
+    /// that may not know returns `Option<LoadReport>`: of `None` nothing is said, and what was said
+    /// before fades. A report that cannot be published is tried again at the next call.
     ///
     /// # Panics
     /// If called outside a tokio runtime.
-    pub fn start(
+    pub fn start<R: Into<Option<LoadReport>>>(
         publisher: Publisher<LoadReport>,
-        source: impl Fn() -> LoadReport + Send + 'static,
+        source: impl Fn() -> R + Send + 'static,
         config: LoadPublisherConfig,
     ) -> Self {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
@@ -97,7 +98,9 @@ impl LoadPublisher {
             let mut teller = Teller { publisher, repeat_every: config.repeat_every, said: None };
             let interval = config.interval.max(INTERVAL_MIN);
             while !stop.is_cancelled() {
-                teller.tell(source(), SystemClock.now());
+                if let Some(report) = source().into() {
+                    teller.tell(report, SystemClock.now());
+                }
                 tokio::select! {
                     () = stop.cancelled() => {}
                     () = tokio::time::sleep(interval) => {}
@@ -204,6 +207,19 @@ mod tests {
         publisher.shutdown().await;
         // The plane is gone with its publisher: what was said before would be heard.
         assert_eq!(listener.recv().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_said_while_the_source_does_not_know() {
+        let (publisher, mut listener) = plane().await;
+        let looks = AtomicU32::new(0);
+        let source = move || (looks.fetch_add(1, Ordering::Relaxed) >= 3).then(|| report(1));
+        let config = LoadPublisherConfig::default();
+        let started = SystemClock.now();
+        let publisher = LoadPublisher::start(publisher, source, config.clone());
+        assert_eq!(hear(&mut listener).await, report(1));
+        assert!(SystemClock.now() - started >= 3 * config.interval);
+        publisher.shutdown().await;
     }
 
     #[tokio::test]

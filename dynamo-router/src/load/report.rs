@@ -42,7 +42,9 @@ impl Reported {
         };
         set(&self.requests, requests, booked.requests);
         set(&self.decoding, running, booked.decoding);
-        set(&self.prefill_tokens, report.prefill_tokens, booked.prefill_tokens);
+        // What is not said corrects nothing.
+        let prefill_tokens = report.prefill_tokens.unwrap_or(booked.prefill_tokens as u64);
+        set(&self.prefill_tokens, prefill_tokens, booked.prefill_tokens);
         set(&self.blocks, report.blocks_active, booked.blocks);
         self.blocks_total.store(report.blocks_total, Ordering::Relaxed);
         self.at.store(at.max(1), Ordering::Release);

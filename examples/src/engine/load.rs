@@ -55,7 +55,7 @@ impl LlamaWorker {
             worker: self.0.manager.worker(),
             requests_running: count(running as u64),
             requests_waiting: count(requests.saturating_sub(running as u64)),
-            prefill_tokens: busy.prefill_tokens.load(Ordering::Relaxed),
+            prefill_tokens: Some(busy.prefill_tokens.load(Ordering::Relaxed)),
             blocks_active: (pool.mutable + pool.complete + pool.active) as u64,
             blocks_total: pool.capacity as u64,
         }

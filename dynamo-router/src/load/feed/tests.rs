@@ -36,7 +36,7 @@ fn says(component: &Component, report: LoadReport) -> LoadPublisher {
 
 /// The report of a worker before which `tokens` wait.
 fn behind(worker: WorkerId, tokens: u64) -> LoadReport {
-    LoadReport { requests_waiting: 1, prefill_tokens: tokens, ..LoadReport::idle(worker) }
+    LoadReport { requests_waiting: 1, prefill_tokens: Some(tokens), ..LoadReport::idle(worker) }
 }
 
 /// Waits until something that is said of a worker's load makes it so.

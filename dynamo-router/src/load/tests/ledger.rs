@@ -150,7 +150,7 @@ fn report(running: u32, waiting: u32, prefill_tokens: u64) -> LoadReport {
         worker: WorkerId::new(InstanceId(1)),
         requests_running: running,
         requests_waiting: waiting,
-        prefill_tokens,
+        prefill_tokens: Some(prefill_tokens),
         blocks_active: 50,
         blocks_total: 100,
     }
@@ -173,6 +173,17 @@ fn a_report_corrects_what_is_booked_and_fades() {
     row.close(first);
     assert_eq!(at(100).prefill_tokens, 200, "what came since is all there");
     row.close(second);
+}
+
+#[test]
+fn what_a_report_does_not_say_stays_as_it_is_booked() {
+    let row = Row::default();
+    let booked = book(&row, claim(1_000, 10), 0);
+    let silent = LoadReport { prefill_tokens: None, ..report(3, 0, 0) };
+    assert!(row.report(&silent, 100));
+    let load = row.load(row.booked(), 100, 1_000);
+    assert_eq!((load.prefill_tokens, load.requests, load.blocks), (1_000, 3, 50));
+    assert!(row.close(booked));
 }
 
 #[test]

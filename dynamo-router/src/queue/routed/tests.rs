@@ -156,7 +156,7 @@ async fn load_that_goes_without_a_word_wakes_those_that_wait() {
         worker: worker(0),
         requests_running: 1,
         requests_waiting: 9,
-        prefill_tokens: 10_000,
+        prefill_tokens: Some(10_000),
         blocks_active: 0,
         blocks_total: 0,
     };
@@ -293,7 +293,7 @@ async fn a_worker_that_reports_its_blocks_taken_gets_nothing_more_until_they_are
         worker: worker(0),
         requests_running: 9,
         requests_waiting: 0,
-        prefill_tokens: 0,
+        prefill_tokens: Some(0),
         blocks_active,
         blocks_total: 1000,
     };

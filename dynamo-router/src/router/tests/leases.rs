@@ -95,7 +95,7 @@ fn a_listener_is_told_whenever_there_may_be_room() {
         worker: worker(1),
         requests_running: 0,
         requests_waiting: 0,
-        prefill_tokens: 0,
+        prefill_tokens: Some(0),
         blocks_active: 0,
         blocks_total: 9,
     };
