@@ -27,11 +27,14 @@ mod answer;
 mod config;
 mod engine;
 mod error;
+mod exposition;
 #[cfg(any(test, feature = "test-util"))]
 mod fuzz;
+mod gauges;
 mod health;
 mod http;
 mod live;
+mod load;
 mod request;
 mod sse;
 mod tokens;
@@ -41,6 +44,7 @@ pub use engine::OpenAiEngine;
 #[cfg(any(test, feature = "test-util"))]
 pub use fuzz::{fuzz_completion, fuzz_sse};
 pub use health::Served;
+pub use load::{EngineLoad, EngineLoadConfig};
 pub use tokens::{Encode, TokenSource};
 
 #[cfg(test)]
