@@ -68,7 +68,7 @@ pub mod runtime;
 pub mod server;
 #[cfg(feature = "status-page")]
 pub mod status;
-#[cfg(any(test, feature = "test-util"))]
+#[cfg(all(feature = "openai", any(test, feature = "test-util")))]
 pub mod testing;
 pub mod time;
 pub mod wire;

@@ -1,4 +1,3 @@
 //! Servers that tests run against, played in this process.
 
-#[cfg(feature = "openai")]
 pub mod openai;
