@@ -121,17 +121,35 @@ impl Generation {
         while !self.is_over() {
             token_ids.extend(self.compute(1).await);
         }
-        let mut choice = self.choice(&token_ids);
-        if self.shows_token_ids() {
-            choice["prompt_token_ids"] = json!(self.ask.prompt);
-        }
-        let mut whole = self.object(vec![choice]);
+        let mut whole = self.object(vec![self.choice(&token_ids)]);
         whole["usage"] = self.usage();
+        whole["kv_transfer_params"] = self.transfer();
         self.record.set(AskedState::Answered);
         Ok(whole)
     }
 
-    /// Returns the object that says `token_ids` are next.
+    /// Returns what another server is to be told that goes on with what was computed here, as
+    /// vLLM's `NixlConnector` puts it into whole answers; nothing is kept for that.
+    fn transfer(&self) -> Value {
+        if !self.ask.is_prefill() {
+            return Value::Null;
+        }
+        let computed = self.tokens.len() - 1;
+        let blocks = self.played.script.block_size.blocks_for(computed);
+        json!({
+            "do_remote_prefill": true,
+            "do_remote_decode": false,
+            "remote_block_ids": [(1..=blocks).collect::<Vec<_>>()],
+            "remote_engine_id": "played",
+            "remote_request_id": format!("cmpl-{}-0", self.record.number()),
+            "remote_host": "127.0.0.1",
+            "remote_port": 5600,
+            "tp_size": 1,
+            "remote_num_tokens": computed,
+        })
+    }
+
+    /// Returns the object that says `token_ids` are next; the first of them come with the prompt.
     pub(super) fn choice(&self, token_ids: &[TokenId]) -> Value {
         let script = &self.played.script;
         let words = token_ids.iter().filter(|token| **token != script.end_token);
@@ -142,9 +160,14 @@ impl Generation {
             "logprobs": null,
             "finish_reason": self.finish.map(|finish| finish.reason),
             "stop_reason": self.finish.and_then(|finish| finish.stop),
+            "prompt_token_ids": null,
+            "token_ids": null,
         });
         if self.shows_token_ids() {
             choice["token_ids"] = json!(token_ids);
+            if token_ids.len() == self.len() {
+                choice["prompt_token_ids"] = json!(self.ask.prompt);
+            }
         }
         choice
     }

@@ -17,6 +17,12 @@ pub(super) struct Ask {
     return_token_ids: Option<bool>,
     stop_token_ids: Option<Vec<TokenId>>,
     ignore_eos: Option<bool>,
+    kv_transfer_params: Option<Transfer>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Transfer {
+    do_remote_decode: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,6 +71,11 @@ impl Ask {
 
     pub(super) fn ignores_end(&self) -> bool {
         self.ignore_eos == Some(true)
+    }
+
+    /// Tells whether another server is to go on with what is computed here.
+    pub(super) fn is_prefill(&self) -> bool {
+        self.kv_transfer_params.as_ref().is_some_and(|its| its.do_remote_decode == Some(true))
     }
 
     pub(super) fn stops_at(&self, token: TokenId) -> bool {

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Fault;
 use super::answer::{Cut, Refusal};
@@ -66,14 +66,10 @@ impl Events {
 
     /// Computes and tells the next tokens, none that come after the fault.
     async fn delta(&mut self, fault_after: Option<usize>) -> Bytes {
-        let is_first = self.generation.len() == 0;
         let per_delta = self.generation.played.script.tokens_per_delta.max(1);
         let before_fault = fault_after.map_or(usize::MAX, |after| after - self.generation.len());
         let token_ids = self.generation.compute(per_delta.min(before_fault)).await;
         let mut choice = self.generation.choice(&token_ids);
-        if is_first && self.generation.shows_token_ids() {
-            choice["prompt_token_ids"] = json!(self.generation.ask.prompt);
-        }
         if self.generation.is_over() {
             let has_usage = self.generation.ask.includes_usage();
             self.next = if has_usage { Next::Usage } else { Next::Done };

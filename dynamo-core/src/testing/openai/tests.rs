@@ -136,6 +136,11 @@ async fn a_stream_is_what_the_script_answers_and_so_is_one_body() {
     assert_eq!(whole["choices"][0]["token_ids"], json!(expected[..4]));
     assert_eq!(whole["choices"][0]["finish_reason"], "length");
     assert_eq!(whole["usage"]["completion_tokens"], 4);
+    assert_eq!(whole["kv_transfer_params"], json!(null));
+    body["kv_transfer_params"] = json!({ "do_remote_decode": true, "remote_host": null });
+    let transfer = complete(&server, &body).await.json().await["kv_transfer_params"].take();
+    assert_eq!(transfer["remote_block_ids"], json!([[1]]));
+    assert_eq!(transfer["remote_num_tokens"], 8, "the last token was not computed");
     server.shutdown().await;
 }
 
@@ -242,7 +247,8 @@ async fn what_goes_wrong_is_what_was_written_down_in_that_order() {
     assert_eq!(lines(&texts[0]), 7, "four tokens, what is no JSON, the usage and the end");
     assert_eq!(texts[1].lines().map(str::len).max(), Some(10_006));
     assert!(texts[2].contains("\"error\"") && lines(&texts[2]) == 3);
-    assert!(!texts[3].contains("token_ids") && texts[3].contains("\"text\""));
+    assert!(texts[3].contains("\"token_ids\":null") && texts[3].contains("\"text\""));
+    assert!(!texts[3].contains("token_ids\":["));
     assert!(!texts[4].contains("[DONE]") && !texts[4].contains("length"));
     assert!(server.asked().iter().all(|asked| asked.state == AskedState::Answered));
 }

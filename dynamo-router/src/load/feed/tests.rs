@@ -1,8 +1,10 @@
 use std::time::Duration;
 
 use dynamo_core::metrics::Registry;
+use dynamo_core::openai::{EngineLoad, EngineLoadConfig, OpenAiConfig, OpenAiEngine};
 use dynamo_core::protocol::{GenerateChunk, GenerateRequest, WorkerId};
 use dynamo_core::server::{LoadPublisher, LoadPublisherConfig};
+use dynamo_core::testing::openai::{Fault, PlayedServer, Script};
 use dynamo_core::time::SystemClock;
 use dynamo_core::{
     Component, Context, Engine, Instance, ResponseStream, Runtime, ServeOptions, engine_fn,
@@ -65,6 +67,44 @@ async fn a_worker_that_reports_a_long_queue_is_avoided_until_it_is_silent() {
     publisher.shutdown().await;
     tokio::time::sleep(report_max).await;
     assert_eq!(router.load(worker(1)), Load::default());
+    feed.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_is_busy_for_others_is_avoided_by_what_its_metrics_tell() {
+    const OFTEN: Duration = Duration::from_millis(2);
+    let script = Script::default().with_faults(std::iter::repeat_n(Fault::HangAfter(1), 3));
+    let server = PlayedServer::start(script).await.unwrap();
+    let engine = OpenAiEngine::new(OpenAiConfig::new(server.url(), "played")).unwrap();
+    let (component, router) = (component(), router());
+    let feed = feed(&router, &component).await;
+    let config = EngineLoadConfig::default().with_interval(OFTEN);
+    let engine_load = EngineLoad::start(&engine, worker(1).instance, config);
+    let its = engine_load.clone();
+    let publisher = LoadPublisher::start(
+        component.publisher(LoadReport::EVENT).unwrap(),
+        move || its.report(0),
+        LoadPublisherConfig::default().with_interval(OFTEN),
+    );
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        let mut answer = engine.generate(Context::new(), request(0..64)).await.unwrap();
+        answer.next().await.unwrap().unwrap();
+        answers.push(answer);
+    }
+    // 64 tokens and one more are five blocks each.
+    let is_busy = |load: Load| (load.requests, load.decoding, load.blocks) == (3, 3, 15);
+    until(&router, is_busy, worker(1)).await;
+    assert!((0..20).all(|_| chosen(&router) == worker(2)), "nothing is booked on either");
+    server.release();
+    for answer in answers {
+        answer.collect().await.unwrap();
+    }
+    let idle = Load { blocks_total: 1024, ..Load::default() };
+    until(&router, |load| load == idle, worker(1)).await;
+    publisher.shutdown().await;
+    engine_load.shutdown().await;
+    engine.shutdown().await;
     feed.shutdown().await;
 }
 
