@@ -92,8 +92,8 @@ async fn an_engine_that_is_busy_for_others_is_avoided_by_what_its_metrics_tell()
         answer.next().await.unwrap().unwrap();
         answers.push(answer);
     }
-    // 64 tokens and one more are five blocks each.
-    let is_busy = |load: Load| (load.requests, load.decoding, load.blocks) == (3, 3, 15);
+    // 64 tokens and one more are five blocks each; what was said fades from the first moment on.
+    let is_busy = |load: Load| load.requests.min(load.decoding) >= 2 && load.blocks >= 14;
     until(&router, is_busy, worker(1)).await;
     assert!((0..20).all(|_| chosen(&router) == worker(2)), "nothing is booked on either");
     server.release();
