@@ -43,6 +43,8 @@ fn targets() -> Vec<Target> {
         ("sse", dynamo_core::openai::fuzz_sse),
         #[cfg(feature = "openai")]
         ("completion", dynamo_core::openai::fuzz_completion),
+        #[cfg(feature = "openai")]
+        ("metrics", dynamo_core::openai::fuzz_metrics),
         #[cfg(feature = "tls")]
         ("certificate", dynamo_core::request_plane::fuzz_certificate),
     ];

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::answer::{Reading, Said};
+use super::gauges;
 use super::sse::Events;
 use super::tokens::TokenSource;
 use crate::protocol::{BlockSize, CacheNamespace, GenerateRequest, Sampling, TokenId};
@@ -38,6 +39,14 @@ pub fn fuzz_completion(data: &[u8]) {
         let is_finished = reading.is_finished();
         assert_eq!(is_finished, reading.end().is_ok_and(|last| last.finish.is_some()));
     }
+}
+
+/// A metrics page of any content tells the load of a bounded number of ranks.
+///
+/// # Panics
+/// If not.
+pub fn fuzz_metrics(data: &[u8]) {
+    assert!(gauges::ranks(data, BlockSize::DEFAULT).len() <= gauges::RANKS_MAX);
 }
 
 /// Returns the events in `pieces`, up to one that is too long.

@@ -168,7 +168,7 @@ fn iterations(page: &[u8]) -> BTreeMap<u32, RankLoad> {
 }
 
 /// More than engines have; a page that tells of more is none of theirs.
-const RANKS_MAX: usize = 1024;
+pub(super) const RANKS_MAX: usize = 1024;
 
 /// 2^53: up to here a gauge can count.
 const COUNT_MAX: f64 = 9_007_199_254_740_992.0;

@@ -70,8 +70,7 @@ async fn a_server_that_was_restarted_is_dialled_anew() {
     let server = played([]).await;
     let engine = engine(server.url());
     asked(&engine, 5).await.unwrap();
-    let mut script = Script::default();
-    script.address = server.address();
+    let script = Script { address: server.address(), ..Script::default() };
     server.shutdown().await;
     let server = PlayedServer::start(script).await.unwrap();
     asked(&engine, 5).await.unwrap();

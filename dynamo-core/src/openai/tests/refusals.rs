@@ -33,8 +33,7 @@ async fn a_server_that_is_not_there_is_unavailable_and_another_may_be_asked() {
 
 #[tokio::test]
 async fn a_wrong_model_and_a_wrong_key_are_the_callers() {
-    let mut script = Script::default();
-    script.api_key = Some("sesame".into());
+    let script = Script { api_key: Some("sesame".into()), ..Script::default() };
     let server = PlayedServer::start(script).await.unwrap();
     let kind_of = async |config| {
         let engine = OpenAiEngine::new(config).unwrap();
