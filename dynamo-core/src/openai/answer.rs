@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use super::error;
 use super::tokens::TokenSource;
+use super::transfer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{FinishReason, GenerateChunk, GenerateRequest, TokenId, Usage};
+use crate::protocol::{FinishReason, GenerateChunk, GenerateRequest, Stage, TokenId, Usage};
 
 /// What was read of the answer to one request.
 pub(super) struct Reading {
@@ -16,6 +17,8 @@ pub(super) struct Reading {
     ends: Vec<TokenId>,
     /// A token that may be such an end: it is part of the answer if that goes on.
     held: Option<TokenId>,
+    /// The token that the answer to a part of the work has to begin with, and that was told already.
+    told: Option<TokenId>,
     finish: Option<FinishReason>,
     usage: Option<Usage>,
     prompt_tokens: usize,
@@ -85,6 +88,10 @@ impl Reading {
             source,
             ends: [own, &sampling.stop_token_ids].concat(),
             held: None,
+            told: match request.stage {
+                Stage::Decode { first_token, .. } => Some(first_token),
+                Stage::Full | Stage::Prefill => None,
+            },
             finish: None,
             usage: None,
             prompt_tokens: request.token_ids.len(),
@@ -103,7 +110,7 @@ impl Reading {
         let item: Item = serde_json::from_slice(event)
             .map_err(|error| self.protocol("event that cannot be read").with_source(error))?;
         if let Some(failed) = self.failure(&item) {
-            return Err(failed);
+            return Err(if self.told.is_some() { transfer::not_pulled(failed) } else { failed });
         }
         if let Some(counts) = &item.usage {
             self.usage = Some(counts.usage());
@@ -113,18 +120,27 @@ impl Reading {
             self.take_choice(choice, &mut tokens)?;
         }
         self.tokens += tokens.len();
+        if !tokens.is_empty()
+            && let Some(told) = self.told.take()
+        {
+            transfer::take_first(told, &mut tokens)?;
+        }
         Ok(Said::Tokens(tokens))
     }
 
     /// Returns the last chunk, now that there is no more to read.
     ///
     /// Fails with [`Unavailable`](ErrorKind::Unavailable) if the server has not said that the answer
-    /// is over: it was lost, then.
+    /// is over: it was lost, then; and as [`transfer::take_first`] does if a decode server has not said
+    /// the token that it had to begin with.
     pub(super) fn end(&mut self) -> Result<GenerateChunk> {
         let Some(finish) = self.finish else {
             let message = format!("engine at {}: the answer broke off", self.url);
             return Err(Error::new(ErrorKind::Unavailable, message));
         };
+        if let Some(told) = self.told {
+            transfer::take_first(told, &mut Vec::new())?;
+        }
         Ok(self.last(finish))
     }
 

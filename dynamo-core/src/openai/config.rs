@@ -28,6 +28,8 @@ pub struct OpenAiConfig {
     pub idle_max: Duration,
     /// How long `/health` and `/v1/models` may take.
     pub check_max: Duration,
+    /// How long the server keeps a prefilled prompt's blocks for another server, for sure.
+    pub hold_max: Duration,
 }
 
 impl OpenAiConfig {
@@ -45,6 +47,7 @@ impl OpenAiConfig {
             first_max: FIRST_MAX,
             idle_max: IDLE_MAX,
             check_max: CHECK_MAX,
+            hold_max: HOLD_MAX,
         }
     }
 
@@ -103,6 +106,14 @@ impl OpenAiConfig {
         self.check_max = check_max;
         self
     }
+
+    /// Relies for `hold_max` on the blocks that the server keeps of a prefilled prompt: less than its
+    /// `kv_lease_duration`, by what a message may take from here to a decode server.
+    #[must_use]
+    pub fn with_hold_max(mut self, hold_max: Duration) -> Self {
+        self.hold_max = hold_max;
+        self
+    }
 }
 
 impl fmt::Debug for OpenAiConfig {
@@ -128,3 +139,6 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// Servers answer these without the engine's step.
 const CHECK_MAX: Duration = Duration::from_secs(5);
+
+/// vLLM's lease is 30 s from the end of the prefill on; a decode server renews it that has the request.
+const HOLD_MAX: Duration = Duration::from_secs(25);

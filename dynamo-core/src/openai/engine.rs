@@ -9,6 +9,7 @@ use super::config::OpenAiConfig;
 use super::http::{Answer, Http};
 use super::live::Live;
 use super::request::{self, PATH};
+use super::transfer;
 use crate::engine::{Context, Engine, ResponseStream};
 use crate::error::{Error, Result};
 use crate::protocol::{GenerateChunk, GenerateRequest, Stage};
@@ -64,9 +65,25 @@ impl OpenAiEngine {
         let answer =
             timeout_at(by, asked).await.unwrap_or_else(|_| Err(late(http, config.first_max)))?;
         if !answer.status().is_success() {
-            return Err(answer.refusal(PATH).await);
+            let refusal = answer.refusal(PATH).await;
+            let is_decode = matches!(request.stage, Stage::Decode { .. });
+            return Err(if is_decode { transfer::not_pulled(refusal) } else { refusal });
         }
         Ok(answer)
+    }
+
+    /// Asks for a prefill, and waits for all of the answer.
+    async fn prefill(
+        &self,
+        ctx: &Context,
+        request: &GenerateRequest,
+        reading: &mut Reading,
+        by: Instant,
+    ) -> Result<GenerateChunk> {
+        let mut answer = self.ask(ctx, request, by).await?;
+        let all = timeout_at(by, answer.all(transfer::ANSWER_BYTES_MAX)).await;
+        let body = all.unwrap_or_else(|_| Err(late(self.http(), self.config().first_max)))?;
+        transfer::prefilled(reading, &body, request.sampling.max_tokens)
     }
 }
 
@@ -79,13 +96,18 @@ impl Engine for OpenAiEngine {
         ctx: Context,
         request: GenerateRequest,
     ) -> Result<ResponseStream<GenerateChunk>> {
-        if request.stage != Stage::Full {
-            return Err(Error::invalid("a part of the work from a server without hand-off"));
-        }
         let config = self.config();
         let by = Instant::now() + config.first_max;
         let url = self.http().url();
         let mut reading = Reading::new(url, config.tokens.clone(), &config.end_tokens, &request);
+        if request.stage == Stage::Prefill {
+            let chunk = tokio::select! {
+                biased;
+                chunk = ctx.bound(self.prefill(&ctx, &request, &mut reading, by)) => chunk?,
+                () = ctx.stopped() => reading.stop(),
+            };
+            return Ok(transfer::held(&ctx, chunk, config.hold_max));
+        }
         let answer = tokio::select! {
             biased;
             answer = ctx.bound(self.ask(&ctx, &request, by)) => answer?,

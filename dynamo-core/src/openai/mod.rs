@@ -38,6 +38,7 @@ mod load;
 mod request;
 mod sse;
 mod tokens;
+mod transfer;
 
 pub use config::OpenAiConfig;
 pub use engine::OpenAiEngine;

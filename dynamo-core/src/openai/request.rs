@@ -2,12 +2,14 @@
 
 use hyper::header::{HeaderMap, HeaderValue};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::config::OpenAiConfig;
 use super::tokens::TokenSource;
+use super::transfer;
 use crate::engine::{Context, Priority};
 use crate::error::{Error, Result};
-use crate::protocol::{CacheNamespace, GenerateRequest, Sampling, TokenId};
+use crate::protocol::{CacheNamespace, GenerateRequest, Sampling, Stage, TokenId};
 
 /// Where it is asked.
 pub(super) const PATH: &str = "/v1/completions";
@@ -26,13 +28,16 @@ struct Completion<'a> {
     #[serde(skip_serializing_if = "is_false")]
     ignore_eos: bool,
     stream: bool,
-    stream_options: StreamOptions,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream_options: Option<StreamOptions>,
     #[serde(flatten)]
     ids: Ids,
     #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache_salt: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_transfer_params: Option<Value>,
 }
 
 #[derive(Serialize)]
@@ -53,31 +58,36 @@ struct Ids {
     logprobs: Option<u32>,
 }
 
-/// Writes the body that asks for the answer to `request`, streamed.
+/// Writes the body that asks for the answer to `request`, or for its part of it.
 ///
-/// Fails with [`InvalidArgument`](crate::ErrorKind::InvalidArgument) if no server can be asked that.
+/// It is streamed, save that of a prefill: only an answer that is not says where the blocks are.
+///
+/// Fails with [`InvalidArgument`](crate::ErrorKind::InvalidArgument) if no server can be asked that,
+/// and as [`transfer::params`] does if a ticket is none.
 pub(super) fn body(
     config: &OpenAiConfig,
     ctx: &Context,
     request: &GenerateRequest,
 ) -> Result<String> {
     check(request)?;
-    let GenerateRequest { token_ids, namespace, sampling, .. } = request;
+    let GenerateRequest { token_ids, namespace, sampling, stage, .. } = request;
+    let is_streamed = *stage != Stage::Prefill;
     let completion = Completion {
         model: model(config, namespace),
         prompt: token_ids,
-        max_tokens: sampling.max_tokens,
+        max_tokens: if is_streamed { sampling.max_tokens } else { 1 },
         temperature: sampling.temperature,
         top_p: sampling.top_p,
         // Servers keep it as a signed number, and refuse one that does not fit.
         seed: sampling.seed & i64::MAX.unsigned_abs(),
         stop_token_ids: &sampling.stop_token_ids,
         ignore_eos: sampling.ignore_end,
-        stream: true,
-        stream_options: StreamOptions { include_usage: true },
+        stream: is_streamed,
+        stream_options: is_streamed.then_some(StreamOptions { include_usage: true }),
         ids: ids(&config.tokens),
         priority: config.has_priority.then(|| priority(ctx.priority())),
         cache_salt: cache_salt(namespace)?,
+        kv_transfer_params: transfer_params(request)?,
     };
     serde_json::to_string(&completion)
         .map_err(|error| Error::internal("request as JSON").with_source(error))
@@ -133,6 +143,15 @@ fn cache_salt(namespace: &CacheNamespace) -> Result<Option<&str>> {
     str::from_utf8(&namespace.extra).map(Some).map_err(|error| {
         Error::invalid("extra of a namespace that is no text for cache_salt").with_source(error)
     })
+}
+
+fn transfer_params(request: &GenerateRequest) -> Result<Option<Value>> {
+    match &request.stage {
+        // Of an answer of one token nobody pulls the blocks.
+        Stage::Prefill if request.sampling.max_tokens > 1 => Ok(Some(transfer::prefill_params())),
+        Stage::Full | Stage::Prefill => Ok(None),
+        Stage::Decode { ticket, .. } => transfer::params(ticket).map(Some),
+    }
 }
 
 fn ids(tokens: &TokenSource) -> Ids {

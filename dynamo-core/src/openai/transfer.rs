@@ -24,13 +24,16 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt, stream};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::protocol::{GenerateChunk, HandoffTicket, TokenId};
-use crate::{Error, ErrorKind, Result};
+use super::answer::{Reading, Said};
+use crate::engine::{Context, ResponseStream};
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{FinishReason, GenerateChunk, HandoffTicket, TokenId};
 
 /// Returns what asks a server to keep a prompt's blocks for another one.
 pub(super) fn prefill_params() -> Value {
@@ -41,7 +44,7 @@ pub(super) fn prefill_params() -> Value {
 ///
 /// Fails with [`Internal`](ErrorKind::Internal) if it keeps none or says so in words that no decode
 /// server would understand: it then has no connector, or another one, which is a fault of the fleet.
-pub(super) fn ticket(params: &Value) -> Result<HandoffTicket> {
+fn ticket(params: &Value) -> Result<HandoffTicket> {
     if params.is_null() {
         let message = "server prefilled without kv_transfer_params: it has no connector to others";
         return Err(Error::internal(message));
@@ -99,16 +102,69 @@ pub(super) fn take_first(first_token: TokenId, tokens: &mut Vec<TokenId>) -> Res
     }
 }
 
-/// Returns the rest of a prefill's stream: open for as long as the server keeps the blocks for
-/// sure, counted from now, and then an error.
+/// Returns what a prefill server has answered, all of it: the first token, and a ticket unless the
+/// answer is over with it.
+///
+/// Fails as [`Reading::take`], [`Reading::end`] and [`ticket`] do.
+pub(super) fn prefilled(
+    reading: &mut Reading,
+    body: &[u8],
+    max_tokens: u32,
+) -> Result<GenerateChunk> {
+    let mut token_ids = match reading.take(body)? {
+        Said::Tokens(token_ids) => token_ids,
+        Said::Done => Vec::new(),
+    };
+    let mut chunk = reading.end()?;
+    token_ids.append(&mut chunk.token_ids);
+    chunk.token_ids = token_ids;
+    if chunk.finish == Some(FinishReason::Length) && max_tokens > 1 {
+        // Read as an answer above, so it can be read.
+        let Kept { kv_transfer_params } = serde_json::from_slice(body).unwrap_or_default();
+        (chunk.finish, chunk.ticket) = (None, Some(ticket(&kv_transfer_params)?));
+    }
+    Ok(chunk)
+}
+
+#[derive(Default, Deserialize)]
+struct Kept {
+    #[serde(default)]
+    kv_transfer_params: Value,
+}
+
+/// Returns the stream of a prefill: with a ticket it is open behind it for as long as the server
+/// keeps the blocks, and then fails.
+pub(super) fn held(
+    ctx: &Context,
+    chunk: GenerateChunk,
+    hold_max: Duration,
+) -> ResponseStream<GenerateChunk> {
+    let hold = chunk.ticket.is_some().then(|| hold(hold_max));
+    let chunks = stream::iter([Ok(chunk)]);
+    ResponseStream::new(ctx, chunks.chain(stream::iter(hold).flatten()))
+}
+
+/// Returns what it means that a decode server fails before its first token: that it has not got the
+/// blocks, of which it says no more than that something went wrong.
+pub(super) fn not_pulled(error: Error) -> Error {
+    if error.kind() != ErrorKind::Internal {
+        return error;
+    }
+    Error::new(ErrorKind::NotFound, "decode server could not take the blocks").with_source(error)
+}
+
+/// Returns what is left of a stream while a server keeps blocks: nothing for `kept`, counted from
+/// now, and then an error.
 ///
 /// A decode server cannot tell that the blocks at an address are others by now, so a hand-off has
 /// to be given up by whoever holds this.
-pub(super) fn hold(kept: Duration) -> impl Stream<Item = Result<GenerateChunk>> + Send + 'static {
-    // As an instant: whoever reads late has no more time.
-    let until = Instant::now() + kept;
+fn hold(kept: Duration) -> impl Stream<Item = Result<GenerateChunk>> + Send + 'static {
+    // Begun here: whoever reads late has no more time, and is told at once.
+    let over = tokio::time::sleep(kept);
     stream::once(async move {
-        tokio::time::sleep_until(until).await;
+        if Instant::now() < over.deadline() {
+            over.await;
+        }
         let message = format!("prefill server keeps blocks for no more than {kept:?}");
         Err(Error::new(ErrorKind::NotFound, message))
     })
@@ -122,7 +178,7 @@ fn understood(params: &Value) -> Result<(), String> {
             return Err(format!("have no {name}"));
         }
     }
-    if !params["remote_port"].as_u64().is_some_and(|port| u16::try_from(port).is_ok()) {
+    if params["remote_port"].as_u64().is_none_or(|port| u16::try_from(port).is_err()) {
         return Err("have no remote_port".into());
     }
     if params["do_remote_prefill"] != true {
@@ -135,7 +191,10 @@ fn understood(params: &Value) -> Result<(), String> {
     // Per group of layers; older servers have one group and say so without a list around it.
     let groups = params["remote_block_ids"].as_array();
     let is_id = |id: &Value| id.as_u64().is_some_and(|id| u32::try_from(id).is_ok());
-    let are_ids = |ids: &Value| ids.as_array().map_or(is_id(ids), |ids| ids.iter().all(is_id));
+    let are_ids = |ids: &Value| match ids {
+        Value::Array(ids) => ids.iter().all(is_id),
+        id => is_id(id),
+    };
     if !groups.is_some_and(|groups| !groups.is_empty() && groups.iter().all(are_ids)) {
         return Err("have no remote_block_ids".into());
     }
@@ -155,5 +214,8 @@ const HEADER_BYTES: usize = MARK.len() + size_of::<u64>();
 /// The ids of 100,000 blocks: a prompt of more than a million tokens.
 const BYTES_MAX: usize = 1 << 20;
 
+/// A million tokens that are said back, and the parameters.
+pub(super) const ANSWER_BYTES_MAX: usize = 16 << 20;
+
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

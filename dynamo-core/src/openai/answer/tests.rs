@@ -4,14 +4,18 @@ use bytes::Bytes;
 
 use super::super::sse::Events;
 use super::*;
-use crate::protocol::{BlockSize, CacheNamespace, Sampling};
+use crate::protocol::{BlockSize, CacheNamespace, HandoffTicket, Sampling};
 
 const END: TokenId = 2;
 
 fn reading(source: TokenSource, sampling: Sampling) -> Reading {
+    reading_of(source, sampling, Stage::Full)
+}
+
+fn reading_of(source: TokenSource, sampling: Sampling, stage: Stage) -> Reading {
     let namespace = CacheNamespace::model("m");
     let request = GenerateRequest::new(namespace, BlockSize::DEFAULT, vec![7, 8, 9], sampling);
-    Reading::new("http://host", source, &[END], &request)
+    Reading::new("http://host", source, &[END], &request.with_stage(stage))
 }
 
 /// Reads `events` and then the end.
@@ -155,4 +159,29 @@ fn a_recorded_answer_is_read_however_it_is_cut() {
         let usage = Usage { prompt_tokens: 37, completion_tokens: 16, ..Usage::default() };
         assert_eq!((last.finish, last.usage), (Some(FinishReason::Length), Some(usage)));
     }
+}
+
+#[test]
+fn a_decode_server_begins_with_the_token_that_was_told_and_is_heard_from_the_next_on() {
+    let decode = || {
+        let stage = Stage::Decode { ticket: HandoffTicket::new(&b""[..]), first_token: 4 };
+        reading_of(TokenSource::TokenIds, Sampling::default(), stage)
+    };
+    let delta =
+        |ids: &str| format!(r#"{{"choices":[{{"index":0,"text":"a","token_ids":{ids}}}]}}"#);
+    let end = r#"{"choices":[{"index":0,"text":"b","token_ids":[6],"finish_reason":"length"}]}"#;
+    for first in [vec!["[]", "[4]", "[5]"], vec!["[4,5]"]] {
+        let events: Vec<_> = first.into_iter().map(delta).chain([end.to_owned()]).collect();
+        let events: Vec<_> = events.iter().map(String::as_str).collect();
+        let (tokens, last) = read(decode(), &events).unwrap();
+        assert_eq!((tokens, last.usage.unwrap().completion_tokens), (vec![5, 6], 3));
+    }
+    let refused = |events: &[&str]| read(decode(), events).unwrap_err().kind();
+    assert_eq!(refused(&[&delta("[5]")]), ErrorKind::Conflict);
+    let stop = r#"{"choices":[{"index":0,"text":"","token_ids":[],"finish_reason":"stop"}]}"#;
+    assert_eq!(refused(&[stop]), ErrorKind::Conflict);
+    // As vLLM tells that blocks could not be pulled.
+    let failed = r#"{"error": {"message": "Internal server error", "param": null, "code": 500}}"#;
+    assert_eq!(refused(&[failed]), ErrorKind::NotFound);
+    assert_eq!(refused(&[&delta("[4]"), failed]), ErrorKind::Internal);
 }

@@ -109,3 +109,30 @@ fn id_trace_and_rank_go_as_headers_and_an_id_that_is_none_is_left_out() {
     assert_eq!(of("x-data-parallel-rank"), Some("3"));
     assert!(super::headers(&Context::with_id(RequestId::from("r\n7"))).is_empty());
 }
+
+#[test]
+fn a_prefill_is_asked_whole_for_one_token_and_a_decode_with_the_prompt_and_where_its_blocks_are() {
+    let full = request(CacheNamespace::default(), Sampling::default());
+    let prefill = asked(&config(), &Context::new(), &full.with_stage(Stage::Prefill));
+    assert_eq!((&prefill["max_tokens"], &prefill["stream"]), (&json!(1), &json!(false)));
+    assert_eq!(prefill["stream_options"], Value::Null, "servers refuse them with stream: false");
+    assert_eq!(prefill["kv_transfer_params"], transfer::prefill_params());
+
+    let mut one = full.with_stage(Stage::Prefill);
+    one.sampling.max_tokens = 1;
+    let one = asked(&config(), &Context::new(), &one);
+    assert_eq!(one["kv_transfer_params"], Value::Null, "nobody would pull the blocks");
+
+    let (ticket, params) = transfer::tests::example();
+    let stage = Stage::Decode { ticket, first_token: 5 };
+    let decode = asked(&config(), &Context::new(), &full.with_stage(stage));
+    assert_eq!(decode["kv_transfer_params"], params);
+    let mut rest = decode;
+    rest.as_object_mut().unwrap().remove("kv_transfer_params");
+    assert_eq!(rest, asked(&config(), &Context::new(), &full), "else it is the whole request");
+
+    let ticket = crate::protocol::HandoffTicket::new(&b"claim"[..]);
+    let foreign = full.with_stage(Stage::Decode { ticket, first_token: 5 });
+    let error = body(&config(), &Context::new(), &foreign).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol);
+}

@@ -1,6 +1,8 @@
 use futures::StreamExt;
 
+use super::super::tokens::TokenSource;
 use super::*;
+use crate::protocol::{BlockSize, CacheNamespace, GenerateRequest, Sampling};
 
 /// One prompt by vLLM 0.32's `NixlConnector` on a CPU: prefilled, decoded by another server, and
 /// by one server alone.
@@ -11,6 +13,11 @@ fn recorded() -> Value {
 /// What the prefill server of [`recorded`] said of its blocks.
 fn said() -> Value {
     recorded()[0]["response"]["kv_transfer_params"].clone()
+}
+
+/// A ticket, and what is in it.
+pub(in crate::openai) fn example() -> (HandoffTicket, Value) {
+    (ticket(&said()).unwrap(), said())
 }
 
 fn tokens(answer: &Value) -> Vec<TokenId> {
@@ -26,6 +33,30 @@ fn a_ticket_brings_what_the_prefill_server_said_to_the_decode_server() {
     for (name, value) in prefill_params().as_object().unwrap() {
         assert_eq!(asked[name], *value, "{name}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prefill_brings_the_first_token_and_a_ticket_and_stays_open_while_blocks_are_kept() {
+    let answer = recorded()[0]["response"].to_string();
+    let prefilled = |max_tokens| {
+        let sampling = Sampling { max_tokens, ..Sampling::default() };
+        let namespace = CacheNamespace::default();
+        let request = GenerateRequest::new(namespace, BlockSize::DEFAULT, vec![1], sampling);
+        let mut reading = Reading::new("http://host", TokenSource::TokenIds, &[], &request);
+        prefilled(&mut reading, answer.as_bytes(), max_tokens).unwrap()
+    };
+    let chunk = prefilled(12);
+    assert_eq!((chunk.token_ids.clone(), chunk.finish), (tokens(&recorded()[0]), None));
+    assert_eq!(params(chunk.ticket.as_ref().unwrap()).unwrap(), said());
+    assert_eq!(chunk.usage.unwrap().prompt_tokens, 70);
+    let mut stream = held(&Context::new(), chunk, Duration::from_secs(25));
+    assert!(stream.next().await.unwrap().is_ok());
+    assert_eq!(stream.next().await.unwrap().unwrap_err().kind(), ErrorKind::NotFound);
+
+    let over = prefilled(1);
+    assert_eq!((over.finish, &over.ticket), (Some(FinishReason::Length), &None));
+    let chunks = held(&Context::new(), over, Duration::from_secs(25)).collect().await.unwrap();
+    assert_eq!(chunks.len(), 1);
 }
 
 #[test]
