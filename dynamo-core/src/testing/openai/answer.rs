@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::generation::Generation;
 use super::record::{AskedState, Record};
 use super::request::Ask;
+use super::transfer::Pull;
 use super::{BlockChange, Fault, Played};
 
 /// The connection is to be closed, whatever was sent.
@@ -185,11 +186,14 @@ impl Played {
                 return Ok(refusal.respond());
             }
         };
+        let pull = self.side.as_ref().zip(ask.pulls()).map(|(side, params)| side.pull(params));
+        let fault = if pull == Some(Pull::Failed) { Fault::ErrorAfter(0) } else { fault };
         if fault == Fault::HangBeforeHeaders {
             self.released.cancelled().await;
         }
         let is_stream = ask.stream;
-        let generation = Generation::new(self, record, ask, fault);
+        let has_others = pull == Some(Pull::Stale);
+        let generation = Generation::new(self, record, ask, (fault, has_others));
         if !is_stream {
             return Ok(json(&generation.whole().await?));
         }

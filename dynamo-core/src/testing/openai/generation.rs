@@ -20,6 +20,8 @@ pub(super) struct Generation {
     cached: usize,
     finish: Option<Finish>,
     turn: Option<OwnedSemaphorePermit>,
+    /// Blocks of another prompt are in the place of those that were to be pulled.
+    has_others: bool,
 }
 
 /// Why an answer is over.
@@ -31,9 +33,15 @@ struct Finish {
 }
 
 impl Generation {
-    pub(super) fn new(played: Arc<Played>, record: Record, ask: Ask, fault: Fault) -> Self {
+    pub(super) fn new(
+        played: Arc<Played>,
+        record: Record,
+        ask: Ask,
+        (fault, has_others): (Fault, bool),
+    ) -> Self {
         let tokens = ask.prompt.clone();
-        Self { played, record, ask, fault, tokens, cached: 0, finish: None, turn: None }
+        let (cached, finish, turn) = (0, None, None);
+        Self { played, record, ask, fault, tokens, cached, finish, turn, has_others }
     }
 
     /// Returns how many tokens of the answer were computed.
@@ -89,6 +97,10 @@ impl Generation {
             script.next_token(&self.tokens)
         };
         self.tokens.push(token);
+        if std::mem::take(&mut self.has_others) {
+            // As seen with vLLM: the first token may well be the right one.
+            self.tokens[0] = self.tokens[0].wrapping_add(1);
+        }
         self.finish = if token == script.end_token {
             Some(Finish { reason: "stop", stop: None })
         } else if self.ask.stops_at(token) {
@@ -123,30 +135,18 @@ impl Generation {
         }
         let mut whole = self.object(vec![self.choice(&token_ids)]);
         whole["usage"] = self.usage();
-        whole["kv_transfer_params"] = self.transfer();
+        whole["kv_transfer_params"] = self.kept();
         self.record.set(AskedState::Answered);
         Ok(whole)
     }
 
-    /// Returns what another server is to be told that goes on with what was computed here, as
-    /// vLLM's `NixlConnector` puts it into whole answers; nothing is kept for that.
-    fn transfer(&self) -> Value {
-        if !self.ask.is_prefill() {
+    /// Keeps the prompt's blocks for another server if that was asked for, and returns where they are.
+    fn kept(&self) -> Value {
+        let Some(side) = self.played.side.as_ref().filter(|_| self.ask.keeps()) else {
             return Value::Null;
-        }
-        let computed = self.tokens.len() - 1;
-        let blocks = self.played.script.block_size.blocks_for(computed);
-        json!({
-            "do_remote_prefill": true,
-            "do_remote_decode": false,
-            "remote_block_ids": [(1..=blocks).collect::<Vec<_>>()],
-            "remote_engine_id": "played",
-            "remote_request_id": format!("cmpl-{}-0", self.record.number()),
-            "remote_host": "127.0.0.1",
-            "remote_port": 5600,
-            "tp_size": 1,
-            "remote_num_tokens": computed,
-        })
+        };
+        let request = format!("cmpl-{}", self.record.number());
+        side.keep(&request, &self.ask.prompt, self.played.script.block_size)
     }
 
     /// Returns the object that says `token_ids` are next; the first of them come with the prompt.

@@ -20,6 +20,7 @@ mod record;
 mod request;
 mod script;
 mod stream;
+mod transfer;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -39,9 +40,11 @@ use tokio_util::task::TaskTracker;
 pub use cache::BlockChange;
 pub use record::{Asked, AskedState};
 pub use script::{Fault, MetricsOf, Observer, Script};
+pub use transfer::Connector;
 
 use self::cache::PrefixCache;
 use self::record::Records;
+use self::transfer::Side;
 use crate::error::{Error, ErrorKind, Result};
 
 /// An OpenAI-compatible server without a model, for tests: it answers as its [`Script`] says, and
@@ -76,6 +79,7 @@ struct Played {
     records: Arc<Records>,
     state: Mutex<State>,
     running: Arc<Semaphore>,
+    side: Option<Side>,
     /// Lets those go on that hang.
     released: CancellationToken,
 }
@@ -139,6 +143,16 @@ impl PlayedServer {
         self.played.released.cancel();
     }
 
+    /// Returns of how many requests blocks are kept for other servers.
+    pub fn kept(&self) -> usize {
+        self.played.side.as_ref().map_or(0, Side::kept)
+    }
+
+    /// Ends the time of all blocks that are kept for other servers: there are others in their place.
+    pub fn expire_kept(&self) {
+        self.played.side.as_ref().inspect(|side| side.expire());
+    }
+
     /// Returns the requests to `/v1/completions`, in order; after very many the first are left out.
     pub fn asked(&self) -> Vec<Asked> {
         self.played.records.read(<[Asked]>::to_vec)
@@ -167,6 +181,7 @@ impl PlayedServer {
     /// # Cancel safety
     /// Cancel safe; the server ends all the same.
     pub async fn shutdown(&self) {
+        self.played.side.as_ref().inspect(|side| side.leave());
         self.shutdown.cancel();
         self.tasks.wait().await;
     }
@@ -179,6 +194,7 @@ impl Played {
         Self {
             state: Mutex::new(State { cache, faults, queried: 0, hits: 0 }),
             running: Arc::new(Semaphore::new(script.running_max)),
+            side: script.connector.as_ref().map(Connector::join),
             records: Arc::new(Records::new(ending)),
             released: CancellationToken::new(),
             script,

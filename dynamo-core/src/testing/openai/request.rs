@@ -1,4 +1,5 @@
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::answer::Refusal;
 use super::script::Script;
@@ -17,12 +18,7 @@ pub(super) struct Ask {
     return_token_ids: Option<bool>,
     stop_token_ids: Option<Vec<TokenId>>,
     ignore_eos: Option<bool>,
-    kv_transfer_params: Option<Transfer>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Transfer {
-    do_remote_decode: Option<bool>,
+    kv_transfer_params: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -69,13 +65,19 @@ impl Ask {
         self.return_token_ids == Some(true)
     }
 
-    pub(super) fn ignores_end(&self) -> bool {
-        self.ignore_eos == Some(true)
+    /// Returns where the prompt's blocks are to be pulled from.
+    pub(super) fn pulls(&self) -> Option<&Value> {
+        self.kv_transfer_params.as_ref().filter(|params| params["do_remote_prefill"] == true)
     }
 
-    /// Tells whether another server is to go on with what is computed here.
-    pub(super) fn is_prefill(&self) -> bool {
-        self.kv_transfer_params.as_ref().is_some_and(|its| its.do_remote_decode == Some(true))
+    /// Tells whether the prompt's blocks are to be kept for another server.
+    pub(super) fn keeps(&self) -> bool {
+        let params = self.kv_transfer_params.as_ref();
+        params.is_some_and(|params| params["do_remote_decode"] == true)
+    }
+
+    pub(super) fn ignores_end(&self) -> bool {
+        self.ignore_eos == Some(true)
     }
 
     pub(super) fn stops_at(&self, token: TokenId) -> bool {

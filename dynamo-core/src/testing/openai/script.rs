@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cache::BlockChange;
+use super::transfer::Connector;
 use crate::protocol::{BlockSize, TokenId};
 
 /// What a [`PlayedServer`](super::PlayedServer) is, and what goes wrong there.
@@ -48,6 +49,8 @@ pub struct Script {
     pub faults: Vec<Fault>,
     /// Told of what becomes of the blocks of the prefix cache.
     pub observer: Option<Observer>,
+    /// What hands its blocks over to other servers; without one, `kv_transfer_params` are passed over.
+    pub connector: Option<Connector>,
 }
 
 /// Is told of changes to a prefix cache.
@@ -116,6 +119,7 @@ impl Default for Script {
             tokens_per_delta: 1,
             delta_time: Duration::ZERO,
             faults: Vec::new(),
+            connector: None,
             observer: None,
         }
     }
@@ -134,6 +138,14 @@ impl Script {
     #[must_use]
     pub fn with_observer(mut self, observer: impl Fn(BlockChange) + Send + Sync + 'static) -> Self {
         self.observer = Some(Arc::new(observer));
+        self
+    }
+
+    /// Pulls blocks from the servers of the same network, and keeps some for them; without a
+    /// connector `kv_transfer_params` are passed over.
+    #[must_use]
+    pub fn with_connector(mut self, connector: &Connector) -> Self {
+        self.connector = Some(connector.clone());
         self
     }
 

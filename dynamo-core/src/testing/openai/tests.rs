@@ -137,10 +137,6 @@ async fn a_stream_is_what_the_script_answers_and_so_is_one_body() {
     assert_eq!(whole["choices"][0]["finish_reason"], "length");
     assert_eq!(whole["usage"]["completion_tokens"], 4);
     assert_eq!(whole["kv_transfer_params"], json!(null));
-    body["kv_transfer_params"] = json!({ "do_remote_decode": true, "remote_host": null });
-    let transfer = complete(&server, &body).await.json().await["kv_transfer_params"].take();
-    assert_eq!(transfer["remote_block_ids"], json!([[1]]));
-    assert_eq!(transfer["remote_num_tokens"], 8, "the last token was not computed");
     server.shutdown().await;
 }
 
