@@ -27,6 +27,6 @@ mod waiting;
 
 pub use busy::{BusyThresholds, BusyWorkers, Pressure, Watermarks};
 pub use config::{QueueConfig, QueuePolicy};
-pub use pool::QueuedPool;
+pub use pool::{Begun, QueuedPool};
 pub use requests::{Demand, Entered, EntryId, Leave, QueueStats, RequestQueue};
 pub use routed::QueuedRouter;

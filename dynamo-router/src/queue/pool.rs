@@ -5,7 +5,7 @@ use dynamo_core::{Client, Context, Engine, ErrorKind, ResponseStream, Result};
 
 use super::config::QueueConfig;
 use super::routed::QueuedRouter;
-use crate::choose::SessionKey;
+use crate::choose::{RouteExplain, SessionKey};
 use crate::router::{Constraints, Decision, KvRouter};
 
 /// Workers that prefill and decode, and the queue before them: an engine that waits for a worker,
@@ -13,8 +13,9 @@ use crate::router::{Constraints, Decision, KvRouter};
 ///
 /// The first chunk with a token shows how fast the worker prefills, the others how fast it decodes,
 /// and the usage in the last one whether what the router knows of its cache is true. What provably
-/// was not started is tried again with another worker. A request that is asked for an early end
-/// while it waits is answered: without a token.
+/// was not started is tried again with another worker, and the rest of an answer that was lost goes
+/// elsewhere if it can ([`Migrate`](dynamo_core::engine::layers::Migrate) around it). A request that is
+/// asked for an early end while it waits is answered: without a token.
 ///
 /// # Examples
 /// ```
@@ -72,39 +73,27 @@ impl QueuedPool {
     }
 }
 
-impl Engine for QueuedPool {
-    type Request = GenerateRequest;
-    type Response = GenerateChunk;
-
-    async fn generate(
-        &self,
-        ctx: Context,
-        request: GenerateRequest,
-    ) -> Result<ResponseStream<GenerateChunk>> {
-        let session = SessionKey::of(&ctx, &request);
+impl QueuedPool {
+    /// Begins an answer as [`generate`](Engine::generate) does, and says why it is where it is.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future ends what it began.
+    pub async fn begin(&self, ctx: Context, request: GenerateRequest) -> Result<Begun> {
+        let lost = ctx.tried();
         let mut failed: Vec<InstanceId> = Vec::new();
         loop {
-            let constraints = Constraints::default().with_exclude(&failed).with_session(session);
-            let constraints = constraints.with_priority(ctx.priority());
-            let decision = match self.router.route(&ctx, &request, &constraints).await {
+            let decision = match self.choose(&ctx, &request, &lost, &failed).await {
                 // Neither killed nor late: only an early end is asked for.
                 Err(error) if error.kind() == ErrorKind::Cancelled && ctx.check().is_ok() => {
-                    return Ok(ResponseStream::from_items(&ctx, [nothing(&request)]));
+                    let stream = ResponseStream::from_items(&ctx, [nothing(&request)]);
+                    return Ok(Begun { chosen: None, stream });
                 }
                 decision => decision?,
             };
             let WorkerId { instance, rank } = decision.worker;
             let ranked = ctx.clone().with_rank(rank);
             let error = match self.client.direct(instance, ranked, request.clone()).await {
-                Ok(stream) => {
-                    let router = self.router.router().clone();
-                    let block_size = request.blocks.block_size();
-                    let mut hearing = Hearing { router, decision, block_size, has_begun: false };
-                    return Ok(stream.map(move |chunk| {
-                        hearing.hear(&chunk);
-                        Ok(chunk)
-                    }));
-                }
+                Ok(stream) => return Ok(self.heard(decision, stream, request.blocks.block_size())),
                 Err(error) => error,
             };
             if error.is_retryable() {
@@ -119,6 +108,68 @@ impl Engine for QueuedPool {
             tracing::debug!(%error, %instance, "trying another worker");
         }
     }
+
+    /// Chooses among those that have not `failed`; who was `lost` with an earlier part of the answer
+    /// may be back, and is better than nobody.
+    async fn choose(
+        &self,
+        ctx: &Context,
+        request: &GenerateRequest,
+        lost: &[InstanceId],
+        failed: &[InstanceId],
+    ) -> Result<Decision> {
+        let constraints = Constraints::default().with_session(SessionKey::of(ctx, request));
+        let constraints = constraints.with_priority(ctx.priority());
+        let out = [lost, failed].concat();
+        let chosen = self.router.route(ctx, request, &constraints.with_exclude(&out)).await;
+        match chosen {
+            Err(error) if error.kind() == ErrorKind::Unavailable && !lost.is_empty() => {
+                let constraints = constraints.with_exclude(failed);
+                self.router.route(ctx, request, &constraints).await
+            }
+            chosen => chosen,
+        }
+    }
+
+    /// Has the router learn from what the worker says.
+    fn heard(
+        &self,
+        decision: Decision,
+        stream: ResponseStream<GenerateChunk>,
+        block_size: BlockSize,
+    ) -> Begun {
+        let chosen = Some(decision.explain.clone());
+        let router = self.router.router().clone();
+        let mut hearing = Hearing { router, decision, block_size, has_begun: false };
+        let stream = stream.map(move |chunk| {
+            hearing.hear(&chunk);
+            Ok(chunk)
+        });
+        Begun { chosen, stream }
+    }
+}
+
+impl Engine for QueuedPool {
+    type Request = GenerateRequest;
+    type Response = GenerateChunk;
+
+    async fn generate(
+        &self,
+        ctx: Context,
+        request: GenerateRequest,
+    ) -> Result<ResponseStream<GenerateChunk>> {
+        Ok(self.begin(ctx, request).await?.stream)
+    }
+}
+
+/// An answer that has begun.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Begun {
+    /// Who answers and why; nobody if the request was to end before there was a worker for it.
+    pub chosen: Option<RouteExplain>,
+    /// The answer; the load is booked as long as it lasts.
+    pub stream: ResponseStream<GenerateChunk>,
 }
 
 /// An answer on its way, and the booking that lasts as long.

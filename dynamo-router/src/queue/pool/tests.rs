@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use dynamo_core::engine::layers::{Migrate, MigratePolicy};
 use dynamo_core::time::SystemClock;
 use dynamo_core::{Endpoint, Error, Runtime, Serving, engine_fn};
 use futures::future::join_all;
@@ -110,6 +111,37 @@ async fn what_was_not_started_goes_to_another_worker_and_what_has_failed_does_no
     assert_eq!(router.stats().bookings, 0);
     let again = router.route(&request(1000), &Constraints::default()).unwrap();
     assert_eq!(again.cached_tokens, 0, "what was refused is not there");
+}
+
+#[tokio::test]
+async fn the_rest_of_a_lost_answer_goes_to_another_worker_though_the_first_has_its_prompt() {
+    let endpoint = endpoint();
+    let calls = Arc::<AtomicUsize>::default();
+    let serve = |number| {
+        let calls = Arc::clone(&calls);
+        let engine = engine_fn(move |ctx: Context, _: GenerateRequest| {
+            let is_lost = calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+            async move {
+                // Not an instance that is left out for it: nobody knows whose fault it is.
+                let end = if is_lost { Err(Error::internal("lost")) } else { Ok(last(0)) };
+                Ok(ResponseStream::new(&ctx, stream::iter([Ok(chunk(number)), end])))
+            }
+        });
+        endpoint.serve(engine)
+    };
+    let workers = [serve(1).await.unwrap(), serve(2).await.unwrap()];
+    let pool = pool(&endpoint).await;
+    let engine = Migrate::new(pool.clone(), MigratePolicy::default());
+    for n in 0..8 {
+        let answer = tokens(engine.generate(Context::new(), request(n)).await.unwrap()).await;
+        assert!(matches!(answer[..], [1, 2] | [2, 1]), "{answer:?}");
+    }
+    // With nobody else, who lost it is better than nobody.
+    let ctx = Context::new().with_attempts();
+    workers.iter().for_each(|worker| ctx.note_tried(worker.instance().id));
+    let begun = pool.begin(ctx, request(0)).await.unwrap();
+    let chosen = begun.chosen.unwrap().chosen.worker.instance;
+    assert!(workers.iter().any(|worker| worker.instance().id == chosen));
 }
 
 /// Serves a worker that never says anything.
