@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dynamo_core::protocol::TokenId;
 
-use crate::model::{ChatTemplate, Detokenizer, Message, Tokenizer};
+use crate::model::{ChatTemplate, Detokenizer, HubFolder, Message, Tokenizer};
 use crate::openai::{Detokenize, TextModel};
 
 /// Tokenizer and chat template of a model, with its name and limit.
@@ -14,6 +14,7 @@ pub struct ModelText {
     context_len: usize,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    end_tokens: Vec<TokenId>,
 }
 
 impl ModelText {
@@ -24,7 +25,21 @@ impl ModelText {
         tokenizer: Tokenizer,
         template: Option<ChatTemplate>,
     ) -> Self {
-        Self { id: id.into(), context_len, tokenizer: Arc::new(tokenizer), template }
+        let (tokenizer, end_tokens) = (Arc::new(tokenizer), Vec::new());
+        Self { id: id.into(), context_len, tokenizer, template, end_tokens }
+    }
+
+    /// Serves the model of a folder under the name `id`; its engine need not know how it ends.
+    pub fn of_folder(id: impl Into<String>, folder: HubFolder) -> Self {
+        let HubFolder { tokenizer, template, context_len, end_tokens } = folder;
+        Self { end_tokens, ..Self::new(id, context_len, tokenizer, template) }
+    }
+
+    /// Serves sequences of at most `context_len` tokens, if the model does not end before.
+    #[must_use]
+    pub fn with_context_max(mut self, context_len: usize) -> Self {
+        self.context_len = self.context_len.min(context_len);
+        self
     }
 }
 
@@ -38,17 +53,24 @@ impl TextModel for ModelText {
     }
 
     fn encode(&self, text: &str) -> Result<Vec<TokenId>, String> {
-        self.tokenizer.encode(text).map_err(|error| error.to_string())
+        self.tokenizer.encode_sequence(text).map_err(|error| error.to_string())
     }
 
-    fn render_chat(&self, messages: &[Message]) -> Result<String, String> {
+    fn encode_chat(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
         let template = self.template.as_ref().ok_or("the model has no chat template")?;
-        template.render(messages).map_err(|error| error.to_string())
+        let prompt = template.render(messages).map_err(|error| error.to_string())?;
+        self.tokenizer.encode(&prompt).map_err(|error| error.to_string())
     }
 
-    fn detokenizer(&self) -> Box<dyn Detokenize> {
+    fn end_tokens(&self) -> &[TokenId] {
+        &self.end_tokens
+    }
+
+    fn detokenizer(&self, prompt: &[TokenId]) -> Result<Box<dyn Detokenize>, String> {
         let tokenizer = Arc::clone(&self.tokenizer);
-        Box::new(Incremental { tokenizer, detokenizer: Detokenizer::default() })
+        let detokenizer = Detokenizer::after(&tokenizer, prompt);
+        let detokenizer = detokenizer.map_err(|error| error.to_string())?;
+        Ok(Box::new(Incremental { tokenizer, detokenizer }))
     }
 }
 

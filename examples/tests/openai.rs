@@ -33,12 +33,16 @@ impl TextModel for Bytes {
         Ok(text.bytes().map(TokenId::from).collect())
     }
 
-    fn render_chat(&self, messages: &[Message]) -> Result<String, String> {
-        Ok(messages.iter().map(|message| message.content.as_str()).collect())
+    fn encode_chat(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+        self.encode(&messages.iter().map(|message| message.content.as_str()).collect::<String>())
     }
 
-    fn detokenizer(&self) -> Box<dyn Detokenize> {
-        Box::new(Self)
+    fn end_tokens(&self) -> &[TokenId] {
+        &[3]
+    }
+
+    fn detokenizer(&self, _: &[TokenId]) -> Result<Box<dyn Detokenize>, String> {
+        Ok(Box::new(Self))
     }
 }
 
@@ -158,6 +162,16 @@ async fn every_bad_request_gets_its_status_and_names_the_parameter() {
         (json!({ "kv_transfer_params": {} }), 400, "kv_transfer_params"),
         (json!({ "ticket": "stolen" }), 400, "ticket"),
         (json!({ "stage": "decode" }), 400, "stage"),
+        (json!({ "logprobs": true }), 400, "logprobs"),
+        (json!({ "top_k": 40 }), 400, "top_k"),
+        (json!({ "repetition_penalty": 1.1 }), 400, "repetition_penalty"),
+        (json!({ "min_tokens": 3 }), 400, "min_tokens"),
+        (json!({ "min_tokens": 9, "ignore_eos": true, "max_tokens": 8 }), 400, "min_tokens"),
+        (json!({ "min_tokens": 3, "ignore_eos": true, "stop": "x" }), 400, "min_tokens"),
+        (json!({ "ignore_eos": "yes" }), 400, "ignore_eos"),
+        (json!({ "stop_token_ids": ["x"] }), 400, "stop_token_ids"),
+        (json!({ "guided_json": { "type": "object" } }), 400, "guided_json"),
+        (json!({ "skip_special_tokens": false }), 400, "skip_special_tokens"),
     ] {
         let (got, error) = front.refused(&chat(change.clone())).await;
         assert_eq!((got, error["param"].as_str()), (status, Some(param)), "{change}: {error}");
@@ -180,6 +194,58 @@ async fn every_bad_request_gets_its_status_and_names_the_parameter() {
         assert!(error["error"]["message"].is_string(), "{body}");
     }
     assert_eq!(front.request("GET", "/health", "").await.0, 200);
+}
+
+/// The engine is asked for what the body says.
+async fn asked(front: &mut Front, path: &str, body: &Value) -> GenerateRequest {
+    let connection = front.open("POST", path, &body.to_string()).await;
+    let asked = tokio::select! {
+        call = front.calls.recv() => Ok(call.unwrap().1),
+        (_, refused) = read(connection) => Err(refused),
+    };
+    asked.unwrap()
+}
+
+#[tokio::test]
+async fn what_load_generators_send_is_served_as_it_is_meant() {
+    let mut front = Front::start().await;
+    let body = chat(json!({
+        "messages": [{ "role": "user", "content": [
+            { "type": "text", "text": "a" }, { "type": "text", "text": "b" },
+        ] }],
+        "stream": true, "stream_options": { "include_usage": true, "continuous_usage_stats": true },
+        "max_completion_tokens": 8, "min_tokens": 8, "ignore_eos": true, "temperature": 0.0,
+        "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "frequency_penalty": 0,
+        "n": 1, "best_of": 1, "logprobs": null, "top_logprobs": null, "user": "u", "seed": -1,
+        "tools": [], "tool_choice": "none", "response_format": { "type": "text" },
+        "logit_bias": {}, "metadata": { "a": "b" }, "store": false, "echo": false,
+    }));
+    let request = asked(&mut front, CHAT, &body).await;
+    assert_eq!(&request.token_ids[..], [97, 10, 98]);
+    assert!(request.sampling.ignore_end && request.sampling.stop_token_ids.is_empty());
+    assert_eq!((request.sampling.max_tokens, request.sampling.seed), (8, u64::MAX));
+
+    let completion = |prompt: Value| {
+        json!({
+            "model": "bytes", "prompt": prompt, "repetition_penalty": 1.0, "logprobs": null,
+            "suffix": null, "max_tokens": 4, "stop_token_ids": [7], "min_tokens": 0,
+        })
+    };
+    for prompt in [json!("ab"), json!(["ab"]), json!([97, 98]), json!([[97, 98]])] {
+        let request = asked(&mut front, "/v1/completions", &completion(prompt)).await;
+        assert_eq!(&request.token_ids[..], [97, 98]);
+        assert_eq!(request.sampling.stop_token_ids, [7, 3], "the model's end too");
+        assert!(!request.sampling.ignore_end);
+    }
+    let (status, body) = front.request("GET", "/v1/models", "").await;
+    let models: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &models["data"][0]["max_model_len"]), (200, &json!(64)));
+    let (status, body) = front.request("GET", "/v1/models/bytes", "").await;
+    assert_eq!(
+        (status, serde_json::from_str::<Value>(&body).unwrap()),
+        (200, models["data"][0].clone())
+    );
+    assert_eq!(front.request("GET", "/v1/models/of/another", "").await.0, 404);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind, State, context, value as jinja};
 
 use super::error::{Error, Result};
 use super::gguf::{Gguf, Value};
@@ -13,7 +13,7 @@ pub struct Message {
     pub content: String,
 }
 
-/// Turns a conversation into a prompt, by the Jinja template that the model's file carries.
+/// Turns a conversation into a prompt, by the Jinja template that comes with the model.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -23,19 +23,27 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     pub(super) fn from_gguf(gguf: &Gguf<'_>, tokenizer: &Tokenizer) -> Result<Option<Self>> {
-        let Some(source) = gguf.get("tokenizer.chat_template").and_then(Value::as_text) else {
-            return Ok(None);
-        };
+        let source = gguf.get("tokenizer.chat_template").and_then(Value::as_text);
+        source.map(|source| Self::new(source.to_owned(), tokenizer)).transpose()
+    }
+
+    /// Reads a template; blocks take their line's end with them, as those who write templates expect.
+    pub(super) fn new(source: String, tokenizer: &Tokenizer) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.add_function("raise_exception", |message: String| {
             Err::<String, _>(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_template_owned(NAME, source.to_owned()).map_err(template_error)?;
+        environment.set_unknown_method_callback(|state, value, name, args| {
+            python_method(state, value, name, args).unwrap_or_else(|| {
+                Err(minijinja::Error::new(ErrorKind::UnknownMethod, name.to_owned()))
+            })
+        });
+        environment.add_template_owned(NAME, source).map_err(template_error)?;
         let text = |token: Option<&str>| token.unwrap_or_default().to_owned();
         let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
-        Ok(Some(Self { environment, bos, eos }))
+        Ok(Self { environment, bos, eos })
     }
 
     /// Renders `messages` as a prompt for the assistant's next message.
@@ -49,6 +57,40 @@ impl ChatTemplate {
         };
         template.render(values).map_err(template_error)
     }
+}
+
+/// The methods of Python that templates call on what they are given; `None` if it is another one.
+fn python_method(
+    state: &State<'_, '_>,
+    value: &jinja::Value,
+    name: &str,
+    args: &[jinja::Value],
+) -> Option<Result<jinja::Value, minijinja::Error>> {
+    let first = args.first().and_then(jinja::Value::as_str);
+    let Some(text) = value.as_str() else {
+        return match (name, args) {
+            ("items", []) => Some(state.apply_filter("items", std::slice::from_ref(value))),
+            ("get", [key]) => Some(value.get_item(key)),
+            _ => None,
+        };
+    };
+    let among = |letter: char| match first {
+        Some(letters) => letters.contains(letter),
+        None => letter.is_whitespace(),
+    };
+    Some(Ok(match (name, first) {
+        ("strip", _) => text.trim_matches(among).into(),
+        ("lstrip", _) => text.trim_start_matches(among).into(),
+        ("rstrip", _) => text.trim_end_matches(among).into(),
+        ("upper", None) => text.to_uppercase().into(),
+        ("lower", None) => text.to_lowercase().into(),
+        ("startswith", Some(part)) => text.starts_with(part).into(),
+        ("endswith", Some(part)) => text.ends_with(part).into(),
+        ("split", Some(part)) if !part.is_empty() && args.len() == 1 => {
+            text.split(part).map(jinja::Value::from).collect()
+        }
+        _ => return None,
+    }))
 }
 
 fn template_error(error: minijinja::Error) -> Error {

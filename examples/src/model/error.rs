@@ -30,6 +30,14 @@ pub enum Error {
     /// The file lacks something.
     #[error("GGUF file has no {0}")]
     Missing(String),
+    /// A file of a model's folder says nothing that can be used.
+    #[error("{}: {why}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Text and tokens do not go together.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

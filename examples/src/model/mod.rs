@@ -1,4 +1,5 @@
-//! A Llama-architecture model from a GGUF file, on the CPU.
+//! A Llama-architecture model from a GGUF file, on the CPU; and the text side of any model, from such
+//! a file or a Hugging Face folder.
 //!
 //! `candle-core` multiplies; everything else (file format, attention over blocks, RoPE, sampling)
 //! stands here, because the KV cache is the SDK's own block memory and is read and written in
@@ -8,9 +9,11 @@
 mod attention;
 mod chat;
 mod config;
+mod detokenizer;
 mod error;
 mod forward;
 mod gguf;
+mod hub;
 mod sample;
 mod tokenizer;
 mod weights;
@@ -20,9 +23,11 @@ use std::path::Path;
 pub use attention::{PagedKv, VecKv};
 pub use chat::{ChatTemplate, Message};
 pub use config::ModelConfig;
+pub use detokenizer::Detokenizer;
 pub use error::{Error, Result};
+pub use hub::HubFolder;
 pub use sample::sample;
-pub use tokenizer::{Detokenizer, Tokenizer};
+pub use tokenizer::Tokenizer;
 
 use gguf::Gguf;
 use weights::Weights;

@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -8,15 +10,27 @@ use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper};
 use super::error::{Error, Result};
 use super::gguf::{Gguf, Value};
 
-/// Text ↔ tokens, rebuilt from a GGUF file's metadata.
+/// Text ↔ tokens.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The tokens that no text stands for.
+    special: HashSet<u32>,
     bos: Option<String>,
     eos: Option<String>,
 }
 
 impl Tokenizer {
+    pub(super) fn new(
+        inner: tokenizers::Tokenizer,
+        bos: Option<String>,
+        eos: Option<String>,
+    ) -> Self {
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let special = added.filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        Self { inner, special, bos, eos }
+    }
+
     /// Builds byte-level BPE: digits one by one, then the byte-level split.
     pub(super) fn from_gguf(gguf: &Gguf<'_>) -> Result<Self> {
         let kind = gguf.require("tokenizer.ggml.model")?.as_text().unwrap_or("?");
@@ -55,13 +69,26 @@ impl Tokenizer {
             let id = gguf.get(key).and_then(Value::as_usize)?;
             tokens.get(id).map(|token| (*token).to_owned())
         };
-        let bos = named("tokenizer.ggml.bos_token_id");
-        Ok(Self { inner, bos, eos: named("tokenizer.ggml.eos_token_id") })
+        Ok(Self::new(
+            inner,
+            named("tokenizer.ggml.bos_token_id"),
+            named("tokenizer.ggml.eos_token_id"),
+        ))
     }
 
     /// Returns the tokens of `text`; special tokens written out in it are recognised.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false);
+        self.tokens(text, false)
+    }
+
+    /// Returns the tokens of `text` between those that the tokenizer puts around every sequence, such
+    /// as the one that begins it: for text that no chat template has rendered.
+    pub fn encode_sequence(&self, text: &str) -> Result<Vec<u32>> {
+        self.tokens(text, true)
+    }
+
+    fn tokens(&self, text: &str, is_sequence: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, is_sequence);
         let encoding = encoding.map_err(|error| Error::Tokenizer(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -69,6 +96,16 @@ impl Tokenizer {
     /// Returns the text of `tokens`, special tokens left out.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         self.inner.decode(tokens, true).map_err(|error| Error::Tokenizer(error.to_string()))
+    }
+
+    /// Tells whether no text stands for `token`.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.special.contains(&token)
+    }
+
+    /// Returns the number of a token written out, if there is such a token.
+    pub fn token(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
     }
 
     /// Returns the text of the token that starts a sequence.
@@ -82,48 +119,8 @@ impl Tokenizer {
     }
 }
 
-/// Turns tokens into text one by one, never splitting a character.
-#[derive(Debug, Default)]
-pub struct Detokenizer {
-    tokens: Vec<u32>,
-    /// Tokens before this one are done with; kept ones give the next ones their context.
-    context: usize,
-    /// How much of the text of `tokens[context..]` was handed out.
-    emitted: usize,
-}
-
-impl Detokenizer {
-    /// Adds a token and returns the text that is certain by it.
-    pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> Result<String> {
-        self.tokens.push(token);
-        let text = tokenizer.decode(&self.tokens[self.context..])?;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) {
-            // Bytes of a character that is not complete yet.
-            return Ok(String::new());
-        }
-        let delta = text.get(self.emitted..).unwrap_or_default().to_owned();
-        if self.tokens.len() - self.context > CONTEXT_TOKENS {
-            self.context = self.tokens.len() - 1;
-            self.emitted = tokenizer.decode(&self.tokens[self.context..])?.len();
-        } else {
-            self.emitted = text.len();
-        }
-        Ok(delta)
-    }
-
-    /// Returns what was held back.
-    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String> {
-        let text = tokenizer.decode(&self.tokens[self.context..])?;
-        let delta = text.get(self.emitted..).unwrap_or_default().to_owned();
-        self.emitted = text.len();
-        Ok(delta)
-    }
-}
-
 /// The pre-tokenizers of llama.cpp that share this split; another one would give wrong tokens.
 const DIGITS_THEN_BYTES: [&str; 4] = ["smollm", "starcoder", "refact", "command-r"];
-/// Long enough for any character, short enough that decoding it again is cheap.
-const CONTEXT_TOKENS: usize = 16;
 
 /// Tokens of type 3 ("control") are special.
 fn special_tokens(gguf: &Gguf<'_>, tokens: &[&str]) -> Vec<AddedToken> {

@@ -44,6 +44,7 @@ impl Answer {
     pub(super) async fn start(server: &Arc<Server>, parsed: Parsed) -> Result<Self, ApiError> {
         let started = Instant::now();
         let prompt_tokens = u32::try_from(parsed.prompt.len()).unwrap_or(u32::MAX);
+        let detokenizer = server.model.detokenizer(&parsed.prompt).map_err(ApiError::internal)?;
         let namespace = CacheNamespace::model(server.model.id());
         let request =
             GenerateRequest::new(namespace, server.block_size, parsed.prompt, parsed.sampling);
@@ -53,7 +54,7 @@ impl Answer {
         let mut answer = Self {
             stream,
             ready: VecDeque::new(),
-            detokenizer: server.model.detokenizer(),
+            detokenizer,
             stop: StopTexts::new(parsed.stop),
             usage: Usage { prompt_tokens, ..Usage::default() },
             times: Times { started, last_token: None },

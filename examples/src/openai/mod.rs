@@ -7,6 +7,7 @@
 mod answer;
 mod error;
 mod metrics;
+mod neutral;
 mod request;
 mod routes;
 mod stop;
@@ -35,14 +36,19 @@ pub trait TextModel: Send + Sync + 'static {
     /// Returns the longest sequence in tokens, prompt and answer together.
     fn context_len(&self) -> usize;
 
-    /// Returns the tokens of `text`, or why there are none.
+    /// Returns the prompt that is this text, or why there is none.
     fn encode(&self, text: &str) -> Result<Vec<TokenId>, String>;
 
     /// Returns the prompt for the assistant's next message, or why there is none.
-    fn render_chat(&self, messages: &[Message]) -> Result<String, String>;
+    fn encode_chat(&self, messages: &[Message]) -> Result<Vec<TokenId>, String>;
 
-    /// Starts to turn the tokens of one answer into text.
-    fn detokenizer(&self) -> Box<dyn Detokenize>;
+    /// Returns the tokens that end an answer, as far as its engine has to be told.
+    fn end_tokens(&self) -> &[TokenId] {
+        &[]
+    }
+
+    /// Starts to turn the tokens of the answer to `prompt` into text, or says why that cannot be.
+    fn detokenizer(&self, prompt: &[TokenId]) -> Result<Box<dyn Detokenize>, String>;
 }
 
 /// Turns the tokens of one answer into text.
@@ -99,6 +105,7 @@ impl Server {
     pub fn into_router(self) -> Router {
         Router::new()
             .route("/v1/models", get(routes::models))
+            .route("/v1/models/{*model}", get(routes::model))
             .route("/v1/chat/completions", post(routes::chat_completions))
             .route("/v1/completions", post(routes::completions))
             .route("/health", get(routes::health))

@@ -1,10 +1,11 @@
 //! A request's JSON, parsed into what the graph needs or refused by name.
 
 use dynamo_core::protocol::{Sampling, TokenId};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::TextModel;
 use super::error::ApiError;
+use super::neutral::{NEUTRAL, Neutral};
 use crate::model::Message;
 
 /// A request that can be served.
@@ -25,23 +26,24 @@ pub(super) fn parse_chat(body: &[u8], model: &dyn TextModel) -> Result<Parsed, A
         messages.ok_or_else(|| ApiError::param("messages", "must be a list of messages"))?;
     let messages = messages.iter().map(parse_message).collect::<Result<Vec<_>, _>>()?;
     let prompt = model
-        .render_chat(&messages)
+        .encode_chat(&messages)
         .map_err(|why| ApiError::param("messages", format!("cannot be rendered: {why}")))?;
-    let prompt = model.encode(&prompt).map_err(ApiError::internal)?;
     finish(&fields, ("messages", prompt), CHAT_TOKENS, model)
 }
 
 /// Parses the body of `/v1/completions`.
 pub(super) fn parse_completion(body: &[u8], model: &dyn TextModel) -> Result<Parsed, ApiError> {
     let fields = parse_object(body, model)?;
-    let bad = || ApiError::param("prompt", "must be a text or a list of tokens");
-    let prompt = match fields.get("prompt") {
+    let prompt = fields.get("prompt").map(|prompt| match prompt.as_array().map(Vec::as_slice) {
+        // A list of prompts that has one.
+        Some([one]) if one.is_string() || one.is_array() => one,
+        _ => prompt,
+    });
+    let prompt = match prompt {
         Some(Value::String(text)) => model.encode(text).map_err(ApiError::internal)?,
-        Some(Value::Array(tokens)) => {
-            let token = |token: &Value| token.as_u64().and_then(|id| u32::try_from(id).ok());
-            tokens.iter().map(token).collect::<Option<Vec<_>>>().ok_or_else(bad)?
-        }
-        _ => return Err(bad()),
+        Some(tokens) => token_ids(tokens)
+            .ok_or_else(|| ApiError::param("prompt", "must be one text or list of tokens"))?,
+        None => return Err(ApiError::param("prompt", "is missing")),
     };
     // The default of OpenAI's legacy completions.
     finish(&fields, ("prompt", prompt), 16, model)
@@ -64,45 +66,13 @@ fn parse_object(body: &[u8], model: &dyn TextModel) -> Result<Map<String, Value>
         Some(Value::String(name)) => return Err(ApiError::model_not_found(name)),
         _ => return Err(ApiError::param("model", "must name a model")),
     }
-    for (field, allowed) in [("n", 1), ("best_of", 1)] {
-        if fields
-            .get(field)
-            .is_some_and(|value| !value.is_null() && value.as_u64() != Some(allowed))
-        {
-            return Err(ApiError::param(field, "must be 1"));
-        }
-    }
     // What would change the answer and is not done is said, not left out in silence.
-    for field in UNSUPPORTED {
-        if fields.get(field).is_some_and(|value| !is_neutral(value)) {
-            return Err(ApiError::param(field, "is not supported"));
+    for (field, neutral) in NEUTRAL {
+        if fields.get(field).is_some_and(|value| !neutral.is(value)) {
+            return Err(ApiError::param(field, neutral));
         }
     }
     Ok(fields)
-}
-
-const UNSUPPORTED: [&str; 10] = [
-    "tools",
-    "functions",
-    "logprobs",
-    "top_logprobs",
-    "echo",
-    "suffix",
-    "response_format",
-    "logit_bias",
-    "presence_penalty",
-    "frequency_penalty",
-];
-
-/// Tells whether a value asks for nothing beyond what happens without it.
-fn is_neutral(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(fields) => fields.is_empty() || fields.get("type") == Some(&json!("text")),
-        _ => false,
-    }
 }
 
 fn parse_message(message: &Value) -> Result<Message, ApiError> {
@@ -113,8 +83,10 @@ fn parse_message(message: &Value) -> Result<Message, ApiError> {
         Value::Array(parts) => parts
             .iter()
             .map(|part| part["text"].as_str())
-            .collect::<Option<String>>()
-            .ok_or_else(|| bad("may have parts of type text only"))?,
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| bad("may have parts of type text only"))?
+            // As vLLM does where a template takes texts only.
+            .join("\n"),
         _ => return Err(bad("must each have a content")),
     };
     Ok(Message { role: role.to_owned(), content })
@@ -138,6 +110,7 @@ fn finish(
         None => positive(fields, "max_tokens")?,
     };
     let room = (context - length) as u64;
+    let ignore_end = flag(fields.get("ignore_eos"), "ignore_eos")?;
     let sampling = Sampling {
         max_tokens: u32::try_from(max_tokens.unwrap_or(default_tokens).min(room))
             .unwrap_or(u32::MAX),
@@ -154,17 +127,56 @@ fn finish(
                 .or_else(|| seed.as_u64())
                 .ok_or_else(|| ApiError::param("seed", "must be a whole number"))?,
         },
-        stop_token_ids: Vec::new(),
-        ignore_end: flag(fields.get("ignore_eos"), "ignore_eos")?,
+        stop_token_ids: stop_tokens(fields, if ignore_end { &[] } else { model.end_tokens() })?,
+        ignore_end,
     };
+    let stop = stop(fields)?;
+    least_tokens(fields, &sampling, &stop)?;
     let options = fields.get("stream_options");
     Ok(Parsed {
         prompt,
         sampling,
-        stop: stop(fields)?,
+        stop,
         stream: flag(fields.get("stream"), "stream")?,
         include_usage: flag(options.and_then(|o| o.get("include_usage")), "stream_options")?,
     })
+}
+
+/// Returns the request's stop tokens, and the model's.
+fn stop_tokens(fields: &Map<String, Value>, ends: &[TokenId]) -> Result<Vec<TokenId>, ApiError> {
+    let mut tokens = match fields.get("stop_token_ids") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(tokens) => token_ids(tokens)
+            .ok_or_else(|| ApiError::param("stop_token_ids", "must be a list of tokens"))?,
+    };
+    tokens.extend(ends.iter().filter(|end| !tokens.contains(end)).collect::<Vec<_>>());
+    Ok(tokens)
+}
+
+/// Refuses a least number of tokens, unless nothing but the greatest number ends the answer.
+fn least_tokens(
+    fields: &Map<String, Value>,
+    sampling: &Sampling,
+    stop: &[String],
+) -> Result<(), ApiError> {
+    let Some(least) = fields.get("min_tokens").filter(|least| !Neutral::Zero.is(least)) else {
+        return Ok(());
+    };
+    let is_fixed = sampling.ignore_end && sampling.stop_token_ids.is_empty() && stop.is_empty();
+    match least.as_u64() {
+        Some(least) if is_fixed && least <= u64::from(sampling.max_tokens) => Ok(()),
+        Some(_) => {
+            let why =
+                "must be 0 unless ignore_eos is set, without stops, and max_tokens is as large";
+            Err(ApiError::param("min_tokens", why))
+        }
+        None => Err(ApiError::param("min_tokens", "must be a whole number")),
+    }
+}
+
+fn token_ids(value: &Value) -> Option<Vec<TokenId>> {
+    let token = |token: &Value| token.as_u64().and_then(|id| u32::try_from(id).ok());
+    value.as_array()?.iter().map(token).collect()
 }
 
 fn positive(fields: &Map<String, Value>, name: &'static str) -> Result<Option<u64>, ApiError> {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{Response, StatusCode, header};
 use axum::response::IntoResponse;
 use dynamo_core::protocol::Usage;
@@ -18,11 +18,24 @@ use super::{Server, TextModel};
 type Shared = State<Arc<Server>>;
 
 pub(super) async fn models(State(server): Shared) -> impl IntoResponse {
-    let model = json!({
-        "id": server.model.id(), "object": "model", "created": 0, "owned_by": "local",
-        "max_model_len": server.model.context_len(),
-    });
-    json_body(&json!({ "object": "list", "data": [model] }))
+    json_body(&json!({ "object": "list", "data": [model_body(&*server.model)] }))
+}
+
+pub(super) async fn model(
+    State(server): Shared,
+    Path(name): Path<String>,
+) -> Result<impl IntoResponse, ApiError> {
+    match name == server.model.id() {
+        true => Ok(json_body(&model_body(&*server.model))),
+        false => Err(ApiError::model_not_found(&name)),
+    }
+}
+
+fn model_body(model: &dyn TextModel) -> Value {
+    json!({
+        "id": model.id(), "object": "model", "created": 0, "owned_by": "local",
+        "max_model_len": model.context_len(),
+    })
 }
 
 pub(super) async fn health(State(server): Shared) -> impl IntoResponse {
