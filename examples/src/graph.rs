@@ -126,7 +126,7 @@ impl GraphWorker {
         let handoff = Handoff::new(agent.clone(), manager.clone(), handoff)?;
         let worker = LlamaWorker::new(Arc::clone(model), manager, handoff, config.worker.clone());
         let options = ServeOptions::default().with_instance(id).with_label(WORKER, name);
-        let serving = component.endpoint("generate")?.serve_with(worker.clone(), options).await?;
+        let serving = component.endpoint(GENERATE)?.serve_with(worker.clone(), options).await?;
         let (reports, busy) = (component.publisher(LoadReport::EVENT)?, worker.clone());
         let load =
             LoadPublisher::start(reports, move || busy.load(), LoadPublisherConfig::default());
@@ -167,7 +167,7 @@ impl Graph {
         let agent = in_process(&MemoryFabric::new());
         let worker = GraphWorker::start(&runtime, "llm", "worker-0", model, agent, config).await?;
         let component = namespace(&runtime)?.component("llm")?;
-        let endpoint = component.endpoint::<GenerateRequest, GenerateChunk>("generate")?;
+        let endpoint = component.endpoint::<GenerateRequest, GenerateChunk>(GENERATE)?;
         let client = endpoint.client().await?;
         let (engine, clients) = (Arc::new(client.clone()), vec![client]);
         let (routers, feeds) = (Vec::new(), Vec::new());
@@ -308,7 +308,7 @@ impl FrontEnd {
         let Self { runtime, pools: known, feeds } = self;
         let mut pools = Vec::new();
         for ((component, router), count) in known.into_iter().zip(counts) {
-            let client = component.endpoint("generate")?.client().await?;
+            let client = component.endpoint(GENERATE)?.client().await?;
             client.wait_for(count, READY_MAX).await?;
             pools.push(Pool::new(client, router));
         }
@@ -333,16 +333,20 @@ fn namespace(runtime: &Runtime) -> Result<Namespace> {
     runtime.namespace("demo")
 }
 
-const KV_EVENTS: &str = "kv_events";
+/// The endpoint at which workers answer requests.
+pub const GENERATE: &str = "generate";
 
-/// Where a worker tells a router that lost some of those what it holds.
-const KV_SNAPSHOT: &str = "kv_snapshot";
+/// The events in which a worker says what its cache holds.
+pub const KV_EVENTS: &str = "kv_events";
+
+/// The endpoint at which a worker tells a router that lost some of those what it holds.
+pub const KV_SNAPSHOT: &str = "kv_snapshot";
 
 /// The components of a disaggregated graph.
 const ROLES: [&str; 2] = ["prefill", "decode"];
 
 /// The label under which a worker says its name.
-const WORKER: &str = "worker";
+pub const WORKER: &str = "worker";
 
 /// A worker that was told to end does so after the chunk it computes.
 const ENDING_MAX: Duration = Duration::from_secs(30);

@@ -6,6 +6,7 @@
 //! | [`model`] | weights, forward pass, tokenizer and chat template of a GGUF file |
 //! | [`disk`] | what workers keep below memory |
 //! | [`engine`] | a worker: prefix reuse, prefill, decode and hand-off over block memory |
+//! | [`front_end`] | one pool of workers that are found by discovery, whatever they are: routed, migrated, told of |
 //! | [`graph`] | wiring workers, routers and planes into an aggregated or disaggregated graph |
 //! | [`openai`] | an HTTP front end over any engine |
 //! | [`servers`] | etcd and NATS on loopback, for graphs of several processes |
@@ -14,6 +15,7 @@
 
 pub mod disk;
 pub mod engine;
+pub mod front_end;
 pub mod graph;
 pub mod model;
 pub mod openai;
