@@ -48,7 +48,7 @@ pub enum Outcome {
 }
 
 impl Served {
-    /// Returns it as JSON; `worker` is the one that the request went to first.
+    /// Returns it as JSON; `worker` is the one that served it last.
     pub fn to_json(&self) -> Value {
         let (finish, error) = match &self.outcome {
             Outcome::Finished(FinishReason::Stop) => ("stop", None),
@@ -58,7 +58,7 @@ impl Served {
         };
         let mut line = json!({
             "id": self.request.as_str(),
-            "worker": self.parts.first(),
+            "worker": self.parts.last(),
             "parts": self.parts,
             "prompt_tokens": self.prompt_tokens,
             "predicted_cached_tokens": self.predicted_cached_tokens,
