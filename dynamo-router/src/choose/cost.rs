@@ -224,10 +224,10 @@ impl Formula {
         Cost { queue_s, up_s, ttft_s: queue_s + up_s + work_s, harm_s }
     }
 
-    /// Returns what is minimised.
+    /// Returns what is minimised: never endless, which is for who may not be chosen.
     #[inline(always)]
     pub(crate) fn total_s(&self, cost: &Cost) -> f32 {
-        cost.ttft_s + self.harm_weight * cost.harm_s
+        lesser(cost.ttft_s + self.harm_weight * cost.harm_s, DEAREST_S)
     }
 
     /// What a worker has shown counts for more the more of it there is, and what all have for the
@@ -254,3 +254,6 @@ fn greater(one: f32, other: f32) -> f32 {
 pub(super) fn single(number: f64) -> f32 {
     number as f32
 }
+
+/// Far enough below the largest number for what the pick and the labels add to it.
+const DEAREST_S: f32 = 1e38;

@@ -214,6 +214,24 @@ proptest! {
 }
 
 #[test]
+fn a_worker_that_costs_more_than_a_number_tells_is_chosen_if_no_other_may_be() {
+    let mut cost = CostModel::default();
+    (cost.step_s_per_token, cost.output_tokens, cost.harm_weight) = (1e9, 1e9, 1e9);
+    let router =
+        KvRouter::new(RouterConfig::default().with_cost(cost), Arc::new(ManualClock::new()));
+    router.set_workers(&[instance(0), instance(1)]).unwrap();
+    let any = Constraints::default().with_priority(Priority::LOWEST);
+    for prefill_tokens in [592_139_577, 1_939_723_080] {
+        let claim = Claim { prefill_tokens, blocks: prefill_tokens };
+        assert!(router.hear_of(worker(0)).unwrap().load.reserve_anyway(claim));
+        // The other one is idle, which must not make it one that may be chosen.
+        for id in [0, 1] {
+            assert_eq!(chosen(&router, &any.with_pinned(worker(id))), [worker(id)].into());
+        }
+    }
+}
+
+#[test]
 fn a_pick_is_one_of_the_candidates_whatever_another_caller_lists() {
     let router = router();
     let request = request(64);
