@@ -12,14 +12,16 @@ use super::token::TokenId;
 pub(super) struct TokenHasher {
     seed: u64,
     /// The start of the secret, less and plus the seed.
-    secret: [(u64, u64); 8],
+    secret: [u128; 8],
     /// For blocks of other sizes.
     bytes: Vec<u8>,
 }
 
 impl TokenHasher {
     pub(super) fn new(seed: u64) -> Self {
-        let seeded = |(low, high): (u64, u64)| (low.wrapping_add(seed), high.wrapping_sub(seed));
+        let seeded = |(low, high): (u64, u64)| {
+            u128::from(low.wrapping_add(seed)) | u128::from(high.wrapping_sub(seed)) << 64
+        };
         Self { seed, secret: SECRET.map(seeded), bytes: Vec::new() }
     }
 
@@ -32,6 +34,11 @@ impl TokenHasher {
         if let (Ok(quads), []) = (<&[_; 8]>::try_from(quads), rest) {
             return self.of_quads(quads);
         }
+        self.of_any(block)
+    }
+
+    #[cold]
+    fn of_any(&mut self, block: &[TokenId]) -> u64 {
         self.bytes.resize(size_of_val(block), 0);
         let (words, _) = self.bytes.as_chunks_mut();
         words.iter_mut().zip(block).for_each(|(word, token)| *word = token.to_le_bytes());
@@ -59,18 +66,25 @@ pub(super) fn of_two(first: u64, second: u64) -> u64 {
     avalanche(mixed.wrapping_add(folded_product(first, second)))
 }
 
+/// In one number, not in two: several of those the compiler would put into a vector, from which each has
+/// to be taken out again to be multiplied.
 #[inline]
-fn fold(quad: [TokenId; 4], (low, high): (u64, u64)) -> u64 {
-    let [a, b, c, d] = quad.map(u64::from);
-    folded_product((a | b << 32) ^ low, (c | d << 32) ^ high)
+fn fold(quad: [TokenId; 4], secret: u128) -> u64 {
+    let [a, b, c, d] = quad.map(u128::from);
+    let (low, high) = halves((a | b << 32 | c << 64 | d << 96) ^ secret);
+    folded_product(low, high)
 }
 
 #[inline]
 fn folded_product(one: u64, other: u64) -> u64 {
-    let product = u128::from(one) * u128::from(other);
-    #[expect(clippy::cast_possible_truncation, reason = "the two halves of the product")]
-    let (low, high) = (product as u64, (product >> 64) as u64);
+    let (low, high) = halves(u128::from(one) * u128::from(other));
     low ^ high
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+fn halves(number: u128) -> (u64, u64) {
+    (number as u64, (number >> 64) as u64)
 }
 
 #[inline]
