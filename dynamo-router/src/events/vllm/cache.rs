@@ -13,7 +13,7 @@
 //!
 //! An engine's block is forgotten when no tier has it and none of the same path follows it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use dynamo_core::protocol::{BlockHasher, BlockSize, CacheNamespace, Tier, TokenId};
@@ -22,6 +22,7 @@ use super::batch::{EngineHash, Stored};
 use super::changes::Changes;
 use super::entry::{Entry, Part, TIERS, made};
 use super::extra::{extended, without_adapter};
+use super::held::Held;
 use super::problem::Problem;
 
 /// What one rank of an engine holds.
@@ -77,25 +78,15 @@ impl EngineCache {
         }
     }
 
-    /// Tells of everything that `tier` has, parents before what follows them.
-    pub(super) fn tell(&self, tier: Tier, changes: &mut Changes) {
-        let makes = |it: &&Entry| !it.made.blocks().is_empty() && self.is_whole(it, tier);
-        let entries: Vec<_> = self.blocks.values().filter(makes).collect();
-        let blocks = entries.iter().flat_map(|entry| entry.made.blocks());
-        let told: HashSet<_> = blocks.map(|block| block.sequence).collect();
-        let mut after: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for entry in entries {
-            // What follows a block that is not there begins a run, as what follows none.
-            let before = entry.before.filter(|before| told.contains(before));
-            after.entry(before).or_default().push(entry);
-        }
-        let mut next = after.remove(&None).unwrap_or_default();
-        while let Some(entry) = next.pop() {
-            let blocks = entry.made.blocks();
-            changes.store(entry.before, blocks, tier);
-            let last = blocks.last().map(|block| block.sequence);
-            next.extend(after.remove(&last).unwrap_or_default());
-        }
+    /// Returns what it holds, tier by tier.
+    pub(super) fn held(&self) -> Held {
+        let mut held = Held::default();
+        self.blocks.values().for_each(|entry| {
+            for tier in Tier::ALL.into_iter().filter(|tier| self.is_whole(entry, *tier)) {
+                held.add(entry.before, entry.made.blocks(), tier);
+            }
+        });
+        held
     }
 
     /// Forgets everything.

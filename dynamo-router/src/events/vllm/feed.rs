@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::config::{Place, VllmConfig};
-use super::intake::{Intake, Message};
+use super::intake::{Intake, Message, SharedTranslator};
 use super::problem::VllmStats;
 use super::sink::Sink;
 use super::source::{Source, dial, next_connection};
@@ -53,6 +53,7 @@ pub struct VllmEvents {
     shutdown: CancellationToken,
     _shutdown_on_drop: DropGuard,
     stats: Arc<Mutex<VllmStats>>,
+    translator: Arc<SharedTranslator>,
     retell: Arc<Notify>,
     local_addr: Option<SocketAddr>,
 }
@@ -117,6 +118,11 @@ impl VllmEvents {
         self.tasks.wait().await;
     }
 
+    /// Returns what snapshots are taken of.
+    pub(super) fn translator(&self) -> Arc<SharedTranslator> {
+        Arc::clone(&self.translator)
+    }
+
     fn start(
         config: VllmConfig,
         source: Source,
@@ -127,7 +133,7 @@ impl VllmEvents {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let stats = Arc::new(Mutex::new(VllmStats::default()));
         let intake = Intake::new(config.clone(), sink, stats.clone());
-        let retell = Arc::new(Notify::new());
+        let (translator, retell) = (intake.translator(), Arc::new(Notify::new()));
         let asked = retell.clone();
         let mut follower = Follower { config, source, replay, intake, asked };
         let stop = shutdown.clone();
@@ -140,7 +146,7 @@ impl VllmEvents {
             follower.intake.show();
         });
         let _shutdown_on_drop = shutdown.clone().drop_guard();
-        Ok(Self { tasks, shutdown, _shutdown_on_drop, stats, retell, local_addr })
+        Ok(Self { tasks, shutdown, _shutdown_on_drop, stats, translator, retell, local_addr })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a publisher sends, from numbered messages to the router's events; no IO.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::batch::Batch;
 use super::config::VllmConfig;
@@ -13,7 +13,7 @@ use super::translator::Translator;
 /// Takes in the messages of one publisher, over all its connections.
 #[derive(Debug)]
 pub(super) struct Intake<S> {
-    translator: Translator,
+    translator: Arc<SharedTranslator>,
     order: Order,
     /// Whether what is known is still true of whoever is behind the connection.
     is_proven: bool,
@@ -24,19 +24,24 @@ pub(super) struct Intake<S> {
 
 impl<S: Sink> Intake<S> {
     pub(super) fn new(config: VllmConfig, sink: S, shown: Arc<Mutex<VllmStats>>) -> Self {
-        let (translator, order) = (Translator::new(config), Order::default());
-        Self { translator, order, is_proven: true, sink, shown }
+        let translator = Arc::new(SharedTranslator(Mutex::new(Translator::new(config))));
+        Self { translator, order: Order::default(), is_proven: true, sink, shown }
+    }
+
+    /// Returns what the events that came out so far are told by, for snapshots.
+    pub(super) fn translator(&self) -> Arc<SharedTranslator> {
+        Arc::clone(&self.translator)
     }
 
     /// Shows the counters as they are.
     pub(super) fn show(&self) {
-        let stats = self.translator.stats().clone();
+        let stats = self.translator.lock().stats().clone();
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
 
     /// Takes note of a new connection.
     pub(super) fn connected(&mut self) {
-        self.translator.stats_mut().connections += 1;
+        self.translator.lock().stats_mut().connections += 1;
         self.order.connected();
         self.is_proven = !self.order.is_known();
     }
@@ -44,26 +49,27 @@ impl<S: Sink> Intake<S> {
     /// Forgets what is known, unless a replay has proven that it still holds.
     pub(super) fn doubt(&mut self) {
         if !self.is_proven {
-            self.translator.stats_mut().gaps += 1;
+            self.translator.lock().stats_mut().gaps += 1;
             self.forget(None);
         }
     }
 
     /// Forgets what is known; `next` is the message to come, if it is known.
     pub(super) fn forget(&mut self, next: Option<u64>) {
-        self.translator.forget(&mut |event| self.sink.take(event));
+        self.translator.lock().forget(&mut |event| self.sink.take(event));
         self.order.restart(next);
         self.is_proven = true;
     }
 
     /// Tells of everything anew.
     pub(super) fn retell(&mut self) {
-        self.translator.retell(&mut |event| self.sink.take(event));
+        self.translator.lock().retell(&mut |event| self.sink.take(event));
     }
 
     /// Tells of everything anew if the sink lacks any of it.
     pub(super) fn retell_missing(&mut self) {
-        if self.translator.workers().any(|worker| self.sink.lacks(worker)) {
+        let is_lacking = self.translator.lock().workers().any(|worker| self.sink.lacks(worker));
+        if is_lacking {
             self.retell();
         }
     }
@@ -73,7 +79,10 @@ impl<S: Sink> Intake<S> {
         match self.order.judge(message.number) {
             Judged::Missing(_) => true,
             Judged::Restart => message.number > 0,
-            Judged::Next | Judged::Repeat => false,
+            // Nothing is known yet: a replay may have failed, as a publisher listens for those a
+            // moment later than it connects.
+            Judged::Next => self.order.next().is_none() && message.number > 0,
+            Judged::Repeat => false,
         }
     }
 
@@ -83,7 +92,7 @@ impl<S: Sink> Intake<S> {
         match self.order.judge(*number) {
             Judged::Next => {}
             Judged::Repeat => {
-                self.translator.stats_mut().repeats += 1;
+                self.translator.lock().stats_mut().repeats += 1;
                 return self.order.heard(*number);
             }
             Judged::Missing(expected) => self.gap(expected, *number),
@@ -96,12 +105,12 @@ impl<S: Sink> Intake<S> {
 
     /// Takes note of a message that is none.
     pub(super) fn malformed(&mut self, wrong: Malformed) {
-        self.translator.note(Problem::Malformed { number: None, wrong });
+        self.translator.lock().note(Problem::Malformed { number: None, wrong });
     }
 
     /// Returns the number to ask a replay from.
     pub(super) fn ask_from(&mut self) -> u64 {
-        self.translator.stats_mut().replays += 1;
+        self.translator.lock().stats_mut().replays += 1;
         self.order.ask_from()
     }
 
@@ -126,7 +135,7 @@ impl<S: Sink> Intake<S> {
             Some(next) if message.number > next => self.gap(next, message.number),
             _ => {}
         }
-        self.translator.stats_mut().replayed += 1;
+        self.translator.lock().stats_mut().replayed += 1;
         self.order.took_replayed(message.number, &message.payload);
         self.translate(message);
     }
@@ -134,7 +143,7 @@ impl<S: Sink> Intake<S> {
     /// Takes note that a replay has come to its end, or has not.
     pub(super) fn replay_ended(&mut self, is_whole: bool) {
         if !is_whole {
-            self.translator.stats_mut().failed_replays += 1;
+            self.translator.lock().stats_mut().failed_replays += 1;
         } else if self.order.next().is_none() {
             // It has not said anything yet.
             self.order.restart(Some(0));
@@ -142,26 +151,40 @@ impl<S: Sink> Intake<S> {
     }
 
     fn gap(&mut self, expected: u64, found: u64) {
-        self.translator.note(Problem::Gap { expected, found });
-        self.translator.forget(&mut |event| self.sink.take(event));
+        let mut translator = self.translator.lock();
+        translator.note(Problem::Gap { expected, found });
+        translator.forget(&mut |event| self.sink.take(event));
     }
 
     fn restart(&mut self, next: Option<u64>) {
-        self.translator.stats_mut().restarts += 1;
-        self.translator.restart(&mut |event| self.sink.take(event));
+        let mut translator = self.translator.lock();
+        translator.stats_mut().restarts += 1;
+        translator.restart(&mut |event| self.sink.take(event));
+        drop(translator);
         self.order.restart(next);
     }
 
     fn translate(&mut self, message: &Message) {
         match Batch::decode(&message.payload) {
-            Ok(batch) => self.translator.apply(&batch, &mut |event| self.sink.take(event)),
+            Ok(batch) => self.translator.lock().apply(&batch, &mut |event| self.sink.take(event)),
             // What it was to say is lost.
             Err(wrong) => {
-                self.translator.note(Problem::Malformed { number: Some(message.number), wrong });
-                self.translator.stats_mut().gaps += 1;
-                self.translator.forget(&mut |event| self.sink.take(event));
+                let mut translator = self.translator.lock();
+                translator.note(Problem::Malformed { number: Some(message.number), wrong });
+                translator.stats_mut().gaps += 1;
+                translator.forget(&mut |event| self.sink.take(event));
             }
         }
+    }
+}
+
+/// A translator that snapshots are taken of, at any moment between two events.
+#[derive(Debug)]
+pub(super) struct SharedTranslator(Mutex<Translator>);
+
+impl SharedTranslator {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Translator> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,11 +5,15 @@
 //! the publisher's replay socket; what nobody has any more is forgotten, so the index says less than
 //! is true, never more. A worker that the router has forgotten and that is back is told of anew.
 //!
+//! [`EventBridge`] does the same beside the engine, for all routers: it publishes the events on the
+//! event plane, and [`BridgeSnapshots`] tells those that start later or lose some what there is.
+//!
 //! Below it all is pure: [`Batch::decode`] reads a message, [`Translator`] turns engine blocks into
 //! the router's. Who carries messages by other means uses these two alone. What is on the wire, and
 //! how it is read, is in `docs/vllm-events.md`.
 
 mod batch;
+mod bridge;
 mod cache;
 mod changes;
 mod config;
@@ -17,21 +21,25 @@ mod entry;
 mod extra;
 mod feed;
 mod fields;
+mod held;
 mod intake;
 mod order;
 mod pack;
 mod problem;
 mod sink;
+mod snapshots;
 mod source;
 mod translator;
 mod zmtp;
 
 pub use batch::{Batch, EngineHash, Event, Group, Removed, Stored};
+pub use bridge::EventBridge;
 pub use config::VllmConfig;
 pub use feed::VllmEvents;
 pub use pack::Malformed;
 pub use problem::{Problem, VllmStats};
 pub use sink::Sink;
+pub use snapshots::BridgeSnapshots;
 pub use translator::Translator;
 
 /// Decodes whatever arrives, as payload and as bytes of a connection, and translates it.

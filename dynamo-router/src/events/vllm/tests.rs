@@ -1,9 +1,11 @@
 //! Tests of the rooms of vLLM's events, and what they share.
 
+mod bridge;
 #[path = "../../../../dynamo-core/tests/support/corpus.rs"]
 mod corpus;
 mod decode;
 mod engine;
+mod fleet;
 mod live;
 mod losses;
 mod publisher;

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use dynamo_core::protocol::{CacheNamespace, KvChange, KvEvent, Tier, WorkerId};
+use dynamo_core::protocol::{CacheNamespace, KvChange, KvCursor, KvEvent, WorkerId};
 
 use super::batch::{Batch, Event, Group, Stored};
 use super::cache::EngineCache;
 use super::changes::Changes;
 use super::config::VllmConfig;
+use super::held::Held;
 use super::problem::{Problem, VllmStats};
 
 /// Translates what one publisher says, in its order, to the words and hashes of the router.
@@ -85,9 +86,11 @@ impl Translator {
         for rank in self.ranks.values_mut() {
             rank.next = 0;
             rank.tell(self.epoch, [KvChange::AllBlocksCleared], sink);
-            let mut changes = Changes::default();
-            Tier::ALL.into_iter().for_each(|tier| rank.cache.tell(tier, &mut changes));
-            rank.tell(self.epoch, changes.list, sink);
+            let mut changes = Vec::new();
+            for (before, block, tier) in rank.cache.held().in_order() {
+                KvChange::push_stored(&mut changes, before, &[block], tier);
+            }
+            rank.tell(self.epoch, changes, sink);
         }
     }
 
@@ -99,6 +102,25 @@ impl Translator {
     /// Returns the workers that anything was heard of.
     pub(super) fn workers(&self) -> impl Iterator<Item = WorkerId> + '_ {
         self.ranks.values().map(|rank| rank.worker)
+    }
+
+    /// Returns how far the events of a worker were told; `None` if nobody said that it is one of this
+    /// publisher's.
+    pub(super) fn cursor(&self, worker: WorkerId) -> Option<KvCursor> {
+        let is_ours = worker.instance == self.config.instance;
+        let next = match self.ranks.get(&worker.rank) {
+            _ if !is_ours => return None,
+            Some(rank) => rank.next,
+            None if worker.rank == self.config.rank => 0,
+            None => return None,
+        };
+        Some(KvCursor { epoch: self.epoch, next })
+    }
+
+    /// Returns what a worker holds, and behind which of its events.
+    pub(super) fn held(&self, worker: WorkerId) -> Option<(KvCursor, Held)> {
+        let held = self.ranks.get(&worker.rank).map(|rank| rank.cache.held());
+        Some((self.cursor(worker)?, held.unwrap_or_default()))
     }
 
     /// Returns how many of the engine's blocks are known.

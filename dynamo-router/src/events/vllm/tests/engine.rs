@@ -46,6 +46,11 @@ pub(super) fn acts(count: usize) -> impl Strategy<Value = Vec<Act>> {
     prop::collection::vec(act, 1..count)
 }
 
+/// A sequence is stored from its start.
+pub(super) fn store(contents: &[u8]) -> Act {
+    Act::Store { adapter: 0, contents: contents.to_vec(), start: 0, is_host: false }
+}
+
 #[derive(Debug)]
 pub(super) struct Engine {
     block_size: u32,

@@ -4,83 +4,19 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use dynamo_core::protocol::{BlockSize, KvEvent, SequenceHash, Tier};
 use dynamo_core::random::Random;
 use dynamo_core::time::{ManualClock, SystemClock};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
-use zeromq::{PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
+use zeromq::{PubSocket, Socket};
 
 use super::WORKER;
-use super::engine::{Act, Fold};
-use super::publisher::Publisher;
-use crate::events::vllm::intake::Message;
+use super::engine::{Act, Fold, store};
+use super::fleet::Fleet;
 use crate::events::vllm::{VllmConfig, VllmEvents};
 use crate::fixtures::instance;
 use crate::router::{KvRouter, RouterConfig};
 
 const BLOCK_SIZE: BlockSize = BlockSize::new(8).unwrap();
-
-/// A publisher and its sockets.
-struct Fleet {
-    publisher: Arc<Mutex<Publisher>>,
-    events: PubSocket,
-    tasks: JoinSet<()>,
-}
-
-impl Fleet {
-    fn new(events: PubSocket, buffer_max: usize) -> Self {
-        let publisher = Arc::new(Mutex::new(Publisher::new(4, buffer_max)));
-        Self { publisher, events, tasks: JoinSet::new() }
-    }
-
-    /// Answers replays, and returns where.
-    async fn replays(&mut self) -> String {
-        let mut socket = RouterSocket::new();
-        let endpoint = socket.bind("tcp://127.0.0.1:0").await.unwrap();
-        let publisher = self.publisher.clone();
-        self.tasks.spawn(async move {
-            loop {
-                let asked = socket.recv().await.unwrap().into_vec();
-                let [peer, delimiter, from] = &asked[..] else { panic!("{asked:?}") };
-                assert!(delimiter.is_empty());
-                let from = u64::from_be_bytes(from[..].try_into().unwrap());
-                let mut answers: Vec<_> = publisher.lock().unwrap().buffer.clone().into();
-                answers.retain(|message| message.number >= from);
-                answers.push(Message { number: u64::MAX, payload: Vec::new() });
-                for Message { number, payload } in answers {
-                    let number = Bytes::copy_from_slice(&number.to_be_bytes());
-                    let parts = vec![peer.clone(), Bytes::new(), number, payload.into()];
-                    socket.send(ZmqMessage::try_from(parts).unwrap()).await.unwrap();
-                }
-            }
-        });
-        endpoint.to_string()
-    }
-
-    fn act(&self, act: &Act) -> Message {
-        self.publisher.lock().unwrap().act(act)
-    }
-
-    async fn send(&mut self, Message { number, payload }: Message) {
-        let number = Bytes::copy_from_slice(&number.to_be_bytes());
-        let parts = vec![Bytes::from_static(b"kv@m"), number, payload.into()];
-        self.events.send(ZmqMessage::try_from(parts).unwrap()).await.unwrap();
-    }
-
-    /// Publishes messages that say nothing until something holds.
-    async fn until(&mut self, holds: impl Fn() -> bool) {
-        let publish = async {
-            while !holds() {
-                let nothing = self.publisher.lock().unwrap().message(&[]);
-                self.send(nothing).await;
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(Duration::from_secs(20), publish).await.unwrap();
-    }
-}
 
 fn config(endpoint: &str) -> VllmConfig {
     super::config(endpoint, 8).with_topic("kv@")
@@ -98,10 +34,6 @@ impl Index {
     fn known(&self) -> BTreeSet<(Tier, SequenceHash)> {
         self.0.lock().unwrap().known.clone()
     }
-}
-
-fn store(contents: &[u8]) -> Act {
-    Act::Store { adapter: 0, contents: contents.to_vec(), start: 0, is_host: false }
 }
 
 #[tokio::test]

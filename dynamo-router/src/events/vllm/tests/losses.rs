@@ -135,6 +135,23 @@ fn a_message_that_is_none_makes_what_is_known_doubtful() {
 }
 
 #[test]
+fn a_replay_that_is_not_there_yet_is_asked_again_with_the_first_message() {
+    let mut publisher = Publisher::new(4, 100);
+    let fold = std::cell::RefCell::new(Fold::default());
+    let mut intake = intake(|event| fold.borrow_mut().take(WORKER, &event));
+    intake.connected();
+    intake.ask_from();
+    intake.replay_ended(false);
+    intake.doubt();
+    // Nobody was subscribed to these.
+    (0..3).for_each(|content| _ = store(&mut publisher, content));
+    let message = store(&mut publisher, 0);
+    arrive(&mut intake, &publisher, true, &message);
+    assert_eq!(fold.borrow().known, publisher.engine.truth(BLOCK_SIZE));
+    assert_eq!(fold.borrow().known.len(), 3);
+}
+
+#[test]
 fn messages_and_answers_have_their_parts() {
     let number = 5_u64.to_be_bytes().to_vec();
     let payload = b"x".to_vec();
