@@ -19,9 +19,9 @@ use super::snapshots::BridgeSnapshots;
 /// engine, until it is shut down or dropped.
 ///
 /// Routers hear each event with its number, rank by rank, and ask the [`snapshots`](Self::snapshots)
-/// where numbers are missing, so nothing is lost for good on the way. What the plane refuses to carry is missing as
-/// well. A restart of the engine is a new epoch. A bridge that starts anew knows nothing of the epochs
-/// before: it speaks for an instance with another id, or begins with a larger
+/// where numbers are missing, so nothing is lost for good on the way. What the plane refuses to
+/// carry is missing as well. A restart of the engine is a new epoch. A bridge that starts anew knows
+/// nothing of the epochs before: it speaks for an instance with another id, or begins with a larger
 /// [epoch](VllmConfig::with_epoch).
 ///
 /// ```

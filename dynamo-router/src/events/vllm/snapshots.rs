@@ -20,11 +20,11 @@ use super::intake::SharedTranslator;
 /// instance that their events name; routers ask it by
 /// [`EventFeed::start_with_snapshots`](crate::EventFeed::start_with_snapshots). A page has at most
 /// 4,096 blocks, and all pages of an answer are of one moment between two events. No event is taken
-/// in while the blocks are copied; they are put in order, on a thread for what blocks, behind that. An answer is kept
-/// until it is read: at most four are under way, and further requests fail with
-/// [`Overloaded`](ErrorKind::Overloaded). A request for a worker that no bridge speaks for fails with
-/// [`NotFound`](ErrorKind::NotFound): the rank of a bridge's configuration is spoken for from its
-/// start, others once the engine has named them.
+/// in while the blocks are copied; behind that they are put in order, on a thread for what blocks.
+/// An answer is kept until it is read: at most four are under way, and further requests fail with
+/// [`Overloaded`](ErrorKind::Overloaded). A request for a worker that no bridge speaks for fails
+/// with [`NotFound`](ErrorKind::NotFound): the rank of a bridge's configuration is spoken for from
+/// its start, others once the engine has named them.
 #[derive(Debug, Clone)]
 pub struct BridgeSnapshots {
     sources: Vec<Source>,

@@ -209,7 +209,8 @@ async fn whatever_is_lost_every_router_comes_to_hold_what_each_rank_of_the_engin
             fleet.until(|| routers.iter().all(is_true)).await;
         }
         let restarts: u64 = bridges.iter().map(|bridge| bridge.stats().restarts).sum();
-        assert!(restarts > 0, "seed {seed}");
+        let heard = routers[0].0.event_stats();
+        assert!(restarts > 0 && heard.gaps_total > 0, "seed {seed}: {restarts}, {heard:?}");
         for bridge in bridges {
             bridge.shutdown().await;
         }
