@@ -56,3 +56,20 @@ fn parents_first(blocks: &[Placed], mut visit: impl FnMut(Placed)) {
         next.extend(last.remove(&Some(block.sequence)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::block;
+
+    #[test]
+    fn parents_come_first_tier_by_tier() {
+        let mut held = Held::default();
+        // Children before their parents, as a table of hashes has them.
+        held.add(Some(SequenceHash(2)), &[block(3), block(4)], Tier::Device);
+        held.add(None, &[block(1), block(2)], Tier::Device);
+        held.add(Some(SequenceHash(4)), &[block(5)], Tier::Disk);
+        let order: Vec<_> = held.in_order().iter().map(|(_, block, _)| block.sequence.0).collect();
+        assert_eq!(order, [1, 2, 3, 4, 5]);
+    }
+}

@@ -1,11 +1,8 @@
 //! What engines hold, told to routers that lost events or have just started.
 
-use std::iter;
 use std::sync::Arc;
 
-use dynamo_core::protocol::{
-    KvChange, KvCursor, SequenceHash, SnapshotPage, SnapshotRequest, StoredBlock, Tier, WorkerId,
-};
+use dynamo_core::protocol::{KvCursor, SnapshotPage, SnapshotRequest, WorkerId};
 use dynamo_core::{Context, Engine, Error, ErrorKind, ResponseStream, Result};
 use futures::stream;
 use tokio::sync::Semaphore;
@@ -94,69 +91,14 @@ impl Engine for BridgeSnapshots {
                 Error::new(ErrorKind::Internal, message).with_source(source)
             })?
             .ok_or_else(|| not_here(worker))?;
-        let pages = pages(worker, cursor, blocks, PAGE_BLOCKS);
+        let pages = SnapshotPage::cut(worker, cursor, blocks);
         Ok(ResponseStream::new(&ctx, stream::iter(pages.map(Ok))).with_guard(turn))
     }
-}
-
-/// Cuts a snapshot into pages as they are taken.
-fn pages(
-    worker: WorkerId,
-    cursor: KvCursor,
-    blocks: Vec<(Option<SequenceHash>, StoredBlock, Tier)>,
-    page_blocks: usize,
-) -> impl Iterator<Item = SnapshotPage> + Send {
-    let (mut blocks, mut is_first) = (blocks.into_iter(), true);
-    iter::from_fn(move || {
-        // One that holds nothing has a page too, which says of what moment that is true.
-        if !std::mem::take(&mut is_first) && blocks.len() == 0 {
-            return None;
-        }
-        let mut stored = Vec::new();
-        for (before, block, tier) in blocks.by_ref().take(page_blocks) {
-            KvChange::push_stored(&mut stored, before, &[block], tier);
-        }
-        Some(SnapshotPage { worker, cursor, stored })
-    })
 }
 
 fn not_here(worker: WorkerId) -> Error {
     Error::new(ErrorKind::NotFound, format!("blocks of worker {worker} are not here"))
 }
 
-/// Some 100 KiB of a page that is encoded.
-const PAGE_BLOCKS: usize = 4096;
-
 /// More routers than a fleet has, less the time that each takes to read.
 const AT_ONCE: usize = 4;
-
-#[cfg(test)]
-mod tests {
-    use dynamo_core::protocol::InstanceId;
-
-    use super::*;
-    use crate::fixtures::block;
-
-    #[test]
-    fn pages_are_bounded_whatever_the_tier_and_a_snapshot_of_nothing_is_one() {
-        let worker = WorkerId::new(InstanceId(1));
-        let cursor = KvCursor { epoch: 3, next: 7 };
-        let mut held = Held::default();
-        // Children before their parents, as a table of hashes has them.
-        held.add(Some(SequenceHash(2)), &[block(3), block(4)], Tier::Device);
-        held.add(None, &[block(1), block(2)], Tier::Device);
-        held.add(Some(SequenceHash(4)), &[block(5)], Tier::Disk);
-        let run = |before: Option<u64>, hashes: &[u64], tier| KvChange::BlockStored {
-            parent: before.map(SequenceHash),
-            blocks: hashes.iter().map(|hash| block(*hash)).collect(),
-            tier,
-        };
-        let cut: Vec<_> = pages(worker, cursor, held.in_order(), 3).collect();
-        assert!(cut.iter().all(|page| (page.worker, page.cursor) == (worker, cursor)));
-        let stored: Vec<_> = cut.into_iter().map(|page| page.stored).collect();
-        let second = vec![run(Some(3), &[4], Tier::Device), run(Some(4), &[5], Tier::Disk)];
-        assert_eq!(stored, [vec![run(None, &[1, 2, 3], Tier::Device)], second]);
-        let nothing: Vec<_> = pages(worker, cursor, Vec::new(), 3).collect();
-        assert_eq!(nothing, [SnapshotPage { worker, cursor, stored: Vec::new() }]);
-    }
-}

@@ -40,8 +40,11 @@ impl Fleet {
                 answers.retain(|message| message.number >= from);
                 answers.push(Message { number: u64::MAX, payload: Vec::new() });
                 for Message { number, payload } in answers {
+                    // As vLLM 0.32 does: of the end the topic is empty.
+                    let topic = if number == u64::MAX { &b""[..] } else { b"kv@m" };
+                    let topic = Bytes::from_static(topic);
                     let number = Bytes::copy_from_slice(&number.to_be_bytes());
-                    let parts = vec![peer.clone(), Bytes::new(), number, payload.into()];
+                    let parts = vec![peer.clone(), Bytes::new(), topic, number, payload.into()];
                     socket.send(ZmqMessage::try_from(parts).unwrap()).await.unwrap();
                 }
             }
