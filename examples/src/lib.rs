@@ -9,6 +9,8 @@
 //! | [`front_end`] | one pool of workers that are found by discovery, whatever they are: routed, migrated, told of |
 //! | [`graph`] | wiring workers, routers and planes into an aggregated or disaggregated graph |
 //! | [`openai`] | an HTTP front end over any engine |
+//! | [`planes`] | a runtime that reaches other processes, over etcd, NATS and TCP |
+//! | [`sidecar`] | an engine server that others wrote, as an instance of a component |
 //! | [`servers`] | etcd and NATS on loopback, for graphs of several processes |
 //! | [`text`] | what the front end needs of the model |
 #![forbid(unsafe_code)]
@@ -19,5 +21,8 @@ pub mod front_end;
 pub mod graph;
 pub mod model;
 pub mod openai;
+#[cfg(feature = "processes")]
+pub mod planes;
 pub mod servers;
+pub mod sidecar;
 pub mod text;

@@ -1,17 +1,14 @@
 //! The graph as processes of their own: etcd, NATS, a front end and four workers on loopback.
 
-use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use dynamo_core::discovery::EtcdConfig;
-use dynamo_core::event_plane::NatsEventPlaneConfig;
-use dynamo_core::request_plane::TcpConfig;
-use dynamo_core::{Runtime, RuntimeConfig};
+use dynamo_core::Runtime;
 use dynamo_examples::graph::{GraphConfig, GraphWorker};
 use dynamo_examples::model::Model;
+use dynamo_examples::planes::{self, LOOPBACK};
 use dynamo_examples::servers::Servers;
 use dynamo_transfer::{AgentConfig, UcxConfig};
 use tokio::io::AsyncReadExt;
@@ -29,7 +26,7 @@ impl Processes {
     /// Starts etcd and NATS, and returns a runtime on them.
     pub(crate) async fn start() -> Result<(Self, Runtime)> {
         let servers = Servers::start()?;
-        let runtime = runtime(servers.etcd(), servers.nats()).await?;
+        let runtime = planes::runtime(servers.etcd(), servers.nats(), LOOPBACK).await?;
         Ok((Self { servers, workers: Vec::new() }, runtime))
     }
 
@@ -75,7 +72,7 @@ pub(crate) async fn work(
     backend: Option<&str>,
     config: &GraphConfig,
 ) -> Result<()> {
-    let runtime = runtime(&worker.etcd, &worker.nats).await?;
+    let runtime = planes::runtime(&worker.etcd, &worker.nats, LOOPBACK).await?;
     let role = worker.name.split('-').next().unwrap_or_default();
     let agent = agent(backend)?;
     let serving = GraphWorker::start(&runtime, role, &worker.name, model, agent, config).await?;
@@ -90,25 +87,12 @@ pub(crate) async fn work(
 fn agent(backend: Option<&str>) -> Result<AgentConfig> {
     let agent = AgentConfig::default();
     Ok(match backend {
-        None => agent.with_tcp_listen(loopback()).with_shm(true),
-        Some("tcp") => agent.with_tcp_listen(loopback()),
+        None => agent.with_tcp_listen(LOOPBACK).with_shm(true),
+        Some("tcp") => agent.with_tcp_listen(LOOPBACK),
         Some("shm") => agent.with_shm(true),
         Some("ucx") => agent.with_ucx(UcxConfig::default()),
         Some(other) => bail!("--backend {other}: there are tcp, shm, ucx and {MEMORY}"),
     })
-}
-
-/// A runtime that reaches other processes.
-async fn runtime(etcd: &str, nats: &str) -> Result<Runtime> {
-    let config = RuntimeConfig::default()
-        .with_discovery(EtcdConfig::new([etcd]))
-        .with_request_plane(TcpConfig::default().with_listen(loopback()))
-        .with_event_plane(NatsEventPlaneConfig::new(nats));
-    Ok(config.build().await?)
-}
-
-fn loopback() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
 /// A worker ends after the chunk it computes.

@@ -3,19 +3,15 @@
 mod args;
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use dynamo_core::discovery::EtcdConfig;
-use dynamo_core::event_plane::NatsEventPlaneConfig;
-use dynamo_core::request_plane::TcpConfig;
-use dynamo_core::{Runtime, RuntimeConfig};
 use dynamo_examples::front_end::{FrontEnd, Served};
 use dynamo_examples::model::HubFolder;
 use dynamo_examples::openai::{self, Server};
+use dynamo_examples::planes::{self, LOOPBACK};
 use dynamo_examples::text::ModelText;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,7 +33,7 @@ async fn main() -> Result<()> {
     let model = ModelText::of_folder(&args.model, model).with_context_max(args.context_max);
     let listener = TcpListener::bind(args.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", args.listen))?;
-    let runtime = runtime(&args.etcd, &args.nats).await?;
+    let runtime = planes::runtime(&args.etcd, &args.nats, LOOPBACK).await?;
     let front_end = {
         let mut starting = pin!(FrontEnd::start(runtime.clone(), args.front_end(), told));
         tokio::select! {
@@ -53,16 +49,6 @@ async fn main() -> Result<()> {
     say(&format!("ready http://{}", listener.local_addr()?));
     openai::serve(listener, server.into_router(), ended, PATIENCE).await?;
     Ok(front_end.shutdown().await?)
-}
-
-/// A runtime that reaches other processes.
-async fn runtime(etcd: &str, nats: &str) -> Result<Runtime> {
-    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = RuntimeConfig::default()
-        .with_discovery(EtcdConfig::new([etcd]))
-        .with_request_plane(TcpConfig::default().with_listen(loopback))
-        .with_event_plane(NatsEventPlaneConfig::new(nats));
-    Ok(config.build().await?)
 }
 
 fn told(served: &Served) {

@@ -1,0 +1,90 @@
+//! The arguments of the sidecar.
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use dynamo_core::openai::OpenAiConfig;
+use dynamo_core::protocol::BlockSize;
+use dynamo_examples::planes::LOOPBACK;
+use dynamo_examples::sidecar::{EventsConfig, SidecarConfig};
+
+/// What was asked for on the command line.
+#[derive(Debug)]
+pub(crate) struct Args {
+    pub(crate) etcd: String,
+    pub(crate) nats: String,
+    /// Where requests come.
+    pub(crate) listen: SocketAddr,
+    /// How long requests in flight may take once the end is asked for.
+    pub(crate) drain: Duration,
+    pub(crate) sidecar: SidecarConfig,
+}
+
+impl Args {
+    pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
+        let (mut engine, mut model, mut name, mut component) = (None, None, None, None);
+        let (mut etcd, mut nats, mut listen, mut drain_s) = (None, None, LOOPBACK, DRAIN_S);
+        let (mut events, mut replay, mut topic, mut is_bound) = (None, None, String::new(), false);
+        let (mut block_size, mut end_tokens) = (None, Vec::new());
+        while let Some(arg) = args.next() {
+            if arg == "--bind-events" {
+                is_bound = true;
+                continue;
+            }
+            let value = args.next().with_context(|| format!("{arg} needs a value; {USAGE}"))?;
+            match arg.as_str() {
+                "--engine" => engine = Some(value),
+                "--model" => model = Some(value),
+                "--name" => name = Some(value),
+                "--component" => component = Some(value),
+                "--etcd" => etcd = Some(value),
+                "--nats" => nats = Some(value),
+                "--listen" => listen = parsed(&arg, &value)?,
+                "--block-size" => block_size = Some(parsed(&arg, &value)?),
+                "--events" => events = Some(value),
+                "--replay" => replay = Some(value),
+                "--topic" => topic = value,
+                "--end-token" => end_tokens.push(parsed(&arg, &value)?),
+                "--drain-s" => drain_s = parsed(&arg, &value)?,
+                other => bail!("unknown argument {other}; {USAGE}"),
+            }
+        }
+        if events.is_none() && (replay.is_some() || is_bound || !topic.is_empty()) {
+            bail!("--replay, --topic and --bind-events go with --events; {USAGE}");
+        }
+        let given = |arg: &str, value: Option<String>| {
+            value.with_context(|| format!("{arg} is missing; {USAGE}"))
+        };
+        let component = given("--component", component)?;
+        let (namespace, component) =
+            component.split_once('/').context("--component takes NAMESPACE/COMPONENT")?;
+        let engine = OpenAiConfig::new(given("--engine", engine)?, given("--model", model)?)
+            .with_end_tokens(end_tokens);
+        let mut sidecar = SidecarConfig::new(engine, namespace, component, given("--name", name)?);
+        if let Some(tokens) = block_size {
+            sidecar.block_size = BlockSize::new(tokens).context("--block-size takes 1 or more")?;
+        }
+        sidecar.events = events.map(|endpoint| EventsConfig { endpoint, replay, topic, is_bound });
+        Ok(Self {
+            etcd: given("--etcd", etcd)?,
+            nats: given("--nats", nats)?,
+            listen,
+            drain: Duration::from_secs(drain_s),
+            sidecar,
+        })
+    }
+}
+
+fn parsed<T: FromStr>(arg: &str, value: &str) -> Result<T> {
+    value.parse().ok().with_context(|| format!("{arg} does not take {value}"))
+}
+
+/// A long answer; whoever stops containers waits about as long.
+const DRAIN_S: u64 = 30;
+
+const USAGE: &str = "usage: sidecar --engine URL --model NAME --name NAME \
+    --component NAMESPACE/COMPONENT --etcd URL --nats URL [--listen ADDRESS:PORT] \
+    [--block-size TOKENS] [--end-token ID]... [--drain-s SECONDS] \
+    [--events ENDPOINT [--bind-events] [--replay ENDPOINT] [--topic TOPIC]]";

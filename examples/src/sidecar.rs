@@ -1,0 +1,237 @@
+//! The sidecar of an engine that others wrote: it makes a server that speaks OpenAI's API an
+//! instance of a component, like any worker.
+//!
+//! ```text
+//! front ends ◄── requests ──► Sidecar ◄── HTTP ──► vLLM, SGLang, …
+//!            ◄── KV events ──         ◄── ZeroMQ ──  (vLLM)
+//!            ◄── load      ──         ◄── /metrics ─
+//! ```
+
+use std::time::Duration;
+
+use dynamo_core::name::EndpointPath;
+use dynamo_core::openai::{EngineLoad, EngineLoadConfig, OpenAiConfig, OpenAiEngine, Served};
+use dynamo_core::protocol::{
+    BlockSize, CacheNamespace, GenerateRequest, InstanceId, KvEvent, LoadReport, Sampling,
+};
+use dynamo_core::server::{Canary, DrainReport, LoadPublisher, LoadPublisherConfig};
+use dynamo_core::{Component, Error, ErrorKind, Instance, Result, Runtime, ServeOptions, Serving};
+use dynamo_router::events::vllm::{EventBridge, VllmConfig, VllmStats};
+
+use crate::graph::{GENERATE, KV_EVENTS, KV_SNAPSHOT, WORKER};
+
+/// Which engine becomes an instance, and of what.
+#[derive(Debug, Clone)]
+pub struct SidecarConfig {
+    /// The engine's server.
+    pub engine: OpenAiConfig,
+    /// Where the engine says what its cache holds, if it does.
+    pub events: Option<EventsConfig>,
+    /// The namespace of the component.
+    pub namespace: String,
+    /// The component, whose instances all serve the same model.
+    pub component: String,
+    /// A name for people, such as `vllm-0`.
+    pub name: String,
+    /// Tokens per block of the requests' hashes: that of the front ends.
+    pub block_size: BlockSize,
+    /// How long the engine may take to be there: it loads its model first.
+    pub ready_max: Duration,
+    /// How long the engine may be without an item before it is asked whether it lives, and for its
+    /// answer.
+    pub canary: [Duration; 2],
+}
+
+/// Where a vLLM publishes its KV events.
+#[derive(Debug, Clone)]
+pub struct EventsConfig {
+    /// The endpoint, as vLLM writes it.
+    pub endpoint: String,
+    /// The endpoint that repeats what was lost.
+    pub replay: Option<String>,
+    /// What topics begin with.
+    pub topic: String,
+    /// Whether the engine connects, because its endpoint has no `*`; else it listens.
+    pub is_bound: bool,
+}
+
+impl SidecarConfig {
+    /// Makes `engine` an instance of `namespace` and `component`, which people call `name`.
+    pub fn new(
+        engine: OpenAiConfig,
+        namespace: impl Into<String>,
+        component: impl Into<String>,
+        name: impl Into<String>,
+    ) -> Self {
+        Self {
+            engine,
+            events: None,
+            namespace: namespace.into(),
+            component: component.into(),
+            name: name.into(),
+            block_size: BlockSize::DEFAULT,
+            ready_max: READY_MAX,
+            canary: [CANARY_AFTER, CANARY_WITHIN],
+        }
+    }
+}
+
+/// An engine server as an instance; dropping it takes the instance off the list and ends its
+/// requests, [`drain`](Self::drain) lets them finish.
+///
+/// The instance is listed as long as the engine answers: an engine that dies or hangs is taken off,
+/// and is back as the next incarnation when it, or what took its place at the same address, answers
+/// again.
+#[derive(Debug)]
+pub struct Sidecar {
+    serving: Serving,
+    snapshots: Option<Serving>,
+    bridge: Option<EventBridge>,
+    load: EngineLoad,
+    publisher: LoadPublisher,
+    engine: OpenAiEngine,
+    served: Served,
+}
+
+impl Sidecar {
+    /// Waits until the engine serves its model, and registers it.
+    ///
+    /// Fails with [`NotFound`](ErrorKind::NotFound) if the server does not list the model, with
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) if it is not there within
+    /// [`ready_max`](SidecarConfig::ready_max), and if a name, an endpoint or the URL is none.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; nothing is registered then.
+    pub async fn start(runtime: &Runtime, config: SidecarConfig) -> Result<Self> {
+        let component = runtime.namespace(&config.namespace)?.component(&config.component)?;
+        let engine = OpenAiEngine::new(config.engine.clone())?;
+        let served = ready(&engine, config.ready_max).await?;
+        let id = InstanceId::random();
+        let options = ServeOptions::default().with_instance(id);
+        // Before requests come: what they store is said.
+        let bridge = bridge(&component, id, &config).await?;
+        let snapshots = match &bridge {
+            Some(bridge) => {
+                let endpoint = component.endpoint(KV_SNAPSHOT)?;
+                Some(endpoint.serve_with(bridge.snapshots(), options.clone()).await?)
+            }
+            None => None,
+        };
+        let looks = EngineLoadConfig::default().with_block_size(config.block_size);
+        let load = EngineLoad::start(&engine, id, looks);
+        let (reports, its) = (component.publisher(LoadReport::EVENT)?, load.clone());
+        let publisher =
+            LoadPublisher::start(reports, move || its.report(0), LoadPublisherConfig::default());
+        let options = options.with_label(WORKER, &config.name);
+        let serving = component
+            .endpoint(GENERATE)?
+            .serve_watched(engine.clone(), options, canary(&config))
+            .await?;
+        Ok(Self { serving, snapshots, bridge, load, publisher, engine, served })
+    }
+
+    /// Returns the instance that the engine is served as.
+    pub fn instance(&self) -> &Instance {
+        self.serving.instance()
+    }
+
+    /// Returns where requests for it are sent.
+    pub fn endpoint(&self) -> &EndpointPath {
+        &self.instance().endpoint
+    }
+
+    /// Returns what the engine says of its model.
+    pub fn served(&self) -> &Served {
+        &self.served
+    }
+
+    /// Returns what came of the engine's events; `None` if it publishes none.
+    pub fn events(&self) -> Option<VllmStats> {
+        self.bridge.as_ref().map(EventBridge::stats)
+    }
+
+    /// Takes the instance off the list, lets requests in flight finish for `patience`, and ends all.
+    pub async fn drain(self, patience: Duration) -> DrainReport {
+        let report = self.serving.drain(patience).await;
+        self.publisher.shutdown().await;
+        self.load.shutdown().await;
+        if let Some(bridge) = self.bridge {
+            bridge.shutdown().await;
+        }
+        drop(self.snapshots);
+        self.engine.shutdown().await;
+        report
+    }
+}
+
+/// Waits until the server is there and lists the model.
+async fn ready(engine: &OpenAiEngine, ready_max: Duration) -> Result<Served> {
+    let mut last = None;
+    let asking = async {
+        loop {
+            let asked = async {
+                engine.check().await?;
+                engine.model().await
+            };
+            match asked.await {
+                Ok(served) => return Ok(served),
+                Err(error) if error.kind() == ErrorKind::Unavailable => last = Some(error),
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    };
+    let asked = tokio::time::timeout(ready_max, asking).await;
+    asked.unwrap_or_else(|_| {
+        let url = &engine.config().url;
+        let error = Error::new(
+            ErrorKind::DeadlineExceeded,
+            format!("engine at {url} was not there within {ready_max:?}"),
+        );
+        Err(match last {
+            Some(last) => error.with_source(last),
+            None => error,
+        })
+    })
+}
+
+async fn bridge(
+    component: &Component,
+    id: InstanceId,
+    config: &SidecarConfig,
+) -> Result<Option<EventBridge>> {
+    let Some(events) = &config.events else { return Ok(None) };
+    let model = CacheNamespace::model(&config.engine.model);
+    let mut follow =
+        VllmConfig::new(id, &events.endpoint, model, config.block_size).with_topic(&events.topic);
+    if let Some(replay) = &events.replay {
+        follow = follow.with_replay(replay);
+    }
+    let publisher = component.publisher::<KvEvent>(KV_EVENTS)?;
+    Ok(Some(if events.is_bound {
+        EventBridge::bind(follow, publisher).await?
+    } else {
+        EventBridge::connect(follow, publisher)?
+    }))
+}
+
+/// One token: a prompt shorter than any block leaves nothing in the cache.
+fn canary(config: &SidecarConfig) -> Canary<GenerateRequest> {
+    let model = CacheNamespace::model(&config.engine.model);
+    let sampling = Sampling { max_tokens: 1, ..Sampling::default() };
+    let request = GenerateRequest::new(model, config.block_size, vec![1], sampling);
+    let [after, within] = config.canary;
+    Canary::new(request).with_after(after).with_within(within)
+}
+
+/// A large model takes minutes to load.
+const READY_MAX: Duration = Duration::from_secs(1800);
+
+/// A connection that is refused costs nothing.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+
+/// No item for so long is no sign yet: nobody may have asked.
+const CANARY_AFTER: Duration = Duration::from_secs(10);
+
+/// One token behind whatever an engine prefills.
+const CANARY_WITHIN: Duration = Duration::from_secs(10);
