@@ -4,6 +4,7 @@
 //! | module | what it shows |
 //! |---|---|
 //! | [`model`] | weights, forward pass, tokenizer and chat template of a GGUF file |
+//! | [`client`] | a minimal HTTP client, for demos |
 //! | [`disk`] | what workers keep below memory |
 //! | [`engine`] | a worker: prefix reuse, prefill, decode and hand-off over block memory |
 //! | [`front_end`] | one pool of workers that are found by discovery, whatever they are: routed, migrated, told of |
@@ -15,6 +16,7 @@
 //! | [`text`] | what the front end needs of the model |
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod disk;
 pub mod engine;
 pub mod front_end;

@@ -65,7 +65,8 @@ impl Servers {
     }
 }
 
-fn free_port() -> Result<u16> {
+/// Returns a port of loopback that nobody listens on.
+pub fn free_port() -> Result<u16> {
     let listener = TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
     Ok(listener.local_addr()?.port())
 }

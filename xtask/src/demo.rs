@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 
 use crate::shell::{self, step};
-use crate::{model, setup};
+use crate::{model, setup, vllm};
 
 /// Tells whether workers are to be processes: only memory is shared within one.
 fn is_many_processes(args: &[String]) -> bool {
@@ -17,6 +17,10 @@ fn is_many_processes(args: &[String]) -> bool {
 /// Runs the demo; paths in `args` are relative to `called_in`.
 pub(crate) fn run(args: &[String], called_in: &Path) -> Result<ExitCode> {
     let mut args = args.to_vec();
+    if let Some(at) = args.iter().position(|arg| arg == "--vllm") {
+        args.remove(at);
+        return vllm::demo(&args);
+    }
     if let Some(at) = args.iter().position(|arg| arg == "--disk") {
         let dir = args.get_mut(at + 1).context("--disk needs a path")?;
         *dir = called_in.join(&*dir).to_string_lossy().into_owned();

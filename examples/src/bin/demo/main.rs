@@ -2,7 +2,6 @@
 #![expect(clippy::print_stdout, reason = "the demo talks to a person")]
 
 mod args;
-mod client;
 mod conversation;
 #[cfg_attr(not(feature = "processes"), path = "no_processes.rs")]
 mod processes;
@@ -19,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use dynamo_core::protocol::TokenId;
 use dynamo_core::{Context, Engine};
+use dynamo_examples::client;
 use dynamo_examples::engine::WorkerOptions;
 use dynamo_examples::graph::{Graph, GraphConfig};
 use dynamo_examples::model::{Loaded, Model};
