@@ -33,8 +33,10 @@ pub(crate) async fn run(
     bench.args(["--base-url", &format!("http://{front_end}"), "--model", MODEL, "--tokenizer"]);
     bench.arg(&args.model).args(["--dataset-name", "random", "--random-input-len", "256"]);
     bench.args(["--random-output-len", "32", "--num-prompts", PROMPTS, "--max-concurrency", "4"]);
-    bench.args(["--disable-tqdm", "--save-result", "--result-filename"]).arg(&results);
-    let held = succeeds(&mut bench).await?;
+    bench
+        .args(["--temperature", "0", "--disable-tqdm", "--save-result", "--result-filename"])
+        .arg(&results);
+    let held = reports(&mut bench).await?;
     let text = std::fs::read_to_string(&results).context("what the load generator measured")?;
     let Measured { completed, failed } = serde_json::from_str(&text).context("its figures")?;
     let is_all = held && failed == 0 && completed.to_string() == PROMPTS;
@@ -54,6 +56,19 @@ fn python(args: &Args, script: &str) -> Command {
     command.arg("-c").arg(script).envs([("VLLM_TARGET_DEVICE", "cpu"), ("HF_HUB_OFFLINE", "1")]);
     command.kill_on_drop(true);
     command
+}
+
+/// Runs the load generator and prints its report, or all that it said if it failed.
+async fn reports(bench: &mut Command) -> Result<bool> {
+    let output = timeout(CLIENT_MAX, bench.output()).await.context("a client does not end")??;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if output.status.success() {
+        let report = said.find("====").map_or("", |at| &said[at..]);
+        println!("{report}");
+    } else {
+        println!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(output.status.success())
 }
 
 async fn succeeds(command: &mut Command) -> Result<bool> {
