@@ -84,7 +84,7 @@ fn judge(
     );
     let moved = finished
         .iter()
-        .filter(|it| it.parts.iter().any(|part| part == killed) && it.worker != killed);
+        .filter(|it| it.parts.iter().any(|part| part == killed) && it.worker() != killed);
     let moved = moved.count();
     checks.check(moved > 0, &format!("{moved} answers begun by {killed} and ended by the other"));
     let is_same = |(whole, again): &(&Heard, &Result<Heard>)| {

@@ -47,7 +47,7 @@ impl VllmServer {
         command.args(["-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]);
         command.args(["--port", &port.to_string(), "--served-model-name", MODEL, "--model"]);
         command.arg(&args.model);
-        command.args(["--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"]);
+        command.args(["--dtype", "float32", "--max-model-len", CONTEXT_LEN, "--enforce-eager"]);
         command.args(["--block-size", BLOCK_SIZE, "--enable-prefix-caching"]);
         command.args(["--enable-prompt-tokens-details"]);
         command.args(["--kv-events-config", &published.to_string()]);
@@ -127,6 +127,9 @@ pub(crate) const MODEL: &str = "smollm2-135m-instruct";
 
 /// Tokens; attention on the CPU takes multiples of this.
 pub(crate) const BLOCK_SIZE: &str = "32";
+
+/// Tokens of a prompt and its answer.
+pub(crate) const CONTEXT_LEN: &str = "2048";
 
 pub(crate) const TOPIC: &str = "kv";
 

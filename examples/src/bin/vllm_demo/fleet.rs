@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::process::Command;
 
 use crate::args::Args;
-use crate::engine::{BLOCK_SIZE, MODEL, TOPIC, VllmServer};
+use crate::engine::{BLOCK_SIZE, CONTEXT_LEN, MODEL, TOPIC, VllmServer};
 use crate::process::Process;
 
 /// Two vLLM servers as instances of a component; dropping it kills all.
@@ -55,7 +55,7 @@ impl Fleet {
         let mut command = Command::new(sibling("front_end")?);
         planes(&mut command, &self.servers);
         command.arg("--model-dir").arg(&self.model).args(["--router", policy, "--workers", "2"]);
-        command.args(["--listen", &address.to_string()]);
+        command.args(["--listen", &address.to_string(), "--context-len", CONTEXT_LEN]);
         let mut process = Process::start(name, command, &self.folder)?;
         process.says_ready(READY_MAX).await?;
         Ok(FrontEnd { process, address })
@@ -88,12 +88,22 @@ pub(crate) struct FrontEnd {
 /// What a front end says of a request that is over; as far as it is looked at here.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Finished {
-    /// Who served it last.
-    pub(crate) worker: String,
-    /// All who served it, in order.
+    /// All who began a part of the answer, in order.
     pub(crate) parts: Vec<String>,
     pub(crate) predicted_cached_tokens: Option<u64>,
-    pub(crate) cached_tokens: Option<u64>,
+    pub(crate) cached_tokens: u64,
+}
+
+impl Finished {
+    /// Returns who served it last.
+    pub(crate) fn worker(&self) -> &str {
+        self.parts.last().map_or("nobody", String::as_str)
+    }
+
+    /// Tells whether as much was cached as the front end had expected.
+    pub(crate) fn is_as_predicted(&self) -> bool {
+        self.predicted_cached_tokens == Some(self.cached_tokens)
+    }
 }
 
 impl FrontEnd {

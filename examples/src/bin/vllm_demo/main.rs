@@ -95,7 +95,7 @@ async fn show(fleet: &mut Fleet, checks: &mut Checks) -> Result<()> {
         share >= PREDICTED_MIN,
         &format!("predicted cached tokens = vLLM's for {predicted} of {total} (at least 95 %)"),
     );
-    for it in routed.finished.iter().filter(|it| it.cached_tokens != it.predicted_cached_tokens) {
+    for it in routed.finished.iter().filter(|it| !it.is_as_predicted()) {
         println!("       not so: {it:?}");
     }
     crash::run(fleet, checks).await

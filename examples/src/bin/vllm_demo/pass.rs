@@ -69,7 +69,7 @@ impl Pass {
         let mean = ttft.iter().sum::<f64>() / ttft.len() as f64;
         let mut served = BTreeMap::<&str, usize>::new();
         for finished in &self.finished {
-            *served.entry(&finished.worker).or_default() += 1;
+            *served.entry(finished.worker()).or_default() += 1;
         }
         let served: Vec<_> = served.iter().map(|(name, count)| format!("{name} {count}")).collect();
         let CacheCount { hits, queries } = self.count;
@@ -85,10 +85,7 @@ impl Pass {
 
     /// Returns how many requests found as much cached as the front end had predicted.
     pub(crate) fn predicted(&self) -> usize {
-        let is_as_predicted = |it: &&Finished| {
-            it.cached_tokens.is_some() && it.predicted_cached_tokens == it.cached_tokens
-        };
-        self.finished.iter().filter(is_as_predicted).count()
+        self.finished.iter().filter(|it| it.is_as_predicted()).count()
     }
 }
 
