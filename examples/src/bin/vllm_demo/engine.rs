@@ -148,3 +148,20 @@ const ENVIRONMENT: [(&str, &str); 7] = [
 const STARTING_MAX: Duration = Duration::from_secs(300);
 
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_the_sum_of_its_samples_and_of_no_other_metric() {
+        let page = "# TYPE vllm:prefix_cache_hits_total counter\n\
+            vllm:prefix_cache_hits_total{engine=\"0\",model_name=\"m\"} 64.0\n\
+            vllm:prefix_cache_hits_total{engine=\"1\",model_name=\"m\"} 1.6e+01\n\
+            vllm:prefix_cache_hits_total_created{engine=\"0\"} 1.7e+09\n\
+            vllm:external_prefix_cache_hits_total{engine=\"0\"} 5.0\n";
+        assert_eq!(metric(page, "vllm:prefix_cache_hits_total").unwrap(), 80.0);
+        let missing = metric(page, "vllm:prefix_cache_queries_total").unwrap_err();
+        assert!(missing.to_string().contains("vllm:prefix_cache_queries_total"), "{missing}");
+    }
+}

@@ -129,3 +129,60 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const ENDING_MAX: Duration = Duration::from_secs(45);
 
 const TAIL_LINES: usize = 25;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        folder
+    }
+
+    fn script(text: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", text]);
+        command
+    }
+
+    /// Waits until a process is gone, or is only to be reaped by whoever adopted it.
+    async fn is_gone(id: &str) {
+        let runs = || match std::fs::read_to_string(format!("/proc/{id}/stat")) {
+            Ok(stat) => !stat.contains(") Z "),
+            Err(_) => false,
+        };
+        while runs() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn killing_a_process_kills_what_it_has_started() {
+        for is_dropped in [false, true] {
+            let folder = folder(&format!("killing-{is_dropped}"));
+            let command = script("sleep 600 & echo ready $!; wait");
+            let mut process = Process::start("parent", command, &folder).unwrap();
+            process.says_ready(Duration::from_secs(10)).await.unwrap();
+            let child = process.printed().unwrap();
+            let child = child.split_whitespace().nth(1).unwrap().to_owned();
+            if is_dropped {
+                drop(process);
+            } else {
+                process.kill().await.unwrap();
+            }
+            timeout(Duration::from_secs(10), is_gone(&child)).await.unwrap();
+            std::fs::remove_dir_all(folder).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_ends_before_it_is_ready_is_an_error_with_its_last_lines() {
+        let folder = folder("ending");
+        let command = script("echo no room left >&2; exit 3");
+        let mut process = Process::start("engine", command, &folder).unwrap();
+        let error = process.says_ready(Duration::from_secs(10)).await.unwrap_err().to_string();
+        assert!(error.contains("engine") && error.contains("no room left"), "{error}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
