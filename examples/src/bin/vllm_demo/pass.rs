@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dynamo_examples::client;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
@@ -106,22 +105,18 @@ pub(crate) async fn ask(
     Ok(Heard { text: answer.text, ttft: first.unwrap_or_else(|| asked.elapsed()) })
 }
 
-/// Lets all users take their turns, one after the other, a few at once.
+/// Lets all users take their turns, one after the other: so both policies see one order, and round
+/// robin has each user at the other server each time.
 async fn converse(front_end: SocketAddr) -> Result<Vec<Heard>> {
     let mut conversations = Conversation::all();
     let mut answers = Vec::with_capacity(USERS * TURNS);
     for _ in 0..TURNS {
         for conversation in &mut conversations {
             conversation.ask();
-        }
-        let asked = conversations
-            .iter()
-            .map(|conversation| ask(front_end, &conversation.messages, TOKENS_MAX, || ()));
-        let heard: Vec<_> = stream::iter(asked).buffered(AT_ONCE).try_collect().await?;
-        for (conversation, heard) in conversations.iter_mut().zip(&heard) {
+            let heard = ask(front_end, &conversation.messages, TOKENS_MAX, || ()).await?;
             conversation.hear(&heard.text);
+            answers.push(heard);
         }
-        answers.extend(heard);
     }
     Ok(answers)
 }
@@ -138,8 +133,5 @@ async fn counted(fleet: &Fleet) -> Result<CacheCount> {
 
 /// Tokens of an answer: what is shown is what happens before the first.
 const TOKENS_MAX: u32 = 16;
-
-/// Each server has a core.
-const AT_ONCE: usize = 2;
 
 const ANSWER_MAX: Duration = Duration::from_secs(180);
