@@ -158,7 +158,9 @@ impl Sidecar {
         if let Some(bridge) = self.bridge {
             bridge.shutdown().await;
         }
-        drop(self.snapshots);
+        if let Some(snapshots) = self.snapshots {
+            snapshots.drain(Duration::ZERO).await;
+        }
         self.engine.shutdown().await;
         report
     }
@@ -175,7 +177,7 @@ async fn ready(engine: &OpenAiEngine, ready_max: Duration) -> Result<Served> {
             };
             match asked.await {
                 Ok(served) => return Ok(served),
-                Err(error) if error.kind() == ErrorKind::Unavailable => last = Some(error),
+                Err(error) if is_loading(&error) => last = Some(error),
                 Err(error) => return Err(error),
             }
             tokio::time::sleep(ASK_EVERY).await;
@@ -193,6 +195,11 @@ async fn ready(engine: &OpenAiEngine, ready_max: Duration) -> Result<Served> {
             None => error,
         })
     })
+}
+
+/// Tells whether a server may yet come, or a proxy before it.
+fn is_loading(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded | ErrorKind::Internal)
 }
 
 async fn bridge(

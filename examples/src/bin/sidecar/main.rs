@@ -23,7 +23,11 @@ async fn main() -> Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    let runtime = planes::runtime(&args.etcd, &args.nats, args.listen).await?;
+    let planes = planes::runtime(&args.etcd, &args.nats, args.listen);
+    let runtime = tokio::select! {
+        runtime = planes => runtime?,
+        () = told() => return Ok(()),
+    };
     let sidecar = tokio::select! {
         sidecar = Sidecar::start(&runtime, args.sidecar.clone()) => Some(sidecar?),
         () = told() => None,
@@ -32,11 +36,12 @@ async fn main() -> Result<()> {
         let instance = sidecar.instance();
         say(&format!("ready {} {} {}", args.sidecar.name, instance.id, instance.address));
         told().await;
-        let report = tokio::select! {
-            report = sidecar.drain(args.drain) => report,
-            () = told() => anyhow::bail!("told to end twice: requests were not waited for"),
-        };
-        say(&format!("drained: {} finished, {} ended", report.finished, report.killed));
+        tokio::select! {
+            report = sidecar.drain(args.drain) => {
+                say(&format!("drained: {} finished, {} ended", report.finished, report.killed));
+            }
+            () = told() => say("told to end twice: requests were not waited for"),
+        }
     }
     Ok(runtime.shutdown(ENDING_MAX).await?)
 }
