@@ -1,5 +1,5 @@
-//! The conversations: nine users in three groups, each group behind a long system prompt of its
-//! own, who take turns. Each turn brings a long note, and what was said before.
+//! The conversations: users in three groups, each group behind a system prompt of its own. Each turn
+//! brings a long note, and what was said before.
 
 use dynamo_core::random::Random;
 use serde_json::{Value, json};
@@ -35,6 +35,16 @@ impl Conversation {
     }
 }
 
+/// Returns in which order users ask in a turn: by chance, but the same one for each policy.
+pub(crate) fn order(turn: usize) -> Vec<usize> {
+    let mut random = Random::new(ORDER + turn as u64);
+    let mut users: Vec<_> = (0..USERS).collect();
+    for last in (1..USERS).rev() {
+        users.swap(last, random.below(last + 1).unwrap_or(last));
+    }
+    users
+}
+
 /// Returns prompts of which the answers are long.
 pub(crate) fn stories() -> Vec<Vec<Value>> {
     let story = |index: u64| {
@@ -67,16 +77,19 @@ fn pick(random: &mut Random, words: &[&'static str]) -> &'static str {
     random.below(words.len()).map_or("", |index| words[index])
 }
 
-/// An odd number, so that who takes turns among two servers comes to the other one each time.
-pub(crate) const USERS: usize = 9;
+pub(crate) const USERS: usize = 16;
 
-pub(crate) const TURNS: usize = 3;
+pub(crate) const TURNS: usize = 2;
+
+/// With this seed half of the users ask at the same place of both turns, even or odd: round robin
+/// among two servers brings those back to who has their first turn, as many as chance would.
+const ORDER: u64 = 42;
 
 const GROUPS: usize = 3;
 
-const SYSTEM_SENTENCES: usize = 20;
+const SYSTEM_SENTENCES: usize = 6;
 
-const NOTE_SENTENCES: usize = 34;
+const NOTE_SENTENCES: usize = 40;
 
 const STORIES: u64 = 6;
 
@@ -127,3 +140,20 @@ const WHOM: [&str; 14] = [
     "a pair of boots",
     "the winter coats",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_users_come_back_to_the_same_of_two_servers_by_round_robin() {
+        let [first, second] = [0, 1].map(|turn| {
+            let order = order(turn);
+            let mut servers = [0; USERS];
+            order.iter().enumerate().for_each(|(place, user)| servers[*user] = place % 2);
+            servers
+        });
+        let same = first.iter().zip(&second).filter(|(first, second)| first == second).count();
+        assert_eq!(same, USERS / 2);
+    }
+}
