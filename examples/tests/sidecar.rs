@@ -14,6 +14,7 @@ use dynamo_core::testing::openai::{Fault, PlayedServer, Script};
 use dynamo_core::{Client, Component, Context, Engine, ErrorKind, Runtime};
 use dynamo_examples::graph::{GENERATE, WORKER};
 use dynamo_examples::sidecar::{Sidecar, SidecarConfig};
+use tokio::task::JoinSet;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PROMPT: [TokenId; 40] = [7; 40];
@@ -100,7 +101,7 @@ async fn an_answer_that_one_engine_loses_goes_on_at_another_token_by_token() {
         let client = client(&runtime).await;
         client.wait_for(2, PATIENCE).await.unwrap();
         let engine = Migrate::new(client, MigratePolicy::default());
-        assert_eq!(bounded(ask(&engine)).await, whole, "lost after {lost_after}");
+        assert_eq!(bounded(Box::pin(ask(&engine))).await, whole, "lost after {lost_after}");
         let asked: usize = servers.iter().map(|server| server.asked().len()).sum();
         assert!(asked > 1, "lost after {lost_after}: {asked}");
         for sidecar in sidecars {
@@ -146,7 +147,8 @@ async fn draining_lets_answers_end_and_takes_no_more() {
     client.wait_for(1, PATIENCE).await.unwrap();
     let mut answer = client.generate(Context::new(), request()).await.unwrap();
     let first = bounded(answer.next()).await.unwrap().unwrap();
-    let draining = tokio::spawn(sidecar.drain(PATIENCE));
+    let mut draining = JoinSet::new();
+    draining.spawn(sidecar.drain(PATIENCE));
     let gone = async {
         while !client.instances().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -155,12 +157,12 @@ async fn draining_lets_answers_end_and_takes_no_more() {
     bounded(gone).await;
     let refused = client.generate(Context::new(), request()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
-    assert!(!draining.is_finished());
+    assert!(draining.try_join_next().is_none());
     server.release();
     let rest = bounded(answer.collect()).await.unwrap();
     let whole = Script::default().answer(&PROMPT, TOKENS as usize);
     assert_eq!([first.token_ids, tokens(&rest)].concat(), whole);
-    let report = bounded(draining).await.unwrap();
+    let report = bounded(draining.join_next()).await.unwrap().unwrap();
     assert_eq!((report.finished, report.killed), (1, 0));
 }
 
