@@ -16,7 +16,8 @@ use dynamo_core::protocol::{
 };
 use dynamo_core::server::{Canary, DrainReport, LoadPublisher, LoadPublisherConfig};
 use dynamo_core::{Component, Error, ErrorKind, Instance, Result, Runtime, ServeOptions, Serving};
-use dynamo_router::events::vllm::{EventBridge, VllmConfig, VllmStats};
+use dynamo_router::RANKS_LABEL;
+use dynamo_router::events::vllm::{BridgeSnapshots, EventBridge, VllmConfig, VllmStats};
 
 use crate::graph::{GENERATE, KV_EVENTS, KV_SNAPSHOT, WORKER};
 
@@ -33,6 +34,8 @@ pub struct SidecarConfig {
     pub component: String,
     /// A name for people, such as `vllm-0`.
     pub name: String,
+    /// Data-parallel ranks of the engine, each with a cache of its own.
+    pub ranks: u32,
     /// Tokens per block of the requests' hashes: that of the front ends.
     pub block_size: BlockSize,
     /// How long the engine may take to be there: it loads its model first.
@@ -42,12 +45,12 @@ pub struct SidecarConfig {
     pub canary: [Duration; 2],
 }
 
-/// Where a vLLM publishes its KV events.
+/// Where a vLLM publishes its KV events: each rank at the port plus its number, as vLLM does.
 #[derive(Debug, Clone)]
 pub struct EventsConfig {
-    /// The endpoint, as vLLM writes it.
+    /// The endpoint of the first rank, as vLLM writes it.
     pub endpoint: String,
-    /// The endpoint that repeats what was lost.
+    /// The endpoint of the first rank that repeats what was lost.
     pub replay: Option<String>,
     /// What topics begin with.
     pub topic: String,
@@ -69,6 +72,7 @@ impl SidecarConfig {
             namespace: namespace.into(),
             component: component.into(),
             name: name.into(),
+            ranks: 1,
             block_size: BlockSize::DEFAULT,
             ready_max: READY_MAX,
             canary: [CANARY_AFTER, CANARY_WITHIN],
@@ -86,9 +90,9 @@ impl SidecarConfig {
 pub struct Sidecar {
     serving: Serving,
     snapshots: Option<Serving>,
-    bridge: Option<EventBridge>,
+    bridges: Vec<EventBridge>,
     load: EngineLoad,
-    publisher: LoadPublisher,
+    publishers: Vec<LoadPublisher>,
     engine: OpenAiEngine,
     served: Served,
 }
@@ -109,25 +113,25 @@ impl Sidecar {
         let id = InstanceId::random();
         let options = ServeOptions::default().with_instance(id);
         // Before requests come: what they store is said.
-        let bridge = bridge(&component, id, &config).await?;
-        let snapshots = match &bridge {
-            Some(bridge) => {
+        let bridges = bridges(&component, id, &config).await?;
+        let held = bridges.iter().map(EventBridge::snapshots).reduce(BridgeSnapshots::and);
+        let snapshots = match held {
+            Some(held) => {
                 let endpoint = component.endpoint(KV_SNAPSHOT)?;
-                Some(endpoint.serve_with(bridge.snapshots(), options.clone()).await?)
+                Some(endpoint.serve_with(held, options.clone()).await?)
             }
             None => None,
         };
         let looks = EngineLoadConfig::default().with_block_size(config.block_size);
         let load = EngineLoad::start(&engine, id, looks);
-        let (reports, its) = (component.publisher(LoadReport::EVENT)?, load.clone());
-        let publisher =
-            LoadPublisher::start(reports, move || its.report(0), LoadPublisherConfig::default());
+        let publishers = publishers(&component, &load, config.ranks)?;
         let options = options.with_label(WORKER, &config.name);
+        let options = options.with_label(RANKS_LABEL, config.ranks.to_string());
         let serving = component
             .endpoint(GENERATE)?
             .serve_watched(engine.clone(), options, canary(&config))
             .await?;
-        Ok(Self { serving, snapshots, bridge, load, publisher, engine, served })
+        Ok(Self { serving, snapshots, bridges, load, publishers, engine, served })
     }
 
     /// Returns the instance that the engine is served as.
@@ -145,17 +149,19 @@ impl Sidecar {
         &self.served
     }
 
-    /// Returns what came of the engine's events; `None` if it publishes none.
-    pub fn events(&self) -> Option<VllmStats> {
-        self.bridge.as_ref().map(EventBridge::stats)
+    /// Returns what came of the engine's events, rank by rank; nothing if it publishes none.
+    pub fn events(&self) -> Vec<VllmStats> {
+        self.bridges.iter().map(EventBridge::stats).collect()
     }
 
     /// Takes the instance off the list, lets requests in flight finish for `patience`, and ends all.
     pub async fn drain(self, patience: Duration) -> DrainReport {
         let report = self.serving.drain(patience).await;
-        self.publisher.shutdown().await;
+        for publisher in self.publishers {
+            publisher.shutdown().await;
+        }
         self.load.shutdown().await;
-        if let Some(bridge) = self.bridge {
+        for bridge in self.bridges {
             bridge.shutdown().await;
         }
         if let Some(snapshots) = self.snapshots {
@@ -202,24 +208,50 @@ fn is_loading(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Overloaded | ErrorKind::Internal)
 }
 
-async fn bridge(
+async fn bridges(
     component: &Component,
     id: InstanceId,
     config: &SidecarConfig,
-) -> Result<Option<EventBridge>> {
-    let Some(events) = &config.events else { return Ok(None) };
-    let model = CacheNamespace::model(&config.engine.model);
-    let mut follow =
-        VllmConfig::new(id, &events.endpoint, model, config.block_size).with_topic(&events.topic);
-    if let Some(replay) = &events.replay {
-        follow = follow.with_replay(replay);
+) -> Result<Vec<EventBridge>> {
+    let mut bridges = Vec::new();
+    let Some(events) = &config.events else { return Ok(bridges) };
+    for rank in 0..config.ranks {
+        let endpoint = of_rank(&events.endpoint, rank)?;
+        let model = CacheNamespace::model(&config.engine.model);
+        let mut follow = VllmConfig::new(id, endpoint, model, config.block_size)
+            .with_topic(&events.topic)
+            .with_rank(rank);
+        if let Some(replay) = &events.replay {
+            follow = follow.with_replay(of_rank(replay, rank)?);
+        }
+        let publisher = component.publisher::<KvEvent>(KV_EVENTS)?;
+        bridges.push(match events.is_bound {
+            true => EventBridge::bind(follow, publisher).await?,
+            false => EventBridge::connect(follow, publisher)?,
+        });
     }
-    let publisher = component.publisher::<KvEvent>(KV_EVENTS)?;
-    Ok(Some(if events.is_bound {
-        EventBridge::bind(follow, publisher).await?
-    } else {
-        EventBridge::connect(follow, publisher)?
-    }))
+    Ok(bridges)
+}
+
+/// Returns the endpoint of a rank: that of the first one with its number added to the port.
+fn of_rank(endpoint: &str, rank: u32) -> Result<String> {
+    if rank == 0 {
+        return Ok(endpoint.to_owned());
+    }
+    let place = endpoint.strip_prefix("tcp://").and_then(|address| address.rsplit_once(':'));
+    let port = place.and_then(|(host, port)| Some((host, port.parse::<u32>().ok()? + rank)));
+    let port = port.filter(|(_, port)| u16::try_from(*port).is_ok());
+    port.map(|(host, port)| format!("tcp://{host}:{port}"))
+        .ok_or_else(|| Error::invalid(format!("endpoint {endpoint} has no port for rank {rank}")))
+}
+
+fn publishers(component: &Component, load: &EngineLoad, ranks: u32) -> Result<Vec<LoadPublisher>> {
+    let publisher = |rank| {
+        let (reports, load) = (component.publisher(LoadReport::EVENT)?, load.clone());
+        let source = move || load.report(rank);
+        Ok(LoadPublisher::start(reports, source, LoadPublisherConfig::default()))
+    };
+    (0..ranks).map(publisher).collect()
 }
 
 /// One token: a prompt shorter than any block leaves nothing in the cache.
@@ -242,3 +274,17 @@ const CANARY_AFTER: Duration = Duration::from_secs(10);
 
 /// One token behind whatever an engine prefills.
 const CANARY_WITHIN: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_rank_has_the_port_that_vllm_gives_it() {
+        let of = |endpoint, rank| of_rank(endpoint, rank).ok();
+        assert_eq!(of("tcp://*:5557", 0).as_deref(), Some("tcp://*:5557"));
+        assert_eq!(of("tcp://10.0.0.7:5557", 3).as_deref(), Some("tcp://10.0.0.7:5560"));
+        assert_eq!(of("ipc:///run/kv", 0).as_deref(), Some("ipc:///run/kv"));
+        assert_eq!([of("ipc:///run/kv", 1), of("tcp://host:65535", 1)], [None, None]);
+    }
+}

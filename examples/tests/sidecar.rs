@@ -2,6 +2,7 @@
 //! gone on with elsewhere when it dies, drained.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dynamo_core::engine::layers::{Migrate, MigratePolicy};
@@ -11,9 +12,11 @@ use dynamo_core::protocol::{
     BlockSize, CacheNamespace, GenerateChunk, GenerateRequest, LoadReport, Sampling, TokenId,
 };
 use dynamo_core::testing::openai::{Fault, PlayedServer, Script};
+use dynamo_core::time::SystemClock;
 use dynamo_core::{Client, Component, Context, Engine, ErrorKind, Runtime};
 use dynamo_examples::graph::{GENERATE, WORKER};
 use dynamo_examples::sidecar::{Sidecar, SidecarConfig};
+use dynamo_router::{KvRouter, RouterConfig};
 use tokio::task::JoinSet;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -81,6 +84,32 @@ async fn an_engine_answers_as_an_instance_and_says_how_busy_it_is() {
     let report = bounded(sidecar.drain(PATIENCE)).await;
     assert_eq!(report.killed, 0);
     assert!(client.instances().is_empty());
+}
+
+#[tokio::test]
+async fn a_router_chooses_among_the_ranks_of_an_engine_and_the_engine_is_told() {
+    let runtime = Runtime::in_process();
+    let server = PlayedServer::start(Script::default()).await.unwrap();
+    let mut config = config(&server, "played-0");
+    (config.ranks, config.canary) = (2, [PATIENCE, PATIENCE]);
+    let sidecar = bounded(Sidecar::start(&runtime, config)).await.unwrap();
+    let client = client(&runtime).await;
+    client.wait_for(1, PATIENCE).await.unwrap();
+    let router = KvRouter::new(RouterConfig::default(), Arc::new(SystemClock));
+    let client = client.with_picker(router);
+    for _ in 0..2 {
+        server.fail_next(Fault::HangAfter(1));
+    }
+    let ask = || client.generate(Context::new(), request());
+    // The first one keeps its rank busy.
+    let answers = [bounded(ask()).await.unwrap(), bounded(ask()).await.unwrap()];
+    let asked = server.asked();
+    let mut ranks: Vec<_> = asked.iter().map(|it| it.header("x-data-parallel-rank")).collect();
+    ranks.sort_unstable();
+    assert_eq!(ranks, [Some("0"), Some("1")]);
+    server.release();
+    drop(answers);
+    bounded(sidecar.drain(PATIENCE)).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The arguments of the sidecar.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ impl Args {
         let (mut engine, mut model, mut name, mut component) = (None, None, None, None);
         let (mut etcd, mut nats, mut listen, mut drain_s) = (None, None, LOOPBACK, DRAIN_S);
         let (mut events, mut replay, mut topic, mut is_bound) = (None, None, String::new(), false);
-        let (mut block_size, mut end_tokens) = (None, Vec::new());
+        let (mut block_size, mut end_tokens, mut ranks) = (None, Vec::new(), NonZeroU32::MIN);
         while let Some(arg) = args.next() {
             if arg == "--bind-events" {
                 is_bound = true;
@@ -43,6 +44,7 @@ impl Args {
                 "--nats" => nats = Some(value),
                 "--listen" => listen = parsed(&arg, &value)?,
                 "--block-size" => block_size = Some(parsed(&arg, &value)?),
+                "--ranks" => ranks = parsed(&arg, &value)?,
                 "--events" => events = Some(value),
                 "--replay" => replay = Some(value),
                 "--topic" => topic = value,
@@ -63,6 +65,7 @@ impl Args {
         let engine = OpenAiConfig::new(given("--engine", engine)?, given("--model", model)?)
             .with_end_tokens(end_tokens);
         let mut sidecar = SidecarConfig::new(engine, namespace, component, given("--name", name)?);
+        sidecar.ranks = ranks.get();
         if let Some(tokens) = block_size {
             sidecar.block_size = BlockSize::new(tokens).context("--block-size takes 1 or more")?;
         }
@@ -86,5 +89,5 @@ const DRAIN_S: u64 = 30;
 
 const USAGE: &str = "usage: sidecar --engine URL --model NAME --name NAME \
     --component NAMESPACE/COMPONENT --etcd URL --nats URL [--listen ADDRESS:PORT] \
-    [--block-size TOKENS] [--end-token ID]... [--drain-s SECONDS] \
+    [--ranks N] [--block-size TOKENS] [--end-token ID]... [--drain-s SECONDS] \
     [--events ENDPOINT [--bind-events] [--replay ENDPOINT] [--topic TOPIC]]";
