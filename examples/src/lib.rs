@@ -11,6 +11,7 @@
 //! | [`graph`] | wiring workers, routers and planes into an aggregated or disaggregated graph |
 //! | [`openai`] | an HTTP front end over any engine |
 //! | [`planes`] | a runtime that reaches other processes, over etcd, NATS and TCP |
+//! | [`process`] | what the programs of a fleet share: a log, signals |
 //! | [`sidecar`] | an engine server that others wrote, as an instance of a component |
 //! | [`servers`] | etcd and NATS on loopback, for graphs of several processes |
 //! | [`text`] | what the front end needs of the model |
@@ -25,6 +26,8 @@ pub mod model;
 pub mod openai;
 #[cfg(feature = "processes")]
 pub mod planes;
+#[cfg(feature = "processes")]
+pub mod process;
 pub mod servers;
 pub mod sidecar;
 pub mod text;

@@ -9,7 +9,6 @@
 
 use std::time::Duration;
 
-use dynamo_core::name::EndpointPath;
 use dynamo_core::openai::{EngineLoad, EngineLoadConfig, OpenAiConfig, OpenAiEngine, Served};
 use dynamo_core::protocol::{
     BlockSize, CacheNamespace, GenerateRequest, InstanceId, KvEvent, LoadReport, Sampling,
@@ -17,7 +16,7 @@ use dynamo_core::protocol::{
 use dynamo_core::server::{Canary, DrainReport, LoadPublisher, LoadPublisherConfig};
 use dynamo_core::{Component, Error, ErrorKind, Instance, Result, Runtime, ServeOptions, Serving};
 use dynamo_router::RANKS_LABEL;
-use dynamo_router::events::vllm::{BridgeSnapshots, EventBridge, VllmConfig, VllmStats};
+use dynamo_router::events::vllm::{BridgeSnapshots, EventBridge, VllmConfig};
 
 use crate::graph::{GENERATE, KV_EVENTS, KV_SNAPSHOT, WORKER};
 
@@ -34,6 +33,8 @@ pub struct SidecarConfig {
     pub component: String,
     /// A name for people, such as `vllm-0`.
     pub name: String,
+    /// Where the engine's metrics are, if not at `/metrics`.
+    pub metrics: Option<String>,
     /// Data-parallel ranks of the engine, each with a cache of its own.
     pub ranks: u32,
     /// Tokens per block of the requests' hashes: that of the front ends.
@@ -72,6 +73,7 @@ impl SidecarConfig {
             namespace: namespace.into(),
             component: component.into(),
             name: name.into(),
+            metrics: None,
             ranks: 1,
             block_size: BlockSize::DEFAULT,
             ready_max: READY_MAX,
@@ -122,7 +124,10 @@ impl Sidecar {
             }
             None => None,
         };
-        let looks = EngineLoadConfig::default().with_block_size(config.block_size);
+        let mut looks = EngineLoadConfig::default().with_block_size(config.block_size);
+        if let Some(path) = &config.metrics {
+            looks = looks.with_path(path);
+        }
         let load = EngineLoad::start(&engine, id, looks);
         let publishers = publishers(&component, &load, config.ranks)?;
         let options = options.with_label(WORKER, &config.name);
@@ -139,19 +144,9 @@ impl Sidecar {
         self.serving.instance()
     }
 
-    /// Returns where requests for it are sent.
-    pub fn endpoint(&self) -> &EndpointPath {
-        &self.instance().endpoint
-    }
-
     /// Returns what the engine says of its model.
     pub fn served(&self) -> &Served {
         &self.served
-    }
-
-    /// Returns what came of the engine's events, rank by rank; nothing if it publishes none.
-    pub fn events(&self) -> Vec<VllmStats> {
-        self.bridges.iter().map(EventBridge::stats).collect()
     }
 
     /// Takes the instance off the list, lets requests in flight finish for `patience`, and ends all.

@@ -2,15 +2,11 @@
 #![cfg(feature = "processes")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynamo_core::RuntimeConfig;
-use dynamo_core::discovery::EtcdConfig;
-use dynamo_core::event_plane::NatsEventPlaneConfig;
-use dynamo_core::request_plane::TcpConfig;
+use dynamo_examples::planes::{self, LOOPBACK};
 use dynamo_examples::servers::Servers;
 use folder::Folder;
 use serde_json::{Value, json};
@@ -35,11 +31,7 @@ async fn bounded<T>(wait: impl Future<Output = T>) -> T {
 async fn it_serves_what_it_finds_says_a_line_of_each_request_and_ends_when_it_is_told_to() {
     let servers = Servers::start().unwrap();
     let folder = Folder::of_bytes();
-    let config = RuntimeConfig::default()
-        .with_discovery(EtcdConfig::new([servers.etcd()]))
-        .with_request_plane(TcpConfig::default().with_listen(SocketAddr::from(([127, 0, 0, 1], 0))))
-        .with_event_plane(NatsEventPlaneConfig::new(servers.nats()));
-    let runtime = bounded(config.build()).await.unwrap();
+    let runtime = bounded(planes::runtime(servers.etcd(), servers.nats(), LOOPBACK)).await.unwrap();
     let worker = Worker::start(&runtime, "fleet", "worker-0", &Arc::new(Deaths::none())).await;
 
     let mut front_end = Command::new(env!("CARGO_BIN_EXE_front_end"));

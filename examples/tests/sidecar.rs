@@ -17,6 +17,7 @@ use dynamo_core::{Client, Component, Context, Engine, ErrorKind, Runtime};
 use dynamo_examples::graph::{GENERATE, WORKER};
 use dynamo_examples::sidecar::{Sidecar, SidecarConfig};
 use dynamo_router::{KvRouter, RouterConfig};
+use futures::StreamExt;
 use tokio::task::JoinSet;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -56,6 +57,12 @@ fn tokens(chunks: &[GenerateChunk]) -> Vec<TokenId> {
     chunks.iter().flat_map(|chunk| chunk.token_ids.clone()).collect()
 }
 
+/// Waits until so many instances are listed.
+async fn listed(client: &Client<GenerateRequest, GenerateChunk>, count: usize) {
+    let mut lists = client.watch();
+    while lists.next().await.unwrap().len() != count {}
+}
+
 async fn ask(
     engine: &impl Engine<Request = GenerateRequest, Response = GenerateChunk>,
 ) -> Vec<TokenId> {
@@ -69,7 +76,10 @@ async fn an_engine_answers_as_an_instance_and_says_how_busy_it_is() {
     let server = PlayedServer::start(Script::default()).await.unwrap();
     let mut reports =
         component(&runtime).subscriber::<LoadReport>(LoadReport::EVENT).await.unwrap();
-    let sidecar = sidecar(&runtime, &server, "played-0").await;
+    // A canary would be a request that runs.
+    let mut config = config(&server, "played-0");
+    config.canary = [PATIENCE, PATIENCE];
+    let sidecar = bounded(Sidecar::start(&runtime, config)).await.unwrap();
     assert_eq!(sidecar.served().max_model_len, Some(4096));
     let client = client(&runtime).await;
     client.wait_for(1, PATIENCE).await.unwrap();
@@ -150,14 +160,9 @@ async fn an_engine_that_is_gone_is_off_the_list_until_it_answers_again() {
     let address = server.address();
     server.shutdown().await;
     drop(server);
-    let listed = async |count: usize| {
-        while client.instances().len() != count {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    bounded(listed(0)).await;
+    bounded(listed(&client, 0)).await;
     let _server = PlayedServer::start(Script { address, ..Script::default() }).await.unwrap();
-    bounded(listed(1)).await;
+    bounded(listed(&client, 1)).await;
     assert!(client.instances()[0].incarnation > first);
     let whole = Script::default().answer(&PROMPT, TOKENS as usize);
     assert_eq!(bounded(ask(&client)).await, whole);
@@ -178,12 +183,7 @@ async fn draining_lets_answers_end_and_takes_no_more() {
     let first = bounded(answer.next()).await.unwrap().unwrap();
     let mut draining = JoinSet::new();
     draining.spawn(sidecar.drain(PATIENCE));
-    let gone = async {
-        while !client.instances().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    bounded(gone).await;
+    bounded(listed(&client, 0)).await;
     let refused = client.generate(Context::new(), request()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     assert!(draining.try_join_next().is_none());

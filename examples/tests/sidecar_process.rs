@@ -19,6 +19,7 @@ use dynamo_examples::graph::{GENERATE, KV_EVENTS, KV_SNAPSHOT};
 use dynamo_examples::planes::{self, LOOPBACK};
 use dynamo_examples::servers::Servers;
 use dynamo_router::{Constraints, EventFeed, KvRouter, ResyncConfig, RouterConfig};
+use futures::StreamExt;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 use zeromq::{PubSocket, Socket, SocketSend, ZmqMessage};
@@ -53,6 +54,8 @@ async fn it_makes_an_engine_an_instance_tells_what_it_caches_and_is_drained_by_a
     sidecar.args(["--events", &endpoint, "--topic", "kv", "--drain-s", "30"]);
     let mut sidecar = sidecar.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let mut lines = BufReader::new(sidecar.stdout.take().unwrap()).lines();
+    let waits = bounded(lines.next_line()).await.unwrap().unwrap();
+    assert_eq!(waits, format!("waiting for the engine at {}", engine.url()));
     let ready = bounded(lines.next_line()).await.unwrap().unwrap();
     assert!(ready.starts_with("ready played-0 "), "{ready}");
 
@@ -103,12 +106,8 @@ async fn it_makes_an_engine_an_instance_tells_what_it_caches_and_is_drained_by_a
 
     let id = sidecar.id().unwrap().to_string();
     assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
-    let gone = async {
-        while !client.instances().is_empty() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    bounded(gone).await;
+    let mut lists = client.watch();
+    while !bounded(lists.next()).await.unwrap().is_empty() {}
     engine.release();
     let rest = bounded(answer.collect()).await.unwrap();
     let rest = rest.iter().flat_map(|chunk| chunk.token_ids.clone());

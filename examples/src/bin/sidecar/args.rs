@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use dynamo_core::openai::OpenAiConfig;
+use dynamo_core::openai::{OpenAiConfig, TokenSource};
 use dynamo_core::protocol::BlockSize;
 use dynamo_examples::planes::LOOPBACK;
 use dynamo_examples::sidecar::{EventsConfig, SidecarConfig};
@@ -28,6 +28,7 @@ impl Args {
         let (mut engine, mut model, mut name, mut component) = (None, None, None, None);
         let (mut etcd, mut nats, mut listen, mut drain_s) = (None, None, LOOPBACK, DRAIN_S);
         let (mut events, mut replay, mut topic, mut is_bound) = (None, None, String::new(), false);
+        let (mut tokens, mut api_key, mut metrics) = (TokenSource::TokenIds, None, None);
         let (mut block_size, mut end_tokens, mut ranks) = (None, Vec::new(), NonZeroU32::MIN);
         while let Some(arg) = args.next() {
             if arg == "--bind-events" {
@@ -44,6 +45,9 @@ impl Args {
                 "--nats" => nats = Some(value),
                 "--listen" => listen = parsed(&arg, &value)?,
                 "--block-size" => block_size = Some(parsed(&arg, &value)?),
+                "--tokens" => tokens = token_source(&value)?,
+                "--api-key-file" => api_key = Some(key(&value)?),
+                "--metrics" => metrics = Some(value),
                 "--ranks" => ranks = parsed(&arg, &value)?,
                 "--events" => events = Some(value),
                 "--replay" => replay = Some(value),
@@ -63,9 +67,14 @@ impl Args {
         let (namespace, component) =
             component.split_once('/').context("--component takes NAMESPACE/COMPONENT")?;
         let engine = OpenAiConfig::new(given("--engine", engine)?, given("--model", model)?)
+            .with_tokens(tokens)
             .with_end_tokens(end_tokens);
+        let engine = match api_key {
+            Some(key) => engine.with_api_key(key),
+            None => engine,
+        };
         let mut sidecar = SidecarConfig::new(engine, namespace, component, given("--name", name)?);
-        sidecar.ranks = ranks.get();
+        (sidecar.ranks, sidecar.metrics) = (ranks.get(), metrics);
         if let Some(tokens) = block_size {
             sidecar.block_size = BlockSize::new(tokens).context("--block-size takes 1 or more")?;
         }
@@ -80,6 +89,21 @@ impl Args {
     }
 }
 
+fn token_source(value: &str) -> Result<TokenSource> {
+    Ok(match value {
+        "ids" => TokenSource::TokenIds,
+        "without-text" => TokenSource::WithoutText,
+        "logprobs" => TokenSource::Logprobs,
+        other => bail!("--tokens {other}: there are ids, without-text and logprobs"),
+    })
+}
+
+/// Reads a key from a file: arguments are seen by all processes.
+fn key(path: &str) -> Result<String> {
+    let key = std::fs::read_to_string(path).with_context(|| format!("--api-key-file {path}"))?;
+    Ok(key.trim().to_owned())
+}
+
 fn parsed<T: FromStr>(arg: &str, value: &str) -> Result<T> {
     value.parse().ok().with_context(|| format!("{arg} does not take {value}"))
 }
@@ -90,4 +114,5 @@ const DRAIN_S: u64 = 30;
 const USAGE: &str = "usage: sidecar --engine URL --model NAME --name NAME \
     --component NAMESPACE/COMPONENT --etcd URL --nats URL [--listen ADDRESS:PORT] \
     [--ranks N] [--block-size TOKENS] [--end-token ID]... [--drain-s SECONDS] \
+    [--tokens ids|without-text|logprobs] [--api-key-file PATH] [--metrics PATH] \
     [--events ENDPOINT [--bind-events] [--replay ENDPOINT] [--topic TOPIC]]";

@@ -2,53 +2,47 @@
 
 mod args;
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Result;
+use dynamo_core::Runtime;
 use dynamo_examples::planes;
+use dynamo_examples::process::{EndSignals, log_warnings, say};
 use dynamo_examples::sidecar::Sidecar;
-use tokio::signal::unix::{SignalKind, signal};
 
 use args::Args;
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse(std::env::args().skip(1))?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut told = async move || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    let planes = planes::runtime(&args.etcd, &args.nats, args.listen);
+    log_warnings();
+    let mut signals = EndSignals::new()?;
     let runtime = tokio::select! {
-        runtime = planes => runtime?,
-        () = told() => return Ok(()),
+        runtime = planes::runtime(&args.etcd, &args.nats, args.listen) => runtime?,
+        () = signals.next() => return Ok(()),
     };
-    let sidecar = tokio::select! {
-        sidecar = Sidecar::start(&runtime, args.sidecar.clone()) => Some(sidecar?),
-        () = told() => None,
-    };
-    if let Some(sidecar) = sidecar {
-        let instance = sidecar.instance();
-        say(&format!("ready {} {} {}", args.sidecar.name, instance.id, instance.address));
-        told().await;
-        tokio::select! {
-            report = sidecar.drain(args.drain) => {
-                say(&format!("drained: {} finished, {} ended", report.finished, report.killed));
-            }
-            () = told() => say("told to end twice: requests were not waited for"),
-        }
-    }
-    Ok(runtime.shutdown(ENDING_MAX).await?)
+    let served = serve(&runtime, &args, &mut signals).await;
+    runtime.shutdown(ENDING_MAX).await?;
+    served
 }
 
-/// Writes a line; that nobody reads them ends nothing.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
+/// Serves the engine until a signal comes, and drains it; a second signal waits for no answer.
+async fn serve(runtime: &Runtime, args: &Args, signals: &mut EndSignals) -> Result<()> {
+    say(&format!("waiting for the engine at {}", args.sidecar.engine.url));
+    let sidecar = tokio::select! {
+        sidecar = Sidecar::start(runtime, args.sidecar.clone()) => sidecar?,
+        () = signals.next() => return Ok(()),
+    };
+    let instance = sidecar.instance();
+    say(&format!("ready {} {} {}", args.sidecar.name, instance.id, instance.address));
+    signals.next().await;
+    tokio::select! {
+        report = sidecar.drain(args.drain) => {
+            say(&format!("drained: {} finished, {} ended", report.finished, report.killed));
+        }
+        () = signals.next() => say("told to end twice: answers were not waited for"),
+    }
+    Ok(())
 }
 
 /// Leaving the directory and closing connections takes a moment.
