@@ -3,11 +3,12 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::process::{Child, Command};
 
-/// An etcd and a nats-server; dropping it kills them.
+/// An etcd and a nats-server; dropping it kills them and removes what they have written.
 #[derive(Debug)]
 pub struct Servers {
     etcd: String,
@@ -65,8 +66,50 @@ impl Servers {
     }
 }
 
+impl Drop for Servers {
+    fn drop(&mut self) {
+        // After `end` there is nothing left of this to do, and it fails.
+        for server in &mut self.children {
+            let _ = server.start_kill();
+        }
+        // Who is killed may still write for a moment.
+        let lives = |server: &mut Child| matches!(server.try_wait(), Ok(None));
+        for _ in 0..LOOKS_MAX {
+            if !self.children.iter_mut().any(lives) {
+                break;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
 /// Returns a port of loopback that nobody listens on.
 pub fn free_port() -> Result<u16> {
     let listener = TcpListener::bind("127.0.0.1:0").context("looking for a free port")?;
     Ok(listener.local_addr()?.port())
+}
+
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Two seconds of them.
+const LOOKS_MAX: usize = 400;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn dropping_them_removes_what_they_have_written() {
+        let servers = Servers::start().unwrap();
+        let folder = servers.folder.clone();
+        let is_written = async {
+            while !folder.join("member").exists() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), is_written).await.unwrap();
+        drop(servers);
+        assert!(!folder.exists());
+    }
 }

@@ -55,7 +55,7 @@ fn main() -> Result<ExitCode> {
 
 const USAGE: &str = "\
 usage: cargo xtask demo [--processes | --aggregated] [--backend tcp|shm|ucx|memory] [--serve] [--explain] [--prompt TEXT] [--model PATH] [--port PORT]
-       cargo xtask demo --vllm [--clients | --serve] [--port PORT]   two real vLLM servers behind the graph; installs vLLM for the CPU the first time, 7 GB
+       cargo xtask demo --vllm [(--clients | --serve) [--port PORT]]   two real vLLM servers behind the graph; installs vLLM for the CPU the first time, 7 GB
        cargo xtask test     pass the tests; sets up what they need
        cargo xtask miri     the transfer engine's tests of registered memory and memcpy under Miri, where a nightly toolchain has it
        cargo xtask asan     the transfer engine's tests of memory under AddressSanitizer, where there is a nightly toolchain

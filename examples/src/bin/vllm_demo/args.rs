@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// What was asked for on the command line.
 #[derive(Debug)]
@@ -45,6 +45,7 @@ impl Args {
                 other => bail!("unknown argument {other}; {USAGE}"),
             }
         }
+        ensure!(port.is_none() || job != Job::Show, "--port needs --clients or --serve");
         let python = python.with_context(|| format!("--python is missing; {USAGE}"))?;
         let model = model.with_context(|| format!("--model-dir is missing; {USAGE}"))?;
         Ok(Self { python, model, job, port })
@@ -52,4 +53,22 @@ impl Args {
 }
 
 const USAGE: &str =
-    "usage: vllm_demo --python PATH --model-dir DIR [--clients | --serve] [--port PORT]";
+    "usage: vllm_demo --python PATH --model-dir DIR [(--clients | --serve) [--port PORT]]";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Args> {
+        let line = format!("--python python --model-dir model {line}");
+        Args::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn a_port_is_for_who_asks_from_outside() {
+        assert_eq!(parsed("--port 8000 --serve").unwrap().port, Some(8000));
+        assert_eq!(parsed("--clients --port 8000").unwrap().port, Some(8000));
+        let refused = parsed("--port 8000").unwrap_err().to_string();
+        assert!(refused.starts_with("--port"), "{refused}");
+    }
+}

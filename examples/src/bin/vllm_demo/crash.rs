@@ -22,13 +22,17 @@ pub(crate) async fn run(fleet: &mut Fleet, checks: &mut Checks) -> Result<()> {
     let whole = whole.into_iter().collect::<Result<Vec<_>>>().context("nobody was killed yet")?;
 
     let (seen, mut is_told) = watch::channel(vec![0; stories.len()]);
-    let again = tell(address, &stories, |index| seen.send_modify(|seen| seen[index] += 1));
+    // The sender goes with the telling: nobody waits for pieces that cannot come any more.
+    let again = tell(address, &stories, move |index| seen.send_modify(|seen| seen[index] += 1));
     let killing = async {
         let all = |seen: &Vec<usize>| seen.iter().all(|pieces| *pieces >= PIECES_BEFORE);
-        is_told.wait_for(all).await.context("whoever tells has gone")?;
+        is_told.wait_for(all).await.context("the stories are over, and not all got far enough")?;
         kill_the_busiest(fleet).await
     };
     let (again, killed) = tokio::join!(again, killing);
+    for error in again.iter().filter_map(|heard| heard.as_ref().err()) {
+        println!("an answer broke off: {error:#}");
+    }
     let killed = killed?;
     let after = tell(address, &stories[..2], |_| ()).await;
     let finished = front_end.end().await?;
@@ -74,9 +78,6 @@ fn judge(
     again: &[Result<Heard>],
     finished: &[Finished],
 ) {
-    for error in again.iter().filter_map(|heard| heard.as_ref().err()) {
-        println!("an answer broke off: {error:#}");
-    }
     let (total, ended) = (whole.len(), again.iter().filter(|heard| heard.is_ok()).count());
     checks.check(
         ended == total,

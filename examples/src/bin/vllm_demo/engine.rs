@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use dynamo_examples::client;
 use dynamo_examples::servers::free_port;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::args::Args;
 use crate::process::Process;
@@ -75,9 +76,15 @@ impl VllmServer {
 
     /// Has it forget all blocks, and say so.
     pub(crate) async fn reset(&self) -> Result<()> {
-        self.ask("POST", "/reset_prefix_cache", None).await?;
-        // vLLM tells what changed with the next step it makes. Less than a block is not kept.
-        self.complete(&[1000]).await
+        for _ in 0..RESETS_MAX {
+            if has_forgotten(&self.ask("POST", "/reset_prefix_cache", None).await?)? {
+                // vLLM tells what changed with the next step it makes. Less than a block is not
+                // kept.
+                return self.complete(&[1000]).await;
+            }
+            sleep(RESET_EVERY).await;
+        }
+        bail!("{} keeps its blocks: it refused {RESETS_MAX} resets", self.name())
     }
 
     /// Returns what it has counted of its prefix cache.
@@ -109,6 +116,18 @@ impl VllmServer {
         let name = self.name();
         answer.with_context(|| format!("{name} does not answer {path}"))?.context(name.to_owned())
     }
+}
+
+/// Reads the answer to a reset. vLLM refuses one, with success in HTTP, while a request holds blocks,
+/// a canary of the sidecar too.
+fn has_forgotten(answer: &str) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct Reset {
+        success: bool,
+    }
+    let reset: Reset =
+        serde_json::from_str(answer).with_context(|| format!("what a reset came to: {answer}"))?;
+    Ok(reset.success)
 }
 
 /// Returns the sum of a metric's samples.
@@ -149,9 +168,22 @@ const STARTING_MAX: Duration = Duration::from_secs(300);
 
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 
+/// A canary is over long before the last of them.
+const RESETS_MAX: usize = 20;
+
+const RESET_EVERY: Duration = Duration::from_millis(500);
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reset_that_vllm_refuses_has_not_forgotten() {
+        assert!(has_forgotten("{\"success\":true}").unwrap());
+        assert!(!has_forgotten("{\"success\":false}").unwrap());
+        let other = has_forgotten("{}").unwrap_err();
+        assert!(other.to_string().ends_with("{}"), "{other}");
+    }
 
     #[test]
     fn a_metric_is_the_sum_of_its_samples_and_of_no_other_metric() {

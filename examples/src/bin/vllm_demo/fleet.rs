@@ -91,6 +91,7 @@ pub(crate) struct Finished {
     /// All who began a part of the answer, in order.
     pub(crate) parts: Vec<String>,
     pub(crate) predicted_cached_tokens: Option<u64>,
+    /// 0 also if the server reported none.
     pub(crate) cached_tokens: u64,
 }
 
@@ -100,7 +101,8 @@ impl Finished {
         self.parts.last().map_or("nobody", String::as_str)
     }
 
-    /// Tells whether as much was cached as the front end had expected.
+    /// Tells whether as much was cached as the front end had expected; worth something only where
+    /// servers report it, which [`Pass::reported`](crate::pass::Pass::reported) shows.
     pub(crate) fn is_as_predicted(&self) -> bool {
         self.predicted_cached_tokens == Some(self.cached_tokens)
     }

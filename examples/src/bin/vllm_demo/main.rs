@@ -89,6 +89,12 @@ async fn show(fleet: &mut Fleet, checks: &mut Checks) -> Result<()> {
         ratio >= RATIO_MIN,
         &format!("hits by KV routing = {ratio:.2} x round robin's (at least {RATIO_MIN})"),
     );
+    // A server that reports nothing would pass for one that was rightly expected to have nothing.
+    let (reported, hits) = (routed.reported(), routed.count.hits);
+    checks.check(
+        reported as f64 == hits,
+        &format!("cached tokens that the answers report = {reported} of vLLM's {hits} hits"),
+    );
     let predicted = routed.predicted();
     let share = predicted as f64 / total as f64;
     checks.check(

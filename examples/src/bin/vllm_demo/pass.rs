@@ -83,6 +83,12 @@ impl Pass {
         );
     }
 
+    /// Returns how many tokens were cached by what the answers reported, those that did not
+    /// counted as 0.
+    pub(crate) fn reported(&self) -> u64 {
+        self.finished.iter().map(|it| it.cached_tokens).sum()
+    }
+
     /// Returns how many requests found as much cached as the front end had predicted.
     pub(crate) fn predicted(&self) -> usize {
         self.finished.iter().filter(|it| it.is_as_predicted()).count()

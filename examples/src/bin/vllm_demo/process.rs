@@ -40,15 +40,18 @@ impl Process {
         &self.name
     }
 
-    /// Waits until `is_ready` says so; fails if the process ends before, or after `max`.
+    /// Waits until `is_ready` says so; fails if the process ends before, or soon after `max`.
+    ///
+    /// Who asks a process that does not answer asks again after [`LOOK_MAX`].
     pub(crate) async fn ready(
         &mut self,
         max: Duration,
         is_ready: impl AsyncFn() -> bool,
     ) -> Result<()> {
         let end = Instant::now() + max;
-        while !is_ready().await {
+        while !timeout(LOOK_MAX, is_ready()).await.unwrap_or(false) {
             if let Some(status) = self.child.try_wait()? {
+                self.kill_what_is_left();
                 bail!("{} ended with {status}; its last lines:\n{}", self.name, self.tail());
             }
             if Instant::now() > end {
@@ -91,8 +94,16 @@ impl Process {
         ensure!(status.success(), "ending {}: {status}", self.name);
         let ended = timeout(ENDING_MAX, self.child.wait()).await;
         let status = ended.with_context(|| format!("{} does not end", self.name))??;
+        self.kill_what_is_left();
         ensure!(status.success(), "{} ended with {status}:\n{}", self.name, self.tail());
         Ok(())
+    }
+
+    /// Kills what runs of the group; once, since a number that is free may be another's later.
+    fn kill_what_is_left(&mut self) {
+        // A group of which nothing is left cannot be killed, which is as well.
+        let _ = self.signal("KILL").status();
+        self.has_ended = true;
     }
 
     /// Returns the last lines of what it has written.
@@ -115,15 +126,15 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Of a group that was killed before, the number may be another's by now.
         if !self.has_ended {
-            // A group of which nothing is left cannot be killed, which is as well.
-            let _ = self.signal("KILL").status();
+            self.kill_what_is_left();
         }
     }
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// Longer than a sidecar's drain.
 const ENDING_MAX: Duration = Duration::from_secs(45);
@@ -158,22 +169,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn killing_a_process_kills_what_it_has_started() {
-        for is_dropped in [false, true] {
-            let folder = folder(&format!("killing-{is_dropped}"));
-            let command = script("sleep 600 & echo ready $!; wait");
+    async fn the_end_of_a_process_is_that_of_what_it_has_started() {
+        for way in ["kill", "end", "drop"] {
+            let folder = folder(way);
+            let command = script("trap 'exit 0' TERM; sleep 600 & echo ready $!; wait");
             let mut process = Process::start("parent", command, &folder).unwrap();
             process.says_ready(Duration::from_secs(10)).await.unwrap();
             let child = process.printed().unwrap();
             let child = child.split_whitespace().nth(1).unwrap().to_owned();
-            if is_dropped {
-                drop(process);
-            } else {
-                process.kill().await.unwrap();
+            match way {
+                "kill" => process.kill().await.unwrap(),
+                "end" => process.end().await.unwrap(),
+                _ => drop(process),
             }
             timeout(Duration::from_secs(10), is_gone(&child)).await.unwrap();
             std::fs::remove_dir_all(folder).unwrap();
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_answer_is_waited_for_no_longer_than_was_said() {
+        let folder = folder("mute");
+        let mut process = Process::start("engine", script("sleep 600"), &folder).unwrap();
+        let error = process.ready(Duration::from_secs(30), std::future::pending::<bool>).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("engine is not ready after 30 s"), "{error}");
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test]
