@@ -77,19 +77,19 @@ fn pick(random: &mut Random, words: &[&'static str]) -> &'static str {
     random.below(words.len()).map_or("", |index| words[index])
 }
 
-pub(crate) const USERS: usize = 16;
+pub(crate) const USERS: usize = 12;
 
 pub(crate) const TURNS: usize = 2;
 
 /// With this seed half of the users ask at the same place of both turns, even or odd: round robin
 /// among two servers brings those back to who has their first turn, as many as chance would.
-const ORDER: u64 = 42;
+const ORDER: u64 = 43;
 
 const GROUPS: usize = 3;
 
-const SYSTEM_SENTENCES: usize = 6;
+const SYSTEM_SENTENCES: usize = 5;
 
-const NOTE_SENTENCES: usize = 40;
+const NOTE_SENTENCES: usize = 60;
 
 const STORIES: u64 = 6;
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dynamo_examples::client;
-use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
@@ -18,7 +17,7 @@ use crate::fleet::{Finished, Fleet};
 #[derive(Debug)]
 pub(crate) struct Pass {
     policy: &'static str,
-    /// Turn by turn, user by user.
+    /// In the order of asking.
     pub(crate) answers: Vec<Heard>,
     /// What both servers counted meanwhile.
     pub(crate) count: CacheCount,
@@ -112,25 +111,19 @@ pub(crate) async fn ask(
     Ok(Heard { text: answer.text, ttft: first.unwrap_or_else(|| asked.elapsed()) })
 }
 
-/// Lets all users take their turns, two at a time: who is done lets the next one begin. Returns the
-/// answers user by user.
+/// Lets all users take their turns, one after the other: with several at once it is chance who is
+/// first at the front end, and so whom round robin brings back to the server of the first turn.
 async fn converse(front_end: SocketAddr) -> Result<Vec<Heard>> {
     let mut conversations = Conversation::all();
     let mut answers = Vec::with_capacity(USERS * TURNS);
     for turn in 0..TURNS {
-        let order = order(turn);
-        let mut users: Vec<_> = conversations.iter_mut().enumerate().collect();
-        users.sort_by_key(|(user, _)| order.iter().position(|of| of == user));
-        let turns = users.into_iter().map(|(user, conversation)| async move {
+        for user in order(turn) {
+            let conversation = &mut conversations[user];
             conversation.ask();
             let heard = ask(front_end, &conversation.messages, TOKENS_MAX, || ()).await?;
             conversation.hear(&heard.text);
-            anyhow::Ok((user, heard))
-        });
-        let turns = stream::iter(turns).buffer_unordered(AT_ONCE);
-        let mut heard: Vec<_> = turns.try_collect().await?;
-        heard.sort_by_key(|(user, _)| *user);
-        answers.extend(heard.into_iter().map(|(_, heard)| heard));
+            answers.push(heard);
+        }
     }
     Ok(answers)
 }
@@ -144,9 +137,6 @@ async fn counted(fleet: &Fleet) -> Result<CacheCount> {
     }
     Ok(sum)
 }
-
-/// Requests in flight: as many as there are servers.
-const AT_ONCE: usize = 2;
 
 /// Tokens of an answer: what is shown is what happens before the first.
 const TOKENS_MAX: u32 = 16;
