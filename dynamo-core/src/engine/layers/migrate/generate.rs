@@ -9,8 +9,8 @@ use crate::protocol::{
 /// A resumed answer is that of one worker with greedy sampling, and with any sampling whose random
 /// numbers depend on the seed and a token's position alone: the request for the rest has the same
 /// seed, and positions count from the start of the prompt. Where a sampler draws otherwise, the
-/// rest is as likely as any answer that begins with what was delivered, but it may not be the one
-/// that was lost.
+/// rest may not be the one that was lost; and one that starts each request's random numbers anew
+/// from the seed draws the rest with the numbers that drew its beginning.
 impl Resumable for GenerateRequest {
     type Item = GenerateChunk;
     type Progress = GenerateProgress;
