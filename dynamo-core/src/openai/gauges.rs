@@ -7,7 +7,8 @@ use serde::Deserialize;
 use super::exposition::{Sample, samples};
 use crate::protocol::BlockSize;
 
-/// What one data-parallel rank is busy with.
+/// What one data-parallel rank is busy with; blocks are those of the reports, unless a server tells
+/// of blocks and not how large they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct RankLoad {
     pub(super) running: u32,
@@ -20,7 +21,7 @@ pub(super) struct RankLoad {
 /// not there.
 pub(super) fn ranks(page: &[u8], block_size: BlockSize) -> BTreeMap<u32, RankLoad> {
     if page.trim_ascii_start().starts_with(b"[") {
-        return iterations(page);
+        return iterations(page, block_size);
     }
     let mut ranks: BTreeMap<u32, Seen> = BTreeMap::new();
     for sample in samples(&String::from_utf8_lossy(page)) {
@@ -62,17 +63,28 @@ const GAUGES: [(&str, Gauge); 13] = [
     ("trtllm_kv_cache_max_blocks", Gauge::BlocksTotal),
 ];
 
-/// vLLM tells its number of blocks as a label of something that is always 1.
+/// vLLM tells how large its cache is by labels of something that is always 1.
 const VLLM_CACHE: &str = "vllm:cache_config_info";
 
 fn gauge(sample: &Sample<'_>) -> Option<(Gauge, f64)> {
-    if sample.name == VLLM_CACHE {
-        let blocks = sample.label("num_gpu_blocks")?.parse().ok()?;
-        return Some((Gauge::BlocksTotal, blocks));
-    }
-    let (_, gauge) = GAUGES.iter().find(|(name, _)| *name == sample.name)?;
+    let (gauge, value) = if sample.name == VLLM_CACHE {
+        cache_size(sample)?
+    } else {
+        let (_, gauge) = GAUGES.iter().find(|(name, _)| *name == sample.name)?;
+        (*gauge, sample.value)
+    };
     // A gauge that was never set may be NaN.
-    (sample.value >= 0.0 && sample.value <= COUNT_MAX).then_some((*gauge, sample.value))
+    (0.0..=COUNT_MAX).contains(&value).then_some((gauge, value))
+}
+
+/// Returns what a vLLM's cache holds, in its own blocks only if it does not tell their size.
+fn cache_size(sample: &Sample<'_>) -> Option<(Gauge, f64)> {
+    let label = |name| sample.label(name)?.parse::<u32>().ok().map(f64::from);
+    let blocks = label("num_gpu_blocks")?;
+    Some(match label("block_size") {
+        Some(tokens) => (Gauge::TokensTotal, blocks * tokens),
+        None => (Gauge::BlocksTotal, blocks),
+    })
 }
 
 /// Returns the data-parallel rank that a sample is of: vLLM's label, or SGLang's.
@@ -142,22 +154,26 @@ struct Iteration {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct KvCacheStats {
-    used_num_blocks: u64,
-    max_num_blocks: u64,
+    used_num_blocks: u32,
+    max_num_blocks: u32,
+    tokens_per_block: Option<u32>,
 }
 
 /// Returns the last iteration of each rank. No iteration says nothing: one that takes long looks
 /// like none, and so does a server that keeps no statistics.
-fn iterations(page: &[u8]) -> BTreeMap<u32, RankLoad> {
+fn iterations(page: &[u8], block_size: BlockSize) -> BTreeMap<u32, RankLoad> {
     let iterations: Vec<Iteration> = serde_json::from_slice(page).unwrap_or_default();
     let mut ranks = BTreeMap::new();
     for iteration in iterations {
         let cache = iteration.kv_cache_stats.unwrap_or_default();
+        let per_block = cache
+            .tokens_per_block
+            .map_or(1.0, |tokens| f64::from(tokens) / block_size.tokens() as f64);
         let load = RankLoad {
             running: iteration.num_active_requests,
             waiting: iteration.num_queued_requests.unwrap_or(0),
-            blocks_active: cache.used_num_blocks,
-            blocks_total: cache.max_num_blocks,
+            blocks_active: whole(f64::from(cache.used_num_blocks) * per_block),
+            blocks_total: whole(f64::from(cache.max_num_blocks) * per_block),
         };
         let rank = iteration.attention_dp_rank.unwrap_or(0);
         if ranks.len() < RANKS_MAX || ranks.contains_key(&rank) {

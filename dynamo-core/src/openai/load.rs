@@ -25,7 +25,8 @@ pub struct EngineLoadConfig {
     pub look_max: Duration,
     /// How long what was seen is reported while nothing newer can be seen.
     pub believed_max: Duration,
-    /// Tokens of a block, for an engine that counts its cache in tokens (SGLang).
+    /// Tokens of the blocks that reports count in: those of the requests' hashes. What an engine
+    /// tells in tokens, or in blocks whose size it tells, is counted in these.
     pub block_size: BlockSize,
 }
 
@@ -70,7 +71,7 @@ impl EngineLoadConfig {
         self
     }
 
-    /// Counts a cache that is told in tokens in blocks of so many.
+    /// Reports the cache in blocks of so many tokens.
     #[must_use]
     pub const fn with_block_size(mut self, block_size: BlockSize) -> Self {
         self.block_size = block_size;

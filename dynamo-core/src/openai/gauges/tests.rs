@@ -5,7 +5,12 @@ use super::*;
 const VLLM: &str = include_str!("../fixtures/vllm-0.32-metrics.txt");
 
 fn read(page: &str) -> Vec<(u32, RankLoad)> {
-    ranks(page.as_bytes(), BlockSize::DEFAULT).into_iter().collect()
+    read_in(16, page)
+}
+
+/// Reads in blocks of so many tokens.
+fn read_in(tokens: u32, page: &str) -> Vec<(u32, RankLoad)> {
+    ranks(page.as_bytes(), BlockSize::new(tokens).unwrap()).into_iter().collect()
 }
 
 /// The page of an engine of which this is said, instead of that it does nothing.
@@ -26,9 +31,9 @@ fn vllm(running: &str, waiting: &str, usage: &str) -> String {
 #[test]
 fn vllm_is_read_as_it_was_recorded() {
     let idle = RankLoad { running: 0, waiting: 0, blocks_active: 0, blocks_total: 728 };
-    assert_eq!(read(VLLM), [(0, idle)]);
+    assert_eq!(read_in(32, VLLM), [(0, idle)]);
     let busy = RankLoad { running: 5, waiting: 2, blocks_active: 182, blocks_total: 728 };
-    assert_eq!(read(&vllm("5.0", "2.0", "0.25")), [(0, busy)]);
+    assert_eq!(read_in(32, &vllm("5.0", "2.0", "0.25")), [(0, busy)]);
 }
 
 #[test]
@@ -39,7 +44,7 @@ fn each_engine_of_vllm_is_a_rank() {
         (0, RankLoad { running: 5, waiting: 2, blocks_active: 364, blocks_total: 728 }),
         (1, RankLoad { running: 1, waiting: 0, blocks_active: 728, blocks_total: 728 }),
     ];
-    assert_eq!(read(&page), expected);
+    assert_eq!(read_in(32, &page), expected);
 }
 
 #[test]
@@ -88,7 +93,33 @@ fn tensor_rt_llm_is_read_as_text_and_as_iterations() {
         {"iter": 2, "numActiveRequests": 1, "attentionDpRank": 1, "kvCacheStats": null}
     ]"#;
     let other = RankLoad { running: 1, ..RankLoad::default() };
-    assert_eq!(read(iterations), [(0, load), (1, other)]);
+    assert_eq!(read_in(32, iterations), [(0, load), (1, other)]);
+    let halved = RankLoad { blocks_active: 60, blocks_total: 200, ..load };
+    assert_eq!(read(iterations), [(0, halved), (1, other)]);
+    let untold = iterations.replace(", \"tokensPerBlock\": 32", "");
+    assert_eq!(read(&untold), [(0, load), (1, other)]);
+}
+
+#[test]
+fn blocks_are_those_of_the_reports_whatever_size_the_engine_has() {
+    let page = vllm("5.0", "2.0", "0.25");
+    let load = |blocks_active, blocks_total| {
+        [(0, RankLoad { running: 5, waiting: 2, blocks_active, blocks_total })]
+    };
+    assert_eq!(read_in(32, &page), load(182, 728));
+    assert_eq!(read_in(16, &page), load(364, 1456));
+    assert_eq!(read_in(128, &page), load(46, 182));
+    let untold = page.replace(",block_size=\"32\"", "");
+    assert_eq!(read_in(16, &untold), load(182, 728));
+}
+
+#[test]
+fn a_cache_of_no_number_of_blocks_is_not_told() {
+    for blocks in ["None", "inf", "NaN", "-1", "1e300", "4294967296"] {
+        let page = vllm("5.0", "2.0", "0.25").replace("\"728\"", &format!("\"{blocks}\""));
+        let load = RankLoad { running: 5, waiting: 2, blocks_active: 0, blocks_total: 0 };
+        assert_eq!(read(&page), [(0, load)], "{blocks}");
+    }
 }
 
 #[test]
