@@ -22,7 +22,7 @@ use dynamo_router::{Constraints, EventFeed, KvRouter, ResyncConfig, RouterConfig
 use futures::StreamExt;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
-use zeromq::{PubSocket, Socket, SocketSend, ZmqMessage};
+use zeromq::{Socket, SocketRecv, SocketSend, XPubSocket, ZmqMessage};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -45,7 +45,7 @@ fn message(number: u64, payload: &str) -> ZmqMessage {
 async fn it_makes_an_engine_an_instance_tells_what_it_caches_and_is_drained_by_a_signal() {
     let servers = Servers::start().unwrap();
     let engine = PlayedServer::start(Script::default()).await.unwrap();
-    let mut publisher = PubSocket::new();
+    let mut publisher = XPubSocket::new();
     let endpoint = publisher.bind("tcp://127.0.0.1:0").await.unwrap().to_string();
     let mut sidecar = Command::new(env!("CARGO_BIN_EXE_sidecar"));
     sidecar.args(["--engine", engine.url(), "--model", "played", "--name", "played-0"]);
@@ -62,20 +62,13 @@ async fn it_makes_an_engine_an_instance_tells_what_it_caches_and_is_drained_by_a
     let runtime = bounded(planes::runtime(servers.etcd(), servers.nats(), LOOPBACK)).await.unwrap();
     let component = runtime.namespace("demo").unwrap().component("fleet").unwrap();
     let mut heard = component.subscriber::<KvEvent>(KV_EVENTS).await.unwrap();
-    // A subscription takes a moment: until one arrives the first message is said again and again.
-    let mut number = 0;
-    let blocks = loop {
-        publisher.send(message(number, CAPTURED.lines().next().unwrap())).await.unwrap();
-        number += 1;
-        let Ok(Some(Delivery::Event { value })) =
-            tokio::time::timeout(Duration::from_millis(100), heard.recv()).await
-        else {
-            continue;
-        };
-        if let KvChange::BlockStored { blocks, .. } = value.change {
-            break blocks;
-        }
+    // It has subscribed: what is published before that is lost.
+    assert_eq!(bounded(publisher.recv()).await.unwrap().get(0).unwrap()[..], *b"\x01kv");
+    publisher.send(message(0, CAPTURED.lines().next().unwrap())).await.unwrap();
+    let Delivery::Event { value } = bounded(heard.recv()).await.unwrap() else {
+        panic!("an event")
     };
+    let KvChange::BlockStored { blocks, .. } = value.change else { panic!("{value:?}") };
     assert_eq!(blocks.len(), 4);
 
     // A router that starts only now asks for what there is.
