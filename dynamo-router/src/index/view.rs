@@ -122,16 +122,22 @@ impl View {
         &self,
         segment: &Segment<'_>,
     ) -> impl Iterator<Item = (u32, Lane, u64)> + use<'_> {
-        let entry = |number: u32| Some((number, self.partial(number)?));
-        let first = segment.head().partial.load(Ordering::Relaxed);
-        let next = move |(_, last): &(u32, &Partial)| entry(last.next.load(Ordering::Relaxed));
-        let read = |(number, entry): (u32, &Partial)| {
+        let mut number = segment.head().partial.load(Ordering::Relaxed);
+        // Mostly that of the entry before: then it takes no look at the list of pages.
+        let (mut page_number, mut page) = (usize::MAX, &[][..]);
+        let next = move || {
+            let at = number as usize / PAGE_PARTIALS;
+            if at != page_number {
+                (page_number, page) = (at, self.pages.get(at)?);
+            }
+            let entry = page.get(number as usize % PAGE_PARTIALS)?;
             let lane = Lane::unpack(entry.lane.load(Ordering::Relaxed));
-            (number, lane, entry.mask.load(Ordering::Relaxed))
+            let read = (number, lane, entry.mask.load(Ordering::Relaxed));
+            number = entry.next.load(Ordering::Relaxed);
+            Some(read)
         };
         // Of a list that is changed meanwhile no more is read than a list can have.
-        let entries_max = self.lanes.lives.len() * TIERS;
-        std::iter::successors(entry(first), next).take(entries_max).map(read)
+        std::iter::from_fn(next).take(self.lanes.lives.len() * TIERS)
     }
 
     /// Adds a chunk of segments of that size and returns their places, the last first; `None` if
