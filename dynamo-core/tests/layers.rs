@@ -48,7 +48,7 @@ fn counting(
             });
             let usage = Usage {
                 prompt_tokens,
-                cached_tokens: 0,
+                cached_tokens: Some(0),
                 completion_tokens: left,
                 ..Usage::default()
             };
@@ -90,7 +90,7 @@ async fn no_token_is_lost_or_said_twice_when_instances_leave_in_mid_stream() {
         assert_eq!(tokens, expected);
         let usage = Usage {
             prompt_tokens: 2,
-            cached_tokens: 0,
+            cached_tokens: Some(0),
             completion_tokens: TOKENS,
             ..Usage::default()
         };

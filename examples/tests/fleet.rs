@@ -159,10 +159,10 @@ async fn what_is_predicted_of_a_prefix_is_what_the_engine_that_has_it_reports() 
         fleet.knows(4 * first.len()).await;
     }
     for (kind, first) in (0..6).zip(&first) {
-        assert_eq!((first.predicted_cached_tokens, first.cached_tokens), (Some(0), 0));
+        assert_eq!((first.predicted_cached_tokens, first.cached_tokens), (Some(0), Some(0)));
         let again = fleet.ask(&prompt(kind, 2)).await;
         assert_eq!(again.parts, first.parts, "prompt {kind}");
-        assert_eq!((again.predicted_cached_tokens, again.cached_tokens), (Some(64), 64));
+        assert_eq!((again.predicted_cached_tokens, again.cached_tokens), (Some(64), Some(64)));
     }
     fleet.end().await;
 }
@@ -179,7 +179,7 @@ async fn what_an_engine_has_evicted_is_predicted_no_more() {
     for (kind, tokens) in [(1, 64), (0, 16)] {
         let again = fleet.ask(&prompt(kind, 2)).await;
         let cached = (again.predicted_cached_tokens, again.cached_tokens);
-        assert_eq!(cached, (Some(tokens), tokens), "prompt {kind}");
+        assert_eq!(cached, (Some(tokens), Some(tokens)), "prompt {kind}");
     }
     fleet.end().await;
 }

@@ -132,8 +132,12 @@ fn chat(change: Value) -> Value {
 
 fn text(text: &str, finish: Option<FinishReason>) -> GenerateChunk {
     let token_ids = text.bytes().map(TokenId::from).collect();
-    let usage =
-        Usage { prompt_tokens: 2, cached_tokens: 1, completion_tokens: 0, ..Usage::default() };
+    let usage = Usage {
+        prompt_tokens: 2,
+        cached_tokens: Some(1),
+        completion_tokens: 0,
+        ..Usage::default()
+    };
     GenerateChunk { token_ids, finish, usage: finish.map(|_| usage), ..GenerateChunk::default() }
 }
 

@@ -31,7 +31,7 @@ pub fn engine(pace: Duration) -> impl Engine<Request = GenerateRequest, Response
         });
         let usage = Usage {
             prompt_tokens: prompt,
-            cached_tokens: 0,
+            cached_tokens: Some(0),
             completion_tokens: left,
             ..Usage::default()
         };
@@ -99,7 +99,7 @@ impl Checker {
         let completion_tokens = count(self.expected.len());
         let usage = Usage {
             prompt_tokens: self.prompt,
-            cached_tokens: 0,
+            cached_tokens: Some(0),
             completion_tokens,
             ..Usage::default()
         };

@@ -265,10 +265,10 @@ impl Reading {
 
 impl Counts {
     fn usage(&self) -> Usage {
-        let cached = self.prompt_tokens_details.as_ref().and_then(|details| details.cached_tokens);
+        let details = self.prompt_tokens_details.as_ref();
         Usage {
             prompt_tokens: self.prompt_tokens,
-            cached_tokens: cached.unwrap_or(0),
+            cached_tokens: details.and_then(|details| details.cached_tokens),
             completion_tokens: self.completion_tokens.unwrap_or(0),
             ..Usage::default()
         }

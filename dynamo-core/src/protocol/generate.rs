@@ -134,8 +134,8 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens in the prompt.
     pub prompt_tokens: u32,
-    /// Prompt tokens whose KV was found in the worker's cache.
-    pub cached_tokens: u32,
+    /// Prompt tokens whose KV was found in the worker's cache; `None` if the worker does not say.
+    pub cached_tokens: Option<u32>,
     /// Tokens generated.
     pub completion_tokens: u32,
     /// Those of the cached tokens that were not in the worker's memory.

@@ -224,7 +224,8 @@ mod tests {
         assert_eq!(BINCODE.decode::<GenerateRequest>(golden.into()).unwrap(), request);
         let ticket = HandoffTicket::new(&b"t"[..]);
         let loaded = LoadedTokens { disk: 1, remote: 0 };
-        let usage = Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 1, loaded };
+        let usage =
+            Usage { prompt_tokens: 3, cached_tokens: Some(2), completion_tokens: 1, loaded };
         let handoff = HandoffReport { blocks_pulled: 1, blocks_cached: 2, bytes: 4096, micros: 9 };
         let chunk = GenerateChunk {
             token_ids: vec![49_151],
@@ -234,7 +235,7 @@ mod tests {
             handoff: Some(handoff),
         };
         let golden =
-            b"\x01\xfb\xff\xbf\x01\x01\x01\x03\x02\x01\x01\x00\x01\x01t\x01\x01\x02\xfb\x00\x10\x09";
+            b"\x01\xfb\xff\xbf\x01\x01\x01\x03\x01\x02\x01\x01\x00\x01\x01t\x01\x01\x02\xfb\x00\x10\x09";
         assert_eq!(BINCODE.encode(&chunk).unwrap()[..], golden[..]);
         assert_eq!(BINCODE.decode::<GenerateChunk>(Bytes::from_static(golden)).unwrap(), chunk);
     }

@@ -26,8 +26,8 @@ pub struct DisaggReport {
     pub decode: Option<RouteExplain>,
     /// Tokens in the prompt.
     pub prompt_tokens: usize,
-    /// Prompt tokens that the worker that prefilled them said it had cached.
-    pub cached_tokens: usize,
+    /// Prompt tokens that the worker that prefilled them said it had cached, if it did.
+    pub cached_tokens: Option<usize>,
     /// Those of them that it loaded from a tier below its memory.
     pub loaded: LoadedTokens,
     /// What the hand-off moved.
@@ -109,7 +109,7 @@ impl Report {
             prefill: None,
             decode: None,
             prompt_tokens: request.token_ids.len(),
-            cached_tokens: 0,
+            cached_tokens: None,
             loaded: LoadedTokens::default(),
             handoff: None,
             ttft: None,
@@ -149,7 +149,7 @@ impl Report {
             self.last_token = Some(self.clock.now());
         }
         if let Some(usage) = chunk.usage {
-            self.report.cached_tokens = usage.cached_tokens as usize;
+            self.report.cached_tokens = usage.cached_tokens.map(|tokens| tokens as usize);
             self.report.loaded = usage.loaded;
         }
         if chunk.handoff.is_some() {

@@ -33,8 +33,12 @@ fn ticket() -> HandoffTicket {
 }
 
 fn prefilled() -> GenerateChunk {
-    let usage =
-        Usage { prompt_tokens: 40, cached_tokens: 16, completion_tokens: 1, ..Usage::default() };
+    let usage = Usage {
+        prompt_tokens: 40,
+        cached_tokens: Some(16),
+        completion_tokens: 1,
+        ..Usage::default()
+    };
     GenerateChunk {
         token_ids: vec![7],
         usage: Some(usage),
@@ -78,13 +82,17 @@ async fn a_request_is_prefilled_handed_over_and_decoded() {
     decode.finish();
     let rest = stream.collect().await.unwrap();
     assert_eq!(rest.iter().flat_map(|chunk| chunk.token_ids.clone()).collect::<Vec<_>>(), [8, 9]);
-    let usage =
-        Usage { prompt_tokens: 40, cached_tokens: 16, completion_tokens: 3, ..Usage::default() };
+    let usage = Usage {
+        prompt_tokens: 40,
+        cached_tokens: Some(16),
+        completion_tokens: 3,
+        ..Usage::default()
+    };
     assert_eq!(rest.last().unwrap().usage, Some(usage));
     graph.assert_at_rest(Outcome::Complete);
     let reports = graph.reports.lock().unwrap();
     let report = &reports[0];
-    assert_eq!((report.cached_tokens, report.completion_tokens), (16, 3));
+    assert_eq!((report.cached_tokens, report.completion_tokens), (Some(16), 3));
     assert!(report.ttft.is_some() && report.itl.is_some() && report.decode.is_some());
 }
 
@@ -139,7 +147,7 @@ async fn an_answer_that_is_stopped_after_its_first_token_needs_no_decode_worker(
     stream.context().stop();
     let last = stream.next().await.unwrap().unwrap();
     assert_eq!(last.finish, Some(FinishReason::Length));
-    assert_eq!(last.usage.unwrap().cached_tokens, 16);
+    assert_eq!(last.usage.unwrap().cached_tokens, Some(16));
     assert!(stream.next().await.is_none());
     assert!(hold.is_killed(), "the staged blocks are let go");
     assert!(graph.decode[0].calls.try_recv().is_err());

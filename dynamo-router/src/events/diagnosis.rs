@@ -90,8 +90,8 @@ impl<F: Fn(&DiagnosisChange) + Send + Sync + 'static> DiagnosisObserver for F {
 pub(super) struct Sample {
     /// Of the prompt, that the index said the worker had cached.
     pub(super) predicted: u64,
-    /// That it said it had.
-    pub(super) actual: u64,
+    /// That it said it had, if it did.
+    pub(super) actual: Option<u64>,
     pub(super) prompt: u64,
     /// Of a block of the request.
     pub(super) block: u64,
@@ -206,6 +206,8 @@ impl Evidence {
 impl Window {
     fn add(&mut self, sample: Sample) {
         let Sample { predicted, actual, prompt, block } = sample;
+        // Who does not say what it finds agrees with nothing and contradicts nothing.
+        let Some(actual) = actual else { return };
         if predicted.max(actual) == 0 {
             return;
         }

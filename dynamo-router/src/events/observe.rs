@@ -33,7 +33,7 @@ impl KvRouter {
         }
         let sample = Sample {
             predicted: predicted_tokens as u64,
-            actual: usage.cached_tokens.into(),
+            actual: usage.cached_tokens.map(u64::from),
             prompt: usage.prompt_tokens.into(),
             block: block_size.tokens() as u64,
         };

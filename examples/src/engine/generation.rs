@@ -103,7 +103,7 @@ impl Generation {
         let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
         Usage {
             prompt_tokens: count(self.prompt_tokens),
-            cached_tokens: count(self.cached_tokens),
+            cached_tokens: Some(count(self.cached_tokens)),
             completion_tokens: count(self.generated()),
             loaded: self.loaded,
         }

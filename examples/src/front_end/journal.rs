@@ -26,8 +26,8 @@ pub struct Served {
     /// Prompt tokens that the router expected to be cached, of the part whose worker said what was;
     /// none without a router.
     pub predicted_cached_tokens: Option<usize>,
-    /// Prompt tokens that were cached, as the first worker says that comes to say it.
-    pub cached_tokens: usize,
+    /// Prompt tokens that were cached, as the first worker says that comes to say it; none if none does.
+    pub cached_tokens: Option<usize>,
     /// Tokens delivered.
     pub completion_tokens: usize,
     /// Time to the first token.
@@ -176,7 +176,7 @@ impl Page {
             parts: Vec::new(),
             prompt_tokens: request.token_ids.len(),
             predicted_cached_tokens: None,
-            cached_tokens: 0,
+            cached_tokens: None,
             completion_tokens: 0,
             ttft: None,
             outcome: Outcome::Cancelled,
@@ -221,7 +221,7 @@ impl Entry {
         }
         if let Some(usage) = chunk.usage {
             *is_reported = true;
-            served.cached_tokens = usage.cached_tokens as usize;
+            served.cached_tokens = usage.cached_tokens.map(|tokens| tokens as usize);
         }
         if let Some(reason) = chunk.finish {
             served.outcome = Outcome::Finished(reason);

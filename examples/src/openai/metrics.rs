@@ -57,7 +57,7 @@ impl Metrics {
     pub(super) fn usage(&self, usage: dynamo_core::protocol::Usage) {
         for (counter, tokens) in [
             (&self.prompt_tokens, usage.prompt_tokens),
-            (&self.cached_tokens, usage.cached_tokens),
+            (&self.cached_tokens, usage.cached_tokens.unwrap_or(0)),
             (&self.completion_tokens, usage.completion_tokens),
         ] {
             counter.fetch_add(u64::from(tokens), Ordering::Relaxed);

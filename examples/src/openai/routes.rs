@@ -211,11 +211,12 @@ fn event(body: &Value) -> String {
 }
 
 fn usage_body(usage: Usage) -> Value {
+    let details = usage.cached_tokens.map(|tokens| json!({ "cached_tokens": tokens }));
     json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
+        "prompt_tokens_details": details,
     })
 }
 

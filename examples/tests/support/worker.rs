@@ -111,7 +111,7 @@ fn items(
     let count = |tokens: usize| u32::try_from(tokens).unwrap();
     let usage = Usage {
         prompt_tokens: count(request.token_ids.len()),
-        cached_tokens: count(cached_blocks.min(reusable) * block_tokens),
+        cached_tokens: Some(count(cached_blocks.min(reusable) * block_tokens)),
         completion_tokens: request.sampling.max_tokens,
         ..Usage::default()
     };

@@ -237,7 +237,12 @@ fn compute(manager: &BlockManager, request: &GenerateRequest) -> GenerateChunk {
     });
     drop(manager.register_all(complete.collect()));
     let prompt_tokens = u32::try_from(request.token_ids.len()).unwrap();
-    let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: 1, ..Usage::default() };
+    let usage = Usage {
+        prompt_tokens,
+        cached_tokens: Some(cached_tokens),
+        completion_tokens: 1,
+        ..Usage::default()
+    };
     GenerateChunk { token_ids: vec![state], usage: Some(usage), ..GenerateChunk::default() }
 }
 

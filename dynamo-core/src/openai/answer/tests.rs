@@ -51,8 +51,12 @@ fn deltas_become_tokens_and_the_last_chunk_says_why_and_how_many() {
     )
     .unwrap();
     assert_eq!(tokens, [4, 5, 6]);
-    let usage =
-        Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 3, ..Usage::default() };
+    let usage = Usage {
+        prompt_tokens: 3,
+        cached_tokens: Some(2),
+        completion_tokens: 3,
+        ..Usage::default()
+    };
     assert_eq!((last.finish, last.usage), (Some(FinishReason::Length), Some(usage)));
 }
 
@@ -156,7 +160,9 @@ fn a_recorded_answer_is_read_however_it_is_cut() {
             504, 3426, 314, 253, 4749, 284, 11965, 7815, 28, 30055, 351, 1029, 284, 551, 1719, 281,
         ];
         assert_eq!((tokens.as_slice(), is_done), (&expected[..], true), "in pieces of {cut}");
-        let usage = Usage { prompt_tokens: 37, completion_tokens: 16, ..Usage::default() };
+        let (cached_tokens, completion_tokens) = (Some(0), 16);
+        let prompt_tokens = 37;
+        let usage = Usage { prompt_tokens, cached_tokens, completion_tokens, ..Usage::default() };
         assert_eq!((last.finish, last.usage), (Some(FinishReason::Length), Some(usage)));
     }
 }

@@ -69,7 +69,7 @@ async fn an_answer_is_the_servers_tokens_with_its_counts() {
         let usage = last.usage.unwrap();
         assert_eq!(last.finish, Some(FinishReason::Length));
         let counts = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens);
-        assert_eq!(counts, (50, cached, 5));
+        assert_eq!(counts, (50, Some(cached), 5));
         let firsts = &chunks[..chunks.len() - 1];
         assert!(firsts.iter().all(|chunk| chunk.finish.is_none() && chunk.usage.is_none()));
     }

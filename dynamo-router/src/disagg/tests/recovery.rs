@@ -58,7 +58,7 @@ async fn a_prefill_that_fails_everywhere_is_done_where_it_is_decoded() {
     second.send(GenerateChunk { ticket: None, ..prefilled() }).await.unwrap();
     let (_, request, decode) = graph.decode[0].call().await;
     assert_eq!(request.stage, Stage::Full);
-    let usage = Some(Usage { prompt_tokens: 40, cached_tokens: 3, ..Usage::default() });
+    let usage = Some(Usage { prompt_tokens: 40, cached_tokens: Some(3), ..Usage::default() });
     decode.send(token(7, None)).await.unwrap();
     let last = GenerateChunk { usage, ..token(8, Some(FinishReason::Length)) };
     decode.send(last).await.unwrap();
@@ -69,7 +69,7 @@ async fn a_prefill_that_fails_everywhere_is_done_where_it_is_decoded() {
     graph.assert_at_rest(Outcome::Complete);
     let report = graph.reports.lock().unwrap()[0].clone();
     assert_eq!(report.split.unwrap().reason, SplitReason::Fallback);
-    assert_eq!((report.cached_tokens, report.moves), (3, 0));
+    assert_eq!((report.cached_tokens, report.moves), (Some(3), 0));
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn a_ticket_of_no_use_is_replaced_as_far_as_the_fallback_goes() {
         let chunks = rest.await.unwrap().unwrap();
         assert_eq!(tokens(&chunks), [7, 8]);
         let usage = chunks.last().unwrap().usage.unwrap();
-        assert_eq!((usage.prompt_tokens, usage.cached_tokens), (40, 16));
+        assert_eq!((usage.prompt_tokens, usage.cached_tokens), (40, Some(16)));
         assert_eq!(usage.completion_tokens, 2);
         graph.assert_at_rest(Outcome::Complete);
         assert_eq!(graph.reports.lock().unwrap()[0].moves, 1);

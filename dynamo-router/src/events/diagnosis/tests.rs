@@ -28,6 +28,7 @@ fn feed(
     let mut changes = Vec::new();
     for number in 0..u64::from(rounds * WINDOW) {
         let (predicted, actual) = tokens(number);
+        let actual = Some(actual);
         let sample = Sample { predicted, actual, prompt: 4096, block: 16 };
         changes.extend(diagnoses.observe(WORKER, sample, clock.now()));
         clock.advance(Duration::from_secs(1));
@@ -48,7 +49,7 @@ fn who_serves_and_is_never_heard_publishes_nothing() {
     assert_eq!(verdicts(1, false, |_| (0, 0)), [Some(Diagnosis::NoEvents)]);
     let (clock, mut diagnoses) = (ManualClock::new(), Diagnoses::default());
     // Prompts without a block leave none.
-    let short = Sample { predicted: 0, actual: 0, prompt: 15, block: 16 };
+    let short = Sample { predicted: 0, actual: Some(0), prompt: 15, block: 16 };
     for _ in 0..100 {
         assert_eq!(diagnoses.observe(WORKER, short, clock.now()), None);
         clock.advance(Duration::from_secs(1));
@@ -56,6 +57,24 @@ fn who_serves_and_is_never_heard_publishes_nothing() {
     assert_eq!(feed(&mut diagnoses, &clock, 1, false, |_| (0, 0)), [Some(Diagnosis::NoEvents)]);
     assert_eq!(feed(&mut diagnoses, &clock, 1, true, |_| (16, 16)), [None]);
     assert!(diagnoses.list().is_empty());
+}
+
+#[test]
+fn who_does_not_say_what_it_finds_is_not_said_to_find_nothing() {
+    let (clock, mut diagnoses) = (ManualClock::new(), Diagnoses::default());
+    let silent = Sample { predicted: 640, actual: None, prompt: 4096, block: 16 };
+    let answers = |diagnoses: &mut Diagnoses| {
+        for _ in 0..4 * WINDOW {
+            diagnoses.observe(WORKER, silent, clock.now());
+            clock.advance(Duration::from_secs(1));
+        }
+    };
+    // That it publishes nothing shows all the same.
+    answers(&mut diagnoses);
+    assert_eq!(diagnoses.list(), [(WORKER, Diagnosis::NoEvents)]);
+    diagnoses.hear(WORKER, clock.now());
+    answers(&mut diagnoses);
+    assert_eq!(diagnoses.list(), []);
 }
 
 #[test]

@@ -42,7 +42,8 @@ fn chunk(token: u32) -> GenerateChunk {
 
 /// The last of an answer, whose worker had `cached_tokens` of a prompt of 64.
 fn last(cached_tokens: u32) -> GenerateChunk {
-    let usage = Some(Usage { prompt_tokens: 64, cached_tokens, ..Usage::default() });
+    let usage =
+        Some(Usage { prompt_tokens: 64, cached_tokens: Some(cached_tokens), ..Usage::default() });
     GenerateChunk { finish: Some(FinishReason::Stop), usage, ..GenerateChunk::default() }
 }
 

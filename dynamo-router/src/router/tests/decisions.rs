@@ -44,7 +44,7 @@ fn a_prompt_goes_where_it_went_as_long_as_its_time_lasts() {
 #[test]
 fn what_answers_found_cached_is_no_sign_of_missing_events_where_none_are_awaited() {
     let (clock, router) = deciding(IndexConfig::default());
-    let usage = Usage { prompt_tokens: 1_600, cached_tokens: 1_584, ..Usage::default() };
+    let usage = Usage { prompt_tokens: 1_600, cached_tokens: Some(1_584), ..Usage::default() };
     for _ in 0..100 {
         clock.advance(Duration::from_secs(1));
         router.observe_usage(worker(0), 0, BlockSize::DEFAULT, &usage);

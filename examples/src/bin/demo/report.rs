@@ -41,7 +41,7 @@ pub(crate) fn print(requests: &[String], reports: &[DisaggReport], graph: &Graph
             name(&report.prefill),
             name(&report.decode),
             report.prompt_tokens,
-            report.cached_tokens.saturating_sub(disk),
+            report.cached_tokens.unwrap_or(0).saturating_sub(disk),
             disk,
             moved.blocks_pulled,
             moved.bytes as f64 / 1e6,

@@ -91,8 +91,7 @@ pub(crate) struct Finished {
     /// All who began a part of the answer, in order.
     pub(crate) parts: Vec<String>,
     pub(crate) predicted_cached_tokens: Option<u64>,
-    /// 0 also if the server reported none.
-    pub(crate) cached_tokens: u64,
+    pub(crate) cached_tokens: Option<u64>,
 }
 
 impl Finished {
@@ -101,10 +100,9 @@ impl Finished {
         self.parts.last().map_or("nobody", String::as_str)
     }
 
-    /// Tells whether as much was cached as the front end had expected; worth something only where
-    /// servers report it, which [`Pass::reported`](crate::pass::Pass::reported) shows.
+    /// Tells whether as much was cached as the front end had expected.
     pub(crate) fn is_as_predicted(&self) -> bool {
-        self.predicted_cached_tokens == Some(self.cached_tokens)
+        self.cached_tokens.is_some() && self.cached_tokens == self.predicted_cached_tokens
     }
 }
 

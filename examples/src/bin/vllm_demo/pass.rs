@@ -82,10 +82,9 @@ impl Pass {
         );
     }
 
-    /// Returns how many tokens were cached by what the answers reported, those that did not
-    /// counted as 0.
+    /// Returns how many tokens were cached by what the answers reported.
     pub(crate) fn reported(&self) -> u64 {
-        self.finished.iter().map(|it| it.cached_tokens).sum()
+        self.finished.iter().filter_map(|it| it.cached_tokens).sum()
     }
 
     /// Returns how many requests found as much cached as the front end had predicted.

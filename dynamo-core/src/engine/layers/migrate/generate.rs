@@ -32,7 +32,7 @@ impl Resumable for GenerateRequest {
 /// The rest is asked for with the tokens so far at the end of the prompt (and the hashes of the
 /// blocks that these make), and as many fewer to generate. In what is delivered, `usage` counts
 /// the prompt as the caller sent it and the tokens of all parts; its cached tokens are those that
-/// the first worker to report them had found, of the caller's prompt; 0 if none did.
+/// the first worker to report them had found, of the caller's prompt; `None` if none did.
 #[derive(Debug, Clone)]
 pub struct GenerateProgress {
     request: GenerateRequest,
@@ -50,12 +50,13 @@ impl GenerateProgress {
             0 => of_part.prompt_tokens,
             _ => count(self.request.token_ids.len()),
         };
-        let (cached, loaded) = self.cached.unwrap_or((of_part.cached_tokens, of_part.loaded));
+        let found = || Some((of_part.cached_tokens?, of_part.loaded));
+        let (cached, loaded) = self.cached.or_else(found).unzip();
         Usage {
             prompt_tokens,
-            cached_tokens: cached.min(prompt_tokens),
+            cached_tokens: cached.map(|cached| cached.min(prompt_tokens)),
             completion_tokens: of_part.completion_tokens.saturating_add(count(self.before)),
-            loaded,
+            loaded: loaded.unwrap_or_default(),
         }
     }
 
@@ -73,7 +74,7 @@ impl Progress for GenerateProgress {
         self.is_finished |= chunk.finish.is_some();
         if let Some(of_part) = chunk.usage {
             let usage = self.usage(of_part);
-            self.cached = Some((usage.cached_tokens, usage.loaded));
+            self.cached = usage.cached_tokens.map(|cached| (cached, usage.loaded));
             chunk.usage = Some(usage);
         }
         if self.has_handoff {

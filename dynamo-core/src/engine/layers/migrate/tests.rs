@@ -29,7 +29,7 @@ fn next_token(tokens: &[TokenId]) -> TokenId {
 }
 
 /// All chunks that a worker makes of a request; several tokens in some of them.
-fn chunks(request: &GenerateRequest, cached_tokens: u32) -> Vec<GenerateChunk> {
+fn chunks(request: &GenerateRequest, cached_tokens: impl Into<Option<u32>>) -> Vec<GenerateChunk> {
     let mut tokens = request.token_ids.to_vec();
     let mut chunks = Vec::new();
     let mut generated = 0;
@@ -52,7 +52,7 @@ fn chunks(request: &GenerateRequest, cached_tokens: u32) -> Vec<GenerateChunk> {
     let prompt_tokens = u32::try_from(request.token_ids.len()).unwrap();
     let usage = Some(Usage {
         prompt_tokens,
-        cached_tokens,
+        cached_tokens: cached_tokens.into(),
         completion_tokens: generated,
         ..Usage::default()
     });
@@ -146,8 +146,8 @@ proptest! {
         let (tokens, mut last) = read(&answer);
         let usage = last.usage.as_mut().unwrap();
         // What the cache held is told with the end: where that alone was lost, nobody knows.
-        if last.finish == Some(FinishReason::Length) && usage.cached_tokens == 0 {
-            usage.cached_tokens = 4;
+        if last.finish == Some(FinishReason::Length) && usage.cached_tokens.is_none() {
+            usage.cached_tokens = Some(4);
         }
         prop_assert_eq!((&tokens, &last), (&whole.0, &whole.1));
         // Each part was asked for exactly what was missing, with the hashes of what it was sent.
@@ -203,7 +203,7 @@ async fn only_what_another_instance_could_do_better_is_moved() {
 async fn an_answer_whose_end_alone_was_lost_takes_no_other_call() {
     // All tokens, but not the chunk that ends them.
     let asked = request(vec![1, 2, 3, 4, 6], 3);
-    let whole = chunks(&asked, 0);
+    let whole = chunks(&asked, None);
     let tokens = whole.len() - 1;
     let (seen, engine) = workers(vec![Fate::Lost(tokens, ErrorKind::Unavailable)]);
     let answer = ask(engine, MigratePolicy::default(), asked.clone()).await.unwrap();
@@ -268,15 +268,19 @@ fn counts_are_those_of_the_callers_request_and_a_hand_off_is_reported_once() {
     // The other worker found more in its cache than the caller's prompt has.
     let usage = Some(Usage {
         prompt_tokens: 9,
-        cached_tokens: 8,
+        cached_tokens: Some(8),
         completion_tokens: 2,
         ..Usage::default()
     });
     let (token_ids, finish) = (vec![1, 2], Some(FinishReason::Stop));
     let mut chunk = GenerateChunk { token_ids, finish, usage, handoff, ..Default::default() };
     progress.deliver(&mut chunk);
-    let expected =
-        Usage { prompt_tokens: 6, cached_tokens: 6, completion_tokens: 5, ..Usage::default() };
+    let expected = Usage {
+        prompt_tokens: 6,
+        cached_tokens: Some(6),
+        completion_tokens: 5,
+        ..Usage::default()
+    };
     assert_eq!((chunk.usage, chunk.handoff), (Some(expected), None));
     assert_eq!(progress.rest(), Rest::Nothing(None));
 }

@@ -124,7 +124,7 @@ impl Sleeper {
         };
         let usage = Usage {
             prompt_tokens: u32::try_from(answer.prompt_tokens).unwrap(),
-            cached_tokens: u32::try_from(cached_tokens).unwrap(),
+            cached_tokens: u32::try_from(cached_tokens).ok(),
             completion_tokens: 1,
             ..Usage::default()
         };
@@ -215,7 +215,8 @@ async fn the_fleet_does_as_the_real_runtime_with_engines_that_sleep() {
     assert!(reports.iter().all(|report| report.outcome == Outcome::Complete));
 
     let cached = reports.iter().zip(&courses);
-    let cached = cached.filter(|(report, course)| report.cached_tokens == course.cached_tokens);
+    let cached =
+        cached.filter(|(report, course)| report.cached_tokens == Some(course.cached_tokens));
     let cached = cached.count();
     assert!(cached * 20 >= courses.len() * 19, "{cached} of {} find as much", courses.len());
 
