@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use dynamo_core::openai::{EngineLoad, EngineLoadConfig, OpenAiConfig, OpenAiEngine, Served};
+use dynamo_core::openai::{EngineLoad, EngineLoadConfig, ModelCard, OpenAiConfig, OpenAiEngine};
 use dynamo_core::protocol::{
     BlockSize, CacheNamespace, GenerateRequest, InstanceId, KvEvent, LoadReport, Sampling,
 };
@@ -96,7 +96,7 @@ pub struct Sidecar {
     load: EngineLoad,
     publishers: Vec<LoadPublisher>,
     engine: OpenAiEngine,
-    served: Served,
+    model: ModelCard,
 }
 
 impl Sidecar {
@@ -111,7 +111,7 @@ impl Sidecar {
     pub async fn start(runtime: &Runtime, config: SidecarConfig) -> Result<Self> {
         let component = runtime.namespace(&config.namespace)?.component(&config.component)?;
         let engine = OpenAiEngine::new(config.engine.clone())?;
-        let served = ready(&engine, config.ready_max).await?;
+        let model = ready(&engine, config.ready_max).await?;
         let id = InstanceId::random();
         let options = ServeOptions::default().with_instance(id);
         // Before requests come: what they store is said.
@@ -136,7 +136,7 @@ impl Sidecar {
             .endpoint(GENERATE)?
             .serve_watched(engine.clone(), options, canary(&config))
             .await?;
-        Ok(Self { serving, snapshots, bridges, load, publishers, engine, served })
+        Ok(Self { serving, snapshots, bridges, load, publishers, engine, model })
     }
 
     /// Returns the instance that the engine is served as.
@@ -145,8 +145,8 @@ impl Sidecar {
     }
 
     /// Returns what the engine says of its model.
-    pub fn served(&self) -> &Served {
-        &self.served
+    pub fn model(&self) -> &ModelCard {
+        &self.model
     }
 
     /// Takes the instance off the list, lets requests in flight finish for `patience`, and ends all.
@@ -168,7 +168,7 @@ impl Sidecar {
 }
 
 /// Waits until the server is there and lists the model.
-async fn ready(engine: &OpenAiEngine, ready_max: Duration) -> Result<Served> {
+async fn ready(engine: &OpenAiEngine, ready_max: Duration) -> Result<ModelCard> {
     let mut last = None;
     let asking = async {
         loop {
@@ -177,7 +177,7 @@ async fn ready(engine: &OpenAiEngine, ready_max: Duration) -> Result<Served> {
                 engine.model().await
             };
             match asked.await {
-                Ok(served) => return Ok(served),
+                Ok(model) => return Ok(model),
                 Err(error) if is_loading(&error) => last = Some(error),
                 Err(error) => return Err(error),
             }

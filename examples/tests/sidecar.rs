@@ -81,7 +81,7 @@ async fn an_engine_answers_as_an_instance_and_says_how_busy_it_is() {
     let mut config = config(&server, "played-0");
     config.canary = [PATIENCE, PATIENCE];
     let sidecar = bounded(Sidecar::start(&runtime, config)).await.unwrap();
-    assert_eq!(sidecar.served().max_model_len, Some(4096));
+    assert_eq!(sidecar.model().max_model_len, Some(4096));
     let client = client(&runtime).await;
     client.wait_for(1, PATIENCE).await.unwrap();
     assert_eq!(client.instances()[0].labels[WORKER], "played-0");

@@ -55,9 +55,12 @@ pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     apt(&[&["install", "-y", "-qq", "--no-install-recommends"][..], packages].concat())
 }
 
-/// Returns the repository's root.
+/// Returns the repository's root, as cargo says it at run time: checkouts may share a target folder, and
+/// the program in it.
+#[expect(clippy::disallowed_methods, reason = "a command reads its environment")]
 pub(crate) fn root() -> Result<PathBuf> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let own = std::env::var("CARGO_MANIFEST_DIR");
+    let own = PathBuf::from(own.unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned()));
     own.parent().map(Path::to_owned).context("xtask stands in the repository")
 }
 

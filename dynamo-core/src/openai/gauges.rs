@@ -23,7 +23,7 @@ pub(super) fn ranks(page: &[u8], block_size: BlockSize) -> BTreeMap<u32, RankLoa
     if page.trim_ascii_start().starts_with(b"[") {
         return iterations(page, block_size);
     }
-    let mut ranks: BTreeMap<u32, Seen> = BTreeMap::new();
+    let mut ranks: BTreeMap<u32, RankGauges> = BTreeMap::new();
     for sample in samples(&String::from_utf8_lossy(page)) {
         let Some((gauge, value)) = gauge(&sample) else { continue };
         let rank = rank(&sample);
@@ -98,7 +98,7 @@ fn rank(sample: &Sample<'_>) -> u32 {
 /// SGLang tells the same of each tensor-parallel rank, and with priorities also of each of them
 /// beside the whole: the sum would count requests twice.
 #[derive(Debug, Default)]
-struct Seen {
+struct RankGauges {
     running: Option<f64>,
     waiting: Option<f64>,
     usage: Option<f64>,
@@ -107,7 +107,7 @@ struct Seen {
     tokens_total: Option<f64>,
 }
 
-impl Seen {
+impl RankGauges {
     fn see(&mut self, gauge: Gauge, value: f64) {
         let seen = match gauge {
             Gauge::Running => &mut self.running,

@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// A model as its server lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Served {
+pub struct ModelCard {
     /// The name to ask for it by.
     pub id: String,
     /// Tokens of prompt and answer together, if the server says so (vLLM, SGLang).
@@ -35,7 +35,7 @@ impl OpenAiEngine {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn model(&self) -> Result<Served> {
+    pub async fn model(&self) -> Result<ModelCard> {
         let (url, model) = (self.http().url(), &self.config().model);
         let list = self.http().get("/v1/models", MODELS_BYTES_MAX, self.config().check_max).await?;
         let list: Value = serde_json::from_slice(&list).map_err(|error| {
@@ -43,17 +43,17 @@ impl OpenAiEngine {
         })?;
         let listed = list.get("data").and_then(Value::as_array);
         listed
-            .and_then(|listed| listed.iter().find_map(|entry| served(entry, model)))
+            .and_then(|listed| listed.iter().find_map(|entry| card(entry, model)))
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("model {model:?} at {url}")))
     }
 }
 
 /// Reads an entry of the list, if it is the one for `model`.
-fn served(entry: &Value, model: &str) -> Option<Served> {
+fn card(entry: &Value, model: &str) -> Option<ModelCard> {
     let id = entry.get("id")?.as_str().filter(|id| *id == model)?;
     let max_model_len = entry.get("max_model_len").and_then(Value::as_u64);
     let max_model_len = max_model_len.and_then(|tokens| u32::try_from(tokens).ok());
-    Some(Served { id: id.to_owned(), max_model_len })
+    Some(ModelCard { id: id.to_owned(), max_model_len })
 }
 
 /// An empty body, or a word.

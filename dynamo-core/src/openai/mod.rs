@@ -44,7 +44,7 @@ pub use config::OpenAiConfig;
 pub use engine::OpenAiEngine;
 #[cfg(any(test, feature = "test-util"))]
 pub use fuzz::{fuzz_completion, fuzz_metrics, fuzz_sse};
-pub use health::Served;
+pub use health::ModelCard;
 pub use load::{EngineLoad, EngineLoadConfig};
 pub use tokens::{Encode, TokenSource};
 
