@@ -143,15 +143,25 @@ impl Intake {
         let Some(resync) = feeds.get_mut(&feed) else { return (Vec::new(), None) };
         let mut questions = Vec::new();
         if resync.is_due(now) {
-            for (worker, publisher) in publishers {
-                if let Some((by, check)) = &mut publisher.feed
-                    && *by == feed
+            let its = publishers.iter().filter_map(|(worker, publisher)| {
+                let (_, check) = publisher.feed.as_ref().filter(|(by, _)| *by == feed)?;
+                Some((check.due()?, *worker))
+            });
+            let mut its: Vec<_> = its.collect();
+            // Who has waited longest is first: of many that do not answer none keeps others waiting.
+            its.sort_unstable();
+            for (_, worker) in its {
+                if let Some(publisher) = publishers.get_mut(&worker)
+                    && let Some((_, check)) = &mut publisher.feed
                     && let Some(number) = resync.ask(check, now)
                 {
                     publisher.sequencer.asked();
                     let known = publisher.sequencer.known();
-                    let request = SnapshotRequest { worker: *worker, known };
-                    questions.push(Question { request, feed, number });
+                    questions.push(Question {
+                        request: SnapshotRequest { worker, known },
+                        feed,
+                        number,
+                    });
                 }
             }
         }

@@ -214,6 +214,30 @@ fn no_more_workers_are_asked_at_once_than_the_config_says_and_all_are_in_the_end
 }
 
 #[test]
+fn workers_that_do_not_answer_keep_no_other_one_waiting() {
+    let intake = Intake::default();
+    let (second, config) = (Duration::from_secs(1), ResyncConfig::default());
+    let config = config.with_at_once(1).with_attempts(1).with_audit_every(second);
+    let feed = intake.open(config);
+    let mut now = World::new(0, None, NO_FAULTS).now;
+    let mut members = members();
+    (0..4).for_each(|worker| intake.expect(id(worker), feed, now, |id| members.hear_of(id)));
+    for _ in 0..3 {
+        let mut asked = Vec::new();
+        for _ in 0..4 {
+            let question = intake.due(feed, now).0[0];
+            asked.push(question.request.worker);
+            // Longer than it takes until those that were asked before are due again.
+            now += 10 * second;
+            intake.settle(question, None, now);
+            now += 2 * second;
+        }
+        asked.sort_unstable();
+        assert_eq!(asked, (0..4).map(id).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn a_question_about_who_was_forgotten_ends_and_says_nothing_of_who_came_back() {
     let intake = Intake::default();
     let feed = intake.open(ResyncConfig::default());
