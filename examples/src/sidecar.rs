@@ -267,8 +267,8 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 /// No item for so long is no sign yet: nobody may have asked.
 const CANARY_AFTER: Duration = Duration::from_secs(10);
 
-/// One token behind whatever an engine prefills.
-const CANARY_WITHIN: Duration = Duration::from_secs(10);
+/// One token behind whatever an engine prefills, which may be a long prompt.
+const CANARY_WITHIN: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

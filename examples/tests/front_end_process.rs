@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dynamo_examples::planes::{self, LOOPBACK};
+use dynamo_examples::planes;
 use dynamo_examples::servers::Servers;
 use folder::Folder;
 use serde_json::{Value, json};
@@ -31,7 +31,9 @@ async fn bounded<T>(wait: impl Future<Output = T>) -> T {
 async fn it_serves_what_it_finds_says_a_line_of_each_request_and_ends_when_it_is_told_to() {
     let servers = Servers::start().unwrap();
     let folder = Folder::of_bytes();
-    let runtime = bounded(planes::runtime(servers.etcd(), servers.nats(), LOOPBACK)).await.unwrap();
+    let runtime = bounded(planes::runtime(servers.etcd(), servers.nats(), planes::on_loopback()))
+        .await
+        .unwrap();
     let worker = Worker::start(&runtime, "fleet", "worker-0", &Arc::new(Deaths::none())).await;
 
     let mut front_end = Command::new(env!("CARGO_BIN_EXE_front_end"));

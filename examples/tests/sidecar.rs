@@ -87,11 +87,24 @@ async fn an_engine_answers_as_an_instance_and_says_how_busy_it_is() {
     assert_eq!(client.instances()[0].labels[WORKER], "played-0");
     let whole = Script::default().answer(&PROMPT, TOKENS as usize);
     assert_eq!(bounded(ask(&client)).await, whole);
-    let Delivery::Event { value } = bounded(reports.recv()).await.unwrap() else {
-        panic!("a report")
+    let mut told = async |running| loop {
+        let Delivery::Event { value } = bounded(reports.recv()).await.unwrap() else {
+            panic!("a report")
+        };
+        assert_eq!(value.worker.instance, sidecar.instance().id);
+        assert_eq!(value.blocks_total, 1024);
+        if value.requests_running == running {
+            break;
+        }
     };
-    assert_eq!(value.worker.instance, sidecar.instance().id);
-    assert_eq!((value.requests_running, value.blocks_total), (0, 1024));
+    told(0).await;
+    server.fail_next(Fault::HangAfter(1));
+    let mut answer = client.generate(Context::new(), request()).await.unwrap();
+    bounded(answer.next()).await.unwrap().unwrap();
+    bounded(told(1)).await;
+    server.release();
+    bounded(answer.collect()).await.unwrap();
+    bounded(told(0)).await;
     let report = bounded(sidecar.drain(PATIENCE)).await;
     assert_eq!(report.killed, 0);
     assert!(client.instances().is_empty());

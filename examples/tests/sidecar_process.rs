@@ -16,7 +16,7 @@ use dynamo_core::protocol::{
 use dynamo_core::testing::openai::{Fault, PlayedServer, Script};
 use dynamo_core::time::SystemClock;
 use dynamo_examples::graph::{GENERATE, KV_EVENTS, KV_SNAPSHOT};
-use dynamo_examples::planes::{self, LOOPBACK};
+use dynamo_examples::planes;
 use dynamo_examples::servers::Servers;
 use dynamo_router::{Constraints, EventFeed, KvRouter, ResyncConfig, RouterConfig};
 use futures::StreamExt;
@@ -51,6 +51,7 @@ async fn it_makes_an_engine_an_instance_tells_what_it_caches_and_is_drained_by_a
     sidecar.args(["--engine", engine.url(), "--model", "played", "--name", "played-0"]);
     sidecar.args(["--etcd", servers.etcd(), "--nats", servers.nats()]);
     sidecar.args(["--component", "demo/fleet", "--block-size", "32", "--end-token", "2"]);
+    sidecar.args(["--listen", "0.0.0.0:0", "--advertise", "127.0.0.1:0", "--plaintext"]);
     sidecar.args(["--events", &endpoint, "--topic", "kv", "--drain-s", "30"]);
     let mut sidecar = sidecar.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let mut lines = BufReader::new(sidecar.stdout.take().unwrap()).lines();
@@ -59,7 +60,9 @@ async fn it_makes_an_engine_an_instance_tells_what_it_caches_and_is_drained_by_a
     let ready = bounded(lines.next_line()).await.unwrap().unwrap();
     assert!(ready.starts_with("ready played-0 "), "{ready}");
 
-    let runtime = bounded(planes::runtime(servers.etcd(), servers.nats(), LOOPBACK)).await.unwrap();
+    let runtime = bounded(planes::runtime(servers.etcd(), servers.nats(), planes::on_loopback()))
+        .await
+        .unwrap();
     let component = runtime.namespace("demo").unwrap().component("fleet").unwrap();
     let mut heard = component.subscriber::<KvEvent>(KV_EVENTS).await.unwrap();
     // It has subscribed: what is published before that is lost.

@@ -26,7 +26,8 @@ impl Processes {
     /// Starts etcd and NATS, and returns a runtime on them.
     pub(crate) async fn start() -> Result<(Self, Runtime)> {
         let servers = Servers::start()?;
-        let runtime = planes::runtime(servers.etcd(), servers.nats(), LOOPBACK).await?;
+        let runtime =
+            planes::runtime(servers.etcd(), servers.nats(), planes::on_loopback()).await?;
         Ok((Self { servers, workers: Vec::new() }, runtime))
     }
 
@@ -72,7 +73,7 @@ pub(crate) async fn work(
     backend: Option<&str>,
     config: &GraphConfig,
 ) -> Result<()> {
-    let runtime = planes::runtime(&worker.etcd, &worker.nats, LOOPBACK).await?;
+    let runtime = planes::runtime(&worker.etcd, &worker.nats, planes::on_loopback()).await?;
     let role = worker.name.split('-').next().unwrap_or_default();
     let agent = agent(backend)?;
     let serving = GraphWorker::start(&runtime, role, &worker.name, model, agent, config).await?;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use dynamo_examples::front_end::{FrontEnd, Served};
 use dynamo_examples::model::HubFolder;
 use dynamo_examples::openai::{self, Server};
-use dynamo_examples::planes::{self, LOOPBACK};
+use dynamo_examples::planes;
 use dynamo_examples::process::{EndSignals, log_warnings, say};
 use dynamo_examples::text::ModelText;
 use tokio::net::TcpListener;
@@ -26,7 +26,7 @@ async fn main() -> Result<()> {
     let listener = TcpListener::bind(args.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", args.listen))?;
     let runtime = tokio::select! {
-        runtime = planes::runtime(&args.etcd, &args.nats, LOOPBACK) => runtime?,
+        runtime = planes::runtime(&args.etcd, &args.nats, planes::on_loopback()) => runtime?,
         () = signals.next() => return Ok(()),
     };
     let starting = Box::pin(FrontEnd::start(runtime.clone(), args.front_end(), told));

@@ -1,6 +1,5 @@
 //! The arguments of the sidecar.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use dynamo_core::openai::{OpenAiConfig, TokenSource};
 use dynamo_core::protocol::BlockSize;
-use dynamo_examples::planes::LOOPBACK;
+use dynamo_core::request_plane::TcpConfig;
+use dynamo_examples::planes;
 use dynamo_examples::sidecar::{EventsConfig, SidecarConfig};
 
 /// What was asked for on the command line.
@@ -17,7 +17,7 @@ pub(crate) struct Args {
     pub(crate) etcd: String,
     pub(crate) nats: String,
     /// Where requests come.
-    pub(crate) listen: SocketAddr,
+    pub(crate) tcp: TcpConfig,
     /// How long requests in flight may take once the end is asked for.
     pub(crate) drain: Duration,
     pub(crate) sidecar: SidecarConfig,
@@ -26,14 +26,22 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Self> {
         let (mut engine, mut model, mut name, mut component) = (None, None, None, None);
-        let (mut etcd, mut nats, mut listen, mut drain_s) = (None, None, LOOPBACK, DRAIN_S);
+        let (mut etcd, mut nats, mut drain_s) = (None, None, DRAIN_S);
+        let (mut tcp, mut canary_s) = (planes::on_loopback(), None);
         let (mut events, mut replay, mut topic, mut is_bound) = (None, None, String::new(), false);
         let (mut tokens, mut api_key, mut metrics) = (TokenSource::TokenIds, None, None);
         let (mut block_size, mut end_tokens, mut ranks) = (None, Vec::new(), NonZeroU32::MIN);
         while let Some(arg) = args.next() {
-            if arg == "--bind-events" {
-                is_bound = true;
-                continue;
+            match arg.as_str() {
+                "--bind-events" => {
+                    is_bound = true;
+                    continue;
+                }
+                "--plaintext" => {
+                    tcp = tcp.with_plaintext_allowed();
+                    continue;
+                }
+                _ => {}
             }
             let value = args.next().with_context(|| format!("{arg} needs a value; {USAGE}"))?;
             match arg.as_str() {
@@ -43,7 +51,9 @@ impl Args {
                 "--component" => component = Some(value),
                 "--etcd" => etcd = Some(value),
                 "--nats" => nats = Some(value),
-                "--listen" => listen = parsed(&arg, &value)?,
+                "--listen" => tcp = tcp.with_listen(parsed(&arg, &value)?),
+                "--advertise" => tcp = tcp.with_advertise(parsed(&arg, &value)?),
+                "--canary-s" => canary_s = Some(parsed(&arg, &value)?),
                 "--block-size" => block_size = Some(parsed(&arg, &value)?),
                 "--tokens" => tokens = token_source(&value)?,
                 "--api-key-file" => api_key = Some(key(&value)?),
@@ -78,11 +88,14 @@ impl Args {
         if let Some(tokens) = block_size {
             sidecar.block_size = BlockSize::new(tokens).context("--block-size takes 1 or more")?;
         }
+        if let Some(seconds) = canary_s {
+            sidecar.canary[1] = Duration::from_secs(seconds);
+        }
         sidecar.events = events.map(|endpoint| EventsConfig { endpoint, replay, topic, is_bound });
         Ok(Self {
             etcd: given("--etcd", etcd)?,
             nats: given("--nats", nats)?,
-            listen,
+            tcp,
             drain: Duration::from_secs(drain_s),
             sidecar,
         })
@@ -112,7 +125,8 @@ fn parsed<T: FromStr>(arg: &str, value: &str) -> Result<T> {
 const DRAIN_S: u64 = 30;
 
 const USAGE: &str = "usage: sidecar --engine URL --model NAME --name NAME \
-    --component NAMESPACE/COMPONENT --etcd URL --nats URL [--listen ADDRESS:PORT] \
+    --component NAMESPACE/COMPONENT --etcd URL --nats URL \
+    [--listen ADDRESS:PORT] [--advertise ADDRESS:PORT] [--plaintext] [--canary-s SECONDS] \
     [--ranks N] [--block-size TOKENS] [--end-token ID]... [--drain-s SECONDS] \
     [--tokens ids|without-text|logprobs] [--api-key-file PATH] [--metrics PATH] \
     [--events ENDPOINT [--bind-events] [--replay ENDPOINT] [--topic TOPIC]]";

@@ -18,7 +18,7 @@ async fn main() -> Result<()> {
     log_warnings();
     let mut signals = EndSignals::new()?;
     let runtime = tokio::select! {
-        runtime = planes::runtime(&args.etcd, &args.nats, args.listen) => runtime?,
+        runtime = planes::runtime(&args.etcd, &args.nats, args.tcp.clone()) => runtime?,
         () = signals.next() => return Ok(()),
     };
     let served = serve(&runtime, &args, &mut signals).await;
