@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dynamo_core::protocol::{
-    BlockSize, FinishReason, GenerateChunk, GenerateRequest, TokenId, Usage,
+    BlockSize, CacheNamespace, FinishReason, GenerateChunk, GenerateRequest, TokenId, Usage,
 };
 use dynamo_core::{Context, Error, ErrorKind, ResponseSender, ResponseStream, engine_fn};
 use dynamo_examples::model::Message;
@@ -148,6 +148,9 @@ async fn every_bad_request_gets_its_status_and_names_the_parameter() {
         (json!({ "model": "other" }), 404, "model"),
         (json!({ "model": 7 }), 400, "model"),
         (json!({ "messages": [] }), 400, "messages"),
+        (json!({ "cache_salt": "" }), 400, "cache_salt"),
+        (json!({ "cache_salt": 7 }), 400, "cache_salt"),
+        (json!({ "cache_salt": "x".repeat(257) }), 400, "cache_salt"),
         (json!({ "messages": [{ "role": "user" }] }), 400, "messages"),
         (json!({ "max_tokens": 0 }), 400, "max_tokens"),
         (json!({ "max_tokens": -1 }), 400, "max_tokens"),
@@ -208,6 +211,17 @@ async fn asked(front: &mut Front, path: &str, body: &Value) -> GenerateRequest {
         (_, refused) = read(connection) => Err(refused),
     };
     asked.unwrap()
+}
+
+#[tokio::test]
+async fn requests_share_a_cache_with_those_of_the_same_salt_only() {
+    let mut front = Front::start().await;
+    let plain = asked(&mut front, CHAT, &chat(json!({}))).await;
+    let shared = CacheNamespace::model("bytes");
+    assert_eq!(*plain.namespace, shared);
+    let salted = asked(&mut front, CHAT, &chat(json!({ "cache_salt": "tenant-7" }))).await;
+    let extra = b"tenant-7".to_vec();
+    assert_eq!(*salted.namespace, CacheNamespace { extra, ..shared });
 }
 
 #[tokio::test]

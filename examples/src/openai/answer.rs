@@ -45,7 +45,8 @@ impl Answer {
         let started = Instant::now();
         let prompt_tokens = u32::try_from(parsed.prompt.len()).unwrap_or(u32::MAX);
         let detokenizer = server.model.detokenizer(&parsed.prompt).map_err(ApiError::internal)?;
-        let namespace = CacheNamespace::model(server.model.id());
+        let mut namespace = CacheNamespace::model(server.model.id());
+        namespace.extra = parsed.cache_salt.into_bytes();
         let request =
             GenerateRequest::new(namespace, server.block_size, parsed.prompt, parsed.sampling);
         let ctx = Context::new().with_timeout(server.request_timeout);

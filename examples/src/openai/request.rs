@@ -12,6 +12,8 @@ use crate::model::Message;
 pub(super) struct Parsed {
     pub(super) prompt: Vec<TokenId>,
     pub(super) sampling: Sampling,
+    /// Whose cache it may share: of requests with the same one only. vLLM's.
+    pub(super) cache_salt: String,
     pub(super) stop: Vec<String>,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
@@ -136,10 +138,23 @@ fn finish(
     Ok(Parsed {
         prompt,
         sampling,
+        cache_salt: cache_salt(fields)?,
         stop,
         stream: flag(fields.get("stream"), "stream")?,
         include_usage: flag(options.and_then(|o| o.get("include_usage")), "stream_options")?,
     })
+}
+
+/// Returns what keeps the request's cache apart from that of others, if it says so.
+fn cache_salt(fields: &Map<String, Value>) -> Result<String, ApiError> {
+    match fields.get("cache_salt") {
+        None | Some(Value::Null) => Ok(String::new()),
+        Some(Value::String(salt)) if (1..=SALT_BYTES_MAX).contains(&salt.len()) => Ok(salt.clone()),
+        Some(_) => {
+            let why = format!("must be a text of 1 to {SALT_BYTES_MAX} bytes");
+            Err(ApiError::param("cache_salt", why))
+        }
+    }
 }
 
 /// Returns the request's stop tokens, and the model's.
@@ -228,6 +243,9 @@ fn stop(fields: &Map<String, Value>) -> Result<Vec<String>, ApiError> {
     };
     if texts.len() > 4 || texts.iter().any(String::is_empty) { Err(bad()) } else { Ok(texts) }
 }
+
+/// A name, or a digest in hexadecimal digits.
+const SALT_BYTES_MAX: usize = 256;
 
 /// Room for a paragraph or two where a chat does not say.
 const CHAT_TOKENS: u64 = 256;
