@@ -2,6 +2,7 @@
 //! front end that routes by it.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use dynamo_router::RouterConfig;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use zeromq::{Socket, SocketRecv, SocketSend, XPubSocket, ZmqMessage};
+use zeromq::{RouterSocket, Socket, SocketRecv, SocketSend, XPubSocket, ZmqMessage};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const TOKENS: u32 = 12;
@@ -26,6 +27,9 @@ const TWO: [&str; 2] = ["played-0", "played-1"];
 async fn bounded<T>(wait: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, wait).await.unwrap()
 }
+
+/// The payloads that an engine has published, by number.
+type Said = Arc<Mutex<Vec<Bytes>>>;
 
 /// Engines, each with its sidecar, and the front end before them.
 struct Fleet {
@@ -40,6 +44,11 @@ struct Fleet {
 impl Fleet {
     /// Starts as many engines as there are names.
     async fn start(names: &[&str], script: Script) -> Self {
+        Self::losing(&[], names, script).await
+    }
+
+    /// Starts them so that messages of these numbers are lost on their way to the sidecars.
+    async fn losing(lost: &'static [usize], names: &[&str], script: Script) -> Self {
         let runtime = Runtime::in_process();
         let (mut servers, mut sidecars) = (Vec::new(), Vec::new());
         let mut publishers = JoinSet::new();
@@ -57,12 +66,16 @@ impl Fleet {
             );
             // A canary would be a request that is cached.
             config.canary = [PATIENCE, PATIENCE];
-            let (topic, replay) = (String::new(), None);
+            let said = Arc::default();
+            let mut replays = RouterSocket::new();
+            let replay = Some(replays.bind("tcp://127.0.0.1:0").await.unwrap().to_string());
+            publishers.spawn(repeat(replays, Arc::clone(&said)));
+            let topic = String::new();
             config.events = Some(EventsConfig { endpoint, replay, topic, is_bound: false });
             sidecars.push(bounded(Sidecar::start(&runtime, config)).await.unwrap());
             // It has subscribed: what is published before that is lost.
             assert_eq!(bounded(socket.recv()).await.unwrap().get(0).unwrap()[..], [1]);
-            publishers.spawn(publish(socket, changes));
+            publishers.spawn(publish(socket, changes, said, lost));
             servers.push(server);
         }
         // Only what engines say is known, not what was just sent to them.
@@ -116,8 +129,12 @@ impl Fleet {
 }
 
 /// Publishes what becomes of an engine's blocks as vLLM does.
-async fn publish(mut socket: XPubSocket, mut changes: mpsc::Receiver<BlockChange>) {
-    let mut number = 0_u64;
+async fn publish(
+    mut socket: XPubSocket,
+    mut changes: mpsc::Receiver<BlockChange>,
+    said: Said,
+    lost: &[usize],
+) {
     while let Some(change) = changes.recv().await {
         let event = match change {
             BlockChange::Stored { hashes, parent, token_ids } => json!({
@@ -130,12 +147,37 @@ async fn publish(mut socket: XPubSocket, mut changes: mpsc::Receiver<BlockChange
             BlockChange::Cleared => json!({ "type": "AllBlocksCleared" }),
             other => panic!("no message of vLLM: {other:?}"),
         };
-        let payload = rmp_serde::to_vec(&json!([1.5, [event], 0])).unwrap();
-        let number_frame = Bytes::copy_from_slice(&number.to_be_bytes());
-        let frames = vec![Bytes::new(), number_frame, payload.into()];
-        socket.send(ZmqMessage::try_from(frames).unwrap()).await.unwrap();
-        number += 1;
+        let payload = Bytes::from(rmp_serde::to_vec(&json!([1.5, [event], 0])).unwrap());
+        let number = {
+            let mut said = said.lock().unwrap();
+            said.push(payload.clone());
+            said.len() - 1
+        };
+        if !lost.contains(&number) {
+            let frames = vec![Bytes::new(), number_frame(number as u64), payload];
+            socket.send(ZmqMessage::try_from(frames).unwrap()).await.unwrap();
+        }
     }
+}
+
+/// Repeats what was published, from the number on that is asked for, as vLLM does.
+async fn repeat(mut socket: RouterSocket, said: Said) {
+    loop {
+        let asked = socket.recv().await.unwrap().into_vec();
+        let [peer, _, from] = &asked[..] else { panic!("{asked:?}") };
+        let from = u64::from_be_bytes(from[..].try_into().unwrap());
+        let said = said.lock().unwrap().clone();
+        let again = (0..).zip(said).filter(|(number, _)| *number >= from);
+        for (number, payload) in again.chain([(u64::MAX, Bytes::new())]) {
+            let frames =
+                vec![peer.clone(), Bytes::new(), Bytes::new(), number_frame(number), payload];
+            socket.send(ZmqMessage::try_from(frames).unwrap()).await.unwrap();
+        }
+    }
+}
+
+fn number_frame(number: u64) -> Bytes {
+    Bytes::copy_from_slice(&number.to_be_bytes())
 }
 
 fn request(prompt: &[TokenId]) -> GenerateRequest {
@@ -164,6 +206,18 @@ async fn what_is_predicted_of_a_prefix_is_what_the_engine_that_has_it_reports() 
         assert_eq!(again.parts, first.parts, "prompt {kind}");
         assert_eq!((again.predicted_cached_tokens, again.cached_tokens), (Some(64), Some(64)));
     }
+    fleet.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_lost_between_an_engine_and_its_sidecar_is_had_from_the_replay() {
+    let mut fleet = Fleet::losing(&[1], &["played-0"], Script::default()).await;
+    for kind in 0..3 {
+        fleet.ask(&prompt(kind, 1)).await;
+    }
+    fleet.knows(12).await;
+    let again = fleet.ask(&prompt(1, 2)).await;
+    assert_eq!((again.predicted_cached_tokens, again.cached_tokens), (Some(64), Some(64)));
     fleet.end().await;
 }
 
