@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 
 use crate::shell::{self, step};
-use crate::{model, peers, python, setup};
+use crate::{model, peers, python, setup, vllm};
 
 pub(crate) fn run() -> Result<ExitCode> {
     setup::packages()?;
@@ -16,6 +16,18 @@ pub(crate) fn run() -> Result<ExitCode> {
     let model = model::fetch();
     let fetched = model.as_ref().ok().cloned();
     provide(&mut tests, &mut skipped, "DYNAMO_MODEL", "tests of the real model", model);
+    match fetched
+        .as_deref()
+        .map(vllm::model_folder)
+        .transpose()?
+        .filter(|made| vllm::is_whole(made))
+    {
+        Some(folder) => _ = tests.env("DYNAMO_MODEL_DIR", folder),
+        None => {
+            let how = "`cargo xtask demo --vllm` makes it";
+            skipped.push(format!("the model's tokens by its Hugging Face folder; {how}"));
+        }
+    }
     provide(&mut tests, &mut skipped, "DYNAMO_PYTHON", "the openai client", python::with_openai());
     provide(&mut tests, &mut skipped, "DYNAMO_MOTO", "the tests of S3", python::with_moto());
     step("cargo test --workspace --all-features");
@@ -47,6 +59,10 @@ pub(crate) fn run() -> Result<ExitCode> {
     for what in &skipped {
         println!("SKIPPED: {what}");
     }
+    println!(
+        "SKIPPED: prefill and decode by two real vLLM servers; docs/openai-engine.md has how to start them and \
+         run `cargo test -p dynamo-router --all-features --test vllm_split real`"
+    );
     println!(
         "SKIPPED: tests on a GPU; `cargo xtask device-test` packs them for a machine that has one"
     );

@@ -65,13 +65,22 @@ fn environment() -> Result<PathBuf> {
     Ok(python)
 }
 
+/// Returns the folder that the model has as vLLM wants it, once it was made.
+pub(crate) fn model_folder(source: &Path) -> Result<PathBuf> {
+    let stem = source.file_stem().context("the model has a name")?.to_string_lossy();
+    Ok(cache()?.join(format!("{stem}-f32")))
+}
+
+/// Tells whether the folder is there: its last file is put there at the end.
+pub(crate) fn is_whole(folder: &Path) -> bool {
+    folder.join("model.safetensors").exists()
+}
+
 /// Returns the model as a Hugging Face folder, made of the GGUF file if it is not there.
 fn converted(python: &Path) -> Result<PathBuf> {
     let source = model::fetch()?;
-    let stem = source.file_stem().context("the model has a name")?.to_string_lossy();
-    let folder = cache()?.join(format!("{stem}-f32"));
-    // Put there at the end, and by that of this name only.
-    if folder.join("model.safetensors").exists() {
+    let folder = model_folder(&source)?;
+    if is_whole(&folder) {
         step(&format!("model for vLLM: {}", folder.display()));
         return Ok(folder);
     }

@@ -86,7 +86,7 @@ async fn show(fleet: &mut Fleet, checks: &mut Checks) -> Result<()> {
     checks.check(same == total, &format!("{same} of {total} answers the same by both"));
     let ratio = routed.count.hits / naive.count.hits;
     checks.check(
-        ratio >= RATIO_MIN,
+        naive.count.hits > 0.0 && ratio >= RATIO_MIN,
         &format!("hits by KV routing = {ratio:.2} x round robin's (at least {RATIO_MIN})"),
     );
     // A server that reports nothing would pass for one that was rightly expected to have nothing.
