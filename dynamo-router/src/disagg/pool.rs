@@ -26,7 +26,8 @@ struct Labels {
 }
 
 impl Pool {
-    /// Has `router` choose among the workers that `client` calls.
+    /// Has `router` choose among the workers that `client` calls: a router of this pool's own, for it
+    /// knows the workers of one list.
     pub fn new(client: Client<GenerateRequest, GenerateChunk>, router: KvRouter) -> Self {
         Self { client, router, labels: Arc::default(), queue: None }
     }

@@ -172,7 +172,7 @@ impl Shares {
 
     /// Returns when the next router will have been silent for too long.
     pub(crate) fn next_silent(&self) -> Option<Instant> {
-        self.routers.values().map(|share| share.heard + self.ttl).min()
+        self.routers.values().filter_map(|share| share.heard.checked_add(self.ttl)).min()
     }
 
     /// Puts `after` in the place of `before` in the sums.

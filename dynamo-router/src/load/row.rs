@@ -20,7 +20,8 @@ pub(crate) struct Row {
     chunk: Arc<Chunk>,
     at: usize,
     leases: Mutex<Leases>,
-    /// Whether the worker may have prefilled for other routers since its last first token of ours.
+    /// Whether the worker may have prefilled something else since its last first token of ours: for
+    /// other routers, or for who has left.
     is_shared: AtomicBool,
 }
 
@@ -178,6 +179,10 @@ impl Row {
     pub(crate) fn close(&self, id: LeaseId) -> bool {
         let mut leases = self.leases();
         let lease = leases.remove(id);
+        if !lease.is_decoding {
+            // What was prefilled of it would count as the next one's time.
+            self.is_shared.store(true, Ordering::Relaxed);
+        }
         if !lease.is_expired {
             self.release(&lease);
         }

@@ -39,7 +39,8 @@ pub(crate) struct Seen {
     /// What a worker has shown of its speed: tokens, and the seconds that they took.
     pub(crate) took_tokens: [f32; ROWS],
     pub(crate) took_s: [f32; ROWS],
-    /// How long it has been at the request at the head of its queue, in seconds.
+    /// How long it has been at the request at the head of its queue, in seconds; 0 if none of this
+    /// router's waits there.
     pub(crate) busy_s: [f32; ROWS],
 }
 
@@ -84,7 +85,9 @@ impl Chunk {
             seen.booked[at] = self.booked(at);
             seen.blocks_booked[at] = self.blocks(at);
             seen.took[at] = self.speeds[at].took();
-            seen.busy_ns[at] = self.speeds[at].busy_ns(now);
+            // Of others' prompts it is not known since when they are at the head.
+            let has_head = seen.booked[at].waiting() > 0;
+            seen.busy_ns[at] = if has_head { self.speeds[at].busy_ns(now) } else { 0 };
         }
         seen.convert(count);
         let mut corrected = self.corrected.load(Ordering::Relaxed);

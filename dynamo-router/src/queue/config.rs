@@ -95,7 +95,7 @@ impl QueueConfig {
         self
     }
 
-    /// Lets a request wait for `wait` at most.
+    /// Lets a request wait for `wait` at most, and for a day whatever it is.
     #[must_use]
     pub fn with_wait_max(mut self, wait: Duration) -> Self {
         self.wait_max = wait;

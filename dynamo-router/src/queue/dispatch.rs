@@ -251,7 +251,7 @@ impl Dispatch {
             QueuePolicy::Wspt => self.router.longest_prefix(request),
             _ => 0,
         };
-        let patience = self.now() + self.config.wait_max;
+        let patience = self.now() + self.config.wait_max.min(PATIENCE_MAX);
         Demand {
             priority: ctx.priority(),
             prompt_tokens,
@@ -308,6 +308,8 @@ impl Drop for Unfinished<'_> {
 
 /// What fades does so over seconds; more often is only work.
 const LOOK_EVERY_MIN: Duration = Duration::from_millis(10);
+/// Who waits for ever waits for a day.
+const PATIENCE_MAX: Duration = Duration::from_secs(86_400);
 
 #[cfg(test)]
 mod tests;

@@ -52,7 +52,8 @@ impl QueuedRouter {
     /// nothing, and does not call the queue.
     ///
     /// The queue of one router is one: where several are put before the same, each goes by the
-    /// load of all, but they do not wait for each other.
+    /// load of all, but they do not wait for each other, and their candidates have to be the same:
+    /// the workers of a router are those of the last list.
     pub fn new(
         router: KvRouter,
         candidates: impl Fn() -> Arc<[Instance]> + Send + Sync + 'static,

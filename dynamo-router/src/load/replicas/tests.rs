@@ -55,6 +55,15 @@ fn who_is_silent_is_forgotten_and_may_come_back() {
 }
 
 #[test]
+fn who_is_never_too_old_is_never_forgotten() {
+    let start = SystemClock.now();
+    let mut shares = Shares::new(7, Duration::MAX);
+    shares.hear(said(1, 4, 9, &[(1, 3)]), start);
+    assert_eq!(shares.next_silent(), None);
+    assert_eq!(shares.forget_silent(start + TTL), []);
+}
+
+#[test]
 fn counts_no_fleet_has_add_up_all_the_same() {
     let now = SystemClock.now();
     let mut shares = Shares::new(7, TTL);

@@ -8,7 +8,7 @@ use dynamo_core::random::Random;
 use proptest::prelude::*;
 
 use crate::load::leases::LeaseId;
-use crate::load::{Claim, Load, Row};
+use crate::load::{Chunk, Claim, Load, Row, Seen};
 use crate::workers::Change;
 
 fn claim(prefill_tokens: u32, blocks: u32) -> Claim {
@@ -224,6 +224,40 @@ fn no_speed_is_learned_from_a_worker_that_prefills_for_others_as_well() {
     assert_eq!(row.first_token(1_000, 6 * SECOND).map(|took| took.seconds), Some(1.0));
     row.set_others(Load { decoding: 2, ..waiting });
     assert!(row.first_token(1_000, 7 * SECOND).is_some(), "who decodes is not in the way");
+}
+
+#[test]
+fn no_speed_is_learned_of_a_prefill_that_began_behind_one_who_has_left() {
+    const SECOND: u64 = 1_000_000_000;
+    let row = Row::default();
+    let [left, next] = [(); 2].map(|()| book(&row, claim(1_000, 5), SECOND));
+    row.began(SECOND);
+    // It hung for a minute, and its client went away.
+    row.close(left);
+    assert!(row.first_token(1_000, 61 * SECOND).is_none());
+    row.progress(next, 61 * SECOND, true);
+    row.close(next);
+    assert_eq!(row.first_token(1_000, 62 * SECOND).map(|took| took.seconds), Some(1.0));
+}
+
+#[test]
+fn a_prompt_of_another_router_waits_whole_however_long_ago_this_ones_was() {
+    const SECOND: u64 = 1_000_000_000;
+    let chunk = Arc::new(Chunk::default());
+    let row = Row::take(&chunk, 0);
+    let busy_s = |now| {
+        let mut seen = Seen::default();
+        chunk.see(1, now, u64::MAX, &mut seen);
+        assert_eq!(seen.requests[0], row.load(row.booked(), now, u64::MAX).requests as f32);
+        seen.busy_s[0]
+    };
+    row.began(SECOND);
+    let own = book(&row, claim(1_000, 5), SECOND);
+    assert_eq!(busy_s(3 * SECOND), 2.0);
+    row.progress(own, 3 * SECOND, true);
+    row.close(own);
+    row.set_others(Load { requests: 1, prefill_tokens: 50_000, ..Load::default() });
+    assert_eq!(busy_s(20 * SECOND), 0.0);
 }
 
 #[test]
