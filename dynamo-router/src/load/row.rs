@@ -111,7 +111,7 @@ impl Row {
     pub(crate) fn first_token(&self, tokens: usize, now: u64) -> Option<Took> {
         let is_shared = self.others().waiting() > 0;
         if self.is_shared.swap(is_shared, Ordering::Relaxed) || is_shared {
-            self.speed().began(now);
+            self.speed().resume(now);
             return None;
         }
         self.speed().first_token(tokens, now)

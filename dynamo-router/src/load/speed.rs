@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// A worker prefills one request after another, so the time since its last first token, or since it
 /// had nothing to prefill, is what the next one took: no other request's share is in it, however
-/// long the queue was. Read and taught without a lock.
+/// long the queue was. Where there was nothing to prefill for long, what was shown before counts for
+/// less: a worker that was slow by chance is not avoided for ever. Read and taught without a lock.
 #[derive(Debug, Default)]
 pub(crate) struct Speed {
     /// Sums over the last prefills, each of which counts for less the older it is.
@@ -28,6 +29,17 @@ pub(crate) struct Took {
 impl Speed {
     /// Takes in that a worker with nothing to prefill has got something.
     pub(crate) fn began(&self, now: u64) {
+        let kept = fade(single(seconds(self.busy_ns(now))));
+        if kept < 1.0 {
+            let kept = f64::from(kept);
+            self.shown
+                .update(|sums| Took { tokens: sums.tokens * kept, seconds: sums.seconds * kept });
+        }
+        self.resume(now);
+    }
+
+    /// Takes in that a request is at the head of its queue from now on, whatever was before.
+    pub(crate) fn resume(&self, now: u64) {
         self.busy_since.store(now.max(1), Ordering::Relaxed);
     }
 
@@ -66,7 +78,8 @@ impl Speed {
         self.shown.0.load(Ordering::Relaxed)
     }
 
-    /// Returns how long it has been at the request at the head of its queue, in nanoseconds.
+    /// Returns how long it has been at the request at the head of its queue, or without one, in
+    /// nanoseconds.
     #[inline(always)]
     pub(super) fn busy_ns(&self, now: u64) -> u64 {
         let since = self.busy_since.load(Ordering::Relaxed);
@@ -109,10 +122,25 @@ pub(super) fn halves(bits: u64) -> (f32, f32) {
     (f32::from_bits((bits >> 32) as u32), f32::from_bits(bits as u32))
 }
 
+/// Returns how much still counts of what a worker has shown that has had nothing to prefill for so
+/// long.
+#[inline(always)]
+pub(super) fn fade(idle_s: f32) -> f32 {
+    let near = IDLE_S / idle_s;
+    if near < 1.0 { near * near } else { 1.0 }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "seven digits of an estimate are enough")]
+fn single(number: f64) -> f32 {
+    number as f32
+}
+
 pub(super) fn seconds(ns: u64) -> f64 {
     ns as f64 * 1e-9
 }
 
+/// What busy workers are without a prompt now and then; ten times as long, and a hundredth counts.
+const IDLE_S: f32 = 10.0;
 const OBSERVED_TOKENS_MIN: usize = 16;
 /// About the last fifty count.
 const KEPT: f64 = 0.98;

@@ -2,7 +2,7 @@ use super::Load;
 use super::counts::Counts;
 use super::report::Reported;
 use super::row::{Booked, clamp};
-use super::speed::{Speed, halves};
+use super::speed::{Speed, fade, halves};
 use super::sync::{AtomicU64, Ordering};
 
 /// The words of [`ROWS`] workers that every choice reads, those of one kind side by side; never
@@ -30,13 +30,14 @@ pub(crate) struct Seen {
     /// The other words, as they are.
     blocks_booked: [u64; ROWS],
     took: [u64; ROWS],
-    busy_ns: [u64; ROWS],
+    since_ns: [u64; ROWS],
     /// Of the load, corrected as in [`Load`].
     pub(crate) requests: [f32; ROWS],
     pub(crate) decoding: [f32; ROWS],
     pub(crate) prefill_tokens: [f32; ROWS],
     pub(crate) blocks: [f32; ROWS],
-    /// What a worker has shown of its speed: tokens, and the seconds that they took.
+    /// What a worker has shown of its speed, as far as it still counts: tokens, and the seconds that they
+    /// took.
     pub(crate) took_tokens: [f32; ROWS],
     pub(crate) took_s: [f32; ROWS],
     /// How long it has been at the request at the head of its queue, in seconds; 0 if none of this
@@ -64,7 +65,7 @@ impl Default for Seen {
             booked: [Booked::NOTHING; ROWS],
             blocks_booked: [0; ROWS],
             took: [0; ROWS],
-            busy_ns: [0; ROWS],
+            since_ns: [0; ROWS],
             requests: none,
             decoding: none,
             prefill_tokens: none,
@@ -85,9 +86,7 @@ impl Chunk {
             seen.booked[at] = self.booked(at);
             seen.blocks_booked[at] = self.blocks(at);
             seen.took[at] = self.speeds[at].took();
-            // Of others' prompts it is not known since when they are at the head.
-            let has_head = seen.booked[at].waiting() > 0;
-            seen.busy_ns[at] = if has_head { self.speeds[at].busy_ns(now) } else { 0 };
+            seen.since_ns[at] = self.speeds[at].busy_ns(now);
         }
         seen.convert(count);
         let mut corrected = self.corrected.load(Ordering::Relaxed);
@@ -150,8 +149,13 @@ impl Seen {
             self.requests[at] = single(booked.requests());
             self.decoding[at] = single(booked.decoding());
             self.blocks[at] = single(self.blocks_booked[at]);
-            (self.took_tokens[at], self.took_s[at]) = halves(self.took[at]);
-            self.busy_s[at] = single(self.busy_ns[at]) * 1e-9;
+            // Of others' prompts it is not known since when they are at the head.
+            let has_head = booked.waiting() > 0;
+            let since_s = single(self.since_ns[at]) * 1e-9;
+            self.busy_s[at] = if has_head { since_s } else { 0.0 };
+            let kept = fade(if has_head { 0.0 } else { since_s });
+            let (tokens, seconds) = halves(self.took[at]);
+            (self.took_tokens[at], self.took_s[at]) = (tokens * kept, seconds * kept);
         }
     }
 

@@ -1,8 +1,10 @@
 //! What is learned of how fast workers are.
 
-use crate::load::Pace;
-use crate::load::speed::Speed;
+use std::sync::Arc;
+
+use crate::load::speed::{Speed, Took};
 use crate::load::steps::Steps;
+use crate::load::{Chunk, Pace, Row, Seen};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -44,6 +46,29 @@ fn one_prefill_says_little_and_many_say_all() {
     let (once, often) = (of_slow(1), of_slow(1_000));
     assert!((1e-3..1.2e-3).contains(&once), "{once}");
     assert!((1.8e-3..2e-3).contains(&often), "{often}");
+}
+
+#[test]
+fn a_worker_that_was_slow_by_chance_is_like_the_others_once_it_was_idle_for_long() {
+    let (chunk, pace) = (Arc::new(Chunk::default()), Pace::new(0.0, 0.0));
+    let row = Row::take(&chunk, 0);
+    // A pool that takes a second, and one prefill of fifty times that.
+    (0..100).for_each(|_| pace.prefilled(Took { tokens: 1_000.0, seconds: 1.0 }));
+    row.began(0);
+    row.first_token(1_000, 50 * SECOND);
+    let pool = pace.get().prefill;
+    let times_the_pool = |now: u64| {
+        let mut seen = Seen::default();
+        chunk.see(1, now * SECOND, u64::MAX, &mut seen);
+        let (tokens, seconds) = (f64::from(seen.took_tokens[0]), f64::from(seen.took_s[0]));
+        (pool.seconds + seconds) / (pool.tokens + tokens) * 1e3
+    };
+    assert!(times_the_pool(51) > 5.0 && times_the_pool(60) > 5.0);
+    assert!(times_the_pool(200) < 1.05, "{}", times_the_pool(200));
+    // What is learned then counts, and not what was before.
+    row.began(200 * SECOND);
+    row.first_token(1_000, 201 * SECOND);
+    assert!(times_the_pool(201) < 1.05, "{}", times_the_pool(201));
 }
 
 #[test]
