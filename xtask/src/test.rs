@@ -1,6 +1,6 @@
 //! `cargo xtask test`: set up what the tests need, pass them, say what was skipped.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
@@ -15,21 +15,25 @@ pub(crate) fn run() -> Result<ExitCode> {
     tests.args(["test", "--workspace", "--all-features", "--locked"]);
     let model = model::fetch();
     let fetched = model.as_ref().ok().cloned();
-    provide(&mut tests, &mut skipped, "DYNAMO_MODEL", "tests of the real model", model);
-    match fetched
-        .as_deref()
-        .map(vllm::model_folder)
-        .transpose()?
-        .filter(|made| vllm::is_whole(made))
-    {
-        Some(folder) => _ = tests.env("DYNAMO_MODEL_DIR", folder),
-        None => {
-            let how = "`cargo xtask demo --vllm` makes it";
-            skipped.push(format!("the model's tokens by its Hugging Face folder; {how}"));
+    let folder = fetched.as_deref().context("there is no model").and_then(vllm::made);
+    // Where something is that tests want, or what has to do without, and how it would not.
+    let wanted = [
+        ("DYNAMO_MODEL", "tests of the real model", AGAIN, model),
+        ("DYNAMO_MODEL_DIR", "the model's tokens by its Hugging Face folder", MAKE, folder),
+        ("DYNAMO_PYTHON", "the openai client", AGAIN, python::with_openai()),
+        ("DYNAMO_MOTO", "the tests of S3", AGAIN, python::with_moto()),
+    ];
+    for (variable, what, how, found) in wanted {
+        match found {
+            Ok(path) => _ = tests.env(variable, path),
+            Err(error) => {
+                let note = format!("{what} ({error:#}); to run them, {how}");
+                println!("!!! SKIPPING {note}");
+                tests.env_remove(variable);
+                skipped.push(note);
+            }
         }
     }
-    provide(&mut tests, &mut skipped, "DYNAMO_PYTHON", "the openai client", python::with_openai());
-    provide(&mut tests, &mut skipped, "DYNAMO_MOTO", "the tests of S3", python::with_moto());
     step("cargo test --workspace --all-features");
     shell::run(&mut tests)?;
     match peers::ucx() {
@@ -102,24 +106,5 @@ const EXAMPLES: [&str; 8] = [
     "transfer_memory",
 ];
 
-/// Tells the tests where something is, or notes that they have to do without.
-fn provide(
-    tests: &mut Command,
-    skipped: &mut Vec<String>,
-    variable: &str,
-    what: &str,
-    found: Result<PathBuf>,
-) {
-    match found {
-        Ok(path) => {
-            tests.env(variable, path);
-        }
-        Err(error) => {
-            let how = "make the package registries reachable and run `cargo xtask test` again";
-            let note = format!("{what} ({error:#}); to run them, {how}");
-            println!("!!! SKIPPING {note}");
-            tests.env_remove(variable);
-            skipped.push(note);
-        }
-    }
-}
+const AGAIN: &str = "make the package registries reachable and run `cargo xtask test` again";
+const MAKE: &str = "let `cargo xtask demo --vllm` make it";

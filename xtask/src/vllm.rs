@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::shell::{cache, output, run, step, succeeds};
 use crate::{model, python, setup};
@@ -65,21 +65,27 @@ fn environment() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// Returns the folder that the model has as vLLM wants it, once it was made.
-pub(crate) fn model_folder(source: &Path) -> Result<PathBuf> {
+/// Returns the model as a Hugging Face folder, if it was made.
+pub(crate) fn made(source: &Path) -> Result<PathBuf> {
+    let folder = folder_of(source)?;
+    ensure!(is_whole(&folder), "{} was not made yet", folder.display());
+    Ok(folder)
+}
+
+fn folder_of(source: &Path) -> Result<PathBuf> {
     let stem = source.file_stem().context("the model has a name")?.to_string_lossy();
     Ok(cache()?.join(format!("{stem}-f32")))
 }
 
 /// Tells whether the folder is there: its last file is put there at the end.
-pub(crate) fn is_whole(folder: &Path) -> bool {
+fn is_whole(folder: &Path) -> bool {
     folder.join("model.safetensors").exists()
 }
 
 /// Returns the model as a Hugging Face folder, made of the GGUF file if it is not there.
 fn converted(python: &Path) -> Result<PathBuf> {
     let source = model::fetch()?;
-    let folder = model_folder(&source)?;
+    let folder = folder_of(&source)?;
     if is_whole(&folder) {
         step(&format!("model for vLLM: {}", folder.display()));
         return Ok(folder);

@@ -143,25 +143,18 @@ impl Intake {
         let Some(resync) = feeds.get_mut(&feed) else { return (Vec::new(), None) };
         let mut questions = Vec::new();
         if resync.is_due(now) {
-            let its = publishers.iter().filter_map(|(worker, publisher)| {
-                let (_, check) = publisher.feed.as_ref().filter(|(by, _)| *by == feed)?;
-                Some((check.due()?, *worker))
+            let its = publishers.iter_mut().filter_map(|(worker, publisher)| {
+                let (_, check) = publisher.feed.as_mut().filter(|(by, _)| *by == feed)?;
+                Some((check.due()?, *worker, check, &mut publisher.sequencer))
             });
             let mut its: Vec<_> = its.collect();
             // Who has waited longest is first: of many that do not answer none keeps others waiting.
-            its.sort_unstable();
-            for (_, worker) in its {
-                if let Some(publisher) = publishers.get_mut(&worker)
-                    && let Some((_, check)) = &mut publisher.feed
-                    && let Some(number) = resync.ask(check, now)
-                {
-                    publisher.sequencer.asked();
-                    let known = publisher.sequencer.known();
-                    questions.push(Question {
-                        request: SnapshotRequest { worker, known },
-                        feed,
-                        number,
-                    });
+            its.sort_unstable_by_key(|(at, worker, ..)| (*at, *worker));
+            for (_, worker, check, sequencer) in its {
+                if let Some(number) = resync.ask(check, now) {
+                    sequencer.asked();
+                    let request = SnapshotRequest { worker, known: sequencer.known() };
+                    questions.push(Question { request, feed, number });
                 }
             }
         }

@@ -29,7 +29,7 @@ pub(crate) struct Took {
 impl Speed {
     /// Takes in that a worker with nothing to prefill has got something.
     pub(crate) fn began(&self, now: u64) {
-        let kept = fade(single(seconds(self.busy_ns(now))));
+        let kept = fade(self.since_ns(now) as f32 * 1e-9);
         if kept < 1.0 {
             let kept = f64::from(kept);
             self.shown
@@ -81,7 +81,7 @@ impl Speed {
     /// Returns how long it has been at the request at the head of its queue, or without one, in
     /// nanoseconds.
     #[inline(always)]
-    pub(super) fn busy_ns(&self, now: u64) -> u64 {
+    pub(super) fn since_ns(&self, now: u64) -> u64 {
         let since = self.busy_since.load(Ordering::Relaxed);
         if since == 0 { 0 } else { now.saturating_sub(since) }
     }
@@ -128,11 +128,6 @@ pub(super) fn halves(bits: u64) -> (f32, f32) {
 pub(super) fn fade(idle_s: f32) -> f32 {
     let near = IDLE_S / idle_s;
     if near < 1.0 { near * near } else { 1.0 }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "seven digits of an estimate are enough")]
-fn single(number: f64) -> f32 {
-    number as f32
 }
 
 pub(super) fn seconds(ns: u64) -> f64 {

@@ -86,7 +86,7 @@ impl Chunk {
             seen.booked[at] = self.booked(at);
             seen.blocks_booked[at] = self.blocks(at);
             seen.took[at] = self.speeds[at].took();
-            seen.since_ns[at] = self.speeds[at].busy_ns(now);
+            seen.since_ns[at] = self.speeds[at].since_ns(now);
         }
         seen.convert(count);
         let mut corrected = self.corrected.load(Ordering::Relaxed);

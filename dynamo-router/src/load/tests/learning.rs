@@ -18,7 +18,7 @@ fn a_queue_is_no_part_of_a_prefill() {
     assert_eq!(speed.shown(), None);
     // Two that come at once, the second of which waits for the first.
     speed.began(5 * SECOND);
-    assert!(speed.busy_ns(6 * SECOND) == SECOND);
+    assert!(speed.since_ns(6 * SECOND) == SECOND);
     for now in [6, 7] {
         let took = speed.first_token(1_000, now * SECOND).unwrap();
         pace.prefilled(took);

@@ -32,38 +32,29 @@ impl Args {
         let (mut tokens, mut api_key, mut metrics) = (TokenSource::TokenIds, None, None);
         let (mut block_size, mut end_tokens, mut ranks) = (None, Vec::new(), NonZeroU32::MIN);
         while let Some(arg) = args.next() {
+            let mut value = || args.next().with_context(|| format!("{arg} needs a value; {USAGE}"));
             match arg.as_str() {
-                "--bind-events" => {
-                    is_bound = true;
-                    continue;
-                }
-                "--plaintext" => {
-                    tcp = tcp.with_plaintext_allowed();
-                    continue;
-                }
-                _ => {}
-            }
-            let value = args.next().with_context(|| format!("{arg} needs a value; {USAGE}"))?;
-            match arg.as_str() {
-                "--engine" => engine = Some(value),
-                "--model" => model = Some(value),
-                "--name" => name = Some(value),
-                "--component" => component = Some(value),
-                "--etcd" => etcd = Some(value),
-                "--nats" => nats = Some(value),
-                "--listen" => tcp = tcp.with_listen(parsed(&arg, &value)?),
-                "--advertise" => tcp = tcp.with_advertise(parsed(&arg, &value)?),
-                "--canary-s" => canary_s = Some(parsed(&arg, &value)?),
-                "--block-size" => block_size = Some(parsed(&arg, &value)?),
-                "--tokens" => tokens = token_source(&value)?,
-                "--api-key-file" => api_key = Some(key(&value)?),
-                "--metrics" => metrics = Some(value),
-                "--ranks" => ranks = parsed(&arg, &value)?,
-                "--events" => events = Some(value),
-                "--replay" => replay = Some(value),
-                "--topic" => topic = value,
-                "--end-token" => end_tokens.push(parsed(&arg, &value)?),
-                "--drain-s" => drain_s = parsed(&arg, &value)?,
+                "--bind-events" => is_bound = true,
+                "--plaintext" => tcp = tcp.with_plaintext_allowed(),
+                "--engine" => engine = Some(value()?),
+                "--model" => model = Some(value()?),
+                "--name" => name = Some(value()?),
+                "--component" => component = Some(value()?),
+                "--etcd" => etcd = Some(value()?),
+                "--nats" => nats = Some(value()?),
+                "--listen" => tcp = tcp.with_listen(parsed(&arg, &value()?)?),
+                "--advertise" => tcp = tcp.with_advertise(parsed(&arg, &value()?)?),
+                "--canary-s" => canary_s = Some(parsed(&arg, &value()?)?),
+                "--block-size" => block_size = Some(parsed(&arg, &value()?)?),
+                "--tokens" => tokens = token_source(&value()?)?,
+                "--api-key-file" => api_key = Some(key(&value()?)?),
+                "--metrics" => metrics = Some(value()?),
+                "--ranks" => ranks = parsed(&arg, &value()?)?,
+                "--events" => events = Some(value()?),
+                "--replay" => replay = Some(value()?),
+                "--topic" => topic = value()?,
+                "--end-token" => end_tokens.push(parsed(&arg, &value()?)?),
+                "--drain-s" => drain_s = parsed(&arg, &value()?)?,
                 other => bail!("unknown argument {other}; {USAGE}"),
             }
         }
